@@ -1,0 +1,15 @@
+"""MLDR-KD: DFRA on the final, the four stages' and the fused logits, each with weight 1."""
+
+model = dict(
+    student_recorder=dict(type='FeatureRecorder', taps='stages'),
+    neck=dict(type='MSDFNeck'),
+    losses=[
+        dict(
+            loss=dict(type='DFRALoss', temperature=1.0, alpha=2.0),
+            student=['logits', 'stage_logits', 'fused_logits'],
+            teacher='logits',
+            weight=1.0,
+            name='dfra',
+        )
+    ],
+)

@@ -1,0 +1,5 @@
+"""MobileNetV2 of half width with the strides usual at 32 px, for 100 classes."""
+
+_base_ = 'mobilenet-v2.py'
+
+mobilenet_v2 = dict(backbone=dict(type='MobileNetV2_CIFAR', widen_factor=0.5))

@@ -1,0 +1,24 @@
+"""MLDR-KD at 32 px: a small DeiT teaches MobileNetV2 of half width on CIFAR-100.
+
+    python tools/train.py configs/mldr/deit_to_mobilenet_c100_32px.py
+
+Needs CIFAR-100 in data/cifar100 and the teacher, which
+configs/teachers/deit-small_c100_32px.py trains; runs without a GPU. docs/first_run.md has a run.
+"""
+
+_base_ = [
+    '../_base_/models/deit-small_32px.py',
+    '../_base_/models/mobilenet-v2_32px.py',
+    '../_base_/datasets/cifar100_32.py',
+    '../_base_/schedules/cnn_60e.py',
+    '../_base_/methods/mldr.py',
+    '../_base_/default_runtime.py',
+]
+
+model = dict(
+    type='Distiller',
+    teacher=_base_.deit_small,
+    teacher_checkpoint='work_dirs/deit-small_c100_32px/epoch_40.pth',
+    student=_base_.mobilenet_v2,
+    input_size=(3, 32, 32),
+)

@@ -1,0 +1,19 @@
+"""The teacher: DeiT-small on CIFAR-100 at 224 px, from an ImageNet checkpoint of mmpretrain's.
+
+    bash tools/dist_train.sh configs/teachers/deit-small_c100.py 4 \
+        --cfg-options load_from=PATH_OR_URL_OF_AN_INITIAL_CHECKPOINT
+
+Needs CIFAR-100 in data/cifar100 (downloaded where the network allows) and 4 GPUs. Without an
+initial checkpoint it trains from scratch, and is a far weaker teacher. The last epoch is what
+configs/mldr/deit_to_mobilenet_c100.py reads.
+"""
+
+_base_ = [
+    '../_base_/models/deit-small.py',
+    '../_base_/datasets/cifar100_224_strong.py',
+    '../_base_/schedules/transformer_300e.py',
+    '../_base_/default_runtime.py',
+]
+
+model = _base_.deit_small
+model.train_cfg = dict(augments=[dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)])

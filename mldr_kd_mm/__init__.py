@@ -1,0 +1,21 @@
+"""mldr_kd_mm: distil one kind of image network into another, inside mmengine's Runner."""
+
+from mldr_kd_mm import backbones, datasets, hooks
+from mldr_kd_mm.distiller import Distiller
+from mldr_kd_mm.errors import ConfigError
+from mldr_kd_mm.losses import DFRALoss
+from mldr_kd_mm.necks import MSDFNeck
+from mldr_kd_mm.recorder import FeatureRecorder
+from mldr_kd_mm.version import __version__
+
+__all__ = [
+    'ConfigError',
+    'DFRALoss',
+    'Distiller',
+    'FeatureRecorder',
+    'MSDFNeck',
+    '__version__',
+    'backbones',
+    'datasets',
+    'hooks',
+]

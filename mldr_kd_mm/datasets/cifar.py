@@ -1,0 +1,163 @@
+"""CIFAR-100, read without trusting its files."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from typing import Any
+
+import numpy as np
+from mmengine import dist
+from mmengine.fileio import LocalBackend, exists, get_file_backend, join_path
+from mmpretrain.datasets import CIFAR100 as MMPretrainCIFAR100
+from mmpretrain.datasets.utils import check_md5, download_and_extract_archive
+
+from mldr_kd_mm.datasets.safe_pickle import load_dict
+from mldr_kd_mm.datasets.subset import take_subset
+from mldr_kd_mm.errors import ConfigError
+from mldr_kd_mm.registry import DATASETS
+
+
+@DATASETS.register_module()
+class CIFAR100(MMPretrainCIFAR100):
+    """`CIFAR-100 <https://www.cs.toronto.edu/~kriz/cifar.html>`_, 32 px RGB, 100 classes.
+
+    mmpretrain's data set of the same name, with four differences: its files are read by an
+    unpickler that runs no code, files that are there are never overwritten, a set with other
+    checksums can be accepted, and a subset can be taken.
+
+    Every item that enters the pipeline is a dict with ``img``, uint8 (32, 32, 3), and ``gt_label``.
+
+    Args:
+        data_root: The directory that holds ``cifar-100-python/`` with its files ``train`` and
+            ``test``. Missing files are downloaded into it, by the main process alone.
+        split: ``'train'`` or ``'test'``.
+        verify: Whether the files must have the official MD5 checksums. With False any set in the
+            official layout is accepted; its layout is checked in both cases.
+        subset: None for the whole split, or ``dict(labels=[...], per_class=N)``, see
+            :func:`~mldr_kd_mm.datasets.subset.take_subset`.
+        **kwargs: ``download`` (default True), ``pipeline`` and the other arguments of mmpretrain's
+            CIFAR100.
+
+    Raises:
+        ConfigError: Unknown ``split``; files are missing and not to be had, have other checksums,
+            do not follow the layout or hold more than arrays; or ``subset`` asks for what is not
+            there. Where the main process fails to provide the files, every process raises its
+            message.
+    """
+
+    def __init__(
+        self,
+        data_root: str = '',
+        split: str = 'train',
+        *,
+        verify: bool = True,
+        subset: dict | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if split not in ('train', 'test'):
+            raise ConfigError(f"split={split!r}: should be 'train' or 'test'")
+        self.verify = verify
+        self.subset = subset
+        super().__init__(data_root=os.path.expanduser(data_root), split=split, **kwargs)
+
+    def load_data_list(self) -> list[dict]:
+        """Return one ``{'img': uint8 (32, 32, 3), 'gt_label': int}`` an image."""
+        self._provide_files_once()
+        # The file of a split has the split's name.
+        path = join_path(self.data_prefix['root'], self.base_folder, self.split)
+        pixels, labels = _read(path, num_classes=len(self.METAINFO['classes']))
+        images = pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+        data_list = [
+            {'img': image, 'gt_label': int(label)}
+            for image, label in zip(images, labels, strict=True)
+        ]
+        data_list, self._metainfo['classes'] = take_subset(data_list, self.CLASSES, self.subset)
+        return data_list
+
+    def _provide_files_once(self) -> None:
+        """Let the main process provide the files while the others wait for its success or error."""
+        error = None
+        if dist.is_main_process():
+            try:
+                self._provide_files()
+            except Exception as caught:
+                error = caught
+        # A barrier would leave the others waiting for a main process that has already failed.
+        message = [None if error is None else f'{error}' or repr(error)]
+        dist.broadcast_object_list(message)
+        if error is not None:
+            raise error
+        if message[0] is not None:
+            raise ConfigError(message[0])
+
+    def _provide_files(self) -> None:
+        """Check the files that are there, download those that are not."""
+        root = self.data_prefix['root']
+        missing = []
+        for name, md5 in self.train_list + self.test_list:
+            path = join_path(root, self.base_folder, name)
+            if not exists(path):
+                missing.append(name)
+            elif self.verify and not check_md5(path, md5):
+                raise ConfigError(
+                    f'data_root={self.data_root!r}: {path} has another MD5 checksum than the '
+                    'official file; replace it, or give verify=False to accept this set as it is'
+                )
+        if not missing:
+            return
+
+        lacking = f'data_root={self.data_root!r} lacks {self.base_folder}/{missing[0]}'
+        advice = f'unpack {self.url} there, so that it holds {self.base_folder}/'
+        if not self.download:
+            raise ConfigError(f'{lacking}; {advice}, or give download=True')
+        if not isinstance(get_file_backend(root), LocalBackend):
+            raise ConfigError(
+                f'{lacking}, and only a local directory can be downloaded to; {advice}'
+            )
+        if not self.verify and len(missing) < len(self.train_list + self.test_list):
+            raise ConfigError(
+                f'{lacking}, and with verify=False the official file is not put beside others that '
+                'may not be; complete the set, or give verify=True'
+            )
+        try:
+            self._download(root)
+        except Exception as error:
+            raise ConfigError(f'{lacking}, and its download failed ({error}); {advice}') from error
+
+    def _download(self, root: str) -> None:
+        """Download the official archive and unpack what is not there yet, each file whole."""
+        archive = os.path.join(root, self.filename)
+        if os.path.exists(archive) and not check_md5(archive, self.tgz_md5):
+            raise ConfigError(f'{archive} is there with another MD5 checksum, remove it first')
+        os.makedirs(root, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=root) as unpacked:
+            download_and_extract_archive(self.url, root, unpacked, self.filename, self.tgz_md5)
+            source = os.path.join(unpacked, self.base_folder)
+            target = os.path.join(root, self.base_folder)
+            os.makedirs(target, exist_ok=True)
+            for name in os.listdir(source):
+                if not os.path.exists(os.path.join(target, name)):
+                    os.rename(os.path.join(source, name), os.path.join(target, name))
+
+
+def _read(path: str, num_classes: int) -> tuple[np.ndarray, list[int]]:
+    """Return the pixels, uint8 (N, 3072), and the N labels of one file in the official layout."""
+    content = load_dict(path)
+    for key in ('data', 'fine_labels'):
+        if key not in content:
+            raise ConfigError(f'{path}: should hold {key!r}, holds {sorted(map(str, content))}')
+    pixels, labels = content['data'], content['fine_labels']
+
+    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.ndim != 2:
+        raise ConfigError(f"{path}: 'data' should be a uint8 array (N, 3072)")
+    if pixels.shape[1] != 3 * 32 * 32 or len(pixels) == 0:
+        raise ConfigError(f"{path}: 'data' should be (N, 3072) with N > 0, not {pixels.shape}")
+    if not isinstance(labels, (list, np.ndarray)) or len(labels) != len(pixels):
+        raise ConfigError(f"{path}: 'fine_labels' should be a list of {len(pixels)}, one an image")
+    for label in labels:
+        if not isinstance(label, (int, np.integer)) or not 0 <= label < num_classes:
+            raise ConfigError(
+                f"{path}: 'fine_labels' holds {label!r}, should be 0 to {num_classes - 1}"
+            )
+    return pixels, list(labels)

@@ -1,0 +1,41 @@
+"""Images normalised for one model, brought to another model's normalisation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Renormalize(nn.Module):
+    """Undoes one data preprocessor's normalisation and applies another's.
+
+    Both are affine in each channel, so that mixup and cutmix, done in between, stay what they are.
+
+    Args:
+        source: The data preprocessor that the images have been through.
+        target: The one whose normalisation is wanted.
+    """
+
+    def __init__(self, source: nn.Module, target: nn.Module) -> None:
+        super().__init__()
+        self.flip = getattr(source, 'to_rgb', False) != getattr(target, 'to_rgb', False)
+        source_mean, source_std = _statistics(source)
+        target_mean, target_std = _statistics(target)
+        if self.flip:
+            source_mean, source_std = source_mean.flip(0), source_std.flip(0)
+        scale, shift = source_std / target_std, (source_mean - target_mean) / target_std
+        self.identity = not self.flip and bool((scale == 1).all() and (shift == 0).all())
+        self.register_buffer('scale', scale, persistent=False)
+        self.register_buffer('shift', shift, persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, 3, H, W)."""
+        if self.identity:
+            return images
+        return (images.flip(1) if self.flip else images) * self.scale + self.shift
+
+
+def _statistics(preprocessor: nn.Module) -> tuple[Tensor, Tensor]:
+    mean = getattr(preprocessor, 'mean', torch.zeros(3, 1, 1))
+    std = getattr(preprocessor, 'std', torch.ones(3, 1, 1))
+    return mean.float(), std.float()

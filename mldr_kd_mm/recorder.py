@@ -1,0 +1,139 @@
+"""Named taps of a model, live for one forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from difflib import get_close_matches
+
+import torch
+from torch import Tensor, nn
+
+from mldr_kd_mm.errors import ConfigError
+from mldr_kd_mm.registry import MODELS
+from mldr_kd_mm.stages import INPUT, STAGES, feature_tap, logits_tap, stage_taps
+
+_KNOWN = {'logits': logits_tap, 'feature': feature_tap}
+
+
+@MODELS.register_module()
+class FeatureRecorder:
+    """Records outputs of a model's modules by name.
+
+    ::
+
+        recorder = FeatureRecorder(taps=dict(stem='backbone.conv1'))
+        with recorder(model) as record:
+            model(images)
+        record['stem']
+
+    Hooks are attached by name when the ``with`` begins and removed when it ends, so that nothing
+    of a recorder is left in a model, a copy of it or its checkpoint, and the recorder keeps nothing
+    of a forward pass.
+
+    Args:
+        taps: Name -> dotted path of the module whose output is recorded; ``:input`` after the path
+            records its first input. ``'stages'`` finds ``stage1`` ... ``stage4``, see
+            :func:`mldr_kd_mm.stages.stage_taps`. Beside these, ``logits`` and ``feature`` (the
+            penultimate feature) can be asked for by name.
+
+    Raises:
+        ConfigError: If taps is neither.
+    """
+
+    def __init__(self, taps: Mapping[str, str] | str = 'stages') -> None:
+        is_dict = isinstance(taps, Mapping) and all(isinstance(path, str) for path in taps.values())
+        if taps != 'stages' and not is_dict:
+            raise ConfigError(
+                f"taps={taps!r}: must be 'stages' or a dict of name -> dotted module path"
+            )
+        self.taps = taps if taps == 'stages' else dict(taps)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names that can be asked for."""
+        configured = STAGES if self.taps == 'stages' else tuple(self.taps)
+        return tuple(dict.fromkeys((*_KNOWN, *configured)))
+
+    @contextmanager
+    def __call__(
+        self, model: nn.Module, names: Collection[str] | None = None
+    ) -> Iterator[dict[str, Tensor]]:
+        """Record what the model computes inside the ``with``.
+
+        Args:
+            model: The model that runs inside the ``with``.
+            names: What to record. None: all configured taps.
+
+        Yields:
+            A dict, filled while the model runs: name -> tensor of the last call of the module.
+
+        Raises:
+            ConfigError: If a path does not exist or does not run, or does not give one tensor.
+            RuntimeError: If a recorded tensor was changed in place before the ``with`` ended.
+        """
+        paths = self._paths(model, names)
+        record: dict[str, Tensor] = {}
+        versions: dict[str, int] = {}
+        handles = [_attach(model, name, path, record, versions) for name, path in paths.items()]
+        try:
+            yield record
+        finally:
+            for handle in handles:
+                handle.remove()
+        for name, path in paths.items():
+            if name not in record:
+                raise ConfigError(
+                    f'taps: {name}={path!r} did not run in the forward pass; {_near(model, path)}'
+                )
+            if not record[name].is_inference() and record[name]._version != versions[name]:
+                raise RuntimeError(
+                    f'taps: {name}={path!r} was changed in place after it was recorded: '
+                    'tap the module that follows it'
+                )
+
+    def _paths(self, model: nn.Module, names: Collection[str] | None) -> dict[str, str]:
+        taps = {} if self.taps == 'stages' else self.taps
+        if self.taps == 'stages' and (names is None or set(names) & set(STAGES)):
+            taps = stage_taps(model)
+        if names is None:
+            return taps
+        unknown = [name for name in names if name not in self.names]
+        if unknown:
+            raise ConfigError(f'{unknown[0]!r} is not recorded; there are: {", ".join(self.names)}')
+        return {name: taps[name] if name in taps else _KNOWN[name](model) for name in names}
+
+
+# torch.compile breaks its graph at a tap and goes on after it; it need not look inside.
+@torch.compiler.disable
+def _attach(model, name, path, record, versions):
+    """Hook the module at a path so that it writes into the record."""
+    module_path = path.removesuffix(INPUT)
+    try:
+        module = model.get_submodule(module_path)
+    except AttributeError:
+        raise ConfigError(
+            f'taps: {name}={path!r} is no module of {type(model).__name__}; {_near(model, path)}'
+        ) from None
+
+    @torch.compiler.disable
+    def keep(value) -> None:
+        if isinstance(value, (tuple, list)) and len(value) == 1:
+            value = value[0]
+        if not isinstance(value, Tensor):
+            raise ConfigError(
+                f'taps: {name}={path!r} gives a {type(value).__name__}: must be a module that '
+                'gives one tensor'
+            )
+        record[name] = value
+        versions[name] = 0 if value.is_inference() else value._version
+
+    if path.endswith(INPUT):
+        return module.register_forward_pre_hook(lambda _, args: keep(args[0]))
+    return module.register_forward_hook(lambda _, args, output: keep(output))
+
+
+def _near(model: nn.Module, path: str) -> str:
+    paths = [name for name, _ in model.named_modules() if name]
+    near = get_close_matches(path.removesuffix(INPUT), paths, n=4, cutoff=0.5)
+    return f'near: {", ".join(near or paths[:4])}'

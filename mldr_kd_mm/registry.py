@@ -1,0 +1,72 @@
+"""Child registries of mmpretrain's, one for each kind of module.
+
+They make every spelling of a ``type`` work without ``custom_imports``: ``Distiller`` and
+``mldr_kd_mm.Distiller``, ``ImageClassifier`` and ``mmpretrain.ImageClassifier``, whether the
+``default_scope`` of a config is ``mldr_kd_mm`` or ``mmpretrain``.
+"""
+
+from __future__ import annotations
+
+from mmengine.registry import Registry
+from mmpretrain import registry as mmpretrain_registry
+
+SCOPE = 'mldr_kd_mm'
+
+
+class ChildRegistry(Registry):
+    """A child of one of mmpretrain's registries.
+
+    mmengine finds a bare name in the registry of the default scope and in its ancestors, never in
+    its children. Whatever is registered here is therefore also registered with the parent, unless
+    the parent has another class of that name, which keeps its meaning there.
+
+    Args:
+        parent: The registry of mmpretrain's that this one extends.
+        locations: Modules to import before the first look-up.
+    """
+
+    def __init__(self, parent: Registry, *locations: str) -> None:
+        super().__init__(
+            parent.name,
+            parent=parent,
+            scope=SCOPE,
+            # A look-up here does not import the parent's locations, so they are repeated.
+            locations=[*parent._locations, *locations],
+        )
+
+    def _register_module(self, module, module_name=None, force=False) -> None:
+        super()._register_module(module, module_name, force)
+        names = [module_name] if isinstance(module_name, str) else module_name
+        for name in names or [module.__name__]:
+            if name not in self.parent.module_dict:
+                self.parent._register_module(module, name)
+
+
+RUNNERS = ChildRegistry(mmpretrain_registry.RUNNERS)
+RUNNER_CONSTRUCTORS = ChildRegistry(mmpretrain_registry.RUNNER_CONSTRUCTORS)
+LOOPS = ChildRegistry(mmpretrain_registry.LOOPS)
+HOOKS = ChildRegistry(mmpretrain_registry.HOOKS, 'mldr_kd_mm.hooks')
+LOG_PROCESSORS = ChildRegistry(mmpretrain_registry.LOG_PROCESSORS)
+OPTIMIZERS = ChildRegistry(mmpretrain_registry.OPTIMIZERS)
+OPTIM_WRAPPERS = ChildRegistry(mmpretrain_registry.OPTIM_WRAPPERS)
+OPTIM_WRAPPER_CONSTRUCTORS = ChildRegistry(mmpretrain_registry.OPTIM_WRAPPER_CONSTRUCTORS)
+PARAM_SCHEDULERS = ChildRegistry(mmpretrain_registry.PARAM_SCHEDULERS)
+DATASETS = ChildRegistry(mmpretrain_registry.DATASETS, 'mldr_kd_mm.datasets')
+DATA_SAMPLERS = ChildRegistry(mmpretrain_registry.DATA_SAMPLERS)
+TRANSFORMS = ChildRegistry(mmpretrain_registry.TRANSFORMS)
+MODELS = ChildRegistry(
+    mmpretrain_registry.MODELS,
+    'mldr_kd_mm.backbones',
+    'mldr_kd_mm.losses',
+    'mldr_kd_mm.necks',
+    'mldr_kd_mm.recorder',
+    'mldr_kd_mm.distiller',
+)
+MODEL_WRAPPERS = ChildRegistry(mmpretrain_registry.MODEL_WRAPPERS)
+WEIGHT_INITIALIZERS = ChildRegistry(mmpretrain_registry.WEIGHT_INITIALIZERS)
+BATCH_AUGMENTS = ChildRegistry(mmpretrain_registry.BATCH_AUGMENTS)
+TASK_UTILS = ChildRegistry(mmpretrain_registry.TASK_UTILS)
+METRICS = ChildRegistry(mmpretrain_registry.METRICS)
+EVALUATORS = ChildRegistry(mmpretrain_registry.EVALUATORS)
+VISUALIZERS = ChildRegistry(mmpretrain_registry.VISUALIZERS)
+VISBACKENDS = ChildRegistry(mmpretrain_registry.VISBACKENDS)

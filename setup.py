@@ -1,0 +1,32 @@
+"""Packaging of the distribution ``mldr-kd``, whose import name is ``mldr_kd_mm``."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+
+def requirements(name):
+    """Return the requirements in ``requirements/{name}.txt``."""
+    lines = (ROOT / 'requirements' / f'{name}.txt').read_text().splitlines()
+    return [line for line in lines if line and not line.startswith('#')]
+
+
+# Read, not imported: importing the package needs its dependencies.
+version = re.search(r"__version__ = '(.+)'", (ROOT / 'mldr_kd_mm/version.py').read_text())[1]
+
+setup(
+    # Not the import name: mmengine's config inheritance fails where the two are equal.
+    name='mldr-kd',
+    version=version,
+    description='Knowledge distillation between vision models of any two architectures',
+    long_description=(ROOT / 'README.md').read_text(),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    packages=find_packages(include=['mldr_kd_mm', 'mldr_kd_mm.*']),
+    python_requires='>=3.10',
+    install_requires=requirements('runtime'),
+    extras_require={name: requirements(name) for name in ('mamba', 'test', 'quickstart')},
+)

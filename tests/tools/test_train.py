@@ -1,0 +1,161 @@
+import os
+
+import pytest
+import torch
+from mmpretrain.models import ImageClassifier
+
+from mldr_kd_mm.errors import ConfigError
+
+NO_DATA = 'train_dataloader.dataset.data_root=/nowhere'
+
+
+def one_line(result):
+    """Return the message of a tool that ended with one line and exit code 2."""
+    code, stderr = result
+    assert code == 2
+    lines = [line for line in stderr.splitlines() if 'Warning' not in line]
+    assert len(lines) == 1, stderr
+    return lines[0].removeprefix('error: ')
+
+
+def test_train_resume_and_test(config, tool, tmp_path):
+    assert tool('train', config)[0] == 0
+    work_dir = tmp_path / 'here/work_dirs/tiny'
+    assert (work_dir / 'epoch_1.pth').exists()
+
+    more = 'train_cfg.max_epochs=2'
+    assert tool('train', config, '--resume', '--no-validate', '--cfg-options', more)[0] == 0
+    assert torch.load(work_dir / 'epoch_2.pth', weights_only=False)['meta']['iter'] == 8
+
+    tested = tmp_path / 'tested'
+    assert tool('test', config, work_dir / 'epoch_2.pth', '--work-dir', tested)[0] == 0
+    assert list(tested.glob('*/*.json'))
+
+
+@pytest.mark.parametrize(
+    ('args', 'message'),
+    [
+        (['--cfg-options', 'modl.x=1'], "--cfg-options modl.x: the config has no field 'modl'"),
+        (['--cfg-options', 'modl.x=1'], 'did you mean model'),
+        (['--cfg-options', 'default_scope.x=1'], '--cfg-options: '),
+        (['--cfg-options', 'train_cfg=None'], "the config has no field 'train_cfg'"),
+        (['--cfg-options', 'model.type=Mystery'], 'model: Mystery is not in'),
+        (['--cfg-options', 'model.backbone.wings=2'], 'model: '),
+        (['--cfg-options', 'optim_wrapper.optimizer.type=SDG'], "there is no optimizer 'SDG'"),
+        (['--cfg-options', 'optim_wrapper.optimizer.rate=1'], 'optim_wrapper: '),
+        (['--cfg-options', NO_DATA], 'train_dataloader.dataset: '),
+        (['--resume', 'lost.pth'], "--resume: there is no file 'lost.pth'"),
+        (['--auto-scale-lr'], '--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...)'),
+    ],
+)
+def test_mistake_is_one_line(config, tool, tmp_path, args, message):
+    assert message in one_line(tool('train', config, *args))
+    assert list((tmp_path / 'here').iterdir()) == []
+
+
+def test_cfg_options_without_value(config, tool):
+    code, stderr = tool('train', config, '--cfg-options', 'work_dir')
+    assert code == 2
+    assert "--cfg-options takes KEY=VALUE, got 'work_dir'" in stderr.splitlines()[-1]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
+def test_amp_without_gpu(config, tool):
+    assert '--amp needs a GPU' in one_line(tool('train', config, '--amp'))
+
+
+def test_unreadable_config(config, tool):
+    assert one_line(tool('train', 'lost.py')) == "config: there is no file 'lost.py'"
+    config.write_text('model = dict(')
+    assert one_line(tool('train', config)).startswith(str(config))
+
+
+def test_missing_checkpoint(config, tool):
+    assert "checkpoint: there is no file 'lost.pth'" in one_line(tool('test', config, 'lost.pth'))
+
+
+def test_traceback_on_request(config, tool):
+    _, stderr = tool('train', config, '--traceback', '--cfg-options', 'model.type=Mystery')
+    assert 'Traceback' in stderr
+    assert stderr.splitlines()[-1].startswith('error: model: Mystery')
+
+
+def test_mistake_found_while_training(config, tool, monkeypatch):
+    def loss(self, inputs, data_samples):
+        raise ConfigError('labels must be below 2, got 7')
+
+    monkeypatch.setattr(ImageClassifier, 'loss', loss)
+    assert one_line(tool('train', config)) == 'labels must be below 2, got 7'
+
+
+def test_bug_keeps_its_traceback(config, tool, monkeypatch):
+    def loss(self, inputs, data_samples):
+        raise RuntimeError('a bug')
+
+    monkeypatch.setattr(ImageClassifier, 'loss', loss)
+    with pytest.raises(RuntimeError, match='a bug'):
+        tool('train', config)
+
+
+@pytest.fixture
+def load(config, read_tool):
+    """A function from arguments of train.py to the config that it runs."""
+    train = read_tool('train')
+
+    def load_config(*args):
+        args = train['parse_args']([str(config), *args])
+        cfg = train['load_config'](args)
+        train['apply_flags'](cfg, args)
+        return cfg
+
+    return load_config
+
+
+def test_work_dir(config, load):
+    assert load().work_dir == 'work_dirs/tiny'
+    assert load('--cfg-options', 'work_dir=from_config').work_dir == 'from_config'
+    args = ['--work-dir', 'from_flag', '--cfg-options', 'work_dir=from_config']
+    assert load(*args).work_dir == 'from_flag'
+
+
+def test_flags(load):
+    assert load('--resume').resume is True
+    assert load('--resume').load_from is None
+    assert load('--no-validate').val_dataloader is None
+    args = ['--auto-scale-lr', '--cfg-options', 'auto_scale_lr.base_batch_size=64']
+    assert load(*args).auto_scale_lr == dict(base_batch_size=64, enable=True)
+
+
+def test_loader_defaults(load):
+    loader = load().train_dataloader
+    assert loader.persistent_workers is False
+    assert loader.pin_memory is torch.cuda.is_available()
+    options = ['train_dataloader.num_workers=2', 'val_dataloader.persistent_workers=True']
+    cfg = load('--cfg-options', *options)
+    assert cfg.train_dataloader.persistent_workers is True
+    assert cfg.val_dataloader.persistent_workers is False
+
+
+@pytest.mark.parametrize('spelling', ['--local-rank', '--local_rank'])
+def test_local_rank(load, monkeypatch, spelling):
+    load(f'{spelling}=3')
+    assert os.environ['LOCAL_RANK'] == '0', 'what torchrun sets wins'
+    monkeypatch.delenv('LOCAL_RANK')
+    load(f'{spelling}=3')
+    assert os.environ['LOCAL_RANK'] == '3'
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
+def test_processes_without_gpu(config, load):
+    cfg = load('--launcher', 'pytorch')
+    assert cfg.env_cfg.dist_cfg.backend == 'gloo'
+    assert cfg.model_wrapper_cfg.device_ids is None
+    with pytest.raises(ConfigError, match='--launcher slurm needs a GPU'):
+        load('--launcher', 'slurm')
+
+
+def test_preflight_leaves_the_config(config, load, read_tool):
+    cfg = load()
+    before = cfg.pretty_text
+    read_tool('_common')['preflight'](cfg, 'model', 'train_dataloader')
+    assert cfg.pretty_text == before

@@ -1,0 +1,50 @@
+"""torchrun as dist_train.sh and dist_test.sh need it: ``_launch.py GPUS SCRIPT ARGS...``."""
+
+import os
+import socket
+import sys
+
+import torch
+from torch.distributed import run
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+
+def main() -> None:
+    """Run SCRIPT in GPUS processes on this machine, one of NNODES machines."""
+    processes, *command = sys.argv[1:]
+    if not processes.isdigit() or int(processes) < 1:
+        sys.exit(f"error: GPUS must be a number of processes, 1 or more, got '{processes}'")
+    if 0 < torch.cuda.device_count() < int(processes):
+        sys.exit(f'error: GPUS is {processes}, but torch finds {torch.cuda.device_count()}')
+
+    nodes = os.environ.get('NNODES', '1')
+    # Runs beside each other must not meet at one port; several machines must agree on it.
+    port = os.environ.get('PORT') or (free_port() if nodes == '1' else '29500')
+    # torchrun chooses one thread too, but with a warning.
+    os.environ.setdefault('OMP_NUM_THREADS', '1')
+    try:
+        run.main(
+            [
+                f'--nnodes={nodes}',
+                f'--node-rank={os.environ.get("NODE_RANK", "0")}',
+                f'--nproc-per-node={processes}',
+                f'--master-addr={os.environ.get("MASTER_ADDR", "127.0.0.1")}',
+                f'--master-port={port}',
+                *command,
+            ]
+        )
+    except ChildFailedError as error:
+        # The processes have said what went wrong; torchrun's own traceback adds nothing.
+        _, failure = error.get_first_failure()
+        sys.exit(failure.exitcode if failure.exitcode > 0 else 1)
+
+
+def free_port() -> str:
+    """Return a port of this machine that nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        return str(probe.getsockname()[1])
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Lint, and run all tests, in the environments that tools/setup_env.sh makes.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+# The tests that also run on the original OpenMMLab packages.
+core=(
+    tests/test_registry.py
+    tests/test_recorder.py
+    tests/test_stages.py
+    tests/test_distiller.py
+    tests/losses
+    tests/necks
+)
+
+failed=()
+# part NAME COMMAND...: one part of the run; the others follow whatever comes of it.
+part() {
+    echo "== $1"
+    "${@:2}" || failed+=("$1")
+}
+
+tools/setup_env.sh .venv .venv-upstream
+# Two processes with one thread each: small tensor operations are slower on two threads.
+export OMP_NUM_THREADS=1
+part 'lint' .venv/bin/python -m ruff check .
+part 'format' .venv/bin/python -m ruff format --check .
+part 'core tests on the original OpenMMLab packages' \
+    .venv-upstream/bin/python -m pytest -n 2 "${core[@]}"
+part 'tests' .venv/bin/python -m pytest -n 2
+
+if [ ${#failed[@]} -gt 0 ]; then
+    printf 'failed: %s\n' "${failed[@]}" >&2
+    exit 1
+fi
+echo 'all parts passed'

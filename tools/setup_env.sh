@@ -1,0 +1,105 @@
+#!/usr/bin/env bash
+# Make the Python environment of this project; where nothing changed, do nothing.
+#
+#   tools/setup_env.sh [DIR [UPSTREAM_DIR]]
+#
+# DIR (default: .venv in the project) gets the default packages, what the tests and the quickstart
+# need, and this project itself, editable. UPSTREAM_DIR, if given, gets the original OpenMMLab
+# packages over those of DIR. PYTHON names the interpreter (default: python3).
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+python=${PYTHON:-python3}
+
+fail() {
+    echo "error: $*" >&2
+    exit 1
+}
+
+# pip_install ARGS...: pip's whole output goes to the log, the large downloads also to the screen.
+pip_install() {
+    "$env/bin/python" -m pip install --progress-bar off "$@" 2>&1 | tee -a "$env/setup.log" |
+        sed -nuE 's/^ *Downloading ([^ ]+)-[0-9][^ ]* \(([0-9]{3,}\.[0-9] MB)\)$/  \1 (\2)/p
+                  s/^Installing collected packages.*/  unpacking/p' || {
+        tail -n 15 "$env/setup.log" >&2
+        fail "pip failed: run this again, or see $env/setup.log"
+    }
+}
+
+install_default() {
+    echo "installing the packages into $env (5 GB, a few minutes):"
+    # setuptools is named since it builds the project itself below.
+    pip_install 'setuptools>=77.0.3' -r requirements/runtime.txt -r requirements/test.txt \
+        -r requirements/quickstart.txt
+    # mmcv asks for opencv-python, which needs libGL and glib from the system. The headless build
+    # is the same module without a window system, and needs neither.
+    local opencv
+    opencv=$("$env/bin/python" -m pip show opencv-python | sed -n 's/^Version: //p')
+    "$env/bin/python" -m pip uninstall --yes opencv-python >>"$env/setup.log"
+    pip_install --no-deps "opencv-python-headless==$opencv"
+    pip_install --no-deps --no-build-isolation --editable .
+}
+
+install_upstream() {
+    echo "installing the original OpenMMLab packages into $env:"
+    pip_install --no-deps -r requirements/upstream.txt
+    pip_install --no-deps --no-build-isolation --editable .
+    # Everything else comes from the default environment. A path in a .pth file is searched after
+    # the site-packages that hold the file, so the packages installed above win.
+    site_packages "$default" >"$(site_packages "$env")/default_env.pth"
+}
+
+site_packages() {
+    "$1/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
+}
+
+need_venv_module() {
+    "$python" -c 'import ensurepip, venv' 2>/dev/null && return
+    local package
+    package=$("$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')
+    if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+        fail "$python cannot make environments; on Debian: sudo apt-get install $package"
+    fi
+    echo "installing $package"
+    { apt-get update && apt-get install --yes "$package"; } >>"$env/setup.log" 2>&1 ||
+        fail "$package could not be installed: see $env/setup.log"
+}
+
+# make_env INSTALL DIR: an environment in DIR, filled by the function INSTALL.
+make_env() {
+    mkdir -p "$2"
+    env=$(cd "$2" && pwd)
+    local stamp
+    stamp=$({
+        echo "$root $env"
+        "$python" -VV
+        cat requirements/*.txt setup.py pyproject.toml tools/setup_env.sh
+    } | sha256sum)
+    if [ "$(cat "$env/setup.stamp" 2>/dev/null)" = "$stamp" ]; then
+        return
+    fi
+    if [ -n "$(ls -A "$env")" ] && [ ! -e "$env/setup.log" ]; then
+        fail "$env was not made by tools/setup_env.sh: remove it, or name another directory"
+    fi
+    # The log goes last: it marks the directory as ours, and an interrupted run must start anew.
+    touch "$env/setup.log"
+    find "$env" -mindepth 1 -maxdepth 1 ! -name setup.log -exec rm -rf {} +
+    : >"$env/setup.log"
+    need_venv_module
+    "$python" -m venv "$env" >>"$env/setup.log" 2>&1 ||
+        fail "$python could not make an environment: see $env/setup.log"
+    "$1"
+    echo "$stamp" >"$env/setup.stamp"
+}
+
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null ||
+    fail "Python 3.10 or newer is needed, '$python' is not: set PYTHON to one"
+
+# Directories given on the command line are the caller's, so they are read before moving.
+default=$(realpath -m "${1:-$root/.venv}")
+upstream=${2:+$(realpath -m "$2")}
+cd "$root"
+make_env install_default "$default"
+if [ -n "$upstream" ]; then
+    make_env install_upstream "$upstream"
+fi
