@@ -1,5 +1,11 @@
 """mldr_kd_mm: distil one kind of image network into another, inside mmengine's Runner."""
 
+# ruff: noqa: E402
+import warnings
+
+# Classification needs none of mmcv's compiled operations, the lack of which it warns about.
+warnings.filterwarnings('ignore', message='Fail to import ``MultiScaleDeformableAttention``')
+
 from mldr_kd_mm import backbones, datasets, hooks
 from mldr_kd_mm.distiller import Distiller
 from mldr_kd_mm.errors import ConfigError

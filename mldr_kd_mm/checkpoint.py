@@ -5,24 +5,41 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from mmengine.logging import HistoryBuffer
 from safetensors.torch import load_file
 from torch import Tensor
 
 from mldr_kd_mm.errors import ConfigError
 
-# What mmengine writes into a checkpoint beside tensors and plain containers: the logged scalars.
-# Both of numpy's spellings are allowed, since the file may come from the other one.
-_reconstruct = np.empty(0).__reduce__()[0]
-_SAFE_GLOBALS = [
-    HistoryBuffer,
-    np.ndarray,
-    np.dtype,
-    *(type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.int32, np.bool_)),
-    (_reconstruct, 'numpy._core.multiarray._reconstruct'),
-    (_reconstruct, 'numpy.core.multiarray._reconstruct'),
+
+class _Discarded:
+    """Stands for all that mmengine writes into a checkpoint beside tensors and plain containers.
+
+    These are the logged scalars and the schedulers' numbers, which nobody who wants weights needs.
+    Their own classes would not be safe to allow: a numpy array can be told to take bytes for
+    pointers, and ``getattr`` leads anywhere.
+    """
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __setstate__(self, _: Any) -> None:
+        pass
+
+
+_STAND_INS = [
+    (_Discarded, name)
+    for name in (
+        'builtins.getattr',
+        'mmengine.logging.history_buffer.HistoryBuffer',
+        'numpy.dtype',
+        'numpy.ndarray',
+        *(
+            f'numpy.{core}.multiarray.{function}'
+            for core in ('core', '_core')  # of numpy 1 and numpy 2
+            for function in ('_reconstruct', 'scalar')
+        ),
+    )
 ]
 
 
@@ -34,7 +51,7 @@ def load_checkpoint(path: str, field: str = 'checkpoint') -> dict[str, Any]:
         field: Name of the config's field that holds the path, for the errors.
 
     Returns:
-        The content of the file.
+        The content of the file; numpy's and mmengine's objects in it are left out.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -46,7 +63,7 @@ def load_checkpoint(path: str, field: str = 'checkpoint') -> dict[str, Any]:
     try:
         if path.endswith('.safetensors') and not is_url:
             return load_file(path)
-        with torch.serialization.safe_globals(_SAFE_GLOBALS):
+        with torch.serialization.safe_globals(_STAND_INS):
             if is_url:
                 return torch.hub.load_state_dict_from_url(
                     path, map_location='cpu', weights_only=True
@@ -77,3 +94,27 @@ def load_state_dict(path: str, field: str = 'checkpoint') -> dict[str, Tensor]:
     if not state_dict or not all(isinstance(value, Tensor) for value in state_dict.values()):
         raise ConfigError(f"{field}={path!r}: holds no 'state_dict' and is none itself")
     return dict(state_dict)
+
+
+def student_state_dict(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Take the plain student out of a Distiller's weights.
+
+    Args:
+        state_dict: The ``state_dict`` of a checkpoint of a distillation run.
+
+    Returns:
+        Name -> tensor, named as mmpretrain has them, or timm, for a TimmClassifier.
+
+    Raises:
+        ConfigError: If the weights are not a Distiller's.
+    """
+    # A TimmClassifier holds timm's model as its only child with weights.
+    for prefix in ('student.model.', 'student.'):
+        student = {
+            key.removeprefix(prefix): value
+            for key, value in state_dict.items()
+            if key.startswith(prefix)
+        }
+        if student:
+            return student
+    raise ConfigError('checkpoint: is not of a distillation run: no weight is named student.*')

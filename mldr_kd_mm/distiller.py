@@ -95,6 +95,7 @@ class Distiller(BaseClassifier):
                 self.data_preprocessor, self.teacher.model.data_preprocessor
             )
             self.losses = nn.ModuleList(Comparison(**loss) for loss in losses)
+            _check_unique([comparison.name for comparison in self.losses])
             self._stages = _stage_names(self.student_recorder) if neck else []
             self._teacher_names = sorted({loss.teacher for loss in self.losses})
             self._student_names = self._names_of_student(with_neck=neck is not None)
@@ -228,6 +229,12 @@ class Distiller(BaseClassifier):
 def _with_preprocessor(classifier: dict, shared: dict) -> dict:
     own = classifier.get('data_preprocessor') or {}
     return {**classifier, 'data_preprocessor': {**shared, **own}}
+
+
+def _check_unique(names: list[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f'losses: name={name!r}: is there twice: each must have its own name')
 
 
 def _stage_names(recorder: FeatureRecorder) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -61,6 +62,7 @@ class Teacher:
         self.size = tuple(size) if size else stages.input_size(self.model)
         self.checkpoint = checkpoint
         if checkpoint is not None:
+            _check_there(checkpoint)
             report = load_weights(self.model, checkpoint, 'teacher_checkpoint')
             print_log(f'teacher_checkpoint={checkpoint!r}: {report}', 'current')
         self.model.requires_grad_(False).eval()
@@ -109,6 +111,14 @@ class Teacher:
 
     def __deepcopy__(self, memo: dict) -> Teacher:
         return self
+
+
+def _check_there(checkpoint: str) -> None:
+    if '://' not in checkpoint and not Path(checkpoint).is_file():
+        raise FileNotFoundError(
+            f'teacher_checkpoint={checkpoint!r}: there is no such file: train the teacher with a '
+            'config of configs/teachers, or name another file or URL'
+        )
 
 
 def load_weights(model: nn.Module, path: str, field: str) -> LoadReport:

@@ -15,18 +15,25 @@ from mldr_kd_mm.registry import HOOKS
 class TeacherAccuracyHook(Hook):
     """Measures the teacher on the validation set before training, and logs what it found.
 
-    A teacher whose weights, classes or normalisation are wrong shows here and not after days. The
-    default runtime has this hook; ``default_hooks=dict(teacher_accuracy=None)`` turns it off.
+    A teacher whose weights, classes or normalisation are wrong shows here and not after days.
     Nothing is measured when a run is resumed, without a validation set, or if the model is no
     :class:`Distiller`.
+
+    Args:
+        enabled: Whether to measure at all; the default runtime has this hook, and
+            ``--cfg-options default_hooks.teacher_accuracy.enabled=False`` turns it off.
     """
 
     priority = 'VERY_LOW'
 
+    def __init__(self, enabled: bool = True) -> None:
+        self.enabled = enabled
+
     def before_train(self, runner: Runner) -> None:
         """Log the teacher's metrics, each as ``teacher/<metric>``."""
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        if not isinstance(model, Distiller) or runner.val_loop is None or runner.iter > 0:
+        has_teacher = isinstance(model, Distiller)
+        if not (self.enabled and has_teacher and runner.val_loop) or runner.iter > 0:
             return
         # The loader draws a seed from the global generator, which training must not notice.
         with torch.random.fork_rng(devices=[]):

@@ -1,0 +1,122 @@
+"""Small models and runs that many tests share."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from mmengine.config import Config
+from mmengine.runner import Runner
+from mmpretrain.structures import DataSample
+
+NUM_CLASSES = 10
+NORMALIZATION = dict(mean=[127.0] * 3, std=[64.0] * 3, num_classes=NUM_CLASSES)
+
+
+def vit(num_classes=NUM_CLASSES, img_size=32, depth=4, **kwargs):
+    """A ViT of 17 tokens and width 32."""
+    return dict(
+        type='ImageClassifier',
+        backbone=dict(
+            type='VisionTransformer',
+            arch=dict(embed_dims=32, num_layers=depth, num_heads=2, feedforward_channels=64),
+            img_size=img_size,
+            patch_size=img_size // 4,
+            drop_path_rate=0.5,
+        ),
+        head=dict(type='VisionTransformerClsHead', num_classes=num_classes, in_channels=32),
+        **kwargs,
+    )
+
+
+def resnet(num_classes=NUM_CLASSES, **kwargs):
+    """A ResNet18 of widths 8, 16, 32 and 64."""
+    return dict(
+        type='ImageClassifier',
+        backbone=dict(type='ResNet_CIFAR', depth=18, base_channels=8, stem_channels=8),
+        neck=dict(type='GlobalAveragePooling'),
+        head=dict(type='LinearClsHead', num_classes=num_classes, in_channels=64),
+        **kwargs,
+    )
+
+
+def timm_resnet(num_classes=NUM_CLASSES, **kwargs):
+    """timm's ResNet10-T, of widths 64, 128, 256 and 512."""
+    return dict(type='TimmClassifier', model_name='resnet10t', num_classes=num_classes, **kwargs)
+
+
+def mldr(teacher=None, student=None, **kwargs):
+    """MLDR-KD between two small models."""
+    config = dict(
+        type='Distiller',
+        teacher=teacher or vit(),
+        student=student or resnet(),
+        neck=dict(type='MSDFNeck'),
+        losses=[
+            dict(
+                loss=dict(type='DFRALoss'),
+                student=['logits', 'stage_logits', 'fused_logits'],
+                teacher='logits',
+                name='dfra',
+            )
+        ],
+        input_size=(3, 32, 32),
+        data_preprocessor=dict(NORMALIZATION),
+    )
+    config.update(kwargs)
+    return copy.deepcopy(config)
+
+
+def batch(size=8, num_classes=NUM_CLASSES, pixels=32, seed=0):
+    """Random images and labels, as a data loader gives them."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (size, 3, pixels, pixels), generator=generator)
+    labels = torch.randint(0, num_classes, (size,), generator=generator)
+    samples = [DataSample().set_gt_label(label.reshape(1)) for label in labels]
+    return dict(inputs=images.to(torch.uint8), data_samples=samples)
+
+
+def runner_config(model, work_dir, max_epochs=1, **kwargs):
+    """A run on 40 handwritten digits, validated on 30 others."""
+
+    def loader(split, per_class, shuffle):
+        return dict(
+            batch_size=10,
+            num_workers=0,
+            dataset=dict(
+                type='mldr_kd_mm.Digits',
+                split=split,
+                subset=dict(per_class=per_class),
+                pipeline=[dict(type='PackInputs')],
+            ),
+            sampler=dict(type='DefaultSampler', shuffle=shuffle),
+            collate_fn=dict(type='default_collate'),
+        )
+
+    config = dict(
+        model=model,
+        work_dir=str(work_dir),
+        train_dataloader=loader('train', per_class=4, shuffle=True),
+        val_dataloader=loader('test', per_class=3, shuffle=False),
+        val_evaluator=dict(type='Accuracy', topk=1),
+        train_cfg=dict(by_epoch=True, max_epochs=max_epochs),
+        val_cfg=dict(),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.01)),
+        default_hooks=dict(
+            logger=dict(type='LoggerHook', interval=1),
+            teacher_accuracy=dict(type='TeacherAccuracyHook'),
+        ),
+        default_scope='mldr_kd_mm',
+        randomness=dict(seed=0),
+        # mmengine reuses the logger of a run of the same name and second.
+        experiment_name='-'.join(work_dir.parts[-2:]),
+    )
+    config.update(kwargs)
+    return config
+
+
+def train(model, work_dir, **kwargs) -> Runner:
+    """Train a small model with mmengine's own Runner."""
+    runner = Runner.from_cfg(Config(copy.deepcopy(runner_config(model, work_dir, **kwargs))))
+    runner.train()
+    return runner

@@ -1,0 +1,122 @@
+"""The plain student, loaded where nothing of ours can be imported."""
+
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import mldr, resnet, timm_resnet, train
+from torch.testing import assert_close
+
+EXPORTER = Path(__file__).parents[3] / 'tools/model_converters/export_student.py'
+
+# Runs in a process of its own, whose argument is a folder with images and the two exported files.
+WITHOUT_US = """
+import sys
+sys.modules['mldr_kd_mm'] = None  # any import of it raises
+import torch
+from pathlib import Path
+torch.set_num_threads(1)
+folder = Path(sys.argv[1])
+pth, safetensors = str(folder / 'student.pth'), str(folder / 'student.safetensors')
+{load}
+images = torch.load(folder / 'images')
+torch.save([model.eval()(images) for model in models], folder / 'logits')
+"""
+MMPRETRAIN = """
+from mmengine.config import Config
+from mmpretrain.apis import init_model
+from mmpretrain.models import build_classifier
+from safetensors.torch import load_file
+models = [init_model(Config(dict(model={config})), pth, device='cpu'), build_classifier({config})]
+models[1].load_state_dict(load_file(safetensors))
+assert models[0]._dataset_meta['classes'] == tuple('0123456789')
+"""
+TIMM = """
+import timm
+models = [
+    timm.create_model('{model_name}', num_classes={num_classes}, checkpoint_path=path)
+    for path in (pth, safetensors)
+]
+"""
+LOAD = {'mmpretrain': MMPRETRAIN.format(config=resnet()), 'timm': TIMM.format(**timm_resnet())}
+
+
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory):
+    """The checkpoints of two distillation runs, and the models they are of."""
+    folder = tmp_path_factory.mktemp('runs')
+    return {
+        kind: (train(mldr(student=student()), folder / kind).model, folder / kind / 'epoch_1.pth')
+        for kind, student in (('mmpretrain', resnet), ('timm', timm_resnet))
+    }
+
+
+@pytest.fixture
+def tool(capsys):
+    """A function that runs the exporter; returns its exit code and what it said."""
+    main = runpy.run_path(str(EXPORTER))['main']
+
+    def run(*args):
+        try:
+            main([str(arg) for arg in args])
+            code = 0
+        except SystemExit as stop:
+            code = stop.code
+        return code, capsys.readouterr()
+
+    return run
+
+
+@pytest.mark.parametrize('kind', ['mmpretrain', 'timm'])
+def test_same_logits_without_us(runs, kind, tmp_path, tool):
+    model, checkpoint = runs[kind]
+    for suffix in ('.pth', '.safetensors'):
+        code, said = tool(checkpoint, tmp_path / f'student{suffix}')
+        assert code == 0, said.err
+    images = torch.rand(4, 3, 32, 32)
+    torch.save(images, tmp_path / 'images')
+    script = WITHOUT_US.format(load=LOAD[kind])
+    subprocess.run([sys.executable, '-c', script, tmp_path], check=True)
+
+    expected = model.eval()(images)
+    for logits in torch.load(tmp_path / 'logits'):
+        assert torch.equal(logits, expected)
+
+
+def test_runs_as_a_command(runs, tmp_path):
+    command = [sys.executable, EXPORTER, runs['timm'][1], tmp_path / 'student.pth']
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    written = torch.load(tmp_path / 'student.pth')['state_dict']
+    report = f'{tmp_path}/student.pth: {len(written)} tensors of the student'
+    assert done.stdout.splitlines()[-1] == report
+
+
+def test_holds_the_averaged_weights(tmp_path, tool):
+    hooks = [dict(type='EMAHook', momentum=0.5)]
+    runner = train(mldr(), tmp_path / 'run', custom_hooks=hooks)
+    assert tool(tmp_path / 'run/epoch_1.pth', tmp_path / 'student.pth')[0] == 0
+    exported = torch.load(tmp_path / 'student.pth')['state_dict']
+    ema = next(hook for hook in runner.hooks if type(hook).__name__ == 'EMAHook').ema_model
+    assert_close(exported['head.fc.weight'], ema.module.student.head.fc.weight)
+    assert not torch.equal(exported['head.fc.weight'], runner.model.student.head.fc.weight)
+
+
+def test_bad_input_leaves_what_was_there(runs, tmp_path, tool):
+    out = tmp_path / 'student.pth'
+    out.write_text('precious')
+    torch.save({'state_dict': {'backbone.weight': torch.ones(1)}}, tmp_path / 'plain.pth')
+    for checkpoint, target, message in (
+        ('no.pth', out, "checkpoint='no.pth': there is no such file"),
+        (tmp_path / 'plain.pth', out, 'no weight is named student.*'),
+        (runs['timm'][1], tmp_path / 'student.onnx', 'must end with .pth or .safetensors'),
+    ):
+        code, said = tool(checkpoint, target)
+        assert code == 2
+        assert said.err.startswith('error: ') and message in said.err
+        assert said.err.count('\n') == 1
+    assert out.read_text() == 'precious'
+    assert not (tmp_path / 'student.onnx').exists()
