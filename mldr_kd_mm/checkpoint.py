@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Collection
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
+from urllib.parse import urlparse
 
 import torch
 from safetensors.torch import load_file
@@ -57,22 +61,37 @@ def load_checkpoint(path: str, field: str = 'checkpoint') -> dict[str, Any]:
         FileNotFoundError: If there is no such file.
         ConfigError: If the file cannot be read, or holds more than tensors and plain containers.
     """
-    is_url = '://' in path
-    if not is_url and not Path(path).is_file():
-        raise FileNotFoundError(f'{field}={path!r}: there is no such file')
     try:
-        if path.endswith('.safetensors') and not is_url:
-            return load_file(path)
+        file = _download(path) if '://' in path else Path(path).expanduser()
+        if not file.is_file():
+            raise FileNotFoundError(f'{field}={path!r}: there is no such file')
+        if file.suffix == '.safetensors':
+            return load_file(file)
         with torch.serialization.safe_globals(_STAND_INS):
-            if is_url:
-                return torch.hub.load_state_dict_from_url(
-                    path, map_location='cpu', weights_only=True
-                )
-            return torch.load(path, map_location='cpu', weights_only=True)
+            return torch.load(file, map_location='cpu', weights_only=True)
+    except FileNotFoundError:
+        raise
     except Exception as error:
-        # torch raises whatever its unpickler or the network meets; the first line says which.
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ConfigError(f'{field}={path!r}: cannot be read as weights: {reason}') from error
+        # torch raises whatever its unpickler or the network meets.
+        raise ConfigError(f'{field}={path!r}: {_reason(error)}') from error
+
+
+def _download(url: str) -> Path:
+    """Fetch a file once, to where torch keeps checkpoints."""
+    file = Path(torch.hub.get_dir(), 'checkpoints', Path(urlparse(url).path).name)
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(file))
+    return file
+
+
+def _reason(error: Exception) -> str:
+    refused = re.search(r'GLOBAL (\S+)', str(error))
+    if isinstance(error, UnpicklingError) and refused:
+        # torch would advise how to run it nevertheless.
+        return f'refused: it asks for {refused[1]}, and weights are tensors and plain containers'
+    first_line = (str(error) or type(error).__name__).splitlines()[0]
+    return f'cannot be read as weights: {"".join(filter(str.isprintable, first_line))}'
 
 
 def load_state_dict(path: str, field: str = 'checkpoint') -> dict[str, Tensor]:
@@ -90,10 +109,16 @@ def load_state_dict(path: str, field: str = 'checkpoint') -> dict[str, Tensor]:
         ConfigError: If the file cannot be read or holds no weights.
     """
     checkpoint = load_checkpoint(path, field)
-    state_dict = checkpoint.get('state_dict', checkpoint) if isinstance(checkpoint, dict) else None
-    if not state_dict or not all(isinstance(value, Tensor) for value in state_dict.values()):
-        raise ConfigError(f"{field}={path!r}: holds no 'state_dict' and is none itself")
-    return dict(state_dict)
+    is_dict = isinstance(checkpoint, dict)
+    state_dict = checkpoint.get('state_dict', checkpoint) if is_dict else None
+    if not isinstance(state_dict, dict) or not _are_tensors(state_dict.values()):
+        there = ', '.join(map(str, checkpoint)) if is_dict else f'a {type(checkpoint).__name__}'
+        raise ConfigError(f"{field}={path!r}: has no weights under 'state_dict'; it has: {there}")
+    return state_dict
+
+
+def _are_tensors(values: Collection[Any]) -> bool:
+    return bool(values) and all(isinstance(value, Tensor) for value in values)
 
 
 def student_state_dict(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -75,8 +75,10 @@ class FeatureRecorder:
         paths = self._paths(model, names)
         record: dict[str, Tensor] = {}
         versions: dict[str, int] = {}
-        handles = [_attach(model, name, path, record, versions) for name, path in paths.items()]
+        handles = []
         try:
+            for name, path in paths.items():
+                handles.append(_attach(model, name, path, record, versions))
             yield record
         finally:
             for handle in handles:
@@ -129,7 +131,9 @@ def _attach(model, name, path, record, versions):
         versions[name] = 0 if value.is_inference() else value._version
 
     if path.endswith(INPUT):
-        return module.register_forward_pre_hook(lambda _, args: keep(args[0]))
+        return module.register_forward_pre_hook(
+            lambda _, args, kwargs: keep([*args, *kwargs.values()][0]), with_kwargs=True
+        )
     return module.register_forward_hook(lambda _, args, output: keep(output))
 
 

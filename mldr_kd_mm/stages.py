@@ -42,14 +42,16 @@ def feature_tap(model: nn.Module) -> str:
     """
     prefix = logits_tap(model)
     if isinstance(model, TimmClassifier):
-        linears = [model.model.get_classifier()]
+        classifier = model.model.get_classifier()
+        # A distilled DeiT has two; they read tokens of the same width.
+        linears = [classifier[0] if isinstance(classifier, tuple) else classifier]
     else:
         linears = [m for m in model.get_submodule(prefix).modules() if isinstance(m, nn.Linear)]
     paths = [path for path, module in model.named_modules() if linears and module is linears[-1]]
     if not paths:
         raise ConfigError(
             f'taps: no last linear layer found in {_describe(model)}: name the penultimate '
-            "feature, as in taps=dict(feature='head.fc:input')"
+            f"feature, as in taps=dict(feature='{prefix or 'head'}.fc:input')"
         )
     return paths[0] + INPUT
 
@@ -71,27 +73,29 @@ def stage_taps(model: nn.Module) -> dict[str, str]:
         ConfigError: If the family is not known, or the model has fewer than four stages.
     """
     if isinstance(model, TimmClassifier):
-        paths = [f'model.{path}' for path in _timm_stages(model.model)]
+        prefix, paths = 'model', _timm_stages(model.model)
     else:
-        backbone = getattr(model, 'backbone', None)
-        paths = [f'backbone.{path}' for path in _mmpretrain_stages(backbone)]
+        prefix, paths = 'backbone', _mmpretrain_stages(getattr(model, 'backbone', None))
     if len(paths) != NUM_STAGES:
         raise ConfigError(
             f"taps='stages': the stages of {_describe(model)} are not known: name them, as in "
-            "taps=dict(stage1='backbone.layer1', stage2=..., stage3=..., stage4=...)"
+            f"taps=dict(stage1='{prefix}.layer1', stage2=..., stage3=..., stage4=...)"
         )
-    return dict(zip(STAGES, paths, strict=True))
+    return {stage: f'{prefix}.{path}' for stage, path in zip(STAGES, paths, strict=True)}
 
 
 def input_size(model: nn.Module) -> tuple[int, int] | None:
     """The (H, W) that the model's config fixes, or None where the model takes any."""
     if isinstance(model, TimmClassifier):
-        size = getattr(getattr(model.model, 'patch_embed', None), 'img_size', None)
+        # timm's ViTs embed patches in `patch_embed`, its MLPs in `stem`.
+        holders = [getattr(model.model, name, None) for name in ('patch_embed', 'stem')]
     else:
-        size = getattr(getattr(model, 'backbone', None), 'img_size', None)
-    if size is None:
-        return None
-    return (size, size) if isinstance(size, int) else tuple(size)
+        holders = [getattr(model, 'backbone', None)]
+    for holder in holders:
+        size = getattr(holder, 'img_size', None)
+        if size is not None:
+            return (size, size) if isinstance(size, int) else tuple(size)
+    return None
 
 
 def _mmpretrain_stages(backbone: nn.Module | None) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -62,8 +61,11 @@ class Teacher:
         self.size = tuple(size) if size else stages.input_size(self.model)
         self.checkpoint = checkpoint
         if checkpoint is not None:
-            _check_there(checkpoint)
-            report = load_weights(self.model, checkpoint, 'teacher_checkpoint')
+            try:
+                report = load_weights(self.model, checkpoint, 'teacher_checkpoint')
+            except FileNotFoundError as error:
+                advice = 'train it with a config of configs/teachers, or name another path or URL'
+                raise FileNotFoundError(f'{error}: {advice}') from None
             print_log(f'teacher_checkpoint={checkpoint!r}: {report}', 'current')
         self.model.requires_grad_(False).eval()
 
@@ -81,7 +83,8 @@ class Teacher:
         Raises:
             ConfigError: If a logit is not finite.
         """
-        taps = [name for name in names if name != 'logits']
+        # The model's output are its logits, unless the config taps others.
+        taps = [name for name in names if name != 'logits' or name in self.recorder.taps]
         with self.recorder(self.model, taps) as record:
             logits = self.model(self.resize(images), mode='tensor')
         finite = logits.isfinite()
@@ -90,7 +93,7 @@ class Teacher:
                 f'teacher logits: {int((~finite).any(-1).sum())} of {len(logits)} samples are not '
                 'finite: check the weights of the teacher and, under --amp, its range'
             )
-        return {**record, 'logits': logits}
+        return {'logits': logits, **record}
 
     @torch.no_grad()
     def predict(self, images: Tensor, data_samples: list) -> list:
@@ -111,14 +114,6 @@ class Teacher:
 
     def __deepcopy__(self, memo: dict) -> Teacher:
         return self
-
-
-def _check_there(checkpoint: str) -> None:
-    if '://' not in checkpoint and not Path(checkpoint).is_file():
-        raise FileNotFoundError(
-            f'teacher_checkpoint={checkpoint!r}: there is no such file: train the teacher with a '
-            'config of configs/teachers, or name another file or URL'
-        )
 
 
 def load_weights(model: nn.Module, path: str, field: str) -> LoadReport:
@@ -142,7 +137,7 @@ def load_weights(model: nn.Module, path: str, field: str) -> LoadReport:
     except RuntimeError as error:
         mismatches = [line.strip() for line in str(error).splitlines()[1:]]
         raise ConfigError(f'{field}={path!r}: {_first(mismatches)}') from None
-    report = LoadReport(len(model.state_dict()) - len(missing), missing, unexpected)
+    report = LoadReport(len(state_dict) - len(unexpected), missing, unexpected)
     if missing:
         raise ConfigError(
             f'{field}={path!r}: {report}: all weights must be there; missing {_first(missing)}; '

@@ -86,6 +86,13 @@ class TestRecord:
         assert record['whole'] is images
         assert_close(model[4](record['feature']), output, rtol=0, atol=0)
 
+    def test_input_by_keyword(self):
+        model, x = Twice(), torch.ones(1, 3)
+        model.forward = lambda x: model.layer(input=x)
+        with FeatureRecorder(dict(a='layer:input'))(model) as record:
+            model(x)
+        assert record['a'] is x
+
     def test_the_model_itself(self, model, images):
         with FeatureRecorder(dict(output=''))(model) as record:
             output = model(images)

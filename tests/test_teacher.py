@@ -73,7 +73,8 @@ class TestWeights:
         assert str(report) == f'{len(weights)} weights matched, 0 missing, 2 unexpected'
 
     def test_missing(self, config, weights, tmp_path):
-        lost = list(weights)[3:9]
+        # Batch norms do without their counters.
+        lost = [name for name in weights if 'num_batches' not in name][3:9]
         path = save(tmp_path, {name: v for name, v in weights.items() if name not in lost})
         message = refuses(ConfigError, lambda: teach(config(), path))
         assert message.startswith(
@@ -134,15 +135,15 @@ def test_a_missing_file(tmp_path):
 
 
 def test_without_a_checkpoint_its_config_initialises_it():
-    """None of the weights that mmpretrain would initialise are those that torch gives."""
+    torch.manual_seed(0)
     teacher = teach(vit())
     torch.manual_seed(0)
-    teacher.init_weights()
-    torch.manual_seed(0)
     expected = MODELS.build(vit())
-    torch.manual_seed(0)
-    expected.init_weights()
+    for model in (teacher, expected):
+        torch.manual_seed(1)
+        model.init_weights()
     assert_close(teacher.model.state_dict(), expected.state_dict(), rtol=0, atol=0)
+    assert not teacher.model.head.layers.head.weight.any()  # mmpretrain's choice, not torch's
 
 
 class TestFrozen:

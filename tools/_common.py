@@ -2,6 +2,7 @@
 
 import copy
 import difflib
+import gc
 import inspect
 import os
 import sys
@@ -211,9 +212,18 @@ def named(field: str):
 
 def run(cfg: Config, task: str) -> None:
     """Build the Runner and run its method ``train`` or ``test``."""
-    if cfg.launcher != 'none' and not torch.cuda.is_available():
+    over_gloo = cfg.launcher != 'none' and not torch.cuda.is_available()
+    if over_gloo:
         # mmengine would first choose a GPU for this process.
         torch.distributed.init_process_group('gloo')
     getattr(Runner.from_cfg(cfg), task)()
+    if over_gloo:
+        # A thread of gloo's that lets go of a tensor while Python shuts down aborts the process
+        # (one run in six on a busy machine), so Python is not shut down. The collection ends the
+        # workers of the data loaders.
+        gc.collect()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

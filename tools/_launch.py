@@ -20,8 +20,9 @@ def main() -> None:
     nodes = os.environ.get('NNODES', '1')
     # Runs beside each other must not meet at one port; several machines must agree on it.
     port = os.environ.get('PORT') or (free_port() if nodes == '1' else '29500')
-    # torchrun chooses one thread too, but with a warning.
+    # torchrun and mmengine choose one thread too, but with a warning.
     os.environ.setdefault('OMP_NUM_THREADS', '1')
+    os.environ.setdefault('MKL_NUM_THREADS', '1')
     try:
         run.main(
             [

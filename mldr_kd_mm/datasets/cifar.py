@@ -57,6 +57,8 @@ class CIFAR100(MMPretrainCIFAR100):
     ) -> None:
         if split not in ('train', 'test'):
             raise ConfigError(f"split={split!r}: should be 'train' or 'test'")
+        if not data_root:
+            raise ConfigError("data_root='': must be the directory that holds cifar-100-python/")
         self.verify = verify
         self.subset = subset
         super().__init__(data_root=os.path.expanduser(data_root), split=split, **kwargs)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from numbers import Real
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -40,10 +43,10 @@ class DFRALoss(nn.Module):
 
     def __init__(self, temperature: float = 1.0, alpha: float = 2.0) -> None:
         super().__init__()
-        if not temperature > 0:
-            raise ConfigError(f'temperature={temperature!r}: must be above 0')
-        if not alpha >= 0:
-            raise ConfigError(f'alpha={alpha!r}: must be 0 or more')
+        if not isinstance(temperature, Real) or not 0 < temperature < math.inf:
+            raise ConfigError(f'temperature={temperature!r}: must be a number above 0')
+        if not isinstance(alpha, Real) or not 0 <= alpha < math.inf:
+            raise ConfigError(f'alpha={alpha!r}: must be a number of 0 or more')
         self.temperature = temperature
         self.alpha = alpha
 

@@ -58,19 +58,15 @@ class MSDFNeck(BaseModule):
         gate_dim: int | None = None,
     ) -> None:
         super().__init__()
-        if not in_channels:
+        if not in_channels or not isinstance(in_channels, Sequence):
             raise ConfigError(
                 f'in_channels={in_channels!r}: must list the width of each stage '
                 '(inside a Distiller it is found)'
             )
+        _check_positive(num_classes=num_classes)
         project_dim = in_channels[-1] if project_dim is None else project_dim
         gate_dim = 4 * num_classes if gate_dim is None else gate_dim
-        _check_positive(
-            in_channels=min(in_channels),
-            project_dim=project_dim,
-            num_classes=num_classes,
-            gate_dim=gate_dim,
-        )
+        _check_positive(in_channels=min(in_channels), project_dim=project_dim, gate_dim=gate_dim)
         self.in_channels = tuple(in_channels)
         last = len(in_channels) - 1
         self.projectors = nn.ModuleList(
@@ -127,8 +123,8 @@ class MSDFNeck(BaseModule):
 
 def _check_positive(**fields: int) -> None:
     for field, value in fields.items():
-        if value < 1:
-            raise ConfigError(f'{field}={value}: must be 1 or more')
+        if not isinstance(value, int) or value < 1:
+            raise ConfigError(f'{field}={value!r}: must be a whole number of 1 or more')
 
 
 def _init(module: nn.Module) -> None:

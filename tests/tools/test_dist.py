@@ -73,7 +73,9 @@ def test_torchrun_arguments(read_tool, monkeypatch, variables, expected):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
+    # The launcher sets them for the whole process; this way they are put back.
     monkeypatch.setenv('OMP_NUM_THREADS', '1')
+    monkeypatch.setenv('MKL_NUM_THREADS', '1')
     monkeypatch.setattr(sys, 'argv', ['_launch.py', '2', 'train.py', 'config.py'])
     given = []
     monkeypatch.setattr('torch.distributed.run.main', given.extend)
