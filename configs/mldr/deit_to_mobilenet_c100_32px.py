@@ -10,7 +10,7 @@ _base_ = [
     '../_base_/models/deit-small_32px.py',
     '../_base_/models/mobilenet-v2_32px.py',
     '../_base_/datasets/cifar100_32.py',
-    '../_base_/schedules/cnn_60e.py',
+    '../_base_/schedules/cnn_40e.py',
     '../_base_/methods/mldr.py',
     '../_base_/default_runtime.py',
 ]

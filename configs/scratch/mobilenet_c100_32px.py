@@ -8,7 +8,7 @@ Needs CIFAR-100 in data/cifar100; runs without a GPU. docs/first_run.md has a ru
 _base_ = [
     '../_base_/models/mobilenet-v2_32px.py',
     '../_base_/datasets/cifar100_32.py',
-    '../_base_/schedules/cnn_60e.py',
+    '../_base_/schedules/cnn_40e.py',
     '../_base_/default_runtime.py',
 ]
 
