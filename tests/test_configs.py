@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(
     path.relative_to(ROOT)
     for path in (ROOT / 'configs').rglob('*.py')
-    if '_base_' not in path.parts and path.stem != 'base'
+    if '_base_' not in path.parts and path.stem not in ('base', 'student')
 )
 C100 = [path for path in CONFIGS if 'c100' in path.stem]
 

@@ -4,7 +4,7 @@ _base_ = 'transformer_300e.py'
 
 train_cfg = dict(max_epochs=40, val_interval=5)
 
-# From 5e-7 up to 5e-4 at epoch 5, then a cosine down to 1e-5 in the last epoch.
+# From a thousandth up to the full rate at epoch 5, then a cosine down to 1e-5 in the last epoch.
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-3, by_epoch=True, begin=0, end=6),
     dict(type='CosineAnnealingLR', T_max=40 - 5 - 1, eta_min=1e-5, by_epoch=True, begin=5, end=40),
