@@ -28,6 +28,9 @@ def main(argv: list[str] | None = None) -> None:
         cfg = load_config(args)
         check_file('checkpoint', args.checkpoint)
         cfg.load_from = args.checkpoint
+        if 'teacher_checkpoint' in cfg.get('model', {}):
+            # Only the student is tested: its teacher need not be on this machine.
+            cfg.model.teacher_checkpoint = None
         preflight(cfg, 'model', 'test_cfg', 'test_evaluator', 'test_dataloader')
     with one_line_for(ConfigError, args.traceback):
         run(cfg, 'test')
