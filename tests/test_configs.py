@@ -1,5 +1,7 @@
 """The configs that are shipped: what they build, and the recipes' numbers."""
 
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -103,3 +105,20 @@ def test_recipe_of_the_cnn_student():
     assert cfg.train_dataloader.batch_size == 128
     assert cfg.train_cfg.max_epochs == 300
     assert cfg.model.student.head.loss.label_smooth_val == 0.1
+
+
+def test_config_of_the_readme(tmp_path):
+    """It is written into a copy of configs/, beside the bases that it names."""
+    shutil.copytree(ROOT / 'configs/_base_', tmp_path / '_base_')
+    path = tmp_path / 'mine/convnext_to_resnet.py'
+    path.parent.mkdir()
+    (block,) = re.findall('```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL)
+    weights = tmp_path / 'teacher.pth'
+    assert 'convnext_tiny_c100.pth' in block
+    path.write_text(block.replace('convnext_tiny_c100.pth', str(weights)))
+
+    cfg = Config.fromfile(path)
+    torch.save(MODELS.build(cfg.model.teacher).state_dict(), weights)
+    model = MODELS.build(dict(cfg.model, data_preprocessor=cfg.data_preprocessor))
+    assert model.neck.in_channels == (64, 128, 256, 512)
+    assert model.neck.projectors[0]['classifier'].in_features == 768, "the teacher's width"

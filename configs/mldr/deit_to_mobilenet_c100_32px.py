@@ -4,6 +4,7 @@
 
 Needs CIFAR-100 in data/cifar100 and the teacher, which
 configs/teachers/deit-small_c100_32px.py trains; runs without a GPU. docs/first_run.md has a run.
+With smaller batches pass --auto-scale-lr: at the full learning rate MLDR-KD then diverges.
 """
 
 _base_ = [
