@@ -9,10 +9,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from mmpretrain.models import BaseClassifier, TimmClassifier
+from mmpretrain.models import BaseClassifier
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
+from mldr_kd_mm.classifiers import build_classifier, nest
 from mldr_kd_mm.comparison import STAGE_LOGITS, Comparison
 from mldr_kd_mm.errors import ConfigError
 from mldr_kd_mm.normalization import Renormalize
@@ -76,11 +77,10 @@ class Distiller(BaseClassifier):
         data_preprocessor: dict | None = None,
     ) -> None:
         shared = data_preprocessor or {}
-        student_module = MODELS.build(_with_preprocessor(student, shared))
+        student_module = build_classifier(_with_preprocessor(student, shared))
         super().__init__(data_preprocessor=student_module.data_preprocessor)
         self.student = student_module
-        if isinstance(self.student, TimmClassifier):
-            _nest_timm(self.student)
+        nest(self.student)
 
         with _own_rng(self):
             default = dict(type='FeatureRecorder')
@@ -253,21 +253,6 @@ def _own_rng(model: nn.Module) -> Iterator[None]:
     devices = {p.device for p in model.parameters() if p.is_cuda}
     with torch.random.fork_rng(devices):
         yield
-
-
-def _nest_timm(student: TimmClassifier) -> None:
-    """Make a TimmClassifier load as a child of another module.
-
-    Its own hook renames, and so loses, the keys of its parent; at the top, where it lets timm's
-    checkpoints load, it is kept.
-    """
-    student._load_state_dict_pre_hooks.clear()
-    student._register_load_state_dict_pre_hook(_add_timm_prefix_at_top)
-
-
-def _add_timm_prefix_at_top(state_dict, prefix, *args) -> None:
-    if not prefix:
-        TimmClassifier._add_state_dict_prefix(state_dict, prefix, *args)
 
 
 def _check_labels(_: nn.Module, args: tuple, num_classes: int) -> None:

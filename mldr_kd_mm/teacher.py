@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from mldr_kd_mm import stages
 from mldr_kd_mm.checkpoint import load_state_dict
+from mldr_kd_mm.classifiers import build_classifier
 from mldr_kd_mm.errors import ConfigError
 from mldr_kd_mm.recorder import FeatureRecorder
-from mldr_kd_mm.registry import MODELS
 
 
 class LoadReport(NamedTuple):
@@ -56,7 +56,7 @@ class Teacher:
         recorder: FeatureRecorder,
         size: Sequence[int] | None = None,
     ) -> None:
-        self.model: nn.Module = MODELS.build(classifier)
+        self.model: nn.Module = build_classifier(classifier)
         self.recorder = recorder
         self.size = tuple(size) if size else stages.input_size(self.model)
         self.checkpoint = checkpoint
