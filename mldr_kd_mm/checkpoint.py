@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Collection
 from pathlib import Path
@@ -59,26 +60,34 @@ def load_checkpoint(path: str, field: str = 'checkpoint') -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ConfigError: If the file cannot be read, or holds more than tensors and plain containers.
+        ConfigError: If the file cannot be read, or is no dict of tensors and plain containers.
     """
     try:
         file = _download(path) if '://' in path else Path(path).expanduser()
         if not file.is_file():
             raise FileNotFoundError(f'{field}={path!r}: there is no such file')
         if file.suffix == '.safetensors':
-            return load_file(file)
-        with torch.serialization.safe_globals(_STAND_INS):
-            return torch.load(file, map_location='cpu', weights_only=True)
+            content = load_file(file)
+        else:
+            with torch.serialization.safe_globals(_STAND_INS):
+                content = torch.load(file, map_location='cpu', weights_only=True)
     except FileNotFoundError:
         raise
     except Exception as error:
         # torch raises whatever its unpickler or the network meets.
         raise ConfigError(f'{field}={path!r}: {_reason(error)}') from error
+    if not isinstance(content, dict):
+        raise ConfigError(
+            f'{field}={path!r}: must hold a dict, it holds a {type(content).__name__}'
+        )
+    return content
 
 
 def _download(url: str) -> Path:
     """Fetch a file once, to where torch keeps checkpoints."""
-    file = Path(torch.hub.get_dir(), 'checkpoints', Path(urlparse(url).path).name)
+    # Many a run ends with an epoch_300.pth: the whole address tells them apart.
+    address = hashlib.sha256(url.encode()).hexdigest()[:12]
+    file = Path(torch.hub.get_dir(), 'checkpoints', f'{address}-{Path(urlparse(url).path).name}')
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(file))
@@ -109,10 +118,9 @@ def load_state_dict(path: str, field: str = 'checkpoint') -> dict[str, Tensor]:
         ConfigError: If the file cannot be read or holds no weights.
     """
     checkpoint = load_checkpoint(path, field)
-    is_dict = isinstance(checkpoint, dict)
-    state_dict = checkpoint.get('state_dict', checkpoint) if is_dict else None
+    state_dict = checkpoint.get('state_dict', checkpoint)
     if not isinstance(state_dict, dict) or not _are_tensors(state_dict.values()):
-        there = ', '.join(map(str, checkpoint)) if is_dict else f'a {type(checkpoint).__name__}'
+        there = ', '.join(map(str, checkpoint)) or 'nothing'
         raise ConfigError(f"{field}={path!r}: has no weights under 'state_dict'; it has: {there}")
     return state_dict
 
@@ -121,11 +129,11 @@ def _are_tensors(values: Collection[Any]) -> bool:
     return bool(values) and all(isinstance(value, Tensor) for value in values)
 
 
-def student_state_dict(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Take the plain student out of a Distiller's weights.
+def student_state_dict(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+    """Take the plain student out of a checkpoint.
 
     Args:
-        state_dict: The ``state_dict`` of a checkpoint of a distillation run.
+        checkpoint: The content of a checkpoint of a distillation run.
 
     Returns:
         Name -> tensor, named as mmpretrain has them, or timm, for a TimmClassifier.
@@ -133,11 +141,13 @@ def student_state_dict(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         ConfigError: If the weights are not a Distiller's.
     """
+    weights = checkpoint.get('state_dict')
+    weights = weights if isinstance(weights, dict) else {}
     # A TimmClassifier holds timm's model as its only child with weights.
     for prefix in ('student.model.', 'student.'):
         student = {
             key.removeprefix(prefix): value
-            for key, value in state_dict.items()
+            for key, value in weights.items()
             if key.startswith(prefix)
         }
         if student:

@@ -99,9 +99,12 @@ class Distiller(BaseClassifier):
             self._stages = _stage_names(self.student_recorder) if neck else []
             self._teacher_names = sorted({loss.teacher for loss in self.losses})
             self._student_names = self._names_of_student(with_neck=neck is not None)
-            num_classes, found = self._probe(input_size, neck)
-            given = {key: value for key, value in (neck or {}).items() if value is not None}
-            self.neck = MODELS.build({**found, **given}) if neck else None
+            find_dim = neck is not None and neck.get('project_dim') is None
+            student_probe, teacher_probe = self._probe(input_size, with_feature=find_dim)
+            num_classes = student_probe['logits'].shape[-1]
+            if 'logits' in self._teacher_names:
+                _check_classes(num_classes, teacher_probe['logits'].shape[-1])
+            self.neck = self._build_neck(neck, student_probe, teacher_probe) if neck else None
         self.data_preprocessor.register_forward_pre_hook(
             partial(_check_labels, num_classes=num_classes)
         )
@@ -196,39 +199,52 @@ class Distiller(BaseClassifier):
         return sorted(needed)
 
     @torch.no_grad()
-    def _probe(self, input_size: Sequence[int], neck: dict | None) -> tuple[int, dict]:
-        """Run both models once on an empty image.
+    def _probe(
+        self, input_size: Sequence[int], with_feature: bool
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What is recorded of the student and of the teacher for one empty image.
 
-        Returns:
-            The number of classes, and the neck's arguments as the shapes have it.
+        Args:
+            input_size: (3, H, W) of the image.
+            with_feature: Whether the teacher's penultimate feature is needed too.
         """
         image = torch.zeros(1, *input_size)
         self.student.eval()
         with self.student_recorder(self.student, self._student_names) as student:
             self.student(image, mode='tensor')
         self.student.train()
-        find_dim = neck is not None and neck.get('project_dim') is None
-        teacher = self.teacher(image, {*self._teacher_names, *(['feature'] if find_dim else [])})
+        teacher_names = {*self._teacher_names, *(['feature'] if with_feature else [])}
+        return student, self.teacher(image, teacher_names)
 
-        num_classes = student['logits'].shape[-1]
-        teacher_classes = teacher['logits'].shape[-1]
-        if 'logits' in self._teacher_names and teacher_classes != num_classes:
-            raise ConfigError(
-                f'num_classes: the teacher has {teacher_classes}, the student {num_classes}: '
-                'must be the same to compare logits'
-            )
-        if neck is None:
-            return num_classes, {}
-        in_channels = [student[stage].shape[1] for stage in self._stages]
-        found = dict(in_channels=in_channels, num_classes=num_classes)
-        if find_dim:
+    @torch.no_grad()
+    def _build_neck(
+        self, config: dict, student: dict[str, Tensor], teacher: dict[str, Tensor]
+    ) -> nn.Module:
+        """Build the neck for what was probed, and run it once: it may refuse the features."""
+        features = [student[stage] for stage in self._stages]
+        in_channels = [feature.shape[1] for feature in features]
+        found = dict(in_channels=in_channels, num_classes=student['logits'].shape[-1])
+        if 'feature' in teacher:
             found['project_dim'] = max(in_channels[-1], teacher['feature'].shape[-1])
-        return num_classes, found
+        given = {key: value for key, value in config.items() if value is not None}
+        neck = MODELS.build({**found, **given})
+        neck.eval()
+        neck(features)
+        neck.train()
+        return neck
 
 
 def _with_preprocessor(classifier: dict, shared: dict) -> dict:
     own = classifier.get('data_preprocessor') or {}
     return {**classifier, 'data_preprocessor': {**shared, **own}}
+
+
+def _check_classes(student: int, teacher: int) -> None:
+    if student != teacher:
+        raise ConfigError(
+            f'num_classes: the teacher has {teacher}, the student {student}: '
+            'must be the same to compare logits'
+        )
 
 
 def _check_unique(names: list[str]) -> None:

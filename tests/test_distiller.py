@@ -353,6 +353,11 @@ class TestBadInput:
         with pytest.raises(ConfigError, match="taps='stages'"):
             MODELS.build(mldr(student_recorder=dict(type='FeatureRecorder', taps=dict(x='head'))))
 
+    def test_student_of_tokens(self):
+        """Found when the model is built, not at the first batch."""
+        with pytest.raises(ConfigError, match=r'must be maps \(B, C, H, W\)'):
+            MODELS.build(mldr(student=vit()))
+
     def test_unknown_tap(self):
         taps = {'stage1': 'backbone.layr1'}
         with pytest.raises(ConfigError, match="stage1='backbone.layr1'.*backbone.layer1"):

@@ -37,15 +37,15 @@ def export(checkpoint: str, out: str) -> int:
     if Path(out).suffix not in ('.pth', '.safetensors'):
         raise ConfigError(f'out={out!r}: must end with .pth or .safetensors')
     content = load_checkpoint(checkpoint)
-    student = student_state_dict(content.get('state_dict', {}))
-    student = {key: value.contiguous() for key, value in student.items()}
+    student = {key: value.contiguous() for key, value in student_state_dict(content).items()}
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     unfinished = f'{out}.tmp'
     if out.endswith('.safetensors'):
         save_file(student, unfinished, metadata={'format': 'pt'})
     else:
         # mmpretrain's init_model reads the names of the classes from here.
-        meta = {key: content['meta'][key] for key in ('dataset_meta',) if key in content['meta']}
+        known = content.get('meta', {}).get('dataset_meta')
+        meta = {'dataset_meta': known} if known else {}
         torch.save({'state_dict': student, 'meta': meta}, unfinished)
     os.replace(unfinished, out)
     return len(student)

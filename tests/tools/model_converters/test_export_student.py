@@ -109,9 +109,13 @@ def test_bad_input_leaves_what_was_there(runs, tmp_path, tool):
     out = tmp_path / 'student.pth'
     out.write_text('precious')
     torch.save({'state_dict': {'backbone.weight': torch.ones(1)}}, tmp_path / 'plain.pth')
+    torch.save([1, 2], tmp_path / 'list.pth')
+    torch.save({'state_dict': [1]}, tmp_path / 'odd.pth')
     for checkpoint, target, message in (
         ('no.pth', out, "checkpoint='no.pth': there is no such file"),
         (tmp_path / 'plain.pth', out, 'no weight is named student.*'),
+        (tmp_path / 'list.pth', out, 'must hold a dict, it holds a list'),
+        (tmp_path / 'odd.pth', out, 'no weight is named student.*'),
         (runs['timm'][1], tmp_path / 'student.onnx', 'must end with .pth or .safetensors'),
     ):
         code, said = tool(checkpoint, target)
