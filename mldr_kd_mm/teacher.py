@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,24 +10,10 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from mldr_kd_mm import stages
-from mldr_kd_mm.checkpoint import load_state_dict
 from mldr_kd_mm.classifiers import build_classifier
 from mldr_kd_mm.errors import ConfigError
 from mldr_kd_mm.recorder import FeatureRecorder
-
-
-class LoadReport(NamedTuple):
-    """Which of a model's weights a checkpoint filled."""
-
-    matched: int
-    missing: list[str]
-    unexpected: list[str]
-
-    def __str__(self) -> str:
-        return (
-            f'{self.matched} weights matched, {len(self.missing)} missing, '
-            f'{len(self.unexpected)} unexpected'
-        )
+from mldr_kd_mm.weights import load_weights
 
 
 class Teacher:
@@ -40,7 +25,8 @@ class Teacher:
 
     Args:
         classifier: Config of an mmpretrain classifier.
-        checkpoint: Path or URL of its weights. None: the weights its own config gives it.
+        checkpoint: Path, URL or ``hf-hub:`` name of its weights, in any format that
+            :mod:`mldr_kd_mm.checkpoint` reads. None: the weights its own config gives it.
         recorder: Names the taps that can be asked for beside ``logits`` and ``feature``.
         size: (H, W) of its images. None: what its config declares, else that of the batch.
 
@@ -58,7 +44,7 @@ class Teacher:
     ) -> None:
         self.model: nn.Module = build_classifier(classifier)
         self.recorder = recorder
-        self.size = tuple(size) if size else stages.input_size(self.model)
+        self.size = tuple(size) if size else stages.fixed_size(self.model)
         self.checkpoint = checkpoint
         if checkpoint is not None:
             try:
@@ -114,38 +100,3 @@ class Teacher:
 
     def __deepcopy__(self, memo: dict) -> Teacher:
         return self
-
-
-def load_weights(model: nn.Module, path: str, field: str) -> LoadReport:
-    """Fill all weights of a model from a checkpoint.
-
-    Args:
-        model: The model to fill.
-        path: Path or URL of the checkpoint.
-        field: Name of the config's field that holds the path, for the errors.
-
-    Returns:
-        What was filled; nothing is missing.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ConfigError: If a weight of the model is missing or has another shape.
-    """
-    state_dict = load_state_dict(path, field)
-    try:
-        missing, unexpected = model.load_state_dict(state_dict, strict=False)
-    except RuntimeError as error:
-        mismatches = [line.strip() for line in str(error).splitlines()[1:]]
-        raise ConfigError(f'{field}={path!r}: {_first(mismatches)}') from None
-    report = LoadReport(len(state_dict) - len(unexpected), missing, unexpected)
-    if missing:
-        raise ConfigError(
-            f'{field}={path!r}: {report}: all weights must be there; missing {_first(missing)}; '
-            f'unexpected {_first(unexpected) or "none"}'
-        )
-    return report
-
-
-def _first(items: Sequence[str], count: int = 4) -> str:
-    rest = f' and {len(items) - count} more' if len(items) > count else ''
-    return ', '.join(items[:count]) + rest
