@@ -17,7 +17,7 @@ def take_subset(
         classes: The names of all classes.
         subset: None for everything, or ``dict(labels=[...], per_class=N)``. ``labels`` are the
             classes to keep (default: all), relabelled 0, 1, … in the order given; ``per_class``
-            is the number of images to keep of each (default: all), the first ones in the file.
+            is the number of images to keep of each (default: all), the first ones.
 
     Returns:
         The images kept, in the order of ``data_list``, and the names of their classes.

@@ -1,0 +1,220 @@
+"""Tiny-ImageNet in its official layout, checked before training starts."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from typing import Any
+
+from mmengine.fileio import exists, get_text, join_path, list_dir_or_file
+from mmpretrain.datasets import BaseDataset
+
+from mldr_kd_mm.datasets.subset import take_subset
+from mldr_kd_mm.errors import ConfigError
+from mldr_kd_mm.registry import DATASETS
+
+FOLDER = 'tiny-imagenet-200'
+URL = 'http://cs231n.stanford.edu/tiny-imagenet-200.zip'
+NUM_CLASSES = 200
+UNPACK_AGAIN = f'unpack {URL} again, whole'
+IMAGES_PER_CLASS = {'train': 500, 'val': 50}
+
+
+@DATASETS.register_module()
+class TinyImageNet(BaseDataset):
+    """`Tiny-ImageNet <http://cs231n.stanford.edu/tiny-imagenet-200.zip>`_, 64 px, 200 classes.
+
+    ::
+
+        data_root/
+          tiny-imagenet-200/
+            wnids.txt                            a WordNet id a line
+            words.txt                            id <tab> names
+            train/<id>/images/<id>_<i>.JPEG
+            val/images/val_<i>.JPEG
+            val/val_annotations.txt              file <tab> id <tab> box
+
+    Classes are numbered in the order of their sorted ids, not in that of ``wnids.txt``: that is how
+    torchvision's ``ImageFolder`` numbers them, and so what makes the checkpoints of others fit.
+    ``metainfo['classes']`` holds their names from ``words.txt`` in that order.
+
+    Every item that enters the pipeline is a dict with ``img_path`` and ``gt_label``, so a pipeline
+    starts with ``LoadImageFromFile``. That gives uint8 (64, 64, 3) in the order BGR for all images,
+    the 2 % grey ones too.
+
+    Args:
+        data_root: The directory that holds ``tiny-imagenet-200/``. Nothing is downloaded.
+        split: ``'train'`` or ``'val'``. The official test split has no labels.
+        verify: Whether there must be as many images as in the official set, 500 a class to train on
+            and 50 to validate on. With False one image or more of each class will do; the layout is
+            checked in both cases.
+        subset: None for the whole split, or ``dict(labels=[...], per_class=N)``, see
+            :func:`~mldr_kd_mm.datasets.subset.take_subset`. Images come in the order of their
+            numbers, so ``per_class`` keeps those with the lowest.
+        **kwargs: ``pipeline`` and the other arguments of mmpretrain's BaseDataset.
+
+    Raises:
+        ConfigError: Unknown ``split``; files are missing, do not follow the layout or are fewer
+            than there should be; or ``subset`` asks for what is not there.
+    """
+
+    def __init__(
+        self,
+        data_root: str = '',
+        split: str = 'train',
+        *,
+        verify: bool = True,
+        subset: dict | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if split == 'test':
+            raise ConfigError("split='test': the official test split has no labels, use 'val'")
+        if split not in IMAGES_PER_CLASS:
+            raise ConfigError(f"split={split!r}: should be 'train' or 'val'")
+        if not data_root:
+            raise ConfigError(f"data_root='': must be the directory that holds {FOLDER}/")
+        self.split = split
+        self.verify = verify
+        self.subset = subset
+        super().__init__(
+            ann_file='', data_root=os.path.expanduser(data_root), data_prefix=FOLDER, **kwargs
+        )
+
+    def load_data_list(self) -> list[dict]:
+        """Return one ``{'img_path': str, 'gt_label': int}`` an image."""
+        self._check_data_root()
+        wnids = _read_wnids(self.img_prefix)
+        classes = self.CLASSES or _read_names(self.img_prefix, wnids)
+        list_images = _list_train if self.split == 'train' else _list_val
+        data_list = list_images(self.img_prefix, wnids)
+        self._check_counts(data_list, wnids)
+        data_list, self._metainfo['classes'] = take_subset(data_list, classes, self.subset)
+        return data_list
+
+    def _check_data_root(self) -> None:
+        if exists(join_path(self.img_prefix, 'wnids.txt')):
+            return
+        if exists(join_path(self.data_root, 'wnids.txt')):
+            raise ConfigError(
+                f'data_root={self.data_root!r} holds wnids.txt: should be the directory above it, '
+                f'the one that holds {FOLDER}/'
+            )
+        raise ConfigError(
+            f'data_root={self.data_root!r} lacks {FOLDER}/wnids.txt; unpack {URL} there, so that '
+            f'it holds {FOLDER}/'
+        )
+
+    def _check_counts(self, data_list: list[dict], wnids: list[str]) -> None:
+        counts = Counter(info['gt_label'] for info in data_list)
+        place = join_path(self.img_prefix, self.split)
+        official = IMAGES_PER_CLASS[self.split]
+        for label, wnid in enumerate(wnids):
+            if counts[label] == 0:
+                raise ConfigError(f'{place}: has no image of class {wnid}; {UNPACK_AGAIN}')
+            if self.verify and counts[label] != official:
+                raise ConfigError(
+                    f'{place}: has {counts[label]} images of class {wnid}, should have {official}; '
+                    f'{UNPACK_AGAIN}, or give verify=False to accept this set as it is'
+                )
+
+    def extra_repr(self) -> list[str]:
+        """The lines that ``repr`` adds."""
+        return [f'Root of dataset: \t{self.data_root}', f'Split: \t{self.split}']
+
+
+def _read_wnids(root: str) -> list[str]:
+    """Return the WordNet ids of the classes in the order of their numbers."""
+    path = join_path(root, 'wnids.txt')
+    wnids = sorted(_read_table(path, num_columns=1))
+    for wnid in wnids:
+        # Ids become paths.
+        if not re.fullmatch(r'n\d{8}', wnid):
+            raise ConfigError(f'{path}: holds {wnid!r}, should hold WordNet ids like n01443537')
+    if len(wnids) != NUM_CLASSES:
+        raise ConfigError(
+            f'{path}: holds {len(wnids)} ids, should hold {NUM_CLASSES}; {UNPACK_AGAIN} '
+            '(for fewer classes there is subset)'
+        )
+    return wnids
+
+
+def _read_names(root: str, wnids: list[str]) -> tuple[str, ...]:
+    """Return the readable names of the classes."""
+    path = join_path(root, 'words.txt')
+    # The official file names all of WordNet.
+    rows = _read_table(path, num_columns=2)
+    for wnid in wnids:
+        if wnid not in rows:
+            raise ConfigError(f'{path}: has no line for {wnid}; {UNPACK_AGAIN}')
+    return tuple(rows[wnid][1] for wnid in wnids)
+
+
+def _list_train(root: str, wnids: list[str]) -> list[dict]:
+    """Return the training images class by class."""
+    data_list = []
+    for label, wnid in enumerate(wnids):
+        folder = join_path(root, 'train', wnid, 'images')
+        names = [name for name in _list_images(folder) if name.startswith(f'{wnid}_')]
+        # By number: _2 before _10.
+        names.sort(key=lambda name: (len(name), name))
+        data_list += [{'img_path': f'{folder}/{name}', 'gt_label': label} for name in names]
+    return data_list
+
+
+def _list_val(root: str, wnids: list[str]) -> list[dict]:
+    """Return the validation images in the order of their annotations."""
+    path = join_path(root, 'val', 'val_annotations.txt')
+    folder = join_path(root, 'val', 'images')
+    # One listing instead of a look for every file. It holds plain names only, so an annotation that
+    # points elsewhere is absent.
+    present = set(_list_images(folder))
+    label_of = {wnid: label for label, wnid in enumerate(wnids)}
+    data_list = []
+    for name, (_, wnid, *_) in _read_table(path, num_columns=2).items():
+        if wnid not in label_of:
+            raise ConfigError(
+                f'{path}: gives {name!r} the class {wnid!r}, which is not in wnids.txt; '
+                f'{UNPACK_AGAIN}'
+            )
+        if name not in present:
+            raise ConfigError(
+                f'{path}: names {name!r}, which is not among the {len(present)} images in '
+                f'{folder}; {UNPACK_AGAIN}'
+            )
+        data_list.append({'img_path': f'{folder}/{name}', 'gt_label': label_of[wnid]})
+    return data_list
+
+
+def _list_images(folder: str) -> list[str]:
+    """Return the names of the images in a folder, in no order."""
+    try:
+        return list(list_dir_or_file(folder, list_dir=False, suffix='.JPEG'))
+    except OSError as error:
+        raise ConfigError(
+            f'{folder}: cannot be listed ({error.strerror or error}); {UNPACK_AGAIN}'
+        ) from error
+
+
+def _read_table(path: str, num_columns: int) -> dict[str, list[str]]:
+    """Return the columns of each line, tab-separated, by the first, which must not repeat."""
+    try:
+        lines = get_text(path).splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f'{path}: cannot be read ({error}); {UNPACK_AGAIN}') from error
+    rows = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        row = [column.strip() for column in line.split('\t')]
+        if len(row) < num_columns:
+            raise ConfigError(
+                f'{path}: line {number} is {line!r}, should have {num_columns} columns or more '
+                f'with tabs between; {UNPACK_AGAIN}'
+            )
+        if row[0] in rows:
+            raise ConfigError(
+                f'{path}: line {number} repeats {row[0]!r}, should be there once; {UNPACK_AGAIN}'
+            )
+        rows[row[0]] = row
+    return rows
