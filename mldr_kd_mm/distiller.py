@@ -16,14 +16,16 @@ from torch import Tensor, nn
 from mldr_kd_mm.classifiers import build_classifier, nest
 from mldr_kd_mm.comparison import STAGE_LOGITS, Comparison
 from mldr_kd_mm.errors import ConfigError
+from mldr_kd_mm.layout import Layout
 from mldr_kd_mm.normalization import Renormalize
 from mldr_kd_mm.recorder import FeatureRecorder
 from mldr_kd_mm.registry import MODELS
-from mldr_kd_mm.stages import STAGES
+from mldr_kd_mm.stages import STAGES, fixed_size, stage_layout
 from mldr_kd_mm.teacher import Teacher
 
 _NECK_OUTPUTS = (STAGE_LOGITS, 'fused_logits')
 _FUSION_WEIGHTS = 'fusion_weights'
+_STAGE = re.compile(r'stage\d+')
 
 
 @MODELS.register_module()
@@ -51,11 +53,13 @@ class Distiller(BaseClassifier):
             what the teacher's own config gives (``init_cfg``, or timm's ``pretrained=True``).
         teacher_recorder: Config of the teacher's :class:`FeatureRecorder`.
         student_recorder: Config of the student's.
-        neck: Config of a neck, for instance ``dict(type='MSDFNeck')``. Its widths and its number of
-            classes are found by running the student once, unless they are given.
-        input_size: (3, H, W) of the student's images.
+        neck: Config of a neck, for instance ``dict(type='MSDFNeck')``. Its widths, its grids of
+            tokens and its number of classes are found by running the student once, unless they are
+            given.
+        input_size: (3, H, W) of the student's images. None: what the student's config fixes
+            (``img_size``), else 224 x 224.
         teacher_input_size: (3, H, W) of the teacher's images. None: what the teacher's config
-            declares (``img_size``), else that of the batch.
+            fixes, else that of the batch.
         data_preprocessor: What mmpretrain's ClsDataPreprocessor takes.
 
     Raises:
@@ -72,7 +76,7 @@ class Distiller(BaseClassifier):
         teacher_recorder: dict | None = None,
         student_recorder: dict | None = None,
         neck: dict | None = None,
-        input_size: Sequence[int] = (3, 224, 224),
+        input_size: Sequence[int] | None = None,
         teacher_input_size: Sequence[int] | None = None,
         data_preprocessor: dict | None = None,
     ) -> None:
@@ -96,11 +100,14 @@ class Distiller(BaseClassifier):
             )
             self.losses = nn.ModuleList(Comparison(**loss) for loss in losses)
             _check_unique([comparison.name for comparison in self.losses])
+            size = tuple(input_size or (3, *(fixed_size(self.student) or (224, 224))))
+            if neck or any(name in STAGES for loss in self.losses for name in loss.student):
+                self.student_recorder.find_stages(self.student, size)
             self._stages = _stage_names(self.student_recorder) if neck else []
             self._teacher_names = sorted({loss.teacher for loss in self.losses})
             self._student_names = self._names_of_student(with_neck=neck is not None)
-            find_dim = neck is not None and neck.get('project_dim') is None
-            student_probe, teacher_probe = self._probe(input_size, with_feature=find_dim)
+            student_probe = self._probe_student(size)
+            teacher_probe = self._probe_teacher(size, neck)
             num_classes = student_probe['logits'].shape[-1]
             if 'logits' in self._teacher_names:
                 _check_classes(num_classes, teacher_probe['logits'].shape[-1])
@@ -144,13 +151,18 @@ class Distiller(BaseClassifier):
             Name -> scalar. mmengine sums those whose name has ``loss`` in it.
 
         Raises:
-            ConfigError: If a logit of the teacher is not finite.
+            ConfigError: If a logit of the teacher is not finite, or a batch of one image meets a
+                BatchNorm that cannot be trained on it.
         """
         teacher = self.teacher(self.to_teacher(inputs), self._teacher_names)
-        with self.student_recorder(self.student, self._student_names) as student:
-            losses = self.student.loss(inputs, data_samples)
+        _arrange(teacher, self._teacher_layouts)
+        with _refuse_one_image(inputs):
+            with self.student_recorder(self.student, self._student_names) as student:
+                losses = self.student.loss(inputs, data_samples)
+            _arrange(student, self._student_layouts)
+            if self.neck is not None:
+                student |= self.neck([student[stage] for stage in self._stages])._asdict()
         if self.neck is not None:
-            student |= self.neck([student[stage] for stage in self._stages])._asdict()
             weights = student[_FUSION_WEIGHTS].detach().mean((0, 2))
             losses |= {f'fusion_{s}': w for s, w in zip(self._stages, weights, strict=True)}
         for comparison in self.losses:
@@ -199,39 +211,71 @@ class Distiller(BaseClassifier):
         return sorted(needed)
 
     @torch.no_grad()
-    def _probe(
-        self, input_size: Sequence[int], with_feature: bool
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """What is recorded of the student and of the teacher for one empty image.
-
-        Args:
-            input_size: (3, H, W) of the image.
-            with_feature: Whether the teacher's penultimate feature is needed too.
-        """
+    def _probe_student(self, input_size: Sequence[int]) -> dict[str, Tensor]:
+        """What is recorded of the student for one empty image, and how it lies."""
         image = torch.zeros(1, *input_size)
         self.student.eval()
-        with self.student_recorder(self.student, self._student_names) as student:
+        with self.student_recorder(self.student, self._student_names) as record:
             self.student(image, mode='tensor')
         self.student.train()
-        teacher_names = {*self._teacher_names, *(['feature'] if with_feature else [])}
-        return student, self.teacher(image, teacher_names)
+        self._student_layouts = _layouts(self.student, record, image)
+        _arrange(record, self._student_layouts)
+        return record
+
+    @torch.no_grad()
+    def _probe_teacher(self, input_size: Sequence[int], neck: dict | None) -> dict[str, Tensor]:
+        """What is recorded of the teacher for that image, and how it lies."""
+        names = set(self._teacher_names)
+        if neck and neck.get('project_dim') is None and self._ends_in_a_map:
+            names.add('feature')
+        image = torch.zeros(1, *input_size)
+        record = self.teacher(image, names)
+        self._teacher_layouts = _layouts(self.teacher.model, record, self.teacher.resize(image))
+        _arrange(record, self._teacher_layouts)
+        return record
+
+    @property
+    def _ends_in_a_map(self) -> bool:
+        """Whether the paper's rule for the neck's width applies: it is made for feature maps."""
+        return self._student_layouts[self._stages[-1]].is_map
 
     @torch.no_grad()
     def _build_neck(
         self, config: dict, student: dict[str, Tensor], teacher: dict[str, Tensor]
     ) -> nn.Module:
         """Build the neck for what was probed, and run it once: it may refuse the features."""
-        features = [student[stage] for stage in self._stages]
-        in_channels = [feature.shape[1] for feature in features]
+        layouts = [self._student_layouts[stage] for stage in self._stages]
+        in_channels = [layout.channels for layout in layouts]
         found = dict(in_channels=in_channels, num_classes=student['logits'].shape[-1])
-        if 'feature' in teacher:
-            found['project_dim'] = max(in_channels[-1], teacher['feature'].shape[-1])
+        if not all(layout.is_map for layout in layouts):
+            found['grids'] = [None if layout.is_map else layout.grid for layout in layouts]
+        if 'feature' in teacher and self._ends_in_a_map:
+            found['project_dim'] = max(in_channels[-1], teacher['feature'].shape[1])
         given = {key: value for key, value in config.items() if value is not None}
         neck = MODELS.build({**found, **given})
         neck.eval()
-        neck(features)
+        neck([student[stage] for stage in self._stages])
         neck.train()
         return neck
+
+
+def _layouts(model: nn.Module, record: dict[str, Tensor], image: Tensor) -> dict[str, Layout]:
+    """How the recorded stages of a model lie in their tensors."""
+    size = tuple(image.shape[-2:])
+    return {
+        name: stage_layout(model, name, feature, size)
+        for name, feature in record.items()
+        if _STAGE.fullmatch(name)
+    }
+
+
+def _arrange(record: dict[str, Tensor], layouts: dict[str, Layout]) -> None:
+    """Bring what was recorded to one form: maps, tokens or (B, D), whatever the model has."""
+    for name, layout in layouts.items():
+        record[name] = layout.arrange(record[name])
+    # A few classifiers are 1x1 convolutions.
+    if 'feature' in record:
+        record['feature'] = record['feature'].flatten(1)
 
 
 def _with_preprocessor(classifier: dict, shared: dict) -> dict:
@@ -254,7 +298,7 @@ def _check_unique(names: list[str]) -> None:
 
 
 def _stage_names(recorder: FeatureRecorder) -> list[str]:
-    names = [name for name in recorder.names if re.fullmatch(r'stage\d+', name)]
+    names = [name for name in recorder.names if _STAGE.fullmatch(name)]
     if not names:
         raise ConfigError(
             f'student_recorder: taps={recorder.taps!r}: the neck needs taps named stage1, stage2, '
@@ -269,6 +313,20 @@ def _own_rng(model: nn.Module) -> Iterator[None]:
     devices = {p.device for p in model.parameters() if p.is_cuda}
     with torch.random.fork_rng(devices):
         yield
+
+
+@contextmanager
+def _refuse_one_image(inputs: Tensor) -> Iterator[None]:
+    """Say what torch means where BatchNorm has one value a channel."""
+    try:
+        yield
+    except ValueError as error:
+        if len(inputs) > 1 or 'more than 1 value per channel' not in str(error):
+            raise
+        raise ConfigError(
+            'batch_size=1: BatchNorm cannot be trained on one image: must be 2 or more, and '
+            'train_dataloader.drop_last=True leaves out a last batch of one'
+        ) from error
 
 
 def _check_labels(_: nn.Module, args: tuple, num_classes: int) -> None:

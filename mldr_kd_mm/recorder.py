@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mldr_kd_mm.errors import ConfigError
+from mldr_kd_mm.layout import tensors_of
 from mldr_kd_mm.registry import MODELS
 from mldr_kd_mm.stages import INPUT, STAGES, feature_tap, logits_tap, stage_taps
 
@@ -33,7 +34,8 @@ class FeatureRecorder:
 
     Args:
         taps: Name -> dotted path of the module whose output is recorded; ``:input`` after the path
-            records its first input. ``'stages'`` finds ``stage1`` ... ``stage4``, see
+            records its first input, ``:1`` the second of several tensors that it gives.
+            ``'stages'`` finds ``stage1`` ... ``stage4`` of the first model that is recorded, see
             :func:`mldr_kd_mm.stages.stage_taps`. Beside these, ``logits`` and ``feature`` (the
             penultimate feature) can be asked for by name.
 
@@ -54,6 +56,19 @@ class FeatureRecorder:
         """All names that can be asked for."""
         configured = STAGES if self.taps == 'stages' else tuple(self.taps)
         return tuple(dict.fromkeys((*_KNOWN, *configured)))
+
+    def find_stages(self, model: nn.Module, input_size: Sequence[int] | None = None) -> None:
+        """Replace ``taps='stages'`` by the stages of a model; other taps stay.
+
+        Args:
+            model: The model.
+            input_size: (3, H, W) of its images. None: what its config fixes, else 224 x 224.
+
+        Raises:
+            ConfigError: If no stages are found.
+        """
+        if self.taps == 'stages':
+            self.taps = stage_taps(model, input_size)
 
     @contextmanager
     def __call__(
@@ -95,9 +110,9 @@ class FeatureRecorder:
                 )
 
     def _paths(self, model: nn.Module, names: Collection[str] | None) -> dict[str, str]:
+        if names is None or set(names) & set(STAGES):
+            self.find_stages(model)
         taps = {} if self.taps == 'stages' else self.taps
-        if self.taps == 'stages' and (names is None or set(names) & set(STAGES)):
-            taps = stage_taps(model)
         if names is None:
             return taps
         unknown = [name for name in names if name not in self.names]
@@ -110,7 +125,7 @@ class FeatureRecorder:
 @torch.compiler.disable
 def _attach(model, name, path, record, versions):
     """Hook the module at a path so that it writes into the record."""
-    module_path = path.removesuffix(INPUT)
+    module_path, _, item = path.partition(':')
     try:
         module = model.get_submodule(module_path)
     except AttributeError:
@@ -120,15 +135,16 @@ def _attach(model, name, path, record, versions):
 
     @torch.compiler.disable
     def keep(value) -> None:
-        if isinstance(value, (tuple, list)) and len(value) == 1:
-            value = value[0]
-        if not isinstance(value, Tensor):
+        tensors = tensors_of(value)
+        if item.isdigit() and int(item) < len(tensors):
+            tensors = [tensors[int(item)]]
+        if len(tensors) != 1:
             raise ConfigError(
-                f'taps: {name}={path!r} gives a {type(value).__name__}: must be a module that '
-                'gives one tensor'
+                f'taps: {name}={path!r} gives {_describe(value, tensors)}: must be one tensor, or '
+                f"one of several, as in '{module_path}:0'"
             )
-        record[name] = value
-        versions[name] = 0 if value.is_inference() else value._version
+        record[name] = tensors[0]
+        versions[name] = 0 if tensors[0].is_inference() else tensors[0]._version
 
     if path.endswith(INPUT):
         return module.register_forward_pre_hook(
@@ -137,7 +153,11 @@ def _attach(model, name, path, record, versions):
     return module.register_forward_hook(lambda _, args, output: keep(output))
 
 
+def _describe(value, tensors) -> str:
+    return f'{len(tensors)} tensors' if tensors else f'a {type(value).__name__}'
+
+
 def _near(model: nn.Module, path: str) -> str:
     paths = [name for name, _ in model.named_modules() if name]
-    near = get_close_matches(path.removesuffix(INPUT), paths, n=4, cutoff=0.5)
+    near = get_close_matches(path.partition(':')[0], paths, n=4, cutoff=0.5)
     return f'near: {", ".join(near or paths[:4])}'

@@ -353,10 +353,19 @@ class TestBadInput:
         with pytest.raises(ConfigError, match="taps='stages'"):
             MODELS.build(mldr(student_recorder=dict(type='FeatureRecorder', taps=dict(x='head'))))
 
-    def test_student_of_tokens(self):
+    def test_stages_that_the_neck_was_not_made_for(self):
         """Found when the model is built, not at the first batch."""
-        with pytest.raises(ConfigError, match=r'must be maps \(B, C, H, W\)'):
-            MODELS.build(mldr(student=vit()))
+        with pytest.raises(
+            ConfigError, match=r'grids=\(None, None, None, None\): .* \(1, 17, 32\)'
+        ):
+            MODELS.build(mldr(student=vit(), neck=dict(type='MSDFNeck', grids=[None] * 4)))
+
+    def test_stage_without_a_grid(self):
+        taps = dict(stage1='backbone.layer1', stage2='backbone.layer2', stage3='neck')
+        with pytest.raises(
+            ConfigError, match=r'stage3 of ImageClassifier.*shape \(1, 64\): must be'
+        ):
+            MODELS.build(mldr(student_recorder=dict(type='FeatureRecorder', taps=taps)))
 
     def test_unknown_tap(self):
         taps = {'stage1': 'backbone.layr1'}
@@ -377,6 +386,10 @@ class TestBadInput:
         torch.nn.init.constant_(distiller.teacher.model.head.layers.head.bias, float('nan'))
         with pytest.raises(ConfigError, match='teacher logits: 8 of 8 samples are not finite'):
             losses_of(distiller)
+
+    def test_batch_of_one(self):
+        with pytest.raises(ConfigError, match='batch_size=1: .*drop_last=True'):
+            losses_of(build(mldr(student=timm_resnet())), batch(1))
 
     @pytest.mark.parametrize('weight', [-1, [1, 2], [1, 2, -3], float('nan')])
     def test_weight(self, weight):

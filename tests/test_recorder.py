@@ -271,17 +271,17 @@ class TestErrors:
     @pytest.mark.parametrize(
         ('output', 'kind'),
         [
-            (lambda *pair: pair, 'tuple'),
-            (lambda *pair: list(pair), 'list'),
-            (lambda *pair: dict(x=pair[0]), 'dict'),
-            (lambda *pair: ((pair[0],),), 'tuple'),
-            (lambda *pair: None, 'NoneType'),
+            (lambda *pair: pair, '2 tensors'),
+            (lambda *pair: list(pair), '2 tensors'),
+            (lambda *pair: dict(x=pair[0]), 'a dict'),
+            (lambda *pair: ((pair[0],),), 'a tuple'),
+            (lambda *pair: None, 'a NoneType'),
         ],
     )
     @pytest.mark.parametrize('path', ['out', 'out:input'])
     def test_what_is_no_tensor(self, output, kind, path):
         message = refuses(FeatureRecorder(dict(a=path)), Twice(output), torch.ones(1, 3))
-        assert message.startswith(f"taps: a='{path}' gives a {kind}: must be")
+        assert message.startswith(f"taps: a='{path}' gives {kind}: must be")
 
     @pytest.mark.parametrize('names', [['act', 'other'], ['stage1']])
     def test_a_name_that_nobody_records(self, names, model, images):

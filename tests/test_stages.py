@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers import NUM_CLASSES
+from mmengine.logging import MMLogger
 from mmpretrain.models import MobileNetV2
 from torch import nn
 from torch.testing import assert_close
 
 from mldr_kd_mm import ConfigError, FeatureRecorder
 from mldr_kd_mm.registry import MODELS
-from mldr_kd_mm.stages import INPUT, STAGES, feature_tap, input_size, logits_tap, stage_taps
+from mldr_kd_mm.stages import INPUT, STAGES, feature_tap, fixed_size, logits_tap, stage_taps
 
 
 def classifier(width: int, **backbone) -> dict:
@@ -55,6 +56,13 @@ LENET = dict(
     head=dict(type='ClsHead'),
 )
 
+# It pools by itself.
+CONVNEXT = dict(
+    type='ImageClassifier',
+    backbone=dict(type='ConvNeXt', arch='atto'),
+    head=dict(type='LinearClsHead', num_classes=NUM_CLASSES, in_channels=320),
+)
+
 # Config, widths of the stages, their strides: METHOD's taps of OFA-KD and MLDR-KD.
 CNNS = {
     'resnet18': (classifier(512, type='ResNet', depth=18), [64, 128, 256, 512], [4, 8, 16, 32]),
@@ -69,6 +77,22 @@ CNNS = {
         classifier(1280, type='MobileNetV2_CIFAR'),
         [24, 32, 96, 1280],
         [1, 2, 4, 8],
+    ),
+    'mobilenet_v3': (
+        classifier(576, type='MobileNetV3', arch='small'),
+        [16, 24, 48, 576],
+        [4, 8, 16, 32],
+    ),
+    'convnext': (CONVNEXT, [40, 80, 160, 320], [4, 8, 16, 32]),
+    'densenet': (
+        classifier(1024, type='DenseNet', arch='121'),
+        [256, 512, 1024, 1024],
+        [4, 8, 16, 32],
+    ),
+    'hrnet': (
+        classifier(256, type='HRNet', arch='w32'),
+        [32, 64, 128, 256],
+        [4, 8, 16, 32],
     ),
     'timm resnet18': (timm('resnet18'), [64, 128, 256, 512], [4, 8, 16, 32]),
     'timm convnext_atto': (timm('convnext_atto'), [40, 80, 160, 320], [4, 8, 16, 32]),
@@ -151,9 +175,7 @@ def test_a_subclass_is_of_the_family():
     class Other(MobileNetV2):
         pass
 
-    model = nn.Module()
-    model.backbone = Other()
-    assert list(stage_taps(model)) == list(STAGES)
+    assert stage_taps(Other()) == stage_taps(MobileNetV2())
 
 
 def test_logits_and_feature(model):
@@ -175,24 +197,150 @@ def test_logits_of_any_other_model():
     assert feature_tap(nn.Sequential(nn.Linear(3, 2), nn.ReLU())) == '0:input'
 
 
-class TestErrors:
+class TestFewerStages:
     @pytest.mark.parametrize(
-        ('make', 'name'),
-        [
-            (lambda: nn.Sequential(nn.Conv2d(3, 8, 3)), 'Sequential'),
-            (lambda: MODELS.build(vit(depth=3)), 'ImageClassifier(VisionTransformer)'),
-            (lambda: MODELS.build(small_timm_vit(depth=3)), 'TimmClassifier(VisionTransformer)'),
-            (lambda: MODELS.build(LENET), 'ImageClassifier(LeNet5)'),
-        ],
-        ids=['no classifier', 'three blocks', 'three blocks of timm', 'unknown backbone'],
+        ('config', 'count'),
+        [(vit(3), 3), (small_timm_vit(2), 2), (timm('levit_128s'), 3), (timm('nest_tiny'), 3)],
+        ids=['vit', 'timm vit', 'levit', 'nest'],
     )
-    def test_unknown_stages(self, make, name):
+    def test_what_there_is(self, config, count):
+        taps = stage_taps(MODELS.build(config))
+        assert list(taps) == list(STAGES[:count])
+        assert len(set(taps.values())) == count
+
+    def test_is_said(self, tmp_path):
+        log = tmp_path / 'log'
+        MMLogger.get_instance('fewer-stages', log_file=str(log))
+        stage_taps(MODELS.build(vit(3)))
+        assert "taps='stages': ImageClassifier(VisionTransformer) has 3: " in log.read_text()
+
+
+class TwoStreams(nn.Module):
+    """Gives a map and tokens from each block, as Conformer and TNT do."""
+
+    class Block(nn.Module):
+        def __init__(self, stride):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 3, stride, padding=1)
+
+        def forward(self, pair):
+            return self.conv(pair[0]), pair[1]
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(self.Block(stride) for stride in (1, 2, 2, 2))
+
+    def forward(self, image):
+        pair = image, image.new_zeros(1, 5)
+        for layer in self.layers:
+            pair = layer(pair)
+        return pair[0].mean((2, 3))
+
+
+def test_one_of_several_tensors():
+    model = TwoStreams()
+    taps = stage_taps(model)
+    assert list(taps.values()) == [f'layers.{i}:0' for i in range(4)]
+    with FeatureRecorder(taps)(model) as record:
+        model(torch.zeros(1, 3, 32, 32))
+    assert record['stage4'].shape == (1, 3, 4, 4)
+
+
+def test_what_is_rewritten_in_place_is_no_stage():
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 3, 3, 2, padding=1) for _ in range(4)), nn.Conv2d(3, 3, 1), nn.ReLU(True)
+    )
+    assert list(stage_taps(model).values()) == ['0', '1', '2', '5']
+
+
+class TestSideEffects:
+    def test_modes_and_statistics_stay(self):
+        model = MODELS.build(CNNS['resnet18'][0])
+        model.backbone.layer2.eval()
+        before = {name: module.training for name, module in model.named_modules()}
+        state = {name: value.clone() for name, value in model.state_dict().items()}
+        stage_taps(model)
+        assert {name: module.training for name, module in model.named_modules()} == before
+        assert_close(model.state_dict(), state, rtol=0, atol=0)
+        assert all(not module._forward_hooks for module in model.modules())
+
+
+class TestErrors:
+    def test_no_stages(self):
+        class Flat(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.trunk = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 8))
+                self.head = nn.Linear(8, 2)
+
+            def forward(self, image):
+                return self.head(self.trunk(image))
+
         with pytest.raises(ConfigError) as caught:
-            stage_taps(make())
-        message = str(caught.value)
-        assert message.startswith(f"taps='stages': the stages of {name} are not known: ")
-        assert "taps=dict(stage1='" in message
-        assert '\n' not in message
+            stage_taps(Flat(), (3, 32, 32))
+        first, *tree = str(caught.value).splitlines()
+        assert first.startswith(
+            "taps='stages': no stages are found in Flat: name them, as in taps="
+        )
+        assert [line.strip() for line in tree] == [
+            'trunk: Sequential',
+            'trunk.0: Flatten',
+            'trunk.1: Linear',
+            'head: Linear',
+        ]
+
+    def test_depth_of_the_tree(self):
+        """Two levels of the backbone, whatever it is wrapped in."""
+
+        class Flat(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.backbone = nn.Sequential(nn.Flatten(), nn.Sequential(nn.ReLU(), nn.ReLU()))
+                self.backbone[1].append(nn.Sequential(nn.Linear(3, 3)))
+
+            def forward(self, image):
+                return image.mean((2, 3))
+
+        with pytest.raises(ConfigError) as caught:
+            stage_taps(Flat(), (3, 32, 32))
+        paths = [line.split(':')[0].strip() for line in str(caught.value).splitlines()[1:]]
+        assert paths == [
+            'backbone',
+            'backbone.0',
+            'backbone.1',
+            *(f'backbone.1.{i}' for i in range(3)),
+        ]
+
+    @pytest.mark.parametrize(
+        ('backbone', 'indices'),
+        [
+            (dict(type='SwinTransformer', arch='tiny'), (0, 1, 2, 3)),
+            (dict(type='ConvNeXt', arch='atto'), (1, 3)),
+            (dict(type='ResNet', depth=18), (2,)),
+        ],
+        ids=['swin', 'convnext', 'resnet'],
+    )
+    def test_out_indices(self, backbone, indices):
+        model = MODELS.build(dict(backbone, out_indices=indices))
+        with pytest.raises(ConfigError) as caught:
+            stage_taps(model)
+        assert str(caught.value).startswith(f'out_indices={indices}: must be the last stage, 3, ')
+
+    def test_harmless_out_indices(self):
+        """A ResNet's outputs have no parameters of their own."""
+        config = classifier(512, type='ResNet', depth=18, out_indices=(0, 1, 2, 3))
+        assert list(stage_taps(MODELS.build(config))) == list(STAGES)
+
+    @pytest.mark.parametrize(
+        ('config', 'size'),
+        [(LENET, (3, 32, 32)), (small_timm_vit(4), (3, 40, 48))],
+        ids=['channels', 'size'],
+    )
+    def test_image_that_does_not_fit(self, config, size):
+        with pytest.raises(ConfigError) as caught:
+            stage_taps(MODELS.build(config), size)
+        assert str(caught.value).startswith(f'input_size={size}: ')
+        assert '\n' not in str(caught.value)
 
     @pytest.mark.parametrize(
         ('make', 'name'),
@@ -236,5 +384,5 @@ class TestErrors:
         'timm convnext',
     ],
 )
-def test_input_size(config, size):
-    assert input_size(MODELS.build(config)) == size
+def test_fixed_size(config, size):
+    assert fixed_size(MODELS.build(config)) == size

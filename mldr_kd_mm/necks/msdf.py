@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from mldr_kd_mm.errors import ConfigError
-from mldr_kd_mm.necks.projectors import map_projector
+from mldr_kd_mm.necks.projectors import map_projector, token_projector
 from mldr_kd_mm.registry import MODELS
 
 
@@ -29,30 +30,34 @@ class MSDFOutput(NamedTuple):
 class MSDFNeck(BaseModule):
     """Projects the stages of a student to logits and fuses them with learned weights.
 
-    A projector brings stage s of S to a descriptor of ``project_dim`` channels, through S - s
-    blocks that halve the resolution, and a linear layer makes its logits. One gate, shared by the
-    stages, scores each class of each descriptor; a softmax of the scores over the stages gives the
-    weights of the fusion.
+    A projector brings stage s of S to a descriptor of ``project_dim`` channels, a map through S - s
+    convolutional blocks that halve the resolution, tokens through merges of neighbours and
+    transformer blocks, and a linear layer makes its logits. One gate, shared by the stages, scores
+    each class of each descriptor; a softmax of the scores over the stages gives the weights of the
+    fusion.
 
     Source: MLDR-KD (arXiv 2502.06189), section "Multi-Scale Dynamic Fusion", and the authors'
-    release.
+    release; the projectors of tokens, which it lacks, are OFA-KD's.
 
     Args:
-        in_channels: Width of each stage's feature map, from the first to the last. The Distiller
-            finds it when it is None.
-        project_dim: Width of the descriptors. None: the width of the last stage; the Distiller
-            takes the teacher's final width where that is larger, as the paper does.
+        in_channels: Width of each stage's feature, from the first to the last. The Distiller finds
+            it when it is None.
+        project_dim: Width of the descriptors. None: the width of the last stage; if that is a map,
+            the Distiller takes the teacher's final width where it is larger, as the paper does.
+        grids: For each stage that gives tokens the (H, W) of their grid, for each that gives a map
+            None. None: all give maps. The Distiller finds it when it is None.
         num_classes: Number of classes C. The Distiller finds it when it is not given.
         gate_dim: Hidden width of the gate. None: 4C.
 
     Raises:
-        ConfigError: If a width is missing or not positive.
+        ConfigError: If a width is missing or not positive, or ``grids`` do not fit the stages.
     """
 
     def __init__(
         self,
         in_channels: Sequence[int] | None = None,
         project_dim: int | None = None,
+        grids: Sequence[tuple[int, int] | None] | None = None,
         *,
         num_classes: int,
         gate_dim: int | None = None,
@@ -68,15 +73,16 @@ class MSDFNeck(BaseModule):
         gate_dim = 4 * num_classes if gate_dim is None else gate_dim
         _check_positive(in_channels=min(in_channels), project_dim=project_dim, gate_dim=gate_dim)
         self.in_channels = tuple(in_channels)
+        self.grids = _check_grids(grids, len(in_channels))
         last = len(in_channels) - 1
         self.projectors = nn.ModuleList(
             nn.ModuleDict(
                 {
-                    'project': map_projector(channels, project_dim, num_blocks=last - stage),
+                    'project': _projector(channels, grid, project_dim, num_blocks=last - stage),
                     'classifier': nn.Linear(project_dim, num_classes),
                 }
             )
-            for stage, channels in enumerate(in_channels)
+            for stage, (channels, grid) in enumerate(zip(in_channels, self.grids, strict=True))
         )
         self.gate = nn.Sequential(
             nn.Linear(project_dim, gate_dim), nn.GELU(), nn.Linear(gate_dim, num_classes)
@@ -87,13 +93,14 @@ class MSDFNeck(BaseModule):
         """Project and fuse.
 
         Args:
-            features: One map (B, C_s, H_s, W_s) a stage, from the first to the last.
+            features: From the first stage to the last, a map (B, C_s, H_s, W_s) or tokens
+                (B, H_s * W_s, C_s) each, the class token, if there is one, before the others.
 
         Returns:
             The logits of the stages, the fused logits and the weights of the fusion.
 
         Raises:
-            ConfigError: If number or widths of the features are not those of ``in_channels``.
+            ConfigError: If the features are not of the number, widths and grids that were given.
         """
         self._check(features)
         descriptors = torch.stack(
@@ -114,11 +121,45 @@ class MSDFNeck(BaseModule):
 
     def _check(self, features: Sequence[Tensor]) -> None:
         shapes = [tuple(feature.shape) for feature in features]
-        if any(len(shape) != 4 for shape in shapes):
-            raise ConfigError(f'features: shapes {shapes}: must be maps (B, C, H, W)')
-        widths = tuple(shape[1] for shape in shapes)
+        if any(len(shape) not in (3, 4) for shape in shapes):
+            raise ConfigError(
+                f'features: shapes {shapes}: must be maps (B, C, H, W) or tokens (B, N, C)'
+            )
+        widths = tuple(shape[1 if len(shape) == 4 else 2] for shape in shapes)
         if widths != self.in_channels:
             raise ConfigError(f'in_channels={self.in_channels}: the features have widths {widths}')
+        for grid, shape in zip(self.grids, shapes, strict=True):
+            if (grid is None) != (len(shape) == 4):
+                raise ConfigError(
+                    f'grids={self.grids}: the shapes are {shapes}: must have (H, W) for tokens '
+                    '(B, N, C), None for a map (B, C, H, W)'
+                )
+            if grid and shape[1] - math.prod(grid) not in (0, 1):
+                raise ConfigError(
+                    f'grids={self.grids}: {grid} makes {math.prod(grid)} tokens, beside a class '
+                    f'token or not; the feature has {shape[1]}'
+                )
+
+
+def _projector(
+    channels: int, grid: tuple[int, int] | None, project_dim: int, num_blocks: int
+) -> nn.Module:
+    if grid is None:
+        return map_projector(channels, project_dim, num_blocks)
+    return token_projector(grid, channels, project_dim, num_blocks)
+
+
+def _check_grids(
+    grids: Sequence[Sequence[int] | None] | None, num_stages: int
+) -> tuple[tuple[int, int] | None, ...]:
+    if grids is None:
+        return (None,) * num_stages
+    pairs = [grid for grid in grids if grid is not None]
+    if len(grids) != num_stages or not all(len(p) == 2 and min(p) > 0 for p in pairs):
+        raise ConfigError(
+            f'grids={grids!r}: must have, for each of {num_stages} stages, (H, W) or None for a map'
+        )
+    return tuple(grid and tuple(grid) for grid in grids)
 
 
 def _check_positive(**fields: int) -> None:
@@ -132,4 +173,5 @@ def _init(module: nn.Module) -> None:
         nn.init.kaiming_normal_(module.weight, mode='fan_out')
     elif isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

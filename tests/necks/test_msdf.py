@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from timm.models.vision_transformer import Block
 from torch import nn
 from torch.testing import assert_close
 
@@ -174,8 +175,55 @@ class TestErrors:
         message = self.message(lambda: neck(maps(widths, [4] * len(widths))))
         assert message == f'in_channels=(4, 8): the features have widths {found}'
 
-    def test_tokens(self):
-        neck = MSDFNeck(in_channels=[4, 8], num_classes=5)
-        message = self.message(lambda: neck([torch.zeros(2, 4, 3, 3), torch.zeros(2, 17, 8)]))
-        assert '(2, 17, 8)' in message
-        assert 'must be maps (B, C, H, W)' in message
+    @pytest.mark.parametrize(
+        ('features', 'grids', 'reason'),
+        [
+            ([(2, 4, 3, 3), (2, 17, 8)], None, 'must have (H, W) for tokens'),
+            ([(2, 4, 3, 3), (2, 8, 4, 4)], [None, (4, 4)], 'None for a map (B, C, H, W)'),
+            ([(2, 4, 3, 3), (2, 18, 8)], [None, (4, 4)], '(4, 4) makes 16 tokens'),
+            ([(2, 4, 3, 3), (2, 15, 8)], [None, (4, 4)], 'the feature has 15'),
+            ([(2, 4), (2, 16, 8)], [None, (4, 4)], 'must be maps (B, C, H, W) or tokens'),
+        ],
+        ids=['tokens', 'map', 'too many tokens', 'too few tokens', 'neither'],
+    )
+    def test_other_forms_than_its_own(self, features, grids, reason):
+        neck = MSDFNeck(in_channels=[4, 8], num_classes=5, grids=grids)
+        message = self.message(lambda: neck([torch.zeros(shape) for shape in features]))
+        assert reason in message
+
+    @pytest.mark.parametrize('grids', [[None], [(4, 4), (2,)], [(4, 4), (0, 2)]])
+    def test_grids(self, grids):
+        message = self.message(lambda: MSDFNeck(in_channels=[4, 8], num_classes=5, grids=grids))
+        assert message.startswith(f'grids={grids!r}: must have, for each of 2 stages, (H, W)')
+
+
+class TestTokens:
+    @pytest.mark.parametrize('class_token', [0, 1])
+    def test_every_parameter_and_stage_is_trained(self, class_token):
+        grids = [(28, 28), (14, 14), (7, 7), (7, 7)]
+        neck = MSDFNeck([8, 12, 16, 16], num_classes=5, grids=grids)
+        features = [
+            torch.randn(2, class_token + height * width, channels, requires_grad=True)
+            for channels, (height, width) in zip(neck.in_channels, grids, strict=True)
+        ]
+        output = neck(features)
+        assert output.stage_logits.shape == (4, 2, 5)
+        output.fused_logits.square().sum().backward()
+        gradients = {name: p.grad for name, p in neck.named_parameters()}
+        gradients |= {f'stage{i + 1}': feature.grad for i, feature in enumerate(features)}
+        gradients.pop('gate.2.bias')
+        assert [name for name, grad in gradients.items() if grad is None or not grad.any()] == []
+
+    def test_maps_and_tokens_in_one_student(self):
+        neck = MSDFNeck([8, 16], num_classes=5, grids=[None, (3, 5)])
+        output = neck([torch.randn(2, 8, 6, 10), torch.randn(2, 16, 16)])
+        assert output.fused_logits.shape == (2, 5)
+
+    def test_blocks(self):
+        """METHOD.md: max(4 - s, 1) transformer blocks at stage s."""
+        neck = MSDFNeck([8] * 4, num_classes=5, grids=[(4, 4)] * 4)
+        counts = [
+            sum(isinstance(module, Block) for module in projector['project'])
+            for projector in neck.projectors
+        ]
+        assert counts == [3, 2, 1, 1]

@@ -7,7 +7,13 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from mldr_kd_mm.necks.projectors import map_projector, separable_conv
+from mldr_kd_mm.necks.projectors import (
+    TokenMerging,
+    TokenPool,
+    map_projector,
+    separable_conv,
+    token_projector,
+)
 
 
 def convolutions(module: nn.Module) -> list[nn.Conv2d]:
@@ -68,3 +74,71 @@ class TestMapProjector:
         (weight,) = projector.parameters()
         x = torch.randn(2, 4, 5, 3)
         assert_close(projector(x), x.mean((2, 3)) @ weight.flatten(1).T)
+
+
+def numbered(height, width, class_token=False):
+    """Tokens of width 1 that hold their number, row by row; a class token holds -1."""
+    patches = torch.arange(height * width, dtype=torch.float32).reshape(1, -1, 1)
+    return torch.cat([torch.full((1, 1, 1), -1.0), patches], 1) if class_token else patches
+
+
+class TestTokenMerging:
+    def merge(self, tokens, grid):
+        """Which tokens come together: the norm and the linear layer leave them as they are."""
+        merging = TokenMerging(grid, 1, 4)
+        merging.norm = torch.nn.Identity()
+        torch.nn.init.eye_(merging.reduction.weight)
+        return merging(tokens), merging.out_grid
+
+    def test_neighbours(self):
+        merged, grid = self.merge(numbered(2, 4), (2, 4))
+        assert grid == (1, 2)
+        assert merged[0].sort().values.tolist() == [[0, 1, 4, 5], [2, 3, 6, 7]]
+
+    def test_odd_sides_are_padded_with_zeros(self):
+        merged, grid = self.merge(numbered(3, 3) + 1, (3, 3))
+        assert grid == (2, 2)
+        found = merged[0].sort().values.tolist()
+        assert found == [[1, 2, 4, 5], [0, 0, 3, 6], [0, 0, 7, 8], [0, 0, 0, 9]]
+
+    def test_class_token_of_another_width(self):
+        merged, _ = self.merge(numbered(2, 2, class_token=True), (2, 2))
+        assert merged[0].tolist()[0] == [-1] * 4
+        assert merged.shape == (1, 2, 4)
+
+    def test_class_token_bypasses(self):
+        merging = TokenMerging((4, 4), 8, 8)
+        tokens = torch.randn(2, 17, 8)
+        merged = merging(tokens)
+        assert merged.shape == (2, 5, 8)
+        assert_close(merged[:, 0], tokens[:, 0], rtol=0, atol=0)
+        assert_close(merged[:, 1:], merging(tokens[:, 1:]), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize('class_token', [0, 1])
+@pytest.mark.parametrize(
+    ('grid', 'widths', 'merges'),
+    [
+        ((56, 56), (16, 32), 3),
+        ((14, 14), (32, 32), 1),
+        ((8, 8), (32, 32), 1),
+        ((7, 7), (32, 32), 0),
+        ((4, 4), (32, 32), 0),
+        ((7, 7), (16, 32), 1),  # of single tokens, for the width
+        ((16, 4), (16, 30), 2),
+        ((1, 1), (32, 32), 0),
+    ],
+    ids=str,
+)
+def test_token_projector(grid, widths, merges, class_token):
+    project = token_projector(grid, *widths, num_blocks=2)
+    assert sum(isinstance(module, TokenMerging) for module in project) == merges
+    tokens = torch.randn(3, class_token + grid[0] * grid[1], widths[0])
+    assert project(tokens).shape == (3, widths[1])
+
+
+def test_what_is_pooled():
+    pool = TokenPool(num_patches=4)
+    tokens = torch.randn(2, 5, 3)
+    assert_close(pool(tokens), tokens[:, 0], rtol=0, atol=0)
+    assert_close(pool(tokens[:, 1:]), tokens[:, 1:].mean(1))
