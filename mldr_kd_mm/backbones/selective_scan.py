@@ -1,0 +1,215 @@
+"""The selective scan, the recurrence of Mamba, in plain PyTorch or by mamba-ssm's kernel."""
+
+from __future__ import annotations
+
+import functools
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    z: Tensor,
+    delta_bias: Tensor,
+) -> Tensor:
+    r"""Scan a sequence of length L in one direction, with batch size b, width E and state size N.
+
+    With :math:`\Delta = \mathrm{softplus}(\mathtt{delta} + \mathtt{delta\_bias})`, for each sample
+    and each of the E channels:
+
+    .. math::
+        s_t = \exp(\Delta_t A) s_{t-1} + \Delta_t u_t B_t, \quad
+        y_t = (C_t \cdot s_t + D u_t) \cdot \mathrm{silu}(z_t)
+
+    On a GPU where mamba-ssm is installed its kernel runs. Everywhere else a loop over time does, in
+    float32 at least, whose backward computes the states again instead of keeping them: of the
+    states it saves one in about :math:`\sqrt{L}`. It can be differentiated once; a second time
+    is a RuntimeError.
+
+    Source: Mamba (arXiv 2312.00752), algorithm 2. The arguments are those of mamba-ssm's
+    ``selective_scan_fn`` with ``delta_softplus=True``.
+
+    Args:
+        u: The sequence, (b, E, L).
+        delta: Step sizes before bias and softplus, (b, E, L).
+        A: The logarithmic decay, below 0, (E, N).
+        B: Input weights, (b, N, L).
+        C: Output weights, (b, N, L).
+        D: Weights of the skip connection, (E,).
+        z: The gate, (b, E, L).
+        delta_bias: Added to ``delta``, (E,).
+
+    Returns:
+        y, (b, E, L), of the dtype of ``u``.
+    """
+    # The kernel has no float64.
+    kernel = mamba_kernel() if u.is_cuda and u.dtype != torch.float64 else None
+    if kernel is None:
+        return _SelectiveScan.apply(u, delta, A, B, C, D, z, delta_bias)
+    delta, B, C, z = (tensor.to(u.dtype) for tensor in (delta, B, C, z))
+    A, D, delta_bias = A.float(), D.float(), delta_bias.float()
+    return kernel(u, delta, A, B, C, D, z, delta_bias, delta_softplus=True)
+
+
+@functools.cache
+def mamba_kernel() -> Callable[..., Tensor] | None:
+    """mamba-ssm's ``selective_scan_fn``, or None, with a warning, where it does not import.
+
+    Call it only where there is a GPU: mamba-ssm never imports without one.
+    """
+    try:
+        # The Python half imports even where its binary is missing.
+        import selective_scan_cuda  # noqa: F401
+        from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
+    # A binary built for another torch or CUDA raises one of the latter two.
+    except (ImportError, OSError, RuntimeError) as error:
+        warnings.warn(
+            f'mamba-ssm does not import ({error}): the selective scan loops over time, slowly on a '
+            "GPU; requirements/mamba.txt says how to install 'mldr-kd[mamba]'",
+            stacklevel=2,
+        )
+        return None
+    return selective_scan_fn
+
+
+class _SelectiveScan(torch.autograd.Function):
+    """The loop, on time-major tensors (L, b, E) and a state (b, N, E).
+
+    Each step works on one state in place, which stays in the processor's cache. Slices of tensors
+    whose last dimension is time, as in the usual reference loop, are far slower.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Tensor) -> Tensor:
+        with torch.autocast(inputs[0].device.type, enabled=False):
+            y, starts = _forward(*_compute_dtype(inputs))
+        ctx.save_for_backward(*inputs, starts)
+        return y.to(inputs[0].dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        # `once_differentiable` would let a constant gradient pass, and lose the second derivative.
+        if torch.is_grad_enabled():
+            raise RuntimeError('selective_scan: can be differentiated once, not with create_graph')
+        *inputs, starts = ctx.saved_tensors
+        with torch.autocast(grad.device.type, enabled=False):
+            grads = _backward(grad.to(starts.dtype), starts, *_compute_dtype(inputs))
+        return tuple(grad.to(x.dtype) for grad, x in zip(grads, inputs, strict=True))
+
+
+def _compute_dtype(inputs: tuple[Tensor, ...]) -> list[Tensor]:
+    dtype = torch.promote_types(inputs[0].dtype, torch.float32)
+    return [tensor.to(dtype) for tensor in inputs]
+
+
+def _time_major(*tensors: Tensor) -> list[Tensor]:
+    """(b, E, L) -> (L, b, E)."""
+    return [tensor.permute(2, 0, 1).contiguous() for tensor in tensors]
+
+
+def _chunk_length(length: int) -> int:
+    """The number of steps for which one state is saved: few saved, and few recomputed at a time."""
+    return max(1, math.isqrt(length))
+
+
+def _step(
+    state: Tensor, decay: Tensor, delta: Tensor, du: Tensor, b: Tensor, A: Tensor, out: Tensor
+):
+    """Write the state after ``state`` to ``out`` and its decay to ``decay``, all (b, N, E)."""
+    torch.mul(delta.unsqueeze(1), A, out=decay).exp_()
+    torch.mul(state, decay, out=out).addcmul_(du.unsqueeze(1), b.unsqueeze(2))
+
+
+def _forward(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, bias: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The output, and the states before each chunk of steps, (chunks, b, N, E)."""
+    u, delta, B, C, z = _time_major(u, delta, B, C, z)
+    delta = F.softplus(delta + bias)
+    du, A = delta * u, A.T.contiguous()
+    (length, batch, width), chunk = u.shape, _chunk_length(len(u))
+    starts = u.new_empty(math.ceil(length / chunk), batch, len(A), width)
+    state = u.new_zeros(starts.shape[1:])
+    decay, y = torch.empty_like(state), torch.empty_like(u)
+    for t in range(length):
+        if t % chunk == 0:
+            starts[t // chunk] = state
+        _step(state, decay, delta[t], du[t], B[t], A, out=state)
+        torch.bmm(C[t].unsqueeze(1), state, out=y[t].unsqueeze(1))
+    y.addcmul_(D, u).mul_(F.silu(z))
+    return y.permute(1, 2, 0), starts
+
+
+def _backward(
+    grad: Tensor,
+    starts: Tensor,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    z: Tensor,
+    bias: Tensor,
+) -> tuple[Tensor, ...]:
+    """The gradients of ``_forward``'s arguments."""
+    grad, u, delta, B, C, z = _time_major(grad, u, delta, B, C, z)
+    gate, delta = torch.sigmoid(z), delta + bias
+    slope, delta = torch.sigmoid(delta), F.softplus(delta)  # of the softplus, and its value
+    grad_y = grad * gate * z
+    y, grad_du, grad_delta, grad_A, grad_B, grad_C = _backward_loop(
+        grad_y, starts, delta, delta * u, A.T.contiguous(), B, C
+    )
+    grad_z = grad * torch.addcmul(y, D, u) * gate * (1 + z * (1 - gate))
+    grad_delta = grad_delta.addcmul_(grad_du, u).mul_(slope)
+    grad_u = grad_du.mul_(delta).addcmul_(grad_y, D)
+    grad_D, grad_bias = (grad_y * u).sum((0, 1)), grad_delta.sum((0, 1))
+    grad_u, grad_delta, grad_B, grad_C, grad_z = (
+        tensor.permute(1, 2, 0) for tensor in (grad_u, grad_delta, grad_B, grad_C, grad_z)
+    )
+    return grad_u, grad_delta, grad_A.T, grad_B, grad_C, grad_D, grad_z, grad_bias
+
+
+def _backward_loop(
+    grad_y: Tensor, starts: Tensor, delta: Tensor, du: Tensor, A: Tensor, B: Tensor, C: Tensor
+) -> tuple[Tensor, ...]:
+    """Differentiate y_t = C_t s_t.
+
+    Returns:
+        y again, and the gradients of du, of delta where it decays the state, of A, B and C.
+    """
+    length, chunk = len(du), _chunk_length(len(du))
+    y, grad_du, grad_delta = (torch.empty_like(du) for _ in range(3))
+    grad_B, grad_C = torch.empty_like(B), torch.empty_like(C)
+    # `grad` is what comes from the steps after t; `grad_A` is summed over the samples at the end.
+    grad, grad_A = torch.zeros_like(starts[0]), torch.zeros_like(starts[0])
+    product = torch.empty_like(grad)
+    decays, states = grad.new_empty(chunk, *grad.shape), grad.new_empty(chunk + 1, *grad.shape)
+    for i in reversed(range(len(starts))):
+        times = range(i * chunk, min((i + 1) * chunk, length))
+        states[0] = starts[i]
+        for k, t in enumerate(times):
+            _step(states[k], decays[k], delta[t], du[t], B[t], A, out=states[k + 1])
+        for k, t in reversed(list(enumerate(times))):
+            state, column = states[k + 1], grad_y[t].unsqueeze(1)
+            torch.bmm(C[t].unsqueeze(1), state, out=y[t].unsqueeze(1))
+            torch.sum(torch.mul(state, column, out=product), 2, out=grad_C[t])
+            grad.addcmul_(column, C[t].unsqueeze(2))
+            torch.bmm(B[t].unsqueeze(1), grad, out=grad_du[t].unsqueeze(1))
+            torch.sum(torch.mul(grad, du[t].unsqueeze(1), out=product), 2, out=grad_B[t])
+            grad.mul_(decays[k])
+            torch.mul(grad, states[k], out=product)  # the gradient of delta_t * A
+            grad_A.addcmul_(product, delta[t].unsqueeze(1))
+            torch.sum(product.mul_(A), 1, out=grad_delta[t])
+    return y, grad_du, grad_delta, grad_A.sum(0), grad_B, grad_C
