@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from mmengine.logging import print_log
 from mmpretrain.models import BaseClassifier
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
@@ -219,6 +220,8 @@ class Distiller(BaseClassifier):
             self.student(image, mode='tensor')
         self.student.train()
         self._student_layouts = _layouts(self.student, record, image)
+        for name, layout in self._student_layouts.items():
+            print_log(f'student: {name}={self.student_recorder.taps[name]!r}: {layout}', 'current')
         _arrange(record, self._student_layouts)
         return record
 

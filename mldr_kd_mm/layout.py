@@ -32,6 +32,11 @@ class Layout(NamedTuple):
     class_token: int | None = None
     """The index of the class token among all N tokens, if there is one."""
 
+    def __str__(self) -> str:
+        """For instance 'BNC 384 @ 14x14 + 1', the last number being that of the other tokens."""
+        beside = f' + {self.num_prefix}' if self.num_prefix else ''
+        return f'{self.order} {self.channels} @ {self.grid[0]}x{self.grid[1]}{beside}'
+
     @property
     def is_map(self) -> bool:
         """Whether :meth:`arrange` gives a map; else it gives tokens."""

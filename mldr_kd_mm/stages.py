@@ -288,6 +288,8 @@ def _check_out_indices(backbone: nn.Module) -> None:
     depth = getattr(backbone, 'num_stages', None) or getattr(backbone, 'num_layers', None)
     if not isinstance(indices, (tuple, list)) or not isinstance(depth, int):
         return
+    if max(indices) >= depth:
+        return  # a few backbones count blocks, not stages
     *others, last = sorted(index % depth for index in indices)
     if last < depth - 1 or any(f'norm{index}' in backbone._modules for index in others):
         raise ConfigError(

@@ -327,6 +327,27 @@ def _scalars(work_dir):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+class TestTokens:
+    def test_a_grid_that_is_no_square(self):
+        student = vit()
+        student['backbone'].update(img_size=(16, 32), patch_size=4)
+        distiller = build(mldr(student=student, input_size=(3, 16, 32)))
+        assert distiller.neck.grids == ((4, 8),) * 4
+        data = batch()
+        data['inputs'] = data['inputs'][:, :, :16]
+        assert all(loss.isfinite() for loss in losses_of(distiller, data).values())
+
+    def test_width_of_the_neck(self):
+        """The student's own, whatever the teacher's: OFA-KD's rule, where the paper has none."""
+        distiller = build(mldr(teacher=timm_resnet(), student=vit()))
+        assert distiller.neck.projectors[0]['classifier'].in_features == 32
+
+    def test_size_that_the_student_fixes(self):
+        config = mldr(student=vit(img_size=48))
+        del config['input_size']
+        assert build(config).neck.grids == ((4, 4),) * 4
+
+
 class TestBadInput:
     def test_missing_teacher_checkpoint(self):
         with pytest.raises(

@@ -454,3 +454,16 @@ def test_logits_that_are_not_finite(config, value):
     inputs[1, 0] = inputs[3] = value
     message = refuses(ConfigError, lambda: teach(config())(inputs))
     assert message.startswith('teacher logits: 2 of 4 samples are not finite')
+
+
+def test_vision_mamba_as_its_authors_save_it(tmp_path):
+    """Under ``model``, beside an average, an optimizer and the command line."""
+    config = dict(
+        type='VisionMamba', img_size=32, patch_size=8, embed_dim=16, depth=2, num_classes=10
+    )
+    weights = MODELS.build(config).state_dict()
+    file = tmp_path / 'vim.pth.tar'
+    average = {name: torch.zeros_like(value) for name, value in weights.items()}
+    torch.save(dict(model=weights, model_ema=average, epoch=3, args=Namespace(lr=1e-5)), file)
+    teacher = Teacher(config, str(file), FeatureRecorder())
+    assert_close(teacher.model.state_dict(), weights, rtol=0, atol=0)

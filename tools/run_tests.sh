@@ -7,8 +7,11 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 core=(
     tests/test_registry.py
     tests/test_recorder.py
+    tests/test_layout.py
     tests/test_stages.py
+    tests/test_architectures.py
     tests/test_distiller.py
+    tests/backbones
     tests/losses
     tests/necks
 )

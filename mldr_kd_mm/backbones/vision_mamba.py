@@ -238,7 +238,7 @@ class _Mixer(nn.Module):
             steps = torch.empty_like(self.dt_proj.bias).uniform_(math.log(1e-3), math.log(0.1))
             steps = steps.exp().clamp(min=1e-4)
             self.dt_proj.bias.copy_(steps.expm1().log())
-            # As the authors' code leaves it, which initialises only the forward direction's.
+            # Zero in the authors' models, unlike the forward direction's.
             self.dt_proj_b.bias.zero_()
 
     def forward(self, tokens: Tensor) -> Tensor:

@@ -1,0 +1,106 @@
+"""Any family teaches any family; models of all styles serve as students by their names."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import batch, mldr
+from mmpretrain.models import backbones
+from torch import nn
+from zoo import FAMILIES, MMPRETRAIN, TIMM, backbone, row, stages_of, timm
+
+from mldr_kd_mm import FeatureRecorder, MSDFNeck
+from mldr_kd_mm.registry import MODELS
+from mldr_kd_mm.stages import STAGES, stage_layout
+
+PAGE = (Path(__file__).parents[1] / 'docs/architectures.md').read_text()
+
+
+def step(distiller: nn.Module, pixels: int) -> dict[str, torch.Tensor]:
+    """One optimisation step that leaves the gradients; returns the losses."""
+    optimizer = torch.optim.SGD(distiller.parameters(), lr=1e-3)
+    losses = distiller(**distiller.data_preprocessor(batch(2, pixels=pixels), True), mode='loss')
+    total, _ = distiller.parse_losses(losses)
+    total.backward()
+    optimizer.step()
+    return losses
+
+
+def without_gradient(model: nn.Module) -> list[str]:
+    """The trained parameters that the last step did not reach."""
+    return [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+
+
+@pytest.mark.parametrize('student', FAMILIES)
+@pytest.mark.parametrize('teacher', FAMILIES)
+def test_any_family_teaches_any(teacher, student):
+    torch.manual_seed(0)
+    distiller = MODELS.build(mldr(FAMILIES[teacher], FAMILIES[student]))
+    taught = [p.clone() for p in distiller.teacher.model.parameters()]
+    losses = step(distiller, 32)
+    assert all(loss.isfinite() for loss in losses.values())
+    assert {f'loss_dfra_{stage}' for stage in STAGES} <= losses.keys()
+    assert without_gradient(distiller) == []
+    assert all(p.grad.isfinite().all() for p in distiller.parameters())
+    for before, parameter in zip(taught, distiller.teacher.model.parameters(), strict=True):
+        assert parameter.grad is None
+        assert not parameter.requires_grad
+        assert torch.equal(before, parameter)
+
+
+@pytest.mark.parametrize('name', TIMM)
+def test_a_student_of_timm(name):
+    style, size, changes = TIMM[name]
+    torch.manual_seed(0)
+    config = mldr(FAMILIES['CNN'], timm(name, **changes), input_size=(3, size, size))
+    distiller = MODELS.build(config)
+    losses = step(distiller, size)
+    assert all(loss.isfinite() for loss in losses.values())
+    assert without_gradient(distiller) == []
+    assert not any(p.requires_grad for p in distiller.teacher.model.parameters())
+    found = stages_of(distiller.student, (3, size, size))
+    assert row(name, style, size, found) in PAGE, 'run: python tests/zoo.py'
+
+
+@pytest.mark.parametrize('name', MMPRETRAIN)
+def test_a_backbone_of_mmpretrain(name):
+    """Its stages go through the neck, and the gradient gets from there to each of them."""
+    size = MMPRETRAIN[name][1]
+    model = backbone(name)
+    found = stages_of(model, (3, size, size))
+    assert row(name, 'mmpretrain', size, found) in PAGE, 'run: python tests/zoo.py'
+    if len(found) < len(STAGES):
+        return  # LeViT
+    recorder = FeatureRecorder(dict(zip(STAGES, found, strict=True)))
+    model.eval()
+    with recorder(model) as record:
+        model(torch.zeros(1, 3, size, size))
+    layouts = [stage_layout(model, stage, record[stage], (size, size)) for stage in STAGES]
+    neck = MSDFNeck(
+        [layout.channels for layout in layouts],
+        project_dim=16,
+        grids=[None if layout.is_map else layout.grid for layout in layouts],
+        num_classes=3,
+    ).eval()
+    stages = [layout.arrange(record[s]) for s, layout in zip(STAGES, layouts, strict=True)]
+    for layout, stage in zip(layouts, stages, strict=True):
+        tokens = math.prod(stage.shape[2:]) if layout.is_map else stage.shape[1]
+        assert tokens - math.prod(layout.grid) in (0, 1)
+    loss = neck(stages).fused_logits.square().sum()
+    assert all(g is not None for g in torch.autograd.grad(loss, [record[s] for s in STAGES]))
+
+
+def test_every_backbone_of_mmpretrain_is_there():
+    classifiers = {
+        name
+        for name, cls in inspect.getmembers(backbones, inspect.isclass)
+        if name in backbones.__all__
+    }
+    # A wrapper of timm's, two for masked image modelling, one that is CSPDarkNet's base, and one
+    # for images of one channel.
+    others = {'TIMMBackbone', 'SparseResNet', 'SparseConvNeXt', 'CSPNet', 'LeNet5'}
+    assert classifiers - others == set(MMPRETRAIN)
