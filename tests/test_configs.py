@@ -1,4 +1,4 @@
-"""The configs that are shipped: what they build, and the recipes' numbers."""
+"""The configs that are shipped: which pairs there are, and the recipes' numbers."""
 
 import re
 import shutil
@@ -8,59 +8,181 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import PARAM_SCHEDULERS
+from mmengine.registry import HOOKS, PARAM_SCHEDULERS
+from mmengine.runner.checkpoint import load_checkpoint
 
-from mldr_kd_mm.registry import DATASETS, MODELS
+from mldr_kd_mm.registry import MODELS
+from mldr_kd_mm.stages import stage_taps
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = sorted(
-    path.relative_to(ROOT)
-    for path in (ROOT / 'configs').rglob('*.py')
-    if '_base_' not in path.parts and path.stem not in ('base', 'student')
-)
-C100 = [path for path in CONFIGS if 'c100' in path.stem]
+# METHOD.md, section 4, and two Mamba students.
+PAIRS = [
+    ('swin-tiny', 'resnet18'),
+    ('vit-small', 'resnet18'),
+    ('mixer-b16', 'resnet18'),
+    ('vim-small', 'resnet18'),
+    ('vit-large', 'resnet101'),
+    ('swin-tiny', 'mobilenet-v2'),
+    ('vit-small', 'mobilenet-v2'),
+    ('convnext-tiny', 'deit-tiny'),
+    ('mixer-b16', 'deit-tiny'),
+    ('convnext-tiny', 'swin-pico'),
+    ('convnext-tiny', 'resmlp-s12'),
+    ('swin-tiny', 'resmlp-s12'),
+    ('convnext-tiny', 'vim-tiny'),
+    ('swin-tiny', 'vim-tiny'),
+]
+IN1K = [('swin-tiny', 'resnet18'), ('convnext-tiny', 'deit-tiny'), ('swin-tiny', 'resmlp-s12')]
+# Every pair whose teacher is one of ours -> its student alone.
+ALONE = {
+    f'mldr/{teacher}_to_{student}_{data}': f'scratch/{student}_{data}'.replace('-v2', '')
+    for teacher, student in PAIRS
+    for data in ('c100', 'tiny')
+} | {
+    'mldr/deit_to_mobilenet_c100': 'scratch/mobilenet_c100',
+    'mldr/deit_to_mobilenet_c100_32px': 'scratch/mobilenet_c100_32px',
+    'mldr/vit-small_to_resnet18_tiny_64px': 'scratch/resnet18_tiny_64px',
+}
+CNNS = ('resnet18', 'resnet101', 'mobilenet')
+MIXING = dict(augments=[dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)])
 
 
-@pytest.fixture(params=C100, ids=str)
-def config(request):
-    """A config for CIFAR-100, its teacher with random weights."""
-    cfg = Config.fromfile(ROOT / request.param)
-    if cfg.model.type == 'Distiller':
+def load(name):
+    return Config.fromfile(ROOT / f'configs/{name}.py')
+
+
+def test_all_pairs_are_there():
+    in1k = {f'mldr/{teacher}_to_{student}_in1k' for teacher, student in IN1K}
+    shipped = {f'mldr/{path.stem}' for path in (ROOT / 'configs/mldr').glob('*.py')}
+    assert shipped == set(ALONE) | in1k
+
+
+@pytest.mark.parametrize('pair', ALONE)
+def test_pair_is_trained_as_its_student_alone(pair):
+    cfg, alone = load(pair), load(ALONE[pair])
+    shared = (
+        'optim_wrapper',
+        'param_scheduler',
+        'train_dataloader',
+        'train_cfg',
+        'data_preprocessor',
+        'randomness',
+    )
+    assert all(cfg[field] == alone[field] for field in shared)
+    assert cfg.get('custom_hooks') == alone.get('custom_hooks')
+    assert cfg.model.student == alone.model
+
+
+@pytest.mark.parametrize('pair', ALONE)
+def test_teacher_is_what_its_config_trains(pair):
+    cfg = load(pair)
+    path = Path(cfg.model.teacher_checkpoint)
+    trained = load(f'teachers/{path.parent.name}')
+    assert path.name == f'epoch_{trained.train_cfg.max_epochs}.pth'
+    assert cfg.data_preprocessor == trained.data_preprocessor
+    # What drops and mixes matters to its own training alone.
+    for model in (cfg.model.teacher, trained.model):
+        model.pop('train_cfg', None)
+        model.get('backbone', model).pop('drop_path_rate', None)
+    assert cfg.model.teacher == trained.model
+
+
+@pytest.mark.parametrize('pair', [pair for pair in ALONE if not pair.endswith('32px')])
+def test_recipe_goes_with_the_student(pair):
+    """A CNN gets the release's, anything else OFA-KD's."""
+    cfg = load(pair)
+    optimizer = cfg.optim_wrapper.optimizer
+    steps = {step.type for step in cfg.train_dataloader.dataset.pipeline}
+    if any(f'to_{cnn}' in pair for cnn in CNNS):
+        assert optimizer == dict(
+            type='SGD', lr=0.05, momentum=0.9, nesterov=True, weight_decay=2e-3
+        )
+        assert set(cfg.optim_wrapper) == {'optimizer'}
+        assert 'RandAugment' not in steps
+        assert 'train_cfg' not in cfg.model.student
+    else:
+        assert optimizer == dict(type='AdamW', lr=5e-4, weight_decay=0.05)
+        assert cfg.optim_wrapper.clip_grad == dict(max_norm=5.0)
+        assert {'RandAugment', 'RandomErasing'} <= steps
+        assert cfg.model.student.train_cfg == MIXING
+    assert cfg.train_dataloader.batch_size == 128
+    assert cfg.train_cfg.max_epochs == 300
+    student = cfg.model.student
+    assert student.get('head', student).loss.label_smooth_val == 0.1
+
+
+def test_recipe_of_imagenet():
+    cnn = load('mldr/swin-tiny_to_resnet18_in1k')
+    assert cnn.train_dataloader.batch_size * 8 == cnn.auto_scale_lr.base_batch_size == 512
+    for teacher, student in IN1K[1:]:
+        cfg = load(f'mldr/{teacher}_to_{student}_in1k')
+        assert cfg.train_dataloader.batch_size * 8 == cfg.auto_scale_lr.base_batch_size == 1024
+        assert cfg.model.student.train_cfg == MIXING
+        (hook,) = cfg.custom_hooks
+        assert HOOKS.build(hook).ema_cfg['momentum'] == pytest.approx(4e-5)
+    for teacher, student in IN1K:
+        model = load(f'mldr/{teacher}_to_{student}_in1k').model
+        assert model.teacher.pretrained and model.teacher_checkpoint is None
+
+
+def test_swin_pico():
+    """OFA-KD's: half of Swin-T's width, two blocks a stage, and heads of 24, not 32."""
+    model = MODELS.build(Config.fromfile(ROOT / 'configs/_base_/models/swin-pico.py').swin_pico)
+    stages = [model.get_submodule(path) for path in stage_taps(model).values()]
+    blocks = [[block.attn for block in stage.blocks] for stage in stages]
+    heads = [[attn.num_heads for attn in stage] for stage in blocks]
+    assert heads == [[2, 2], [4, 4], [8, 8], [16, 16]]
+    assert [stage[0].qkv.in_features for stage in blocks] == [48, 96, 192, 384]
+
+
+@pytest.mark.parametrize('name', ['scratch/vim-tiny_c100', 'mldr/swin-tiny_to_vim-tiny_c100'])
+def test_decay_of_vision_mamba(name):
+    cfg = load(name)
+    if 'teacher' in cfg.model:
+        # Any that is small.
+        cfg.model.teacher.update(model_name='resnet10t')
         cfg.model.teacher_checkpoint = None
-    cfg.model.data_preprocessor = cfg.data_preprocessor
-    return cfg
+    student = cfg.model.get('student', cfg.model)
+    student.update(depth=4)
+    model = MODELS.build(cfg.model)
+    wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    # One group for each parameter.
+    groups = {id(group['params'][0]): group for group in wrapper.param_groups}
+    decay = {
+        name.removeprefix('student.'): groups[id(parameter)]['weight_decay']
+        for name, parameter in model.named_parameters()
+    }
+    mixer = 'layers.3.mixer'
+    for name in ('A_log', 'A_b_log', 'D', 'D_b', 'conv1d.bias', 'dt_proj_b.bias'):
+        assert decay[f'{mixer}.{name}'] == 0, name
+    for name in ('pos_embed', 'cls_token', 'norm_f.weight', 'layers.0.norm.weight', 'head.bias'):
+        assert decay[name] == 0, name
+    for name in ('in_proj', 'out_proj', 'conv1d', 'conv1d_b', 'x_proj', 'dt_proj'):
+        assert decay[f'{mixer}.{name}.weight'] == 0.05, name
+    assert decay['head.weight'] == decay['patch_embed.proj.weight'] == 0.05
 
 
-@pytest.mark.parametrize('path', CONFIGS, ids=str)
-def test_docstring_has_the_launch_command(path):
-    docstring = (ROOT / path).read_text().split('"""')[1]
-    assert f'tools/train.py {path}' in docstring or f'tools/dist_train.sh {path}' in docstring
+@pytest.mark.parametrize('name', ['convnext-tiny_c100', 'vit-small_tiny_64px', 'vim-small_tiny'])
+def test_teachers_start_from_what_their_docstrings_say(name, tmp_path, monkeypatch):
+    """The command of the docstring writes a file that fills all but the head."""
+    cfg = load(f'teachers/{name}')
+    docstring = Path(cfg.filename).read_text()
+    monkeypatch.chdir(tmp_path)
+    (command,) = re.findall('python -c "(.*?)"\n', docstring, re.DOTALL)
+    if 'vim' in name:
+        whole = MODELS.build(dict(cfg.model, num_classes=1000)).state_dict()
+        torch.save(dict(model=whole, epoch=3), 'AUTHORS_FILE')
+    # timm would download them.
+    exec(command.replace('pretrained=True', 'num_classes=1000'))
+    (weights,) = re.findall(r'load_from=(\S+)', docstring)
 
-
-def test_all_are_there():
-    names = {'teachers/deit-small', 'scratch/mobilenet', 'mldr/deit_to_mobilenet'}
-    expected = {f'configs/{name}_c100{size}.py' for name in names for size in ('', '_32px')}
-    assert expected <= {str(path) for path in CONFIGS}
-
-
-def test_builds_and_steps(config):
-    model = MODELS.build(config.model)
-    wrapper = build_optim_wrapper(model, config.optim_wrapper)
-    size = config.model.get(
-        'input_size', (3, 32, 32) if '32px' in config.filename else (3, 224, 224)
-    )
-    dataset = dict(config.train_dataloader.dataset)
-    dataset.update(lazy_init=True)
-    pipeline = DATASETS.build(dataset).pipeline
-    image = torch.arange(32 * 32 * 3).reshape(32, 32, 3).remainder(256).byte().numpy()
-    items = [pipeline(dict(img=image, gt_label=label)) for label in (3, 99)]
-    batch = dict(
-        inputs=torch.stack([item['inputs'] for item in items]),
-        data_samples=[item['data_samples'] for item in items],
-    )
-    assert batch['inputs'].shape == (2, *size)
-    losses = model.train_step(batch, wrapper)
-    assert all(value.isfinite() for value in losses.values())
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    load_checkpoint(model, weights)
+    loaded, given = model.state_dict(), torch.load(weights)
+    assert set(loaded) == set(given)
+    other = {name for name in given if not torch.equal(loaded[name], given[name])}
+    assert other in ({'head.weight', 'head.bias'}, {'head.fc.weight', 'head.fc.bias'})
 
 
 @pytest.mark.parametrize(
@@ -68,7 +190,10 @@ def test_builds_and_steps(config):
     [
         ('cnn_300e', {0: 1e-4, 1: 1e-4 + 0.0499 / 3, 3: 0.05, 151: 0.0255, 299: 1e-3}),
         ('cnn_40e', {0: 1e-4, 3: 0.05, 21: 0.0255, 39: 1e-3}),
+        ('cnn_100e_in1k', {0: 1e-4, 3: 0.1, 29: 0.1, 30: 0.01, 60: 1e-3, 90: 1e-4, 99: 1e-4}),
         ('transformer_300e', {0: 5e-7, 20: 5e-4, 299: 1e-5}),
+        ('transformer_300e_in1k', {0: 5e-7, 20: 5e-4, 299: 1e-6}),
+        ('mamba_300e', {0: 5e-7, 20: 5e-4, 299: 1e-5}),
     ],
 )
 def test_learning_rate(schedule, lr_at_epoch):
@@ -85,26 +210,6 @@ def test_learning_rate(schedule, lr_at_epoch):
             scheduler.step()
     for epoch, rate in lr_at_epoch.items():
         assert rates[epoch] == pytest.approx(rate, rel=1e-6), epoch
-
-
-def test_recipe_of_the_cnn_student():
-    cfg = Config.fromfile(ROOT / 'configs/mldr/deit_to_mobilenet_c100.py')
-    alone = Config.fromfile(ROOT / 'configs/scratch/mobilenet_c100.py')
-    shared = (
-        'optim_wrapper',
-        'param_scheduler',
-        'train_dataloader',
-        'train_cfg',
-        'data_preprocessor',
-    )
-    assert all(cfg[field] == alone[field] for field in shared)
-    assert cfg.model.student == alone.model
-    assert cfg.optim_wrapper == dict(
-        optimizer=dict(type='SGD', lr=0.05, momentum=0.9, nesterov=True, weight_decay=2e-3)
-    )
-    assert cfg.train_dataloader.batch_size == 128
-    assert cfg.train_cfg.max_epochs == 300
-    assert cfg.model.student.head.loss.label_smooth_val == 0.1
 
 
 def test_config_of_the_readme(tmp_path):

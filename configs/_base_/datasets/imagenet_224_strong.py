@@ -1,7 +1,7 @@
 """ImageNet-1K at 224 px with the Transformer recipe's augmentation (OFA-KD).
 
 The recipe also lists a colour jitter of 0.4, which timm leaves out where RandAugment is on. mixup
-and cutmix belong to the model: see ``train_cfg`` in the teachers' configs.
+and cutmix belong to the model: see ``train_cfg`` of the students and of the teachers' configs.
 """
 
 _base_ = 'imagenet_224.py'

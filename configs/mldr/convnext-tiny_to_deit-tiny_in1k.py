@@ -1,0 +1,27 @@
+"""MLDR-KD: ConvNeXt-T teaches DeiT-T on ImageNet-1K at 224 px. Not trained by us.
+
+    bash tools/dist_train.sh configs/mldr/convnext-tiny_to_deit-tiny_in1k.py 8
+
+Needs ImageNet-1K in data/imagenet and 8 GPUs: the recipe is OFA-KD's for ImageNet, whose learning
+rate goes with their batch. The teacher's weights are timm's, which it downloads; where the network
+does not allow that, give a file of them:
+
+    --cfg-options model.teacher.pretrained=False model.teacher_checkpoint=PATH_OR_URL
+"""
+
+_base_ = [
+    '../_base_/models/convnext-tiny.py',
+    '../_base_/models/deit-tiny.py',
+    '../_base_/datasets/imagenet_224_strong.py',
+    '../_base_/schedules/transformer_300e_in1k.py',
+    '../_base_/methods/mldr.py',
+    '../_base_/default_runtime.py',
+]
+
+model = dict(
+    type='Distiller',
+    teacher=dict(_base_.convnext_tiny, num_classes=1000, pretrained=True),
+    teacher_checkpoint=None,
+    student=dict(_base_.deit_tiny, num_classes=1000),
+    input_size=(3, 224, 224),
+)

@@ -1,0 +1,26 @@
+"""MLDR-KD: Swin-T teaches ResMLP-S12 on CIFAR-100 at 224 px.
+
+    bash tools/dist_train.sh configs/mldr/swin-tiny_to_resmlp-s12_c100.py 4
+
+Needs CIFAR-100 in data/cifar100 (downloaded where the network allows), 4 GPUs and the teacher,
+which configs/teachers/swin-tiny_c100.py trains.
+Published: teacher 89.26, student alone 66.56, OFA-KD 80.63 (its paper, as others retell it),
+MLDR-KD none; not rerun by us.
+"""
+
+_base_ = [
+    '../_base_/models/swin-tiny.py',
+    '../_base_/models/resmlp-s12.py',
+    '../_base_/datasets/cifar100_224_strong.py',
+    '../_base_/schedules/transformer_300e.py',
+    '../_base_/methods/mldr.py',
+    '../_base_/default_runtime.py',
+]
+
+model = dict(
+    type='Distiller',
+    teacher=_base_.swin_tiny,
+    teacher_checkpoint='work_dirs/swin-tiny_c100/epoch_300.pth',
+    student=_base_.resmlp_s12,
+    input_size=(3, 224, 224),
+)

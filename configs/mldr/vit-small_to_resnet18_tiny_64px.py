@@ -1,0 +1,25 @@
+"""MLDR-KD at 64 px: ViT-S of patch 8 teaches ResNet18 on Tiny-ImageNet.
+
+    bash tools/dist_train.sh configs/mldr/vit-small_to_resnet18_tiny_64px.py 4
+
+Needs Tiny-ImageNet in data/tiny-imagenet, 4 GPUs and the teacher, which
+configs/teachers/vit-small_tiny_64px.py trains. The recipe is that of 224 px: none is published for
+64.
+"""
+
+_base_ = [
+    '../_base_/models/vit-small_64px.py',
+    '../_base_/models/resnet18_64px.py',
+    '../_base_/datasets/tiny-imagenet_64.py',
+    '../_base_/schedules/cnn_300e.py',
+    '../_base_/methods/mldr.py',
+    '../_base_/default_runtime.py',
+]
+
+model = dict(
+    type='Distiller',
+    teacher=_base_.vit_small,
+    teacher_checkpoint='work_dirs/vit-small_tiny_64px/epoch_300.pth',
+    student=_base_.resnet18,
+    input_size=(3, 64, 64),
+)

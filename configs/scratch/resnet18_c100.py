@@ -1,0 +1,15 @@
+"""The student alone: ResNet18 on CIFAR-100 at 224 px, the recipe of the distilled one.
+
+    bash tools/dist_train.sh configs/scratch/resnet18_c100.py 4
+
+Needs CIFAR-100 in data/cifar100 (downloaded where the network allows) and 4 GPUs.
+"""
+
+_base_ = [
+    '../_base_/models/resnet18.py',
+    '../_base_/datasets/cifar100_224.py',
+    '../_base_/schedules/cnn_300e.py',
+    '../_base_/default_runtime.py',
+]
+
+model = _base_.resnet18

@@ -1,0 +1,21 @@
+"""The teacher: Vim-S on CIFAR-100 at 224 px, from the authors' ImageNet weights.
+
+    python -c "import torch, mldr_kd_mm.checkpoint as c; torch.save(
+        c.read_weights('AUTHORS_FILE', 'weights')[0], 'vim-small.pth')"
+    bash tools/dist_train.sh configs/teachers/vim-small_c100.py 4 \
+        --cfg-options load_from=vim-small.pth
+
+Needs CIFAR-100 in data/cifar100 (downloaded where the network allows) and 4 GPUs. The first command
+takes the weights out of an ImageNet file of hustvl/Vim's (Vim-S), once; all but the head is loaded
+from it. The recipe is the students'; how the published teacher was fine-tuned is not known to us.
+"""
+
+_base_ = [
+    '../_base_/models/vim-small.py',
+    '../_base_/datasets/cifar100_224_strong.py',
+    '../_base_/schedules/mamba_300e.py',
+    '../_base_/default_runtime.py',
+]
+
+model = _base_.vim_small
+model.train_cfg = dict(augments=[dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)])

@@ -1,0 +1,159 @@
+"""Every config that is shipped: it is short and documented, builds, and trains a step."""
+
+import ast
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.dataset import Compose
+from mmengine.optim import build_optim_wrapper
+from PIL import Image
+
+from mldr_kd_mm.registry import MODELS
+from mldr_kd_mm.stages import STAGES
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted(
+    str(path.relative_to(ROOT))
+    for path in (ROOT / 'configs').rglob('*.py')
+    if '_base_' not in path.parts and path.stem not in ('base', 'student')
+)
+MLDR = [path for path in CONFIGS if path.startswith('configs/mldr/')]
+# A pair of each family of students, and what it has as the widths of the student's stages.
+FULL_SIZE = {
+    'configs/mldr/mixer-b16_to_resnet18_c100.py': (64, 128, 256, 512),
+    'configs/mldr/convnext-tiny_to_swin-pico_c100.py': (48, 96, 192, 384),
+    'configs/mldr/swin-tiny_to_vim-tiny_tiny.py': (192,) * 4,
+    'configs/mldr/convnext-tiny_to_deit-tiny_in1k.py': (192,) * 4,
+    'configs/mldr/swin-tiny_to_resmlp-s12_in1k.py': (384,) * 4,
+}
+NUM_CLASSES = dict(c100=100, tiny=200, in1k=1000, quickstart=10)
+# Beside the student's own: of the final, the stages' and the fused logits.
+HEADS = {f'loss_dfra_{head}' for head in ('logits', *STAGES, 'fused')}
+
+
+def load(path):
+    """A config whose models have random weights, and its preprocessor, as the Runner gives it."""
+    cfg = Config.fromfile(ROOT / path)
+    if cfg.model.type == 'Distiller':
+        cfg.model.teacher_checkpoint = None
+        cfg.model.teacher.pop('pretrained', None)
+    cfg.model.data_preprocessor = cfg.data_preprocessor
+    return cfg
+
+
+def models_of(cfg):
+    """The teacher and the student, or the model that is trained alone."""
+    model = cfg.model
+    return [model.teacher, model.student] if model.type == 'Distiller' else [model]
+
+
+def num_classes(path):
+    """What the data set in the path's name has."""
+    words = path.replace('.', '_').replace('/', '_').split('_')
+    return next(number for name, number in NUM_CLASSES.items() if name in words)
+
+
+def shrink(cfg, size):
+    """Make a config for 224 px one for fewer; the others stay as they are."""
+    crops = [step for step in cfg.train_dataloader.dataset.pipeline if step.get('scale') == 224]
+    for crop in crops:
+        crop.scale = size
+    if crops and cfg.model.type == 'Distiller':
+        cfg.model.input_size = (3, size, size)
+    for model in models_of(cfg) if crops else ():
+        shrink_model(model, size)
+
+
+def shrink_model(model, size):
+    """The same for a model, if its config fixes the size."""
+    if model.type == 'ImageClassifier' and model.backbone.type == 'VisionTransformer':
+        model.backbone.img_size = size
+    elif model.type != 'ImageClassifier' and not model.get('model_name', '').startswith(
+        ('resnet', 'convnext')
+    ):
+        model.img_size = size
+
+
+def one_batch(cfg, folder):
+    """Two images that went through the config's own pipeline, of its first and its last class."""
+    pipeline = Compose(cfg.train_dataloader.dataset.pipeline)
+    side = 16 if cfg.train_dataloader.dataset.type == 'mldr_kd_mm.Digits' else 64
+    image = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    Image.fromarray(image).save(folder / 'image.JPEG')
+    reads = cfg.train_dataloader.dataset.pipeline[0].type == 'LoadImageFromFile'
+    source = dict(img_path=str(folder / 'image.JPEG')) if reads else dict(img=image)
+    labels = (0, cfg.data_preprocessor.num_classes - 1)
+    items = [pipeline(dict(source, gt_label=label)) for label in labels]
+    return dict(
+        inputs=torch.stack([item['inputs'] for item in items]),
+        data_samples=[item['data_samples'] for item in items],
+    )
+
+
+def train_one_step(cfg, folder):
+    """Train a step as the Runner would; the losses are right, and reach all weights."""
+    model = MODELS.build(cfg.model)
+    wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    reached = set()
+    for name, parameter in model.named_parameters():
+        parameter.register_post_accumulate_grad_hook(lambda _, name=name: reached.add(name))
+    batch = one_batch(cfg, folder)
+    if 'input_size' in cfg.model:
+        assert batch['inputs'].shape == (2, *cfg.model.input_size)
+    losses = model.train_step(batch, wrapper)
+    assert all(value.isfinite() for value in losses.values())
+    distilled = cfg.model.type == 'Distiller'
+    assert {name for name in losses if 'loss_' in name} == (HEADS if distilled else set())
+    # DistributedDataParallel waits for each gradient.
+    assert reached == {name for name, _ in model.named_parameters()}
+    with torch.no_grad():
+        logits = model.eval()(batch['inputs'].float(), mode='tensor')
+    logits = logits[-1] if isinstance(logits, (tuple, list)) else logits
+    return model, logits
+
+
+@pytest.mark.parametrize('path', CONFIGS)
+def test_docstring_has_the_launch_command(path):
+    docstring = ast.get_docstring(ast.parse((ROOT / path).read_text()))
+    assert f'tools/train.py {path}' in docstring or f'tools/dist_train.sh {path}' in docstring
+
+
+@pytest.mark.parametrize('path', CONFIGS)
+def test_has_the_classes_of_its_data(path):
+    cfg = Config.fromfile(ROOT / path)
+    assert cfg.data_preprocessor.num_classes == num_classes(path)
+    for model in models_of(cfg):
+        assert model.get('head', model).num_classes == num_classes(path)
+
+
+@pytest.mark.parametrize('path', MLDR)
+def test_pair_is_short(path):
+    """What it adds to the shared bases is the pair."""
+    source = (ROOT / path).read_text()
+    docstring = ast.parse(source).body[0]
+    code = [line for line in source.splitlines()[docstring.end_lineno :] if line.strip()]
+    assert len(code) <= 25
+
+
+@pytest.mark.parametrize('path', CONFIGS)
+def test_trains_a_step(path, tmp_path):
+    cfg = load(path)
+    shrink(cfg, 64)
+    if cfg.model.get('model_name', '').startswith('vit_large'):
+        # AdamW holds each of its 304 M parameters four times; its pair builds it as it is.
+        cfg.model.depth = 2
+    _, logits = train_one_step(cfg, tmp_path)
+    assert logits.shape[-1] == num_classes(path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('path', 'widths'), FULL_SIZE.items(), ids=FULL_SIZE)
+def test_trains_a_step_at_full_size(path, widths, tmp_path):
+    cfg = load(path)
+    assert cfg.model.input_size == (3, 224, 224)
+    model, logits = train_one_step(cfg, tmp_path)
+    assert logits.shape[-1] == num_classes(path)
+    assert model.neck.in_channels == widths
