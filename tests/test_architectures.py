@@ -11,7 +11,7 @@ import torch
 from helpers import batch, mldr
 from mmpretrain.models import backbones
 from torch import nn
-from zoo import FAMILIES, MMPRETRAIN, TIMM, backbone, row, stages_of, timm
+from zoo import FAMILIES, MMPRETRAIN, TIMM, backbone, kind_of, row, stages_of, timm
 
 from mldr_kd_mm import FeatureRecorder, MSDFNeck
 from mldr_kd_mm.registry import MODELS
@@ -52,6 +52,13 @@ def test_any_family_teaches_any(teacher, student):
         assert torch.equal(before, parameter)
 
 
+@pytest.mark.parametrize('family', FAMILIES)
+def test_the_stages_of_a_family(family):
+    config = FAMILIES[family]
+    found = stages_of(MODELS.build(config), (3, 32, 32))
+    assert row(family, kind_of(config), 32, found) in PAGE, 'run: python tests/zoo.py'
+
+
 @pytest.mark.parametrize('name', TIMM)
 def test_a_student_of_timm(name):
     style, size, changes = TIMM[name]
@@ -72,7 +79,7 @@ def test_a_backbone_of_mmpretrain(name):
     size = MMPRETRAIN[name][1]
     model = backbone(name)
     found = stages_of(model, (3, size, size))
-    assert row(name, 'mmpretrain', size, found) in PAGE, 'run: python tests/zoo.py'
+    assert row(name, 'backbone', size, found) in PAGE, 'run: python tests/zoo.py'
     if len(found) < len(STAGES):
         return  # LeViT
     recorder = FeatureRecorder(dict(zip(STAGES, found, strict=True)))

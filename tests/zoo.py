@@ -227,6 +227,11 @@ def backbone(name: str) -> torch.nn.Module:
     return MODELS.build(dict(type=f'mmpretrain.{name}', **MMPRETRAIN[name][0]))
 
 
+def kind_of(config: dict) -> str:
+    """What a model is called."""
+    return config.get('backbone', config)['type']
+
+
 def row(name: str, style: str, size: int, found: dict[str, str]) -> str:
     """A line of the page's tables."""
     taps = ', '.join(f'`{tap}` {form}' for tap, form in found.items())
@@ -239,17 +244,21 @@ def main() -> None:
     before, _, rest = page.read_text().partition(_BEGIN)
     after = rest.partition(_END)[2]
     tables = {
-        'mmpretrain': [
-            row(name, 'mmpretrain', size, stages_of(backbone(name), (3, size, size)))
+        'Four families: each takes a step as the student of each': [
+            row(family, kind_of(config), 32, stages_of(MODELS.build(config), (3, 32, 32)))
+            for family, config in FAMILIES.items()
+        ],
+        'mmpretrain: the stages of each backbone go through the neck, and a gradient comes back': [
+            row(name, 'backbone', size, stages_of(backbone(name), (3, size, size)))
             for name, (_, size) in MMPRETRAIN.items()
         ],
-        'timm': [
+        'timm: each takes a step as the student of a CNN': [
             row(name, style, size, stages_of(MODELS.build(timm(name, **args)), (3, size, size)))
             for name, (style, size, args) in TIMM.items()
         ],
     }
-    head = '| model | style | image | taps and their forms |\n|---|---|---|---|\n'
-    body = '\n'.join(f'### {name}\n\n{head}' + '\n'.join(rows) for name, rows in tables.items())
+    head = '| model | what it is | image | taps and their forms |\n|---|---|---|---|\n'
+    body = '\n\n'.join(f'### {name}\n\n{head}' + '\n'.join(rows) for name, rows in tables.items())
     page.write_text(f'{before}{_BEGIN}\n\n{body}\n\n{_END}{after}')
 
 
