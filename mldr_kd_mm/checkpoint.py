@@ -168,11 +168,6 @@ def printable(content: Any) -> str:
     return ''.join(filter(str.isprintable, str(content)))
 
 
-def load_state_dict(path: str, field: str = 'checkpoint') -> dict[str, Tensor]:
-    """Read the weights of a checkpoint: the ``tensors`` of :func:`read_weights`."""
-    return read_weights(path, field).tensors
-
-
 def read_weights(path: str, field: str = 'checkpoint') -> Weights:
     """Find the weights of a checkpoint.
 

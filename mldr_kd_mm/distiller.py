@@ -104,6 +104,9 @@ class Distiller(BaseClassifier):
             size = tuple(input_size or (3, *(fixed_size(self.student) or (224, 224))))
             if neck or any(name in STAGES for loss in self.losses for name in loss.student):
                 self.student_recorder.find_stages(self.student, size)
+            if any(loss.teacher in STAGES for loss in self.losses):
+                teacher_size = (3, *(self.teacher.size or size[1:]))
+                self.teacher.recorder.find_stages(self.teacher.model, teacher_size)
             self._stages = _stage_names(self.student_recorder) if neck else []
             self._teacher_names = sorted({loss.teacher for loss in self.losses})
             self._student_names = self._names_of_student(with_neck=neck is not None)

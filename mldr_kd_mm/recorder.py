@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -40,7 +41,7 @@ class FeatureRecorder:
             penultimate feature) can be asked for by name.
 
     Raises:
-        ConfigError: If taps is neither.
+        ConfigError: If taps is neither, or a path is no path.
     """
 
     def __init__(self, taps: Mapping[str, str] | str = 'stages') -> None:
@@ -50,6 +51,12 @@ class FeatureRecorder:
                 f"taps={taps!r}: must be 'stages' or a dict of name -> dotted module path"
             )
         self.taps = taps if taps == 'stages' else dict(taps)
+        for name, path in taps.items() if is_dict else ():
+            if not re.fullmatch(r'[^:]*(:input|:\d+)?', path):
+                raise ConfigError(
+                    f'taps: {name}={path!r}: behind the module path there can be :input, or a '
+                    'number for one of several tensors, such as :0'
+                )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -135,16 +142,15 @@ def _attach(model, name, path, record, versions):
 
     @torch.compiler.disable
     def keep(value) -> None:
-        tensors = tensors_of(value)
-        if item.isdigit() and int(item) < len(tensors):
-            tensors = [tensors[int(item)]]
-        if len(tensors) != 1:
+        given = tensors_of(value)
+        wanted = given[int(item) : int(item) + 1] if item.isdigit() else given
+        if len(wanted) != 1:
             raise ConfigError(
-                f'taps: {name}={path!r} gives {_describe(value, tensors)}: must be one tensor, or '
+                f'taps: {name}={path!r} gives {_describe(value, given)}: must be one tensor, or '
                 f"one of several, as in '{module_path}:0'"
             )
-        record[name] = tensors[0]
-        versions[name] = 0 if tensors[0].is_inference() else tensors[0]._version
+        record[name] = wanted[0]
+        versions[name] = 0 if wanted[0].is_inference() else wanted[0]._version
 
     if path.endswith(INPUT):
         return module.register_forward_pre_hook(
@@ -154,7 +160,9 @@ def _attach(model, name, path, record, versions):
 
 
 def _describe(value, tensors) -> str:
-    return f'{len(tensors)} tensors' if tensors else f'a {type(value).__name__}'
+    if not tensors:
+        return f'a {type(value).__name__}'
+    return f'{len(tensors)} tensors' if len(tensors) > 1 else 'one tensor'
 
 
 def _near(model: nn.Module, path: str) -> str:

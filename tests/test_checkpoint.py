@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch.testing import assert_close
 
 from mldr_kd_mm import ConfigError
-from mldr_kd_mm.checkpoint import load_checkpoint, load_state_dict, read_weights
+from mldr_kd_mm.checkpoint import load_checkpoint, read_weights
 from mldr_kd_mm.registry import MODELS
 
 WEIGHTS = {'a.weight': torch.arange(6.0).reshape(2, 3), 'a.bias': torch.ones(2, dtype=torch.int64)}
@@ -31,6 +31,10 @@ class Calls:
 
     def __reduce__(self):
         return self.call
+
+
+def tensors_of(path, field='checkpoint'):
+    return read_weights(path, field).tensors
 
 
 def save(tmp_path, content, name='weights.pth', **kwargs) -> str:
@@ -60,20 +64,20 @@ def refuses(load, path: str) -> str:
 )
 def test_reads_a_state_dict(tmp_path, content, legacy):
     path = save(tmp_path, content, _use_new_zipfile_serialization=not legacy)
-    assert_close(load_state_dict(path), WEIGHTS, rtol=0, atol=0)
+    assert_close(tensors_of(path), WEIGHTS, rtol=0, atol=0)
     assert load_checkpoint(path).keys() == content.keys()
 
 
 def test_reads_the_state_dict_of_a_module(tmp_path):
     """An OrderedDict with metadata, of parameters and buffers."""
     expected = torch.nn.BatchNorm1d(3).state_dict()
-    assert_close(load_state_dict(save(tmp_path, expected)), dict(expected), rtol=0, atol=0)
+    assert_close(tensors_of(save(tmp_path, expected)), dict(expected), rtol=0, atol=0)
 
 
 def test_reads_safetensors(tmp_path):
     path = str(tmp_path / 'weights.safetensors')
     save_file(WEIGHTS, path)
-    assert_close(load_state_dict(path), WEIGHTS, rtol=0, atol=0)
+    assert_close(tensors_of(path), WEIGHTS, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize('name', ['weights.pth', 'weights.pth.tar', 'weights.safetensors'])
@@ -81,7 +85,7 @@ def test_reads_a_url(tmp_path, monkeypatch, name):
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
     (save_file if name.endswith('.safetensors') else torch.save)(WEIGHTS, tmp_path / name)
     url = (tmp_path / name).as_uri()
-    assert_close(load_state_dict(url), WEIGHTS, rtol=0, atol=0)
+    assert_close(tensors_of(url), WEIGHTS, rtol=0, atol=0)
 
 
 def test_urls_that_end_alike(tmp_path, monkeypatch):
@@ -90,7 +94,7 @@ def test_urls_that_end_alike(tmp_path, monkeypatch):
         (tmp_path / run).mkdir()
         path = tmp_path / run / 'epoch_300.pth'
         torch.save({'weight': torch.tensor(value)}, path)
-        assert load_state_dict(path.as_uri())['weight'] == value
+        assert tensors_of(path.as_uri())['weight'] == value
 
 
 def test_reads_what_the_runner_wrote(tmp_path):
@@ -98,7 +102,7 @@ def test_reads_what_the_runner_wrote(tmp_path):
     schedule = [dict(type='CosineAnnealingLR', T_max=1)]
     runner = train(resnet(), tmp_path, param_scheduler=schedule)
     path = str(tmp_path / 'epoch_1.pth')
-    assert_close(load_state_dict(path), dict(runner.model.state_dict()), rtol=0, atol=0)
+    assert_close(tensors_of(path), dict(runner.model.state_dict()), rtol=0, atol=0)
 
     everything = torch.load(path, weights_only=False)
     assert isinstance(everything['message_hub']['log_scalars']['train/loss'], HistoryBuffer)
@@ -106,7 +110,7 @@ def test_reads_what_the_runner_wrote(tmp_path):
     assert checkpoint.keys() == everything.keys() > {'message_hub', 'optimizer', 'param_schedulers'}
     assert checkpoint['meta']['epoch'] == 1
     assert checkpoint['optimizer']['param_groups'][0]['lr'] == 0.01
-    MODELS.build(resnet()).load_state_dict(load_state_dict(path))
+    MODELS.build(resnet()).load_state_dict(tensors_of(path))
 
 
 PLACES = ['state_dict_ema', 'state_dict', 'model', 'model_state_dict', 'module', 'model_ema']
@@ -126,12 +130,12 @@ class TestPlaces:
     @pytest.mark.parametrize('nothing', [None, {}, 'none', {'epoch': 3}])
     def test_what_holds_no_weights_is_passed_over(self, tmp_path, nothing):
         content = dict.fromkeys(PLACES, nothing) | dict(model=WEIGHTS)
-        assert_close(load_state_dict(save(tmp_path, content)), WEIGHTS, rtol=0, atol=0)
+        assert_close(tensors_of(save(tmp_path, content)), WEIGHTS, rtol=0, atol=0)
 
     def test_what_mmengine_averages_is_under_state_dict(self, tmp_path):
         """Its EMAHook swaps: under ema_state_dict are the weights that were not averaged."""
         content = dict(state_dict=WEIGHTS, ema_state_dict={'other': torch.zeros(1)})
-        assert_close(load_state_dict(save(tmp_path, content)), WEIGHTS, rtol=0, atol=0)
+        assert_close(tensors_of(save(tmp_path, content)), WEIGHTS, rtol=0, atol=0)
 
     @pytest.mark.parametrize(
         'prefix', ['module.', '_orig_mod.', 'module._orig_mod.', '_orig_mod.module.', 'module.' * 2]
@@ -139,11 +143,11 @@ class TestPlaces:
     def test_wrappers_of_all_names_are_taken_off(self, tmp_path, prefix):
         wrapped = {prefix + name: value for name, value in WEIGHTS.items()}
         path = save(tmp_path, dict(model=wrapped))
-        assert_close(load_state_dict(path), WEIGHTS, rtol=0, atol=0)
+        assert_close(tensors_of(path), WEIGHTS, rtol=0, atol=0)
 
     def test_modules_of_these_names_are_kept(self, tmp_path):
         weights = {'module.weight': torch.ones(2), 'head.weight': torch.ones(3)}
-        assert_close(load_state_dict(save(tmp_path, weights)), weights, rtol=0, atol=0)
+        assert_close(tensors_of(save(tmp_path, weights)), weights, rtol=0, atol=0)
 
     @pytest.mark.parametrize('prefix', ['student.', 'student.model.', 'module.student.'])
     def test_of_a_distillation_run_the_student(self, tmp_path, prefix):
@@ -172,7 +176,7 @@ class TestCommandLine:
     def test_is_passed_over(self, tmp_path, legacy):
         content = dict(model=WEIGHTS, args=Namespace(**COMMAND_LINE))
         path = save(tmp_path, content, _use_new_zipfile_serialization=not legacy)
-        assert_close(load_state_dict(path), WEIGHTS, rtol=0, atol=0)
+        assert_close(tensors_of(path), WEIGHTS, rtol=0, atol=0)
 
     def test_gets_no_attribute_and_no_path(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
@@ -191,7 +195,7 @@ class TestCommandLine:
         canary = tmp_path / 'canary'
         content = dict(model=WEIGHTS, args=hide(Calls(os.mkdir, str(canary))))
         path = save(tmp_path, content)
-        assert f'refused: it asks for {os.name}.mkdir' in refuses(load_state_dict, path)
+        assert f'refused: it asks for {os.name}.mkdir' in refuses(tensors_of, path)
         assert not canary.exists()
 
     @pytest.mark.parametrize('name', ['exists', 'mkdir', 'write_text', 'home'])
@@ -209,10 +213,10 @@ class TestCommandLine:
 # Runs in a process of its own, since huggingface_hub reads its settings once.
 READ_FROM_HUB = """
 import sys
-from mldr_kd_mm.checkpoint import load_state_dict
+from mldr_kd_mm.checkpoint import read_weights
 for name in sys.argv[1:]:
     try:
-        print(load_state_dict(name, 'teacher_checkpoint'))
+        print(read_weights(name, 'teacher_checkpoint').tensors)
     except Exception as error:
         print(f'{type(error).__name__}: {error}')
 """
@@ -253,7 +257,7 @@ def test_reads_from_the_hub(tmp_path):
     assert no_name.startswith(f'ConfigError: teacher_checkpoint={names[6]!r}: ')
 
 
-@pytest.mark.parametrize('load', [load_checkpoint, load_state_dict])
+@pytest.mark.parametrize('load', [load_checkpoint, tensors_of])
 class TestErrors:
     @pytest.mark.parametrize('name', ['absent.pth', 'absent.safetensors', ''])
     def test_missing_file(self, load, tmp_path, name):
@@ -334,7 +338,7 @@ class TestErrors:
     ],
 )
 def test_no_weights(tmp_path, content):
-    message = refuses(load_state_dict, save(tmp_path, content))
+    message = refuses(tensors_of, save(tmp_path, content))
     is_dict = isinstance(content, dict)
     reason = "'model_ema'; it has: " if is_dict else 'must hold a dict, it'
     assert reason in message

@@ -15,6 +15,7 @@ from torch.testing import assert_close
 
 from mldr_kd_mm import ConfigError, DFRALoss
 from mldr_kd_mm.registry import MODELS
+from mldr_kd_mm.stages import STAGES
 
 HEADS = ['logits', 'stage1', 'stage2', 'stage3', 'stage4', 'fused']
 
@@ -346,6 +347,21 @@ class TestTokens:
         config = mldr(student=vit(img_size=48))
         del config['input_size']
         assert build(config).neck.grids == ((4, 4),) * 4
+
+
+def test_a_stage_of_the_teacher():
+    """A loss on features gets both sides in one form: tokens, the class token first."""
+    losses = [
+        dict(
+            loss=dict(type='PixelReconstructionLoss', criterion='L1'),
+            student='stage4',
+            teacher='stage4',
+            name='tokens',
+        )
+    ]
+    distiller = build(mldr(teacher=vit(), student=vit(), neck=None, losses=losses))
+    assert list(distiller.teacher.recorder.taps) == list(STAGES)
+    assert losses_of(distiller)['loss_tokens_stage4'] > 0
 
 
 class TestBadInput:

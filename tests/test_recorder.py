@@ -283,6 +283,18 @@ class TestErrors:
         message = refuses(FeatureRecorder(dict(a=path)), Twice(output), torch.ones(1, 3))
         assert message.startswith(f"taps: a='{path}' gives {kind}: must be")
 
+    @pytest.mark.parametrize(('path', 'given'), [('out:2', '2 tensors'), ('layer:1', 'one tensor')])
+    def test_a_tensor_that_is_not_among_them(self, path, given):
+        model = Twice(lambda *pair: pair)
+        message = refuses(FeatureRecorder(dict(a=path)), model, torch.ones(1, 3))
+        assert message.startswith(f"taps: a='{path}' gives {given}: must be")
+
+    @pytest.mark.parametrize('path', ['out:output', 'out:', 'out:-1', 'out:0:input'])
+    def test_what_is_no_path(self, path):
+        with pytest.raises(ConfigError) as caught:
+            FeatureRecorder(dict(a=path))
+        assert str(caught.value).startswith(f"taps: a='{path}': behind the module path")
+
     @pytest.mark.parametrize('names', [['act', 'other'], ['stage1']])
     def test_a_name_that_nobody_records(self, names, model, images):
         message = refuses(FeatureRecorder(TAPS), model, images, names)

@@ -13,7 +13,7 @@ from timm.layers import DropPath
 from torch import Tensor, nn
 
 from mldr_kd_mm.backbones.selective_scan import selective_scan
-from mldr_kd_mm.errors import ConfigError
+from mldr_kd_mm.errors import ConfigError, check_positive
 from mldr_kd_mm.registry import MODELS
 
 
@@ -87,7 +87,7 @@ class VisionMamba(BaseClassifier):
         data_preprocessor: dict | None = None,
         init_cfg: dict | None = None,
     ) -> None:
-        _check_positive(
+        check_positive(
             patch_size=patch_size,
             in_channels=in_channels,
             embed_dim=embed_dim,
@@ -268,12 +268,6 @@ def _preprocessor(config: dict | None, train_cfg: dict | None, num_classes: int)
     if train_cfg is not None and 'augments' in train_cfg:
         config['batch_augments'] = train_cfg
     return config
-
-
-def _check_positive(**fields: int) -> None:
-    for field, value in fields.items():
-        if not isinstance(value, int) or value < 1:
-            raise ConfigError(f'{field}={value!r}: must be a whole number of 1 or more')
 
 
 def _image_size(img_size: int | tuple[int, int], patch_size: int) -> tuple[int, int]:

@@ -10,7 +10,7 @@ import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from mldr_kd_mm.errors import ConfigError
+from mldr_kd_mm.errors import ConfigError, check_positive
 from mldr_kd_mm.necks.projectors import map_projector, token_projector
 from mldr_kd_mm.registry import MODELS
 
@@ -68,10 +68,10 @@ class MSDFNeck(BaseModule):
                 f'in_channels={in_channels!r}: must list the width of each stage '
                 '(inside a Distiller it is found)'
             )
-        _check_positive(num_classes=num_classes)
+        check_positive(num_classes=num_classes)
         project_dim = in_channels[-1] if project_dim is None else project_dim
         gate_dim = 4 * num_classes if gate_dim is None else gate_dim
-        _check_positive(in_channels=min(in_channels), project_dim=project_dim, gate_dim=gate_dim)
+        check_positive(in_channels=min(in_channels), project_dim=project_dim, gate_dim=gate_dim)
         self.in_channels = tuple(in_channels)
         self.grids = _check_grids(grids, len(in_channels))
         last = len(in_channels) - 1
@@ -160,12 +160,6 @@ def _check_grids(
             f'grids={grids!r}: must have, for each of {num_stages} stages, (H, W) or None for a map'
         )
     return tuple(grid and tuple(grid) for grid in grids)
-
-
-def _check_positive(**fields: int) -> None:
-    for field, value in fields.items():
-        if not isinstance(value, int) or value < 1:
-            raise ConfigError(f'{field}={value!r}: must be a whole number of 1 or more')
 
 
 def _init(module: nn.Module) -> None:
