@@ -29,7 +29,7 @@ FULL_SIZE = {
     'configs/mldr/convnext-tiny_to_deit-tiny_in1k.py': (192,) * 4,
     'configs/mldr/swin-tiny_to_resmlp-s12_in1k.py': (384,) * 4,
 }
-NUM_CLASSES = dict(c100=100, tiny=200, in1k=1000, quickstart=10)
+NUM_CLASSES = dict(c20=20, c100=100, tiny=200, in1k=1000, quickstart=10)
 # Beside the student's own: of the final, the stages' and the fused logits.
 HEADS = {f'loss_dfra_{head}' for head in ('logits', *STAGES, 'fused')}
 
