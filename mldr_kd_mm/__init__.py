@@ -9,17 +9,39 @@ warnings.filterwarnings('ignore', message='Fail to import ``MultiScaleDeformable
 from mldr_kd_mm import backbones, datasets, hooks
 from mldr_kd_mm.distiller import Distiller
 from mldr_kd_mm.errors import ConfigError
-from mldr_kd_mm.losses import DFRALoss
+from mldr_kd_mm.losses import (
+    CCLoss,
+    CRDLoss,
+    DFRALoss,
+    DISTLoss,
+    DKDLoss,
+    FitNetLoss,
+    KDLoss,
+    LogitStandardizationLoss,
+    OFALoss,
+    RKDLoss,
+    RSDLoss,
+)
 from mldr_kd_mm.necks import MSDFNeck
 from mldr_kd_mm.recorder import FeatureRecorder
 from mldr_kd_mm.version import __version__
 
 __all__ = [
+    'CCLoss',
+    'CRDLoss',
     'ConfigError',
     'DFRALoss',
+    'DISTLoss',
+    'DKDLoss',
     'Distiller',
     'FeatureRecorder',
+    'FitNetLoss',
+    'KDLoss',
+    'LogitStandardizationLoss',
     'MSDFNeck',
+    'OFALoss',
+    'RKDLoss',
+    'RSDLoss',
     '__version__',
     'backbones',
     'datasets',

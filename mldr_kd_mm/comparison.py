@@ -2,29 +2,56 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mldr_kd_mm.errors import ConfigError
+from mldr_kd_mm.layout import Layout
 from mldr_kd_mm.registry import MODELS
 
 STAGE_LOGITS = 'stage_logits'
 """The one name that stands for a stack of heads, (S, B, C)."""
 
 
-class Comparison(nn.Module):
-    """Compares named tensors of the student with one of the teacher.
+class Probe(NamedTuple):
+    """What one model gave for one empty image."""
 
-    All heads of the student go through the loss in one call, so that it does the teacher's part of
-    its work once.
+    tensors: dict[str, Tensor]
+    """Name -> tensor."""
+    layouts: dict[str, Layout]
+    """Name -> layout, of the stages."""
+
+    def width(self, name: str) -> int:
+        """The width of a map (B, C, H, W), tokens (B, N, C) or a vector (B, C)."""
+        tensor = self.tensors[name]
+        return tensor.shape[1 if tensor.dim() == 4 else -1]
+
+    def grid(self, name: str) -> tuple[int, int] | None:
+        """The (H, W) that tokens stand for; None of all else."""
+        layout = self.layouts.get(name)
+        return None if layout is None or layout.is_map else layout.grid
+
+
+class Comparison(nn.Module):
+    """Compares named tensors of the student with the teacher's.
+
+    Where ``teacher`` is one name, all heads of the student go through the loss in one call, so that
+    it does the teacher's part of its work once. Where it lists a name for each of the student's,
+    each pair has a loss of its own.
+
+    What a loss's config leaves out of ``student_width``, ``teacher_width``, ``student_grid`` and
+    ``teacher_grid`` is found. A loss whose ``forward`` has a parameter ``target`` gets the labels,
+    one that has ``index`` the samples' numbers in the training set.
 
     Args:
         loss: Config of the loss; called with the student's (K, B, C) and the teacher's (B, C), or
-            with one (B, C) each, and returns (K,) or a scalar.
+            with one tensor each, and returns (K,) or a scalar.
         student: One name or several of the student's tensors.
-        teacher: The name of the teacher's tensor.
+        teacher: The name of the teacher's tensor, or one for each of the student's.
         weight: Factor of the loss, one number or one per name of the student.
         name: Name in the log, as in ``loss_<name>_logits``.
 
@@ -36,15 +63,21 @@ class Comparison(nn.Module):
         self,
         loss: dict,
         student: str | Sequence[str] = 'logits',
-        teacher: str = 'logits',
+        teacher: str | Sequence[str] = 'logits',
         weight: float | Sequence[float] = 1.0,
         name: str = 'kd',
     ) -> None:
         super().__init__()
-        self.loss = MODELS.build(loss)
-        self.student = [student] if isinstance(student, str) else list(student)
-        self.teacher = teacher
+        self.config = loss
+        self.student = _listed(student)
+        self.teacher = _listed(teacher)
+        self.in_pairs = not isinstance(teacher, str)
         self.name = name
+        if self.in_pairs and len(self.teacher) != len(self.student):
+            raise ConfigError(
+                f'losses: {name}: teacher={teacher!r}: must be one name, or one for each of '
+                f'{self.student}'
+            )
         weights = [weight] * len(self.student) if isinstance(weight, (int, float)) else list(weight)
         if len(weights) != len(self.student) or not all(w >= 0 for w in weights):
             raise ConfigError(
@@ -52,15 +85,48 @@ class Comparison(nn.Module):
                 f'each of {self.student}'
             )
         self.weights = dict(zip(self.student, weights, strict=True))
+        self.losses = nn.ModuleList()
+        self.needs: set[str] = set()
+
+    def build(self, student: Probe, teacher: Probe) -> Comparison:
+        """Build the loss for what was probed, and run it once: it may refuse the tensors.
+
+        From then on ``needs`` has what the loss takes beside them: ``target``, ``index`` or none.
+
+        Returns:
+            Itself.
+
+        Raises:
+            ConfigError: If the loss cannot be built for these tensors or does not take them.
+        """
+        pairs = list(zip(self.student, self.teacher, strict=False))
+        for name_s, name_t in pairs if self.in_pairs else pairs[:1]:
+            found = dict(
+                student_width=student.width(name_s),
+                teacher_width=teacher.width(name_t),
+                student_grid=student.grid(name_s),
+                teacher_grid=teacher.grid(name_t),
+            )
+            try:
+                self.losses.append(_build_loss(self.config, found))
+            except ConfigError as error:
+                raise ConfigError(f'losses: {self.name}: {error}') from None
+        # The first two are the tensors, whatever their names (mmpretrain's losses have `target`).
+        _, _, *others = inspect.signature(self.losses[0].forward).parameters
+        self.needs = {'target', 'index'} & set(others)
+        self._check_logits(student)
+        self._try(student, teacher)
+        return self
 
     def forward(
-        self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]
+        self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], **labels: Tensor
     ) -> dict[str, Tensor]:
         """Compare.
 
         Args:
             student: Name -> tensor of the student.
             teacher: Name -> tensor of the teacher.
+            labels: ``target`` (B,) or (B, C), ``index`` (B,), as far as the loss needs them.
 
         Returns:
             ``loss_<name>_<head>`` -> weighted scalar, one for each head.
@@ -68,25 +134,82 @@ class Comparison(nn.Module):
         Raises:
             ConfigError: If the heads have different shapes.
         """
-        heads, labels, weights = [], [], []
+        labels = {name: labels[name] for name in self.needs}
+        if self.in_pairs:
+            names, weights = self.student, list(self.weights.values())
+            values = [
+                loss(student[name_s], teacher[name_t], **labels)
+                for loss, name_s, name_t in zip(
+                    self.losses, self.student, self.teacher, strict=True
+                )
+            ]
+        else:
+            names, weights, heads = self._heads(student)
+            values = self._compare_heads(names, heads, teacher[self.teacher[0]], labels)
+        return {
+            f'loss_{self.name}_{name}': weight * value
+            for name, weight, value in zip(names, weights, values, strict=True)
+        }
+
+    def _heads(self, student: Mapping[str, Tensor]) -> tuple[list[str], list[float], list[Tensor]]:
+        """The heads' names, weights and tensors, those of the stages one by one."""
+        names, weights, heads = [], [], []
         for name in self.student:
             stacked = student[name].unbind() if name == STAGE_LOGITS else [student[name]]
             heads += stacked
-            labels += _labels(name, len(stacked))
+            names += _labels(name, len(stacked))
             weights += [self.weights[name]] * len(stacked)
+        return names, weights, heads
+
+    def _compare_heads(
+        self, names: list[str], heads: list[Tensor], teacher: Tensor, labels: dict[str, Tensor]
+    ) -> Tensor | list[Tensor]:
         if len({head.shape for head in heads}) > 1:
             shapes = ', '.join(
-                f'{label} {tuple(head.shape)}' for label, head in zip(labels, heads, strict=True)
+                f'{name} {tuple(head.shape)}' for name, head in zip(names, heads, strict=True)
             )
             raise ConfigError(f'losses: {self.name}: heads of different shapes: {shapes}')
+        (loss,) = self.losses
         if len(heads) == 1:
-            values = self.loss(heads[0], teacher[self.teacher]).unsqueeze(0)
-        else:
-            values = self.loss(torch.stack(heads), teacher[self.teacher])
-        return {
-            f'loss_{self.name}_{label}': weight * value
-            for label, weight, value in zip(labels, weights, values, strict=True)
-        }
+            return [loss(heads[0], teacher, **labels)]
+        return loss(torch.stack(heads), teacher, **labels)
+
+    def _check_logits(self, student: Probe) -> None:
+        """Refuse features for a loss that compares logits, also where their widths agree."""
+        num_classes = student.width('logits')
+        for name in self.student if getattr(self.losses[0], 'compares_logits', False) else ():
+            if student.tensors[name].dim() == 4 or student.width(name) != num_classes:
+                raise ConfigError(
+                    f'losses: {self.name}: student={name!r}: {type(self.losses[0]).__name__} '
+                    f'compares logits of {num_classes} classes, this has the shape '
+                    f'{tuple(student.tensors[name].shape)}'
+                )
+
+    @torch.no_grad()
+    def _try(self, student: Probe, teacher: Probe) -> None:
+        first = torch.zeros(1, dtype=torch.long)
+        # In evaluation mode a BatchNorm takes one sample, and a memory bank stays as it is.
+        self.eval()
+        try:
+            self(student.tensors, teacher.tensors, target=first, index=first)
+        except (ConfigError, RuntimeError) as error:
+            prefix = f'losses: {self.name}: '
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise ConfigError(prefix + reason.removeprefix(prefix)) from error
+        self.train()
+
+
+def _build_loss(config: dict, found: dict[str, Any]) -> nn.Module:
+    """Build a loss; what its config leaves out and its class takes, is what was found."""
+    kind = config['type']
+    kind = MODELS.get(kind) if isinstance(kind, str) else kind
+    takes = inspect.signature(kind).parameters if kind is not None else ()
+    given = {key: value for key, value in config.items() if value is not None}
+    return MODELS.build({key: value for key, value in found.items() if key in takes} | given)
+
+
+def _listed(names: str | Sequence[str]) -> list[str]:
+    return [names] if isinstance(names, str) else list(names)
 
 
 def _labels(name: str, count: int) -> list[str]:

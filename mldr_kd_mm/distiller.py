@@ -15,7 +15,7 @@ from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
 from mldr_kd_mm.classifiers import build_classifier, nest
-from mldr_kd_mm.comparison import STAGE_LOGITS, Comparison
+from mldr_kd_mm.comparison import STAGE_LOGITS, Comparison, Probe
 from mldr_kd_mm.errors import ConfigError
 from mldr_kd_mm.layout import Layout
 from mldr_kd_mm.normalization import Renormalize
@@ -99,16 +99,16 @@ class Distiller(BaseClassifier):
             self.to_teacher = Renormalize(
                 self.data_preprocessor, self.teacher.model.data_preprocessor
             )
-            self.losses = nn.ModuleList(Comparison(**loss) for loss in losses)
+            self.losses = nn.ModuleList(_comparison(loss) for loss in losses)
             _check_unique([comparison.name for comparison in self.losses])
             size = tuple(input_size or (3, *(fixed_size(self.student) or (224, 224))))
             if neck or any(name in STAGES for loss in self.losses for name in loss.student):
                 self.student_recorder.find_stages(self.student, size)
-            if any(loss.teacher in STAGES for loss in self.losses):
+            self._teacher_names = sorted({name for loss in self.losses for name in loss.teacher})
+            if any(name in STAGES for name in self._teacher_names):
                 teacher_size = (3, *(self.teacher.size or size[1:]))
                 self.teacher.recorder.find_stages(self.teacher.model, teacher_size)
             self._stages = _stage_names(self.student_recorder) if neck else []
-            self._teacher_names = sorted({loss.teacher for loss in self.losses})
             self._student_names = self._names_of_student(with_neck=neck is not None)
             student_probe = self._probe_student(size)
             teacher_probe = self._probe_teacher(size, neck)
@@ -116,6 +116,12 @@ class Distiller(BaseClassifier):
             if 'logits' in self._teacher_names:
                 _check_classes(num_classes, teacher_probe['logits'].shape[-1])
             self.neck = self._build_neck(neck, student_probe, teacher_probe) if neck else None
+            probes = (
+                Probe(student_probe, self._student_layouts),
+                Probe(teacher_probe, self._teacher_layouts),
+            )
+            for comparison in self.losses:
+                comparison.build(*probes)
         self.data_preprocessor.register_forward_pre_hook(
             partial(_check_labels, num_classes=num_classes)
         )
@@ -165,12 +171,12 @@ class Distiller(BaseClassifier):
                 losses = self.student.loss(inputs, data_samples)
             _arrange(student, self._student_layouts)
             if self.neck is not None:
-                student |= self.neck([student[stage] for stage in self._stages])._asdict()
-        if self.neck is not None:
-            weights = student[_FUSION_WEIGHTS].detach().mean((0, 2))
-            losses |= {f'fusion_{s}': w for s, w in zip(self._stages, weights, strict=True)}
-        for comparison in self.losses:
-            losses |= comparison(student, teacher)
+                student |= self._run_neck(self.neck, student)
+                weights = student[_FUSION_WEIGHTS].detach().mean((0, 2))
+                losses |= {f'fusion_{s}': w for s, w in zip(self._stages, weights, strict=True)}
+            labels = self._labels(data_samples)
+            for comparison in self.losses:
+                losses |= comparison(student, teacher, **labels)
         return losses
 
     def predict_teacher(self, inputs: Tensor, data_samples: list[DataSample]) -> list[DataSample]:
@@ -182,7 +188,8 @@ class Distiller(BaseClassifier):
         self.student.init_weights()
         with _own_rng(self):
             self.teacher.init_weights()
-            for module in (self.neck, *(comparison.loss for comparison in self.losses)):
+            losses = (loss for comparison in self.losses for loss in comparison.losses)
+            for module in (self.neck, *losses):
                 if getattr(module, 'init_cfg', None):
                     module.init_weights()
 
@@ -207,11 +214,12 @@ class Distiller(BaseClassifier):
                         f'there are: {", ".join(there)}{hint}'
                     )
                 needed.add(name)
-            if comparison.teacher not in self.teacher.recorder.names:
-                raise ConfigError(
-                    f'losses: {comparison.name}: teacher={comparison.teacher!r}: nobody records '
-                    f'it; there are: {", ".join(self.teacher.recorder.names)}'
-                )
+            for name in comparison.teacher:
+                if name not in self.teacher.recorder.names:
+                    raise ConfigError(
+                        f'losses: {comparison.name}: teacher={name!r}: nobody records it; there '
+                        f'are: {", ".join(self.teacher.recorder.names)}'
+                    )
         return sorted(needed)
 
     @torch.no_grad()
@@ -249,7 +257,7 @@ class Distiller(BaseClassifier):
     def _build_neck(
         self, config: dict, student: dict[str, Tensor], teacher: dict[str, Tensor]
     ) -> nn.Module:
-        """Build the neck for what was probed, and run it once: it may refuse the features."""
+        """Build the neck for what was probed, and add to the student's what it makes of that."""
         layouts = [self._student_layouts[stage] for stage in self._stages]
         in_channels = [layout.channels for layout in layouts]
         found = dict(in_channels=in_channels, num_classes=student['logits'].shape[-1])
@@ -260,9 +268,19 @@ class Distiller(BaseClassifier):
         given = {key: value for key, value in config.items() if value is not None}
         neck = MODELS.build({**found, **given})
         neck.eval()
-        neck([student[stage] for stage in self._stages])
+        student |= self._run_neck(neck, student)
         neck.train()
         return neck
+
+    def _run_neck(self, neck: nn.Module, student: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What a neck makes of the student's stages."""
+        return neck([student[stage] for stage in self._stages])._asdict()
+
+    def _labels(self, data_samples: list[DataSample]) -> dict[str, Tensor]:
+        """What the losses need to know of the batch beside the models' tensors."""
+        read = {'target': _target, 'index': _index}
+        needed = {name for comparison in self.losses for name in comparison.needs}
+        return {name: read[name](data_samples) for name in needed}
 
 
 def _layouts(model: nn.Module, record: dict[str, Tensor], image: Tensor) -> dict[str, Layout]:
@@ -295,6 +313,31 @@ def _check_classes(student: int, teacher: int) -> None:
             f'num_classes: the teacher has {teacher}, the student {student}: '
             'must be the same to compare logits'
         )
+
+
+def _comparison(config: dict) -> Comparison:
+    if not isinstance(config, dict) or not isinstance(config.get('loss'), dict):
+        raise ConfigError(
+            f'losses: {config!r}: must have loss=dict(type=...), as in '
+            "dict(loss=dict(type='KDLoss'), name='kd')"
+        )
+    return Comparison(**config)
+
+
+def _target(data_samples: list[DataSample]) -> Tensor:
+    """Labels (B,), or (B, C) where mixup or the like made them soft."""
+    if 'gt_score' in data_samples[0]:
+        return torch.stack([sample.gt_score for sample in data_samples])
+    return torch.cat([sample.gt_label for sample in data_samples])
+
+
+def _index(data_samples: list[DataSample]) -> Tensor:
+    """The samples' numbers in the training set (B,), on the CPU."""
+    if 'sample_idx' not in data_samples[0]:
+        raise ConfigError(
+            "PackInputs: meta_keys: must have 'sample_idx', which a loss asks for as index"
+        )
+    return torch.tensor([sample.sample_idx for sample in data_samples])
 
 
 def _check_unique(names: list[str]) -> None:

@@ -1,4 +1,7 @@
-"""The one exception that stands for a mistake of the user's, and a check that raises it."""
+"""The one exception that stands for a mistake of the user's, and checks that raise it."""
+
+import math
+from numbers import Real
 
 
 class ConfigError(ValueError):
@@ -18,3 +21,25 @@ def check_positive(**fields: int) -> None:
     for field, value in fields.items():
         if not isinstance(value, int) or value < 1:
             raise ConfigError(f'{field}={value!r}: must be a whole number of 1 or more')
+
+
+def check_above_zero(**fields: float) -> None:
+    """Check temperatures and the like by the names of their fields.
+
+    Raises:
+        ConfigError: If one is not a finite number above 0.
+    """
+    for field, value in fields.items():
+        if not isinstance(value, Real) or not 0 < value < math.inf:
+            raise ConfigError(f'{field}={value!r}: must be a number above 0')
+
+
+def check_not_negative(**fields: float) -> None:
+    """Check weights by the names of their fields.
+
+    Raises:
+        ConfigError: If one is not a finite number of 0 or more.
+    """
+    for field, value in fields.items():
+        if not isinstance(value, Real) or not 0 <= value < math.inf:
+            raise ConfigError(f'{field}={value!r}: must be a number of 0 or more')

@@ -5,7 +5,14 @@ import torch
 from torch.testing import assert_close
 
 from mldr_kd_mm import ConfigError, DFRALoss
-from mldr_kd_mm.comparison import Comparison
+from mldr_kd_mm.comparison import Comparison, Probe
+
+
+def compare(record, loss, *args, **kwargs):
+    """A comparison that is built for what it is to compare."""
+    tensors = ({name: t[..., :1, :] for name, t in of_model.items()} for of_model in record)
+    comparison = Comparison(dict(type=loss), *args, **kwargs)
+    return comparison.build(*(Probe(of_model, {}) for of_model in tensors))
 
 
 @pytest.fixture
@@ -20,9 +27,9 @@ def record():
 
 def test_one_call_for_all_heads(record):
     student, teacher = record
-    comparison = Comparison(dict(type='DFRALoss'), list(student), 'logits', 1.0, 'dfra')
+    comparison = compare(record, 'DFRALoss', list(student), 'logits', 1.0, 'dfra')
     calls = []
-    comparison.loss.register_forward_hook(lambda _, args, __: calls.append(args[0].shape))
+    comparison.losses[0].register_forward_hook(lambda _, args, __: calls.append(args[0].shape))
     values = comparison(student, teacher)
     assert calls == [(6, 5, 7)]
     heads = dict(
@@ -37,7 +44,7 @@ def test_one_call_for_all_heads(record):
 
 def test_one_head(record):
     student, teacher = record
-    values = Comparison(dict(type='DFRALoss'), 'fused_logits', weight=3, name='x')(student, teacher)
+    values = compare(record, 'DFRALoss', 'fused_logits', weight=3, name='x')(student, teacher)
     expected = 3 * DFRALoss()(student['fused_logits'], teacher['logits'])
     assert_close(values, {'loss_x_fused': expected})
 
@@ -45,14 +52,14 @@ def test_one_head(record):
 def test_stage_logits_of_one_stage(record):
     student, teacher = record
     student['stage_logits'] = student['stage_logits'][:1]
-    values = Comparison(dict(type='DFRALoss'), 'stage_logits')(student, teacher)
+    values = compare(record, 'DFRALoss', 'stage_logits')(student, teacher)
     assert list(values) == ['loss_kd_stage1']
 
 
 def test_a_weight_for_each_name(record):
     student, teacher = record
-    ones = Comparison(dict(type='DFRALoss'), list(student))(student, teacher)
-    comparison = Comparison(dict(type='DFRALoss'), list(student), weight=[0, 2, 0.5])
+    ones = compare(record, 'DFRALoss', list(student))(student, teacher)
+    comparison = compare(record, 'DFRALoss', list(student), weight=[0, 2, 0.5])
     for (name, value), weight in zip(
         comparison(student, teacher).items(), [0, 2, 2, 2, 2, 0.5], strict=True
     ):
@@ -67,6 +74,7 @@ def test_wrong_weight(record, weight):
 
 def test_shapes_that_differ(record):
     student, teacher = record
+    comparison = compare(record, 'DFRALoss', ['logits', 'stage_logits'])
     student['logits'] = torch.randn(5, 6)
     with pytest.raises(ConfigError, match=r'different shapes: logits \(5, 6\), stage1 \(5, 7\)'):
-        Comparison(dict(type='DFRALoss'), ['logits', 'stage_logits'])(student, teacher)
+        comparison(student, teacher)

@@ -43,6 +43,32 @@ ALONE = {
     'mldr/deit_to_mobilenet_c100_32px': 'scratch/mobilenet_c100_32px',
     'mldr/vit-small_to_resnet18_tiny_64px': 'scratch/resnet18_tiny_64px',
 }
+# What the release of each method, or OFA-KD for it, adds to the student's own loss.
+METHODS = {
+    'mldr': dict(type='DFRALoss', temperature=1.0, alpha=2.0),
+    'kd': dict(type='KDLoss', temperature=1.0),
+    'dkd': dict(type='DKDLoss', alpha=1.0, beta=2.0, temperature=1.0),
+    'dist': dict(type='DISTLoss', beta=1.0, gamma=1.0, temperature=1.0),
+    'ofa': dict(type='OFALoss', eps=1.0),
+    'rkd': dict(type='RKDLoss', distance_weight=25.0, angle_weight=50.0),
+    'cc': dict(type='CCLoss', dim=128),
+    'crd': dict(type='CRDLoss', num_samples=50000, negatives=16384, temperature=0.07),
+    'fitnet': dict(type='FitNetLoss'),
+    'ls': dict(type='LogitStandardizationLoss', temperature=2.0),
+    'rsd': dict(type='RSDLoss', kappa=0.01),
+}
+WEIGHTS = {'cc': 0.02, 'crd': 0.8, 'rsd': 0.1}
+C100 = sorted(name.removeprefix('mldr/') for name in ALONE if '_c100' in name)
+ALL_HEADS = ['logits', 'stage_logits', 'fused_logits']
+ABLATIONS = {
+    'mldr_logits': (['logits'], {}),
+    'mldr_features': (['stage_logits', 'fused_logits'], {}),
+    'mldr_no-class': (ALL_HEADS, dict(class_weight=0.0)),
+    'mldr_no-sample': (ALL_HEADS, dict(sample_weight=0.0)),
+    'mldr_no-probability': (ALL_HEADS, dict(alpha=0.0)),
+    'mldr_no-gate': (ALL_HEADS, {}),
+    'mldr_ls': (ALL_HEADS, dict(standardize=True)),
+}
 CNNS = ('resnet18', 'resnet101', 'mobilenet')
 MIXING = dict(augments=[dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)])
 
@@ -55,6 +81,76 @@ def test_all_pairs_are_there():
     in1k = {f'mldr/{teacher}_to_{student}_in1k' for teacher, student in IN1K}
     shipped = {f'mldr/{path.stem}' for path in (ROOT / 'configs/mldr').glob('*.py')}
     assert shipped == set(ALONE) | in1k
+    bases = {f'mldr/{path.stem}' for path in (ROOT / 'configs/_base_/pairs').glob('*.py')}
+    assert bases == shipped | {'mldr/resnet18_to_vit_c20', 'mldr/vit_to_resnet18_c20'}
+    for method in METHODS:
+        assert {path.stem for path in (ROOT / f'configs/{method}').glob('*_c100*.py')} == set(C100)
+
+
+@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('pair', C100)
+def test_a_method_is_one_line(method, pair):
+    """Its config differs from the same pair's with MLDR-KD in the method alone."""
+    source = (ROOT / f'configs/{method}/{pair}.py').read_text()
+    base = 'ofa_cnn' if method == 'ofa' and any(f'to_{cnn}' in pair for cnn in CNNS) else method
+    bases = f"_base_ = ['../_base_/pairs/{pair}.py', '../_base_/methods/{base}.py']"
+    code = source.rpartition('"""')[2]
+    assert code.split() == [*bases.split(), 'model', '=', '_base_.method']
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_method(method):
+    pair = 'deit_to_mobilenet_c100_32px'
+    cfg, mldr = load(f'{method}/{pair}'), load(f'mldr/{pair}')
+    (entry,) = cfg.model.losses
+    assert entry.loss == METHODS[method]
+    assert entry.get('weight', 1.0) == ([1.0, 0.1] if method == 'ofa' else WEIGHTS.get(method, 1.0))
+    for config in (cfg, mldr):
+        config.pop('method')
+        for own in ('losses', 'neck', 'student_recorder'):
+            config.model.pop(own, None)
+    cfg.pop('stages', None)  # a variable of FitNet's
+    assert cfg.to_dict() == mldr.to_dict()
+
+
+def test_teachers_of_the_benchmark_differ_from_its_students_in_size():
+    for pair, teacher in (
+        ('resnet18_to_vit_c20', 'resnet18_c20'),
+        ('vit_to_resnet18_c20', 'vit_c20'),
+    ):
+        cfg, trained = load(f'_base_/pairs/{pair}'), load(f'teachers/{teacher}')
+        epochs = trained.train_cfg.max_epochs
+        assert cfg.model.teacher_checkpoint == f'work_dirs/{teacher}/epoch_{epochs}.pth'
+        assert cfg.data_preprocessor == trained.data_preprocessor
+        for model in (cfg.model.teacher, trained.model):
+            del model.head.loss  # of its own training
+        assert cfg.model.teacher == trained.model
+        labels = [config.train_dataloader.dataset.subset.labels for config in (cfg, trained)]
+        assert labels[0] == labels[1] == list(range(0, 100, 5))
+
+
+@pytest.mark.parametrize('ablation', ABLATIONS)
+def test_ablation_differs_from_the_method_in_one_thing(ablation):
+    heads, changes = ABLATIONS[ablation]
+    method = load(f'_base_/methods/{ablation}').method
+    whole = load('_base_/methods/mldr').method
+    (entry,) = method.losses
+    assert entry.loss == METHODS['mldr'] | changes
+    read = entry.get('student', ['logits'])
+    assert read == heads
+    assert ('neck' in method) == (len(heads) > 1)
+    if ablation == 'mldr_no-gate':
+        assert method.neck == dict(type='MSDFNeck', gate_dim=0)
+    elif 'neck' in method:
+        assert method.neck == whole.neck
+
+
+def test_combination_with_rsd():
+    mldr, rsd, both = (
+        load(f'_base_/methods/{name}').method for name in ('mldr', 'rsd', 'mldr_rsd')
+    )
+    assert both.losses == [*mldr.losses, *rsd.losses]
+    assert both.neck == mldr.neck
 
 
 @pytest.mark.parametrize('pair', ALONE)

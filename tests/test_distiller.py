@@ -13,7 +13,7 @@ from mmengine.model import ExponentialMovingAverage
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from torch.testing import assert_close
 
-from mldr_kd_mm import ConfigError, DFRALoss
+from mldr_kd_mm import ConfigError, DFRALoss, OFALoss
 from mldr_kd_mm.registry import MODELS
 from mldr_kd_mm.stages import STAGES
 
@@ -42,6 +42,19 @@ def losses_of(distiller, data=None):
 @pytest.fixture(params=[resnet, timm_resnet], ids=['mmpretrain', 'timm'])
 def distiller(request):
     return logits_that_matter(build(mldr(student=request.param())))
+
+
+def crd(num_samples=20):
+    """CRD on the penultimate features, with a bank of its own size."""
+    loss = dict(type='CRDLoss', num_samples=num_samples, negatives=3, dim=8)
+    return dict(loss=loss, student='feature', teacher='feature', name='crd')
+
+
+def numbered(data):
+    """A batch whose samples know their place in the training set."""
+    for number, sample in enumerate(data['data_samples']):
+        sample.set_field(number, 'sample_idx', field_type='metainfo')
+    return data
 
 
 def all_hooks(model):
@@ -349,6 +362,89 @@ class TestTokens:
         assert build(config).neck.grids == ((4, 4),) * 4
 
 
+class TestOtherLosses:
+    """What a loss asks for beside logits: labels, places in the training set, widths, pairs."""
+
+    def test_labels(self):
+        loss = dict(loss=dict(type='OFALoss', eps=2.0), student=['logits', 'stage_logits'])
+        distiller = logits_that_matter(build(mldr(losses=[loss])))
+        distiller.student.eval()
+        data = distiller.data_preprocessor(batch(), False)
+        target = torch.cat([sample.gt_label for sample in data['data_samples']])
+        losses = distiller(**data, mode='loss')
+        student = distiller.student(data['inputs'])
+        teacher = distiller.teacher.model(data['inputs'], mode='tensor')
+        assert_close(losses['loss_kd_logits'], OFALoss(2.0)(student, teacher, target))
+        assert list(losses)[-5:] == [f'loss_kd_{head}' for head in ('logits', *STAGES)]
+
+    def test_labels_softened_by_mixup(self):
+        student = resnet(train_cfg=dict(augments=[dict(type='Mixup', alpha=1.0)]))
+        loss = dict(loss=dict(type='OFALoss', eps=2.0))
+        distiller = logits_that_matter(build(mldr(student=student, losses=[loss], neck=None)))
+        seen = []
+        distiller.losses[0].losses[0].register_forward_hook(
+            lambda _, args, kwargs, __: seen.append(kwargs['target']), with_kwargs=True
+        )
+        assert losses_of(distiller)['loss_kd_logits'].isfinite()
+        (target,) = seen
+        assert target.shape == (8, NUM_CLASSES) and 0 < target.max(1).values.min() < 1
+
+    def test_places_in_the_training_set(self):
+        distiller = build(mldr(losses=[crd()], neck=None))
+        bank = distiller.losses[0].losses[0].student_bank
+        before = bank.clone()
+        assert losses_of(distiller, numbered(batch()))['loss_crd_feature'] > 0
+        moved = (bank != before).any(1)
+        assert moved.tolist() == [True] * 8 + [False] * 12
+
+    def test_widths_are_found(self):
+        losses = [
+            dict(loss=dict(type=kind), student='feature', teacher='feature', name=kind)
+            for kind in ('CCLoss', 'RSDLoss')
+        ]
+        cc, rsd = (loss.losses[0] for loss in build(mldr(losses=losses)).losses)
+        assert (cc.embed_student.in_features, cc.embed_teacher.in_features) == (64, 32)
+        assert (rsd.decoupler[0].in_features, rsd.decoupler[-1].out_features) == (64, 32)
+
+    def test_explicit_widths_win(self):
+        loss = dict(loss=dict(type='CCLoss', student_width=7), student='feature', teacher='feature')
+        with pytest.raises(ConfigError, match='^losses: kd: mat1 and mat2 .* 1x64 and 7x128'):
+            build(mldr(losses=[loss]))
+
+    @pytest.mark.parametrize(('teacher', 'student'), [(vit, resnet), (resnet, vit), (vit, vit)])
+    def test_pairs_have_a_loss_each(self, teacher, student):
+        names = ['stage1', 'stage4']
+        loss = dict(loss=dict(type='FitNetLoss'), student=names, teacher=names, weight=[1, 3])
+        config = mldr(teacher=teacher(), student=student(), losses=[loss], neck=None)
+        distiller = build(config)
+        (comparison,) = distiller.losses
+        assert len(comparison.losses) == 2
+        losses = losses_of(distiller)
+        assert list(losses) == ['loss', 'loss_kd_stage1', 'loss_kd_stage4']
+        distiller.parse_losses(losses)[0].backward()
+        assert all(p.grad is not None for p in comparison.parameters())
+
+    def test_adaptors_are_trained_and_saved(self):
+        loss = dict(loss=dict(type='RSDLoss'), student='feature', teacher='feature')
+        distiller = build(mldr(losses=[loss]))
+        wrapper = build_optim_wrapper(distiller, dict(optimizer=dict(type='SGD', lr=0.1)))
+        trained = {id(p) for group in wrapper.param_groups for p in group['params']}
+        assert {id(p) for p in distiller.losses.parameters()} <= trained
+        saved = [name for name in distiller.state_dict() if name.startswith('losses.')]
+        assert 'losses.0.losses.0.decoupler.0.weight' in saved
+        before = distiller.losses[0].losses[0].decoupler[0].weight.clone()
+        distiller.train_step(batch(), wrapper)
+        assert not torch.equal(before, distiller.losses[0].losses[0].decoupler[0].weight)
+
+    def test_building_leaves_no_trace(self):
+        """Each loss is tried once: neither its BatchNorm nor its bank may notice."""
+        rsd = dict(loss=dict(type='RSDLoss'), student='feature', teacher='feature', name='rsd')
+        distiller = build(mldr(losses=[rsd, crd()]))
+        assert all(module.training for module in distiller.losses.modules())
+        assert distiller.losses[0].losses[0].decoupler[1].num_batches_tracked == 0
+        assert not distiller.losses[1].losses[0].normalizers.any()
+
+
 def test_a_stage_of_the_teacher():
     """A loss on features gets both sides in one form: tokens, the class token first."""
     losses = [
@@ -441,14 +537,43 @@ class TestBadInput:
         with pytest.raises(ConfigError, match="name='dfra': is there twice"):
             MODELS.build(config)
 
-    def test_heads_of_different_shapes(self):
+    def test_feature_where_logits_are_needed(self):
         config = mldr()
         config['losses'][0]['student'] = ['logits', 'feature']
-        distiller = build(config)
         with pytest.raises(
-            ConfigError, match=r'heads of different shapes: logits \(8, 10\), feature'
+            ConfigError,
+            match=r"dfra: student='feature': DFRALoss compares logits of 10 classes, .* \(1, 64\)$",
         ):
-            losses_of(distiller)
+            MODELS.build(config)
+
+    @pytest.mark.parametrize('losses', [['KDLoss'], [dict(type='KDLoss')], [dict(loss='KDLoss')]])
+    def test_entry_without_a_loss(self, losses):
+        with pytest.raises(ConfigError, match=r'^losses: .*must have loss=dict\(type=\.\.\.\)'):
+            MODELS.build(mldr(losses=losses))
+
+    def test_what_a_loss_says_has_its_name(self):
+        loss = dict(loss=dict(type='KDLoss', temperature=0), name='mine')
+        with pytest.raises(ConfigError, match='^losses: mine: temperature=0: must be a number'):
+            MODELS.build(mldr(losses=[loss]))
+        loss = dict(loss=dict(type='RKDLoss'), student='stage4', teacher='feature', name='mine')
+        with pytest.raises(ConfigError, match=r'^losses: mine: features: student \(1, 64, 4, 4\)'):
+            MODELS.build(mldr(losses=[loss]))
+
+    def test_number_of_teachers_names(self):
+        loss = dict(loss=dict(type='FitNetLoss'), student=['stage1', 'stage2'], teacher=['stage1'])
+        with pytest.raises(
+            ConfigError, match=r"kd: teacher=\['stage1'\]: must be one name, or one"
+        ):
+            MODELS.build(mldr(losses=[loss]))
+
+    def test_bank_smaller_than_the_training_set(self):
+        distiller = build(mldr(losses=[crd(num_samples=5)]))
+        with pytest.raises(ConfigError, match='num_samples=5: a sample has the index 7'):
+            losses_of(distiller, numbered(batch()))
+
+    def test_samples_without_a_number(self):
+        with pytest.raises(ConfigError, match="PackInputs: meta_keys: must have 'sample_idx'"):
+            losses_of(build(mldr(losses=[crd()])))
 
 
 def test_shared_preprocessor_goes_behind_the_models_own():

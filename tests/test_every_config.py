@@ -20,7 +20,17 @@ CONFIGS = sorted(
     for path in (ROOT / 'configs').rglob('*.py')
     if '_base_' not in path.parts and path.stem not in ('base', 'student')
 )
-MLDR = [path for path in CONFIGS if path.startswith('configs/mldr/')]
+METHODS = ('kd', 'dkd', 'dist', 'ofa', 'rkd', 'cc', 'crd', 'fitnet', 'ls', 'rsd', 'mldr')
+# A method is the same on every pair, see test_configs.py: a step with each is taken on a few.
+PAIRS = (
+    'deit_to_mobilenet_c100_32px',
+    'swin-tiny_to_resnet18_c100',
+    'convnext-tiny_to_deit-tiny_c100',
+)
+ON_ALL_PAIRS = ('mldr', 'scratch', 'teachers', 'quickstart')
+STEPPED = [
+    path for path in CONFIGS if Path(path).parent.name in ON_ALL_PAIRS or Path(path).stem in PAIRS
+]
 # A pair of each family of students, and what it has as the widths of the student's stages.
 FULL_SIZE = {
     'configs/mldr/mixer-b16_to_resnet18_c100.py': (64, 128, 256, 512),
@@ -30,8 +40,14 @@ FULL_SIZE = {
     'configs/mldr/swin-tiny_to_resmlp-s12_in1k.py': (384,) * 4,
 }
 NUM_CLASSES = dict(c20=20, c100=100, tiny=200, in1k=1000, quickstart=10)
-# Beside the student's own: of the final, the stages' and the fused logits.
-HEADS = {f'loss_dfra_{head}' for head in ('logits', *STAGES, 'fused')}
+# What each method adds to the student's own loss.
+HEADS = {method: {f'loss_{method}_logits'} for method in ('kd', 'dkd', 'dist', 'ls')}
+HEADS |= {method: {f'loss_{method}_feature'} for method in ('rkd', 'cc', 'crd', 'rsd')}
+HEADS |= {
+    'fitnet': {f'loss_fitnet_{stage}' for stage in STAGES},
+    'ofa': {f'loss_ofa_{head}' for head in ('logits', *STAGES)},
+    'mldr': {f'loss_dfra_{head}' for head in ('logits', *STAGES, 'fused')},
+}
 
 
 def load(path):
@@ -86,14 +102,14 @@ def one_batch(cfg, folder):
     reads = cfg.train_dataloader.dataset.pipeline[0].type == 'LoadImageFromFile'
     source = dict(img_path=str(folder / 'image.JPEG')) if reads else dict(img=image)
     labels = (0, cfg.data_preprocessor.num_classes - 1)
-    items = [pipeline(dict(source, gt_label=label)) for label in labels]
+    items = [pipeline(dict(source, gt_label=label, sample_idx=label)) for label in labels]
     return dict(
         inputs=torch.stack([item['inputs'] for item in items]),
         data_samples=[item['data_samples'] for item in items],
     )
 
 
-def train_one_step(cfg, folder):
+def train_one_step(cfg, folder, method):
     """Train a step as the Runner would; the losses are right, and reach all weights."""
     model = MODELS.build(cfg.model)
     wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
@@ -105,8 +121,7 @@ def train_one_step(cfg, folder):
         assert batch['inputs'].shape == (2, *cfg.model.input_size)
     losses = model.train_step(batch, wrapper)
     assert all(value.isfinite() for value in losses.values())
-    distilled = cfg.model.type == 'Distiller'
-    assert {name for name in losses if 'loss_' in name} == (HEADS if distilled else set())
+    assert {name for name in losses if 'loss_' in name} == HEADS.get(method, set())
     # DistributedDataParallel waits for each gradient.
     assert reached == {name for name, _ in model.named_parameters()}
     with torch.no_grad():
@@ -129,23 +144,20 @@ def test_has_the_classes_of_its_data(path):
         assert model.get('head', model).num_classes == num_classes(path)
 
 
-@pytest.mark.parametrize('path', MLDR)
-def test_pair_is_short(path):
-    """What it adds to the shared bases is the pair."""
-    source = (ROOT / path).read_text()
-    docstring = ast.parse(source).body[0]
-    code = [line for line in source.splitlines()[docstring.end_lineno :] if line.strip()]
-    assert len(code) <= 25
+def method_of(path):
+    """The method that a config distils with, or None where it trains a model alone."""
+    folder = Path(path).parent.name
+    return 'mldr' if path == 'configs/quickstart/mldr.py' else folder if folder in METHODS else None
 
 
-@pytest.mark.parametrize('path', CONFIGS)
+@pytest.mark.parametrize('path', STEPPED)
 def test_trains_a_step(path, tmp_path):
     cfg = load(path)
     shrink(cfg, 64)
     if cfg.model.get('model_name', '').startswith('vit_large'):
         # AdamW holds each of its 304 M parameters four times; its pair builds it as it is.
         cfg.model.depth = 2
-    _, logits = train_one_step(cfg, tmp_path)
+    _, logits = train_one_step(cfg, tmp_path, method_of(path))
     assert logits.shape[-1] == num_classes(path)
 
 
@@ -154,6 +166,6 @@ def test_trains_a_step(path, tmp_path):
 def test_trains_a_step_at_full_size(path, widths, tmp_path):
     cfg = load(path)
     assert cfg.model.input_size == (3, 224, 224)
-    model, logits = train_one_step(cfg, tmp_path)
+    model, logits = train_one_step(cfg, tmp_path, 'mldr')
     assert logits.shape[-1] == num_classes(path)
     assert model.neck.in_channels == widths

@@ -9,19 +9,6 @@ does not allow that, give a file of them:
     --cfg-options model.teacher.pretrained=False model.teacher_checkpoint=PATH_OR_URL
 """
 
-_base_ = [
-    '../_base_/models/convnext-tiny.py',
-    '../_base_/models/deit-tiny.py',
-    '../_base_/datasets/imagenet_224_strong.py',
-    '../_base_/schedules/transformer_300e_in1k.py',
-    '../_base_/methods/mldr.py',
-    '../_base_/default_runtime.py',
-]
+_base_ = ['../_base_/pairs/convnext-tiny_to_deit-tiny_in1k.py', '../_base_/methods/mldr.py']
 
-model = dict(
-    type='Distiller',
-    teacher=dict(_base_.convnext_tiny, num_classes=1000, pretrained=True),
-    teacher_checkpoint=None,
-    student=dict(_base_.deit_tiny, num_classes=1000),
-    input_size=(3, 224, 224),
-)
+model = _base_.method

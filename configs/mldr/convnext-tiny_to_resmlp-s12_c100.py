@@ -8,19 +8,6 @@ Published: teacher 88.41, student alone 66.56, OFA-KD 81.22 (its paper, as other
 sources disagree), MLDR-KD none; not rerun by us.
 """
 
-_base_ = [
-    '../_base_/models/convnext-tiny.py',
-    '../_base_/models/resmlp-s12.py',
-    '../_base_/datasets/cifar100_224_strong.py',
-    '../_base_/schedules/transformer_300e.py',
-    '../_base_/methods/mldr.py',
-    '../_base_/default_runtime.py',
-]
+_base_ = ['../_base_/pairs/convnext-tiny_to_resmlp-s12_c100.py', '../_base_/methods/mldr.py']
 
-model = dict(
-    type='Distiller',
-    teacher=_base_.convnext_tiny,
-    teacher_checkpoint='work_dirs/convnext-tiny_c100/epoch_300.pth',
-    student=_base_.resmlp_s12,
-    input_size=(3, 224, 224),
-)
+model = _base_.method

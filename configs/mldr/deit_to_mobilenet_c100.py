@@ -8,19 +8,6 @@ train it with configs/teachers/deit-small_c100.py, or give another one's path or
     --cfg-options model.teacher_checkpoint=PATH_OR_URL
 """
 
-_base_ = [
-    '../_base_/models/deit-small.py',
-    '../_base_/models/mobilenet-v2.py',
-    '../_base_/datasets/cifar100_224.py',
-    '../_base_/schedules/cnn_300e.py',
-    '../_base_/methods/mldr.py',
-    '../_base_/default_runtime.py',
-]
+_base_ = ['../_base_/pairs/deit_to_mobilenet_c100.py', '../_base_/methods/mldr.py']
 
-model = dict(
-    type='Distiller',
-    teacher=_base_.deit_small,
-    teacher_checkpoint='work_dirs/deit-small_c100/epoch_300.pth',
-    student=_base_.mobilenet_v2,
-    input_size=(3, 224, 224),
-)
+model = _base_.method

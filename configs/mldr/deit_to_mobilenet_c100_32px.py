@@ -7,19 +7,6 @@ configs/teachers/deit-small_c100_32px.py trains; runs without a GPU. docs/first_
 With smaller batches pass --auto-scale-lr: at the full learning rate MLDR-KD then diverges.
 """
 
-_base_ = [
-    '../_base_/models/deit-small_32px.py',
-    '../_base_/models/mobilenet-v2_32px.py',
-    '../_base_/datasets/cifar100_32.py',
-    '../_base_/schedules/cnn_40e.py',
-    '../_base_/methods/mldr.py',
-    '../_base_/default_runtime.py',
-]
+_base_ = ['../_base_/pairs/deit_to_mobilenet_c100_32px.py', '../_base_/methods/mldr.py']
 
-model = dict(
-    type='Distiller',
-    teacher=_base_.deit_small,
-    teacher_checkpoint='work_dirs/deit-small_c100_32px/epoch_40.pth',
-    student=_base_.mobilenet_v2,
-    input_size=(3, 32, 32),
-)
+model = _base_.method

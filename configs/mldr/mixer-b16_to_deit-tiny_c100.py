@@ -8,19 +8,6 @@ Published: teacher 87.29, student alone 68.00, OFA-KD 73.90 (its paper, as other
 MLDR-KD none; not rerun by us.
 """
 
-_base_ = [
-    '../_base_/models/mixer-b16.py',
-    '../_base_/models/deit-tiny.py',
-    '../_base_/datasets/cifar100_224_strong.py',
-    '../_base_/schedules/transformer_300e.py',
-    '../_base_/methods/mldr.py',
-    '../_base_/default_runtime.py',
-]
+_base_ = ['../_base_/pairs/mixer-b16_to_deit-tiny_c100.py', '../_base_/methods/mldr.py']
 
-model = dict(
-    type='Distiller',
-    teacher=_base_.mixer_b16,
-    teacher_checkpoint='work_dirs/mixer-b16_c100/epoch_300.pth',
-    student=_base_.deit_tiny,
-    input_size=(3, 224, 224),
-)
+model = _base_.method

@@ -6,19 +6,6 @@ Needs Tiny-ImageNet in data/tiny-imagenet, 4 GPUs and the teacher, which
 configs/teachers/swin-tiny_tiny.py trains.
 """
 
-_base_ = [
-    '../_base_/models/swin-tiny.py',
-    '../_base_/models/resmlp-s12.py',
-    '../_base_/datasets/tiny-imagenet_224_strong.py',
-    '../_base_/schedules/transformer_300e.py',
-    '../_base_/methods/mldr.py',
-    '../_base_/default_runtime.py',
-]
+_base_ = ['../_base_/pairs/swin-tiny_to_resmlp-s12_tiny.py', '../_base_/methods/mldr.py']
 
-model = dict(
-    type='Distiller',
-    teacher=dict(_base_.swin_tiny, num_classes=200),
-    teacher_checkpoint='work_dirs/swin-tiny_tiny/epoch_300.pth',
-    student=dict(_base_.resmlp_s12, num_classes=200),
-    input_size=(3, 224, 224),
-)
+model = _base_.method

@@ -7,19 +7,6 @@ which configs/teachers/swin-tiny_c100.py trains.
 Published: teacher 89.26, student alone 74.01, MLDR-KD 81.56 (paper's code); not rerun by us.
 """
 
-_base_ = [
-    '../_base_/models/swin-tiny.py',
-    '../_base_/models/resnet18.py',
-    '../_base_/datasets/cifar100_224.py',
-    '../_base_/schedules/cnn_300e.py',
-    '../_base_/methods/mldr.py',
-    '../_base_/default_runtime.py',
-]
+_base_ = ['../_base_/pairs/swin-tiny_to_resnet18_c100.py', '../_base_/methods/mldr.py']
 
-model = dict(
-    type='Distiller',
-    teacher=_base_.swin_tiny,
-    teacher_checkpoint='work_dirs/swin-tiny_c100/epoch_300.pth',
-    student=_base_.resnet18,
-    input_size=(3, 224, 224),
-)
+model = _base_.method

@@ -9,21 +9,6 @@ does not allow that, give a file of them:
     --cfg-options model.teacher.pretrained=False model.teacher_checkpoint=PATH_OR_URL
 """
 
-_base_ = [
-    '../_base_/models/swin-tiny.py',
-    '../_base_/models/resnet18.py',
-    '../_base_/datasets/imagenet_224.py',
-    '../_base_/schedules/cnn_100e_in1k.py',
-    '../_base_/methods/mldr.py',
-    '../_base_/default_runtime.py',
-]
+_base_ = ['../_base_/pairs/swin-tiny_to_resnet18_in1k.py', '../_base_/methods/mldr.py']
 
-model = dict(
-    type='Distiller',
-    teacher=dict(_base_.swin_tiny, num_classes=1000, pretrained=True),
-    teacher_checkpoint=None,
-    student=dict(_base_.resnet18, num_classes=1000),
-    input_size=(3, 224, 224),
-)
-
-train_dataloader = dict(batch_size=64)
+model = _base_.method

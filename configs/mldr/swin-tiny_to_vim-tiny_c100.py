@@ -7,19 +7,6 @@ which configs/teachers/swin-tiny_c100.py trains.
 No numbers are published for this pair, as far as we know.
 """
 
-_base_ = [
-    '../_base_/models/swin-tiny.py',
-    '../_base_/models/vim-tiny.py',
-    '../_base_/datasets/cifar100_224_strong.py',
-    '../_base_/schedules/mamba_300e.py',
-    '../_base_/methods/mldr.py',
-    '../_base_/default_runtime.py',
-]
+_base_ = ['../_base_/pairs/swin-tiny_to_vim-tiny_c100.py', '../_base_/methods/mldr.py']
 
-model = dict(
-    type='Distiller',
-    teacher=_base_.swin_tiny,
-    teacher_checkpoint='work_dirs/swin-tiny_c100/epoch_300.pth',
-    student=_base_.vim_tiny,
-    input_size=(3, 224, 224),
-)
+model = _base_.method

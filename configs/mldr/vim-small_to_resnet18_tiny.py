@@ -6,19 +6,6 @@ Needs Tiny-ImageNet in data/tiny-imagenet, 4 GPUs and the teacher, which
 configs/teachers/vim-small_tiny.py trains.
 """
 
-_base_ = [
-    '../_base_/models/vim-small.py',
-    '../_base_/models/resnet18.py',
-    '../_base_/datasets/tiny-imagenet_224.py',
-    '../_base_/schedules/cnn_300e.py',
-    '../_base_/methods/mldr.py',
-    '../_base_/default_runtime.py',
-]
+_base_ = ['../_base_/pairs/vim-small_to_resnet18_tiny.py', '../_base_/methods/mldr.py']
 
-model = dict(
-    type='Distiller',
-    teacher=dict(_base_.vim_small, num_classes=200),
-    teacher_checkpoint='work_dirs/vim-small_tiny/epoch_300.pth',
-    student=dict(_base_.resnet18, num_classes=200),
-    input_size=(3, 224, 224),
-)
+model = _base_.method

@@ -8,19 +8,6 @@ Published: teacher 92.04, student alone 73.68, OFA-KD 78.45 (its paper, as other
 MLDR-KD none; not rerun by us.
 """
 
-_base_ = [
-    '../_base_/models/vit-small.py',
-    '../_base_/models/mobilenet-v2.py',
-    '../_base_/datasets/cifar100_224.py',
-    '../_base_/schedules/cnn_300e.py',
-    '../_base_/methods/mldr.py',
-    '../_base_/default_runtime.py',
-]
+_base_ = ['../_base_/pairs/vit-small_to_mobilenet-v2_c100.py', '../_base_/methods/mldr.py']
 
-model = dict(
-    type='Distiller',
-    teacher=_base_.vit_small,
-    teacher_checkpoint='work_dirs/vit-small_c100/epoch_300.pth',
-    student=_base_.mobilenet_v2,
-    input_size=(3, 224, 224),
-)
+model = _base_.method

@@ -7,19 +7,6 @@ configs/teachers/vit-small_tiny_64px.py trains. The recipe is that of 224 px: no
 64.
 """
 
-_base_ = [
-    '../_base_/models/vit-small_64px.py',
-    '../_base_/models/resnet18_64px.py',
-    '../_base_/datasets/tiny-imagenet_64.py',
-    '../_base_/schedules/cnn_300e.py',
-    '../_base_/methods/mldr.py',
-    '../_base_/default_runtime.py',
-]
+_base_ = ['../_base_/pairs/vit-small_to_resnet18_tiny_64px.py', '../_base_/methods/mldr.py']
 
-model = dict(
-    type='Distiller',
-    teacher=_base_.vit_small,
-    teacher_checkpoint='work_dirs/vit-small_tiny_64px/epoch_300.pth',
-    student=_base_.resnet18,
-    input_size=(3, 64, 64),
-)
+model = _base_.method

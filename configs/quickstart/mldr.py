@@ -9,6 +9,7 @@ trains.
 _base_ = ['student.py', '../_base_/methods/mldr.py']
 
 model = dict(
+    **_base_.method,
     type='Distiller',
     teacher=_base_.deit_small,
     teacher_checkpoint='work_dirs/quickstart/teacher/epoch_40.pth',

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from numbers import Real
+from collections.abc import Collection
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mldr_kd_mm.errors import ConfigError
+from mldr_kd_mm.errors import ConfigError, check_above_zero, check_not_negative
+from mldr_kd_mm.losses.common import check_logits, full_precision, kl_div, standardize
 from mldr_kd_mm.registry import MODELS
+
+TERMS = ('class_relation', 'sample_relation', 'probability')
 
 
 @MODELS.register_module()
@@ -31,24 +31,43 @@ class DFRALoss(nn.Module):
     temperature squared, and logits are not centred.
 
     Source: MLDR-KD (arXiv 2502.06189), section "Decoupled Finegrained Relation Alignment", and the
-    authors' release.
+    authors' release. What it lacks: the weights of the relations, for ablations, and
+    ``standardize``, which is logit standardisation's (arXiv 2403.01427).
 
     Args:
         temperature: Divides the logits of both; above 0.
         alpha: Weight of the probability term; at least 0.
+        class_weight: Weight of the class relation; at least 0.
+        sample_weight: Weight of the sample relation; at least 0.
+        standardize: Whether to bring each sample's logits to mean 0 and standard deviation 1 first.
 
     Raises:
-        ConfigError: For a temperature or an alpha out of range.
+        ConfigError: For a temperature or a weight out of range.
     """
 
-    def __init__(self, temperature: float = 1.0, alpha: float = 2.0) -> None:
+    compares_logits = True
+
+    def __init__(
+        self,
+        temperature: float = 1.0,
+        alpha: float = 2.0,
+        class_weight: float = 1.0,
+        sample_weight: float = 1.0,
+        standardize: bool = False,
+    ) -> None:
         super().__init__()
-        if not isinstance(temperature, Real) or not 0 < temperature < math.inf:
-            raise ConfigError(f'temperature={temperature!r}: must be a number above 0')
-        if not isinstance(alpha, Real) or not 0 <= alpha < math.inf:
-            raise ConfigError(f'alpha={alpha!r}: must be a number of 0 or more')
+        check_above_zero(temperature=temperature)
+        check_not_negative(alpha=alpha, class_weight=class_weight, sample_weight=sample_weight)
+        if not alpha + class_weight + sample_weight:
+            raise ConfigError(
+                f'alpha={alpha}, class_weight={class_weight}, sample_weight={sample_weight}: one '
+                'must be above 0'
+            )
         self.temperature = temperature
+        self.standardize = standardize
         self.alpha = alpha
+        self.class_weight = class_weight
+        self.sample_weight = sample_weight
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compare the student's logits with the teacher's.
@@ -63,54 +82,47 @@ class DFRALoss(nn.Module):
         Raises:
             ConfigError: If the shapes do not fit.
         """
-        terms = self.terms(student, teacher)
-        return (
-            terms['class_relation'] + terms['sample_relation'] + self.alpha * terms['probability']
-        )
+        weights = {
+            'class_relation': self.class_weight,
+            'sample_relation': self.sample_weight,
+            'probability': self.alpha,
+        }
+        terms = self.terms(student, teacher, [name for name in weights if weights[name]])
+        return sum(weights[name] * term for name, term in terms.items())
 
-    def terms(self, student: Tensor, teacher: Tensor) -> dict[str, Tensor]:
-        """The three terms of the loss, not weighted.
+    @full_precision
+    def terms(
+        self, student: Tensor, teacher: Tensor, names: Collection[str] = TERMS
+    ) -> dict[str, Tensor]:
+        """The terms of the loss, not weighted.
 
         Args:
             student: Logits (B, C), or (K, B, C) of K heads.
             teacher: Logits (B, C).
+            names: Which terms to compute.
 
         Returns:
-            ``class_relation``, ``sample_relation`` and ``probability``, each a scalar or (K,).
+            Name -> a scalar or (K,).
         """
-        if student.dim() not in (2, 3) or student.shape[-2:] != teacher.shape:
-            raise ConfigError(
-                f'logits: student {tuple(student.shape)}, teacher {tuple(teacher.shape)}: '
-                'must be (B, C) or (K, B, C) for the student and (B, C) for the teacher'
-            )
-        # Relations are products of logits: half precision would overflow at logits of 256.
-        with torch.autocast(student.device.type, enabled=False):
-            student = _at_least_float32(student) / self.temperature
-            teacher = _at_least_float32(teacher.detach()) / self.temperature
-            scale = student.shape[-1] ** -0.5
-            return {
-                'class_relation': _relation_kl(student, teacher, scale),
-                'sample_relation': _relation_kl(student.mT, teacher.mT, scale),
-                'probability': _kl(student, teacher).mean(-1),
-            }
-
-
-def _at_least_float32(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+        check_logits(student, teacher)
+        if self.standardize:
+            student, teacher = standardize(student), standardize(teacher)
+        student, teacher = student / self.temperature, teacher / self.temperature
+        scale = student.shape[-1] ** -0.5
+        terms = {
+            'class_relation': lambda: _relation_kl(student, teacher, scale),
+            'sample_relation': lambda: _relation_kl(student.mT, teacher.mT, scale),
+            'probability': lambda: kl_div(student, teacher).mean(-1),
+        }
+        return {name: terms[name]() for name in names}
 
 
 def _relation_kl(student: Tensor, teacher: Tensor, scale: float) -> Tensor:
     """Mean KL of the relations among each row's entries: (..., N, M) and (N, M) -> (...)."""
     # A relation is symmetric, so that its rows are its columns.
-    return _kl(_relation(student, scale), _relation(teacher, scale)).mean((-1, -2))
+    return kl_div(_relation(student, scale), _relation(teacher, scale)).mean((-1, -2))
 
 
 def _relation(rows: Tensor, scale: float) -> Tensor:
     """(..., M) -> (..., M, M)."""
     return scale * rows.unsqueeze(-1) * rows.unsqueeze(-2)
-
-
-def _kl(student: Tensor, teacher: Tensor) -> Tensor:
-    """KL(teacher || student) of the softmax over the last dimension: (..., M) -> (...)."""
-    log_q, log_p = F.log_softmax(student, -1), F.log_softmax(teacher, -1)
-    return (log_p.exp() * (log_p - log_q)).sum(-1)

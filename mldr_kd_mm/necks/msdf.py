@@ -47,7 +47,8 @@ class MSDFNeck(BaseModule):
         grids: For each stage that gives tokens the (H, W) of their grid, for each that gives a map
             None. None: all give maps. The Distiller finds it when it is None.
         num_classes: Number of classes C. The Distiller finds it when it is not given.
-        gate_dim: Hidden width of the gate. None: 4C.
+        gate_dim: Hidden width of the gate. None: 4C. 0: no gate, all stages weigh the same (an
+            ablation of the paper's).
 
     Raises:
         ConfigError: If a width is missing or not positive, or ``grids`` do not fit the stages.
@@ -71,7 +72,7 @@ class MSDFNeck(BaseModule):
         check_positive(num_classes=num_classes)
         project_dim = in_channels[-1] if project_dim is None else project_dim
         gate_dim = 4 * num_classes if gate_dim is None else gate_dim
-        check_positive(in_channels=min(in_channels), project_dim=project_dim, gate_dim=gate_dim)
+        check_positive(in_channels=min(in_channels), project_dim=project_dim)
         self.in_channels = tuple(in_channels)
         self.grids = _check_grids(grids, len(in_channels))
         last = len(in_channels) - 1
@@ -84,9 +85,7 @@ class MSDFNeck(BaseModule):
             )
             for stage, (channels, grid) in enumerate(zip(in_channels, self.grids, strict=True))
         )
-        self.gate = nn.Sequential(
-            nn.Linear(project_dim, gate_dim), nn.GELU(), nn.Linear(gate_dim, num_classes)
-        )
+        self.gate = _gate(project_dim, gate_dim, num_classes)
         self.apply(_init)
 
     def forward(self, features: Sequence[Tensor]) -> MSDFOutput:
@@ -115,7 +114,10 @@ class MSDFNeck(BaseModule):
                 for projector, descriptor in zip(self.projectors, descriptors, strict=True)
             ]
         )
-        weights = self.gate(descriptors).softmax(dim=0)
+        scores = stage_logits.new_zeros(()).expand_as(stage_logits)
+        if self.gate is not None:
+            scores = self.gate(descriptors)
+        weights = scores.softmax(dim=0)
         fused_logits = (weights * stage_logits).sum(dim=0)
         return MSDFOutput(stage_logits, fused_logits, weights.transpose(0, 1))
 
@@ -147,6 +149,15 @@ def _projector(
     if grid is None:
         return map_projector(channels, project_dim, num_blocks)
     return token_projector(grid, channels, project_dim, num_blocks)
+
+
+def _gate(project_dim: int, gate_dim: int, num_classes: int) -> nn.Module | None:
+    if gate_dim == 0:
+        return None
+    check_positive(gate_dim=gate_dim)
+    return nn.Sequential(
+        nn.Linear(project_dim, gate_dim), nn.GELU(), nn.Linear(gate_dim, num_classes)
+    )
 
 
 def _check_grids(

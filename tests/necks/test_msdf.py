@@ -122,6 +122,16 @@ class TestWidths:
         assert {p['classifier'].in_features for p in neck.projectors} == {6}
 
 
+def test_without_a_gate_all_stages_weigh_the_same():
+    neck = MSDFNeck(in_channels=[4, 8], num_classes=5, gate_dim=0)
+    output = neck([torch.randn(3, 4, 4, 4), torch.randn(3, 8, 2, 2)])
+    assert_close(output.fused_logits, output.stage_logits.mean(0))
+    assert_close(output.fusion_weights, torch.full((3, 2, 5), 0.5))
+    output.fused_logits.sum().backward()
+    assert all(parameter.grad is not None for parameter in neck.parameters())
+    assert not any(name.startswith('gate') for name in neck.state_dict())
+
+
 def test_initialisation():
     torch.manual_seed(0)
     neck = MSDFNeck(in_channels=[32, 64, 128, 256], num_classes=20)
@@ -159,7 +169,7 @@ class TestErrors:
             ('project_dim', 0),
             ('project_dim', -3),
             ('num_classes', 0),
-            ('gate_dim', 0),
+            ('gate_dim', -1),
         ],
     )
     def test_arguments(self, field, value):

@@ -1,6 +1,6 @@
 """MLDR-KD: DFRA on the final, the four stages' and the fused logits, each with weight 1."""
 
-model = dict(
+method = dict(
     student_recorder=dict(type='FeatureRecorder', taps='stages'),
     neck=dict(type='MSDFNeck'),
     losses=[

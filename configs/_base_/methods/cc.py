@@ -1,0 +1,13 @@
+"""CC: correlation congruence of the penultimate features."""
+
+method = dict(
+    losses=[
+        dict(
+            loss=dict(type='CCLoss', dim=128),
+            student='feature',
+            teacher='feature',
+            weight=0.02,
+            name='cc',
+        )
+    ]
+)

@@ -1,0 +1,6 @@
+"""Ablation of MLDR-KD: DFRA on the stages' and the fused logits, not on the final ones."""
+
+_base_ = 'mldr.py'
+
+method = _base_.method
+method.losses[0].student = ['stage_logits', 'fused_logits']

@@ -1,0 +1,6 @@
+"""Ablation of MLDR-KD: without the relations among classes."""
+
+_base_ = 'mldr.py'
+
+method = _base_.method
+method.losses[0].loss.class_weight = 0.0

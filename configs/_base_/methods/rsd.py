@@ -1,0 +1,13 @@
+"""RSD: the penultimate features' correlations over a batch; it reads no logits."""
+
+method = dict(
+    losses=[
+        dict(
+            loss=dict(type='RSDLoss', kappa=0.01),
+            student='feature',
+            teacher='feature',
+            weight=0.1,
+            name='rsd',
+        )
+    ]
+)

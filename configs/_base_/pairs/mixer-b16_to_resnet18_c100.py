@@ -1,0 +1,17 @@
+"""Mixer-B/16 teaches ResNet18 on CIFAR-100 at 224 px."""
+
+_base_ = [
+    '../models/mixer-b16.py',
+    '../models/resnet18.py',
+    '../datasets/cifar100_224.py',
+    '../schedules/cnn_300e.py',
+    '../default_runtime.py',
+]
+
+model = dict(
+    type='Distiller',
+    teacher=_base_.mixer_b16,
+    teacher_checkpoint='work_dirs/mixer-b16_c100/epoch_300.pth',
+    student=_base_.resnet18,
+    input_size=(3, 224, 224),
+)

@@ -1,0 +1,11 @@
+"""CC: ViT-S teaches MobileNetV2 on CIFAR-100 at 224 px.
+
+    bash tools/dist_train.sh configs/cc/vit-small_to_mobilenet-v2_c100.py 4
+
+Needs CIFAR-100 in data/cifar100 (downloaded where the network allows), 4 GPUs and the teacher,
+which configs/teachers/vit-small_c100.py trains.
+"""
+
+_base_ = ['../_base_/pairs/vit-small_to_mobilenet-v2_c100.py', '../_base_/methods/cc.py']
+
+model = _base_.method

@@ -1,0 +1,11 @@
+"""FitNet: ViT-S teaches ResNet18 on CIFAR-100 at 224 px.
+
+    bash tools/dist_train.sh configs/fitnet/vit-small_to_resnet18_c100.py 4
+
+Needs CIFAR-100 in data/cifar100 (downloaded where the network allows), 4 GPUs and the teacher,
+which configs/teachers/vit-small_c100.py trains.
+"""
+
+_base_ = ['../_base_/pairs/vit-small_to_resnet18_c100.py', '../_base_/methods/fitnet.py']
+
+model = _base_.method

@@ -1,0 +1,123 @@
+"""What the losses share: their precision, the checks of their arguments, forms of labels."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mldr_kd_mm.errors import ConfigError
+
+
+def full_precision(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Decorate a loss's ``forward(self, student, teacher, ...)``.
+
+    Under autocast half precision would overflow in products and powers of logits, so that autocast
+    is off inside, and half-precision tensors come in as float32. The teacher's carry no gradient.
+    """
+
+    @functools.wraps(forward)
+    def wrapped(self: Any, student: Tensor, teacher: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        with torch.autocast(student.device.type, enabled=False):
+            student, teacher = at_least_float32(student), at_least_float32(teacher.detach())
+            return forward(self, student, teacher, *args, **kwargs)
+
+    return wrapped
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Bring half precision to float32, and leave float64 as it is."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def check_logits(student: Tensor, teacher: Tensor) -> None:
+    """Check that logits can be compared.
+
+    Raises:
+        ConfigError: Unless they are (B, C) or (K, B, C) of the student, and (B, C) of the teacher.
+    """
+    if student.dim() not in (2, 3) or student.shape[-2:] != teacher.shape:
+        raise ConfigError(
+            f'logits: student {tuple(student.shape)}, teacher {tuple(teacher.shape)}: '
+            'must be (B, C) or (K, B, C) for the student and (B, C) for the teacher'
+        )
+
+
+def check_features(student: Tensor, teacher: Tensor) -> None:
+    """Check that features are vectors of the same samples.
+
+    Raises:
+        ConfigError: Unless they are (B, D_s) of the student and (B, D_t) of the teacher.
+    """
+    if student.dim() != 2 or teacher.dim() != 2 or len(student) != len(teacher):
+        raise ConfigError(
+            f'features: student {tuple(student.shape)}, teacher {tuple(teacher.shape)}: '
+            'must be (B, D) for both'
+        )
+
+
+def check_widths(student_width: int | None, teacher_width: int | None) -> None:
+    """Check the widths that a loss's own layers are made for.
+
+    Raises:
+        ConfigError: If one is missing or not positive.
+    """
+    for field, width in (('student_width', student_width), ('teacher_width', teacher_width)):
+        if not isinstance(width, int) or width < 1:
+            raise ConfigError(
+                f'{field}={width!r}: must be the width of the feature '
+                '(inside a Distiller it is found)'
+            )
+
+
+def kl_div(student: Tensor, teacher: Tensor) -> Tensor:
+    """KL(teacher || student) of the softmax over the last dimension: (..., M) -> (...)."""
+    log_q, log_p = F.log_softmax(student, -1), F.log_softmax(teacher, -1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+def standardize(logits: Tensor) -> Tensor:
+    """Bring each sample's logits to mean 0 and (unbiased) standard deviation 1: (..., C).
+
+    Source: Logit Standardization in Knowledge Distillation (arXiv 2403.01427). Logits that are all
+    equal become zeros.
+    """
+    centred = logits - logits.mean(-1, keepdim=True)
+    return centred / (logits.std(-1, keepdim=True) + 1e-7)
+
+
+def class_of(target: Tensor, num_classes: int) -> Tensor:
+    """The class of each sample: labels (B,), or of soft labels (B, C) the largest -> (B,).
+
+    Raises:
+        ConfigError: If a label is outside the classes (looked at on the CPU alone, since a look at
+            a GPU's would make every step wait for it), or soft labels have other classes.
+    """
+    _check_target(target, num_classes)
+    return target if target.dim() == 1 else target.argmax(-1)
+
+
+def probability_of(target: Tensor, num_classes: int) -> Tensor:
+    """Labels as a distribution: (B,) or (B, C) -> (B, C).
+
+    Raises:
+        ConfigError: As for :func:`class_of`.
+    """
+    _check_target(target, num_classes)
+    return F.one_hot(target, num_classes) if target.dim() == 1 else target
+
+
+def _check_target(target: Tensor, num_classes: int) -> None:
+    if target.dim() == 2 and target.shape[1] == num_classes:
+        return
+    if target.dim() != 1:
+        raise ConfigError(
+            f'target: has the shape {tuple(target.shape)}: must be labels (B,) or soft labels '
+            f'(B, {num_classes})'
+        )
+    if target.device.type == 'cpu' and not ((target >= 0) & (target < num_classes)).all():
+        raise ConfigError(f'target={target.tolist()}: must be within 0..{num_classes - 1}')
