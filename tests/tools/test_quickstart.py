@@ -124,13 +124,10 @@ def test_table(read_tool, tmp_path, monkeypatch):
     assert cells == ['98.0', '99.0', '68.5 ± 3.5', '69.0 ± 4.2', '80.5 ± 0.7', '81.0 ± 1.4']
 
 
-def test_each_seed_has_its_runs(read_tool, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    commands = []
-    monkeypatch.setattr(subprocess, 'call', lambda command, **_: commands.append(command) or 0)
-    for run in read_tool('quickstart')['plan'](seeds=2, epochs=None):
-        run.train()
-    planned = {command[4].name: command[2].stem for command in commands}
+def test_each_seed_has_its_runs(read_tool):
+    runs = read_tool('quickstart')['plan'](seeds=2, epochs=None)
+    commands = {Path(run.command()[4]).name: run.command() for run in runs}
+    planned = {name: Path(command[2]).stem for name, command in commands.items()}
     assert planned == dict(
         teacher='teacher',
         scratch_seed0='scratch',
@@ -138,9 +135,11 @@ def test_each_seed_has_its_runs(read_tool, tmp_path, monkeypatch):
         mldr_seed0='mldr',
         mldr_seed1='mldr',
     )
-    for command in commands:
-        assert f'randomness.seed={int(command[4].name.endswith("1"))}' in command
-        assert f'train_cfg.max_epochs={40 if command[4].name == "teacher" else 80}' in command
+    teacher = 'model.teacher_checkpoint=work_dirs/quickstart/teacher/epoch_40.pth'
+    for name, command in commands.items():
+        assert f'randomness.seed={int(name.endswith("1"))}' in command
+        assert f'train_cfg.max_epochs={40 if name == "teacher" else 80}' in command
+        assert (teacher in command) == name.startswith('mldr')
 
 
 @pytest.mark.parametrize('option', ['--seeds', '--epochs'])

@@ -1,0 +1,812 @@
+"""The benchmark on a few digits: what it shows is what its runs logged, and it mixes nothing."""
+
+import csv
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from importlib import metadata
+from pathlib import Path
+from pprint import pformat
+
+import helpers
+import matplotlib.image
+import mmengine
+import pytest
+import torch
+from mmengine.config import Config
+from rich.console import Console
+
+ROOT = Path(__file__).parents[2]
+TOOL = ROOT / 'tools/benchmark.py'
+WORK_DIR = Path('work_dirs/benchmark')
+PAIR = WORK_DIR / 'vit_to_resnet'
+TEACHER = Path('work_dirs/small_vit')
+RUNS = [(method, seed) for method in ('scratch', 'dfra') for seed in (0, 1)]
+COMMAND = ['--pairs', 'vit_to_resnet', '--methods', 'scratch', 'dfra', '--seeds', '2']
+DFRA = dict(loss=dict(type='DFRALoss'), student=['logits'], teacher='logits', name='dfra')
+
+pytest.importorskip('sklearn', reason='needs scikit-learn')
+
+
+def put(path, **fields):
+    """Write a config."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text('\n'.join(f'{name} = {pformat(value)}' for name, value in fields.items()))
+
+
+def settings(model, **kwargs):
+    """A run on 40 digits, without a work directory."""
+    config = helpers.runner_config(model, Path('of/no/use'), **kwargs)
+    del config['work_dir'], config['experiment_name']
+    return config | {'data_preprocessor': helpers.NORMALIZATION}
+
+
+def put_project(root):
+    """Write a pair, a method and a teacher, as a user's own project has them."""
+    model = dict(type='Distiller', teacher=helpers.vit(), student=helpers.resnet())
+    model |= dict(teacher_checkpoint=f'{TEACHER}/epoch_1.pth', input_size=(3, 32, 32))
+    put(root / 'configs/_base_/pairs/vit_to_resnet.py', **settings(model, max_epochs=2))
+    put(root / 'configs/_base_/methods/dfra.py', method=dict(losses=[DFRA]))
+    put(root / 'configs/teachers/small_vit.py', **settings(helpers.vit()))
+
+
+def start(*args, cwd):
+    """Start the benchmark as a user does."""
+    return subprocess.Popen(
+        [sys.executable, TOOL, *args],
+        cwd=cwd,
+        env=os.environ | {'OMP_NUM_THREADS': '1'},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(*args, cwd):
+    """Run the benchmark to its end; returns its exit code, stdout and stderr."""
+    process = start(*args, cwd=cwd)
+    stdout, stderr = process.communicate(timeout=400)
+    return process.returncode, stdout, stderr
+
+
+def logged(work_dir, key):
+    """What the Runner of a run wrote under a name."""
+    logs = sorted(work_dir.glob('*/vis_data/scalars.json'))
+    records = [json.loads(line) for log in logs for line in log.read_text().splitlines()]
+    return [record[key] for record in records if key in record]
+
+
+def rows(work_dir):
+    """The rows of results.csv, by method and seed."""
+    with (work_dir / 'results.csv').open(newline='') as file:
+        return {(row['method'], int(row['seed'])): row for row in csv.DictReader(file)}
+
+
+def tree(root):
+    """All files, and when they were written."""
+    return {path: path.stat().st_mtime_ns for path in root.rglob('*') if path.is_file()}
+
+
+def without_results(files):
+    return {path: time for path, time in files.items() if path.name.split('.')[0] != 'results'}
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+    """A project, benchmarked: the directory and what was printed."""
+    root = tmp_path_factory.mktemp('benchmark')
+    put_project(root)
+    code, stdout, stderr = run(*COMMAND, cwd=root)
+    assert code == 0, stdout + stderr
+    return root, stdout
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A project where nothing was run yet, as the current directory."""
+    put_project(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def benchmarked(finished, tmp_path, monkeypatch):
+    """A copy of the finished project, as the current directory."""
+    root = tmp_path / 'copy'
+    shutil.copytree(finished[0], root)
+    monkeypatch.chdir(root)
+    return root
+
+
+@pytest.fixture
+def benchmark(read_tool):
+    """What the file of the tool defines."""
+    return Namespace(**read_tool('benchmark'))
+
+
+def make_plan(benchmark, *args):
+    return benchmark.Plan(benchmark.parse_args(list(args)))
+
+
+# What a benchmark leaves
+
+
+@pytest.mark.slow
+def test_csv_is_what_the_runs_logged(finished):
+    root, _ = finished
+    table = rows(root / WORK_DIR)
+    assert sorted(table) == sorted(RUNS)
+    weights = hashlib.sha256((root / TEACHER / 'epoch_1.pth').read_bytes()).hexdigest()
+    for (method, seed), row in table.items():
+        work_dir = root / PAIR / method / f'seed{seed}'
+        accuracies = logged(work_dir, 'accuracy/top1')
+        assert len(accuracies) == 2
+        assert float(row['last']) == accuracies[-1]
+        assert float(row['best']) == max(accuracies)
+        assert row['epochs'] == '2'
+        assert 0 < float(row['seconds']) < 300
+        assert 300 < float(row['memory']) < 20_000
+        distilled = method == 'dfra'
+        assert row['teacher_sha256'] == (weights if distilled else '')
+        measured = logged(work_dir, 'teacher/accuracy/top1')
+        assert [row['teacher']] == ([str(*measured)] if distilled else [''])
+        assert row['torch'] == metadata.version('torch')
+        assert row['mmengine'].split()[-1] == mmengine.__version__
+        assert json.loads((work_dir / 'benchmark/result.json').read_text()).keys() == row.keys()
+
+
+@pytest.mark.slow
+def test_teacher_is_trained_first_and_teaches(finished):
+    root, stdout = finished
+    announced = '4 runs in work_dirs/benchmark, 0 of them finished; teachers to train first: '
+    assert f'{announced}small_vit' in stdout.splitlines()
+    accuracies = logged(root / TEACHER, 'accuracy/top1')
+    assert len(accuracies) == 1
+    for seed in (0, 1):
+        work_dir = root / PAIR / 'dfra' / f'seed{seed}'
+        assert logged(work_dir, 'teacher/accuracy/top1') == accuracies
+        assert logged(work_dir, 'loss_dfra_logits')
+    assert not logged(root / PAIR / 'scratch/seed0', 'loss_dfra_logits')
+
+
+@pytest.mark.slow
+def test_output_is_plain_lines(finished):
+    root, stdout = finished
+    assert not re.search(r'[\x00-\x09\x0b-\x1f\x7f]', stdout)
+    for method, seed in RUNS:
+        accuracy = logged(root / PAIR / method / f'seed{seed}', 'accuracy/top1')[-1]
+        line = f'{method} vit_to_resnet seed{seed}: 2 epochs, {accuracy:.1f} %'
+        assert line in stdout.splitlines()
+
+
+@pytest.mark.slow
+def test_markdown_is_what_the_runs_logged(finished):
+    root, stdout = finished
+    text = (root / WORK_DIR / 'results.md').read_text()
+    assert text in stdout
+
+    def summary(values, form='.2f'):
+        return f'{statistics.mean(values):{form}} ± {statistics.stdev(values):.2f}'
+
+    curves = {run: logged(root / PAIR / run[0] / f'seed{run[1]}', 'accuracy/top1') for run in RUNS}
+    difference = [curves['dfra', seed][-1] - curves['scratch', seed][-1] for seed in (0, 1)]
+    for method, expected in [('scratch', ''), ('dfra', summary(difference, '+.2f'))]:
+        last = summary([curves[method, seed][-1] for seed in (0, 1)])
+        best = summary([max(curves[method, seed]) for seed in (0, 1)])
+        assert f'| {method} | {last} | {best} | {expected} | 2 | ' in text
+    (accuracy,) = logged(root / TEACHER, 'accuracy/top1')
+    assert f'Teacher: {accuracy:.2f} %, {TEACHER}/epoch_1.pth, SHA-256 ' in text
+    assert f'    python tools/benchmark.py {" ".join(COMMAND)}\n' in text
+    assert '- seeds: 0, 1\n' in text
+    git = ['git', '-C', ROOT, 'rev-parse', 'HEAD']
+    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or 'mldr-kd'
+    assert re.search(f'^- commit: {commit}', text, re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_runs_keep_two_checkpoints_and_their_seed(finished):
+    for method, seed in RUNS:
+        work_dir = finished[0] / PAIR / method / f'seed{seed}'
+        assert sorted(path.name for path in work_dir.glob('*.pth')) == [
+            'epoch_1.pth',
+            'epoch_2.pth',
+        ]
+        cfg = Config.fromfile(next(work_dir.glob('*/vis_data/config.py')))
+        assert cfg.randomness.seed == seed
+        assert cfg.default_hooks.checkpoint.interval == 1
+
+
+# Again
+
+
+@pytest.mark.slow
+def test_finished_run_is_not_repeated(benchmarked, tool):
+    before = without_results(tree(benchmarked))
+    assert tool('benchmark', *COMMAND) == (0, '')
+    assert without_results(tree(benchmarked)) == before
+
+
+@pytest.mark.slow
+def test_table_only(benchmarked, tool):
+    table = rows(WORK_DIR)
+    for path in WORK_DIR.glob('results.*'):
+        path.unlink()
+    shutil.rmtree('configs')
+    (PAIR / 'dfra/seed1/benchmark/result.json').unlink()
+    before = tree(benchmarked)
+    assert tool('benchmark', '--table-only') == (0, '')
+    after = tree(benchmarked)
+    written = {path.name for path in after.keys() - before.keys()}
+    assert written == {'results.md', 'results.csv', 'results.png'}
+    assert without_results(after) == before
+    del table['dfra', 1]
+    assert rows(WORK_DIR) == table
+    text = (WORK_DIR / 'results.md').read_text()
+    seeds = {
+        method: re.search(rf'^\| {method} .*', text, re.M)[0].split('|')[5].strip()
+        for method in ('scratch', 'dfra')
+    }
+    assert seeds == dict(scratch='2', dfra='1')
+
+
+@pytest.mark.slow
+def test_interrupted_validation_is_made_up_for(benchmarked, tool):
+    """The last epoch was saved, and stopped before its validation was logged."""
+    work_dir = PAIR / 'scratch/seed1'
+    (work_dir / 'benchmark/result.json').unlink()
+    (first,) = work_dir.glob('*/vis_data')
+    lines = (first / 'scalars.json').read_text().splitlines(keepends=True)
+    assert 'accuracy/top1' in lines[-1]
+    (first / 'scalars.json').write_text(''.join(lines[:-1]) + '{"accuracy')
+    others = {path: time for path, time in tree(PAIR).items() if work_dir not in path.parents}
+    assert tool('benchmark', *COMMAND) == (0, '')
+    assert {path: path.stat().st_mtime_ns for path in others} == others
+    _, second = sorted(work_dir.glob('*/vis_data'))
+    records = [json.loads(line) for line in (second / 'scalars.json').read_text().splitlines()]
+    assert {record['epoch'] for record in records if 'epoch' in record} == {2}
+    (accuracy,) = (record['accuracy/top1'] for record in records if 'accuracy/top1' in record)
+    row = rows(WORK_DIR)['scratch', 1]
+    assert float(row['last']) == accuracy
+    before = json.loads(lines[len(lines) // 2 - 1])
+    assert float(row['best']) == max(accuracy, before['accuracy/top1'])
+    took = [
+        (part / 'scalars.json').stat().st_mtime - (part / 'config.py').stat().st_mtime
+        for part in (first, second)
+    ]
+    assert float(row['seconds']) == pytest.approx(sum(took), abs=0.06)
+
+
+@pytest.mark.slow
+def test_stopped_benchmark_goes_on(project, tool):
+    arguments = ['--pairs', 'vit_to_resnet', '--methods', 'scratch', '--seeds', '1']
+    arguments += ['--cfg-options', 'train_cfg.max_epochs=20']
+    process = start(*arguments, cwd=project)
+    work_dir = PAIR / 'scratch/seed0'
+    deadline = time.monotonic() + 120
+    while len(logged_so_far(work_dir)) < 3:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert stderr == 'stopped; the same command goes on from here\n'
+    stopped_at = logged_so_far(work_dir)
+    time.sleep(1)
+    assert logged_so_far(work_dir) == stopped_at, 'the run was ended too'
+    assert not (work_dir / 'benchmark/result.json').exists()
+
+    assert tool('benchmark', *arguments) == (0, '')
+    parts = sorted(work_dir.glob('*/vis_data/scalars.json'))
+    assert len(parts) == 2
+    epochs = [
+        [
+            record['step']
+            for record in map(json.loads, part.read_text().splitlines())
+            if 'accuracy/top1' in record
+        ]
+        for part in parts
+    ]
+    assert epochs[0][-1] + 1 == epochs[1][0]
+    assert sorted(epochs[0] + epochs[1]) == list(range(1, 21))
+    result = json.loads((work_dir / 'benchmark/result.json').read_text())
+    assert result['epochs'] == 20
+    assert '--cfg-options train_cfg.max_epochs=20' in (WORK_DIR / 'results.md').read_text()
+
+
+def logged_so_far(work_dir):
+    """The accuracies in whole lines of a run's log."""
+    logs = work_dir.glob('*/vis_data/scalars.json')
+    lines = [line for log in logs for line in log.read_text().splitlines(keepends=True)]
+    return [line for line in lines if line.endswith('\n') and 'accuracy/top1' in line]
+
+
+@pytest.mark.slow
+def test_failing_run_does_not_stop_the_others(project, benchmark):
+    put(Path('configs/teachers/small_vit.py'), **settings(helpers.vit(nonsense=1)))
+    arguments = ['--pairs', 'configs/_base_/pairs/vit_to_resnet.py', '--seeds', '1']
+    arguments += ['--methods', 'dfra', 'scratch', '--cfg-options', 'train_cfg.val_begin=1']
+    code, stdout, stderr = run(*arguments, cwd=project)
+    assert code == 1
+    failed, waiting = stderr.splitlines()
+    said = f'error: teacher small_vit ended with code 2, see {TEACHER}/output.txt: error: model: '
+    assert failed.startswith(said)
+    assert 'nonsense' in failed
+    assert (
+        waiting == 'error: dfra vit_to_resnet seed0 did not start, since teacher small_vit failed'
+    )
+    assert not (PAIR / 'dfra').exists()
+    assert 'teacher small_vit: failed' in stdout.splitlines()
+    assert re.search('^scratch vit_to_resnet seed0: 2 epochs', stdout, re.MULTILINE)
+    assert list(rows(WORK_DIR)) == [('scratch', 0)]
+    text = (WORK_DIR / 'results.md').read_text()
+    assert 'Teacher: not measured.' in text
+    assert (
+        '    python tools/benchmark.py --pairs configs/_base_/pairs/vit_to_resnet.py --methods '
+        'scratch --seeds 1 --cfg-options train_cfg.val_begin=1\n'
+    ) in text
+    # The teacher never trained, so its config may be mended.
+    put_project(project)
+    benchmark.check_plan(make_plan(benchmark, *arguments), [])
+
+
+# Refusals
+
+
+@pytest.fixture
+def refused(tool):
+    """A function that runs the benchmark, which must refuse; returns the one line that it says."""
+
+    def run_tool(*args):
+        before = tree(Path())
+        code, stderr = tool('benchmark', *args)
+        (line,) = stderr.splitlines()
+        assert code == 2
+        assert tree(Path()) == before, 'nothing is changed'
+        return line
+
+    return run_tool
+
+
+def break_off(work_dir):
+    """Leave a run as one that was stopped."""
+    (work_dir / 'benchmark/result.json').unlink()
+
+
+REMEDY = 'undo the change, take another --work-dir, or remove that directory'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('broken', [False, True])
+def test_refuses_another_recipe_than_the_stored_one(benchmarked, refused, broken):
+    if broken:
+        break_off(PAIR / 'scratch/seed0')
+    assert refused(*COMMAND, '--cfg-options', 'optim_wrapper.optimizer.lr=0.5') == (
+        'error: optim_wrapper.optimizer.lr was 0.01 in the stored run '
+        f'{PAIR}/scratch/seed0, and would be 0.5: {REMEDY}'
+    )
+
+
+@pytest.mark.slow
+def test_refuses_another_teacher_than_the_stored_one(benchmarked, refused):
+    path = TEACHER / 'epoch_1.pth'
+    old = hashlib.sha256(path.read_bytes()).hexdigest()
+    path.write_bytes(b'another')
+    new = hashlib.sha256(b'another').hexdigest()
+    assert refused(*COMMAND) == (
+        f"error: teacher_sha256 was '{old}' in the stored run {PAIR}/dfra/seed0, "
+        f"and would be '{new}': {REMEDY}"
+    )
+
+
+@pytest.mark.slow
+def test_refuses_a_changed_method(benchmarked, refused):
+    put(Path('configs/_base_/methods/dfra.py'), method=dict(losses=[DFRA | {'weight': 2.0}]))
+    assert refused(*COMMAND) == (
+        f'error: model.losses.0.weight was not set in the stored run {PAIR}/dfra/seed0, '
+        f'and would be 2.0: {REMEDY}'
+    )
+
+
+@pytest.mark.slow
+def test_refuses_to_add_to_another_recipe(benchmarked, refused, tool):
+    """Another method of the pair is stored, and the table would show both."""
+    shutil.rmtree(PAIR / 'scratch')
+    arguments = ['--pairs', 'vit_to_resnet', '--methods', 'scratch', '--seeds', '1']
+    assert refused(*arguments, '--cfg-options', 'train_dataloader.batch_size=5') == (
+        'error: train_dataloader.batch_size is 5 in the pair vit_to_resnet, and 10 in the stored '
+        f'run {PAIR}/dfra/seed0: the methods of a pair share one recipe; take another --work-dir, '
+        'or remove that directory'
+    )
+
+
+@pytest.mark.slow
+def test_table_refuses_runs_of_different_recipes(benchmarked, refused):
+    config = PAIR / 'scratch/seed1/benchmark/config.py'
+    config.write_text(config.read_text().replace("'lr': 0.01", "'lr': 0.5"))
+    assert refused('--table-only') == (
+        f'error: optim_wrapper.optimizer.lr is 0.01 in the stored run {PAIR}/dfra/seed0, and 0.5 '
+        f'in the stored run {PAIR}/scratch/seed1: the methods of a pair share one recipe; remove '
+        'one of them'
+    )
+
+
+@pytest.mark.parametrize(
+    ('content', 'difference'),
+    [
+        (
+            dict(optim_wrapper=dict(optimizer=dict(lr=0.5))),
+            'optim_wrapper.optimizer.lr is 0.01 in the pair vit_to_resnet, and 0.5',
+        ),
+        (
+            dict(model=dict(student=dict(backbone=dict(depth=34)))),
+            'model.student.backbone.depth is 18 in the pair vit_to_resnet, and 34',
+        ),
+        (
+            dict(train_cfg=dict(val_begin=2)),
+            'train_cfg.val_begin is not set in the pair vit_to_resnet, and 2',
+        ),
+    ],
+)
+def test_refuses_a_method_that_changes_the_recipe(project, refused, content, difference):
+    put(project / 'mine/fast.py', method=dict(losses=[DFRA]), **content)
+    arguments = ['--pairs', 'vit_to_resnet', '--methods', 'scratch', 'mine/fast.py']
+    assert refused(*arguments) == (
+        f'error: {difference} in its method fast: the methods of a pair share one recipe; '
+        'take it out of mine/fast.py'
+    )
+
+
+def test_method_may_bring_its_own_code(project, benchmark):
+    put(
+        project / 'mine/own.py',
+        custom_imports=dict(imports=['colorsys']),
+        method=dict(losses=[DFRA], student_recorder=dict(type='FeatureRecorder', taps='stages')),
+        temperature=4.0,
+    )
+    plan = make_plan(benchmark, '--pairs', 'vit_to_resnet', '--methods', 'scratch', 'mine/own.py')
+    benchmark.check_plan(plan, [])
+    own = plan.students[-1].settings
+    assert own['custom_imports'] == dict(imports=['colorsys'])
+    assert own['model']['student_recorder'] == dict(type='FeatureRecorder', taps='stages')
+    assert 'temperature' not in own
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['--pairs', 'a', '--methods', 'dfra'], '--pairs a: there is no configs/_base_/pairs/a.py'),
+        (
+            ['--pairs', 'vit_to_resnet', '--methods', 'dfrb'],
+            '--methods dfrb: there is no configs/_base_/methods/dfrb.py',
+        ),
+        (['--pairs', 'a.py', '--methods', 'dfra'], "--pairs: there is no file 'a.py'"),
+        (
+            ['--pairs', 'configs/teachers/small_vit.py', '--methods', 'dfra'],
+            "--pairs configs/teachers/small_vit.py: its model has no 'teacher'",
+        ),
+        (
+            ['--pairs', 'vit_to_resnet', '--methods', 'configs/teachers/small_vit.py'],
+            'configs/teachers/small_vit.py: has no method = dict(losses=[...], ...)',
+        ),
+        (
+            ['--pairs', 'vit_to_resnet', '--methods', 'dfra', 'configs/_base_/methods/dfra.py'],
+            "--methods configs/_base_/methods/dfra.py: 'dfra' is given twice",
+        ),
+        (
+            [*COMMAND, '--cfg-options', 'model.teacher_checkpoint=work_dirs/other/epoch_1.pth'],
+            "model.teacher_checkpoint: there is no file 'work_dirs/other/epoch_1.pth', and no "
+            'configs/teachers/other.py to train it with',
+        ),
+        (
+            [*COMMAND, '--cfg-options', 'train_cfg.max_epochs=3'],
+            "model.teacher_checkpoint: there is no file 'work_dirs/small_vit/epoch_1.pth'; "
+            'configs/teachers/small_vit.py would end with epoch_3.pth',
+        ),
+        (
+            [*COMMAND, '--cfg-options', 'optimwrapper.optimizer.lr=1'],
+            "--cfg-options optimwrapper.optimizer.lr: the config has no field 'optimwrapper'",
+        ),
+        (
+            [*COMMAND, '--cfg-options', 'train_cfg.max_epochs=None'],
+            'scratch vit_to_resnet seed0: train_cfg.max_epochs is None, should be a number',
+        ),
+        (['--table-only'], '--work-dir work_dirs/benchmark: there is no finished run in it'),
+    ],
+)
+def test_mistake_is_one_line(project, refused, arguments, message):
+    assert refused(*arguments).startswith(f'error: {message}')
+
+
+def test_refuses_to_continue_what_it_did_not_start(project, refused):
+    log = TEACHER / '20260101_000000/vis_data/scalars.json'
+    log.parent.mkdir(parents=True)
+    log.write_text('{"loss": 1.0, "epoch": 1, "step": 4}\n')
+    assert refused(*COMMAND) == (
+        'error: work_dirs/small_vit holds a run that the benchmark did not start: end it with '
+        'tools/train.py, or remove that directory'
+    )
+
+
+def test_asks_for_pairs_and_methods(tool):
+    code, stderr = tool('benchmark', '--pairs', 'a')
+    assert code == 2
+    assert stderr.endswith('error: --pairs and --methods are needed, or --table-only\n')
+
+
+# Plans
+
+
+def test_teacher_that_is_taught_comes_after_its_own(project, benchmark):
+    model = helpers.mldr(teacher_checkpoint='work_dirs/tiny_vit/epoch_4.pth')
+    put(project / 'configs/teachers/small_vit.py', **settings(model, max_epochs=1))
+    put(project / 'configs/teachers/tiny_vit.py', **settings(helpers.vit(), max_epochs=4))
+    put(
+        project / 'configs/_base_/pairs/other.py',
+        **Config.fromfile('configs/_base_/pairs/vit_to_resnet.py').to_dict(),
+    )
+    plan = make_plan(benchmark, '--pairs', 'vit_to_resnet', 'other', '--methods', 'scratch', 'dfra')
+    tiny, small, *students = plan.runs()
+    assert [tiny.work_dir.name, small.work_dir.name] == ['tiny_vit', 'small_vit']
+    assert (tiny.needs, small.needs) == (None, tiny)
+    needs = {(run.labels['pair'], run.labels['method']): run.needs for run in students}
+    for pair in ('vit_to_resnet', 'other'):
+        assert needs[pair, 'scratch'] is None
+        assert needs[pair, 'dfra'] is small
+
+
+def test_options_go_to_all_but_the_model_only_to_students(project, benchmark):
+    options = ['train_dataloader.batch_size=5', 'model.student.backbone.depth=34']
+    plan = make_plan(benchmark, *COMMAND, '--cfg-options', *options)
+    assert {run.settings['train_dataloader']['batch_size'] for run in plan.runs()} == {5}
+    (teacher,) = plan.teachers.values()
+    assert teacher.settings['model'] == helpers.vit()
+    alone, distilled = plan.students[0].settings, plan.students[-1].settings
+    assert alone['model'] == distilled['model']['student']
+    assert alone['model']['backbone']['depth'] == 34
+    assert alone['default_hooks'] == distilled['default_hooks']
+
+
+def test_stored_config_is_the_planned_one(project, benchmark):
+    """Tuples, numbers and None come back as they were, so that nothing is refused."""
+    distilled = make_plan(benchmark, *COMMAND).students[-1]
+    distilled.prepare()
+    assert benchmark.read_settings(distilled.config) == distilled.all_settings()
+    assert isinstance(distilled.settings['model']['input_size'], tuple)
+
+
+@pytest.mark.parametrize(
+    ('epochs', 'logged', 'saved', 'expected'),
+    [
+        (9, [], [], None),
+        (9, [dict(loss=1, epoch=1, step=4)], [1], None),  # was it validated? was it saved?
+        (9, [{'loss': 1, 'epoch': 1, 'step': 4}, {'accuracy/top1': 9, 'step': 1}], [1], 1),
+        (9, [{'accuracy/top1': 9, 'step': 5}, {'loss': 1, 'epoch': 7, 'step': 70}], [5, 6], 6),
+        (9, [{'accuracy/top1': 9, 'step': 5}, {'loss': 1, 'epoch': 6, 'step': 60}], [5, 6], 5),
+        (9, [{'accuracy/top1': 9, 'step': 9}], [8, 9], 8),  # the last is repeated
+        (9, [{'accuracy/top1': 9, 'step': 9}], [9], None),
+    ],
+)
+def test_last_checkpoint(project, benchmark, epochs, logged, saved, expected):
+    planned = make_plan(
+        benchmark,
+        *COMMAND,
+        '--cfg-options',
+        f'train_cfg.max_epochs={epochs}',
+        'model.teacher_checkpoint=None',
+    ).students[0]
+    log = planned.work_dir / '20260101_000000/vis_data/scalars.json'
+    log.parent.mkdir(parents=True)
+    log.write_text(''.join(f'{json.dumps(record)}\n' for record in logged))
+    for epoch in saved:
+        (planned.work_dir / f'epoch_{epoch}.pth').touch()
+    path = planned.work_dir / f'epoch_{expected}.pth'
+    assert planned.last_checkpoint() == (path if expected else None)
+    assert planned.arguments() == (['--resume', str(path)] if expected else [])
+
+
+def test_places(benchmark, monkeypatch):
+    monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    monkeypatch.setattr(os, 'cpu_count', lambda: 3)
+    assert benchmark.places(None) == [{'OMP_NUM_THREADS': '1'}] * 3
+    assert benchmark.places(2) == [{'OMP_NUM_THREADS': '1'}] * 2
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    zero, one = ({'CUDA_VISIBLE_DEVICES': number} for number in '01')
+    assert benchmark.places(None) == [zero, one]
+    assert benchmark.places(3) == [zero, one, zero]
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '4,GPU-5')
+    assert benchmark.places(None) == [{'CUDA_VISIBLE_DEVICES': d} for d in ('4', 'GPU-5')]
+
+
+@pytest.mark.parametrize(
+    ('one', 'other', 'expected'),
+    [
+        (dict(a=[1, dict(b=2)]), dict(a=[1, dict(b=2)]), None),
+        (dict(a=[1, dict(b=2)]), dict(a=[1, dict(b=3)]), ('a.1.b', 2, 3)),
+        (dict(a=[1]), dict(a=[1, 2]), ('a', [1], [1, 2])),
+        (dict(a=None), {}, ('a', None, 'not set')),
+        ({}, dict(a=dict(b=1)), ('a', 'not set', dict(b=1))),
+        (dict(a=(1, 2)), dict(a=(1, 3)), ('a', (1, 2), (1, 3))),
+    ],
+)
+def test_difference(benchmark, one, other, expected):
+    assert benchmark.difference(one, other) == expected
+
+
+# Several runs at a time
+
+
+def fake_runs(benchmark, folder, **commands):
+    """Runs that are no training, by name; what comes after a ``<`` in a name is what it needs."""
+    runs = {}
+
+    class Fake(benchmark.Run):
+        def command(self):
+            return [sys.executable, '-c', commands[self.name]]
+
+    for name in commands:
+        needs = runs.get(name.split('_after_')[-1])
+        runs[name] = Fake(name, Path('none.py'), folder / name, 1, needs)
+    return list(runs.values())
+
+
+def train(benchmark, runs, places, on_end=None):
+    ends = {}
+    with open(os.devnull, 'w') as nowhere:
+        benchmark.train_all(
+            runs, places, Console(file=nowhere), on_end or (lambda r, e: ends.update({r.name: e}))
+        )
+    return ends
+
+
+def test_runs_wait_for_what_they_need(benchmark, tmp_path):
+    stamp = "open('{}', 'x').close()"
+    runs = fake_runs(
+        benchmark,
+        tmp_path,
+        good=f'import time; time.sleep(1); {stamp.format(tmp_path / "made")}',
+        bad='print("this is why"); raise SystemExit(3)',
+        pupil_after_good=f'open({str(tmp_path / "made")!r})',
+        pupil_after_bad=stamp.format(tmp_path / 'never'),
+    )
+    ends = train(benchmark, runs, [{}] * 4)
+    assert {name: end.code for name, end in ends.items()} == dict(good=0, bad=3, pupil_after_good=0)
+    assert not (tmp_path / 'never').exists()
+    assert all(end.memory > 1 for end in ends.values())
+    with pytest.raises(benchmark.RunFailed) as error:
+        benchmark.check_code(runs[1], ends['bad'])
+    assert str(error.value) == (
+        f'bad ended with code 3, see {tmp_path}/bad/output.txt: this is why'
+    )
+
+
+def test_each_place_has_one_run_at_a_time(benchmark, tmp_path):
+    script = (
+        'import os, time; name = os.environ["PLACE"]; os.mkdir(name); time.sleep(0.2); '
+        'os.rmdir(name); print(name)'
+    )
+    runs = fake_runs(benchmark, tmp_path, **{f'run{number}': script for number in range(4)})
+    places = [{'PLACE': str(tmp_path / name)} for name in ('left', 'right')]
+    ends = train(benchmark, runs, places)
+    assert [ends[run.name].code for run in runs] == [0] * 4
+    used = {run.output.read_text().strip() for run in runs}
+    assert used == {place['PLACE'] for place in places}
+
+
+def test_error_ends_what_is_at_work(benchmark, tmp_path):
+    runs = fake_runs(
+        benchmark,
+        tmp_path,
+        long='import os, time; print(os.getpid(), flush=True); time.sleep(60)',
+        short='raise SystemExit(1)',
+    )
+    with pytest.raises(benchmark.RunFailed):
+        train(benchmark, runs, [{}] * 2, on_end=benchmark.check_code)
+    pid = int(runs[0].output.read_text() or 0)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_curve_of_a_continued_run(benchmark, tmp_path):
+    first = [
+        {'loss': 3.0, 'epoch': 1, 'step': 50},
+        {'loss': 2.5, 'epoch': 1, 'step': 100},
+        {'accuracy/top1': 10.0, 'step': 1},
+        {'loss': 2.0, 'epoch': 2, 'step': 150},
+        {'accuracy/top1': 20.0, 'step': 2},
+        {'loss': 1.0, 'epoch': 3, 'step': 250},
+    ]
+    second = [{'loss': 1.9, 'epoch': 2, 'step': 150}, {'accuracy/top1': 21.0, 'step': 2}]
+    (run,) = fake_runs(benchmark, tmp_path, continued='')
+    assert (run.curve('loss'), run.epochs_done(), run.latest_accuracy()) == ({}, 0, '')
+    # Written in the other order: the names tell which is the later one.
+    for day, records in ((2, second), (1, first)):
+        log = run.work_dir / f'2026010{day}_000000/vis_data/scalars.json'
+        log.parent.mkdir(parents=True)
+        log.write_text(''.join(f'{json.dumps(record)}\n' for record in records) + '{"loss": 0')
+    assert run.curve('accuracy/top1') == {1: 10.0, 2: 21.0}
+    assert run.curve('loss') == {1: 2.5, 2: 1.9, 3: 1.0}
+    assert run.epochs_done() == 2
+    assert run.latest_accuracy() == '21.0 %'
+
+
+# Tables
+
+
+def result(benchmark, method, seed, last, **fields):
+    values = dict.fromkeys(benchmark.Result.__dataclass_fields__, '')
+    values |= dict(pair='p', pair_argument='p', method=method, method_argument=method, seed=seed)
+    values |= dict(last=last, best=last + 1, teacher=80.0, seconds=90.0, memory=2048)
+    values |= dict(finished='2026-01-02T03:04:05', teacher_sha256='abc')
+    return benchmark.Result(**values | fields)
+
+
+def test_table(benchmark, read_tool):
+    markdown = read_tool('_results')['markdown']
+    results = [
+        result(benchmark, 'scratch', 0, 50.0, teacher=None),
+        result(benchmark, 'scratch', 1, 52.0, teacher=None),
+        result(benchmark, 'kd', 0, 53.0, seconds=150.0),
+        result(benchmark, 'kd', 1, 57.0, memory=3000),
+        result(benchmark, 'kd', 7, 99.0),
+        result(benchmark, 'mldr', 1, 58.0, cfg_options='a=1'),
+        result(benchmark, 'kd', 0, 1.0, pair='q', pair_argument='my/q.py', teacher=None),
+    ]
+    text = markdown(results)
+    table = [line for line in text.splitlines() if line.startswith('| ')][1:]
+    assert table[0] == '| scratch | 51.00 ± 1.41 | 52.00 ± 1.41 |  | 2 | 1.5 | 2,048 MB |'
+    # Seeds 0 and 1 differ from the student alone by 3 and 5; seed 7 has no partner.
+    assert table[1] == (
+        '| kd | 69.67 ± 25.48 | 70.67 ± 25.48 | +4.00 ± 1.41 | 3 | 1.8 | 3,000 MB |'
+    )
+    assert table[2] == '| mldr | 58.00 | 59.00 | +6.00 | 1 | 1.5 | 2,048 MB |'
+    header = '| method |'
+    assert text.count(header) == 2
+    assert 'Teacher: 80.00 %, SHA-256 abc.' in text
+    assert 'Teacher: not measured, SHA-256 abc.' in text
+    assert re.findall('^    (python .*)$', text, re.MULTILINE) == [
+        'python tools/benchmark.py --pairs p --methods scratch kd mldr --seeds 8 --cfg-options a=1',
+        'python tools/benchmark.py --pairs my/q.py --methods kd --seeds 1',
+    ]
+    assert '- date: 2026-01-02\n' in text
+
+
+def test_shipped_pairs_and_methods_are_found(benchmark, tmp_path, monkeypatch):
+    """Every shipped pair with one method, and one pair with every method, from any directory."""
+    monkeypatch.chdir(tmp_path)
+    pairs, methods = (
+        list(benchmark.known_configs(d)) for d in (benchmark.PAIRS, benchmark.METHODS)
+    )
+    assert 'mldr' in methods
+    pairs_with_one = make_plan(benchmark, '--pairs', *pairs, '--methods', 'mldr', '--seeds', '1')
+    one_with_all = make_plan(benchmark, '--pairs', pairs[0], '--methods', 'scratch', *methods)
+    for plan, number in [(pairs_with_one, len(pairs)), (one_with_all, 3 * (1 + len(methods)))]:
+        benchmark.check_plan(plan, [])
+        assert len(plan.students) == number
+
+
+def test_picture(benchmark, read_tool, tmp_path):
+    results = [
+        result(benchmark, method, seed, place * 5 + seed * 2.0, pair=pair)
+        for pair in ('p', 'q', 'r')
+        for place, method in enumerate(('scratch', 'kd', 'mldr'))
+        for seed in range(3)
+    ]
+    read_tool('_results')['draw'](results, tmp_path / 'results.png')
+    image = matplotlib.image.imread(tmp_path / 'results.png')[..., :3]
+    height, width = (side // 2 for side in image.shape[:2])
+    panels = [image[:height, :width], image[:height, width:], image[height:, :width]]
+    for panel in panels:
+        red, green, blue = (panel[..., channel] for channel in range(3))
+        assert (blue > red + 0.3).sum() > 9 * 20, 'nine points'
+        assert (red > blue + 0.3).sum() > 100, 'the line of the teacher'
+    assert image[height:, width:].min() == 1, 'there is no fourth pair'

@@ -1,0 +1,302 @@
+"""The results of benchmark.py: what is known of a finished run, and the table and plot of many."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import platform
+import shlex
+import statistics
+import subprocess
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from _runs import ROOT, mean_and_std
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+SCRATCH = 'scratch'
+MODULES = ('torch', 'timm', 'mmengine', 'mmcv', 'mmpretrain')
+
+
+@dataclass(frozen=True)
+class Result:
+    """What is known of a finished run: its result.json, and its row of results.csv.
+
+    Attributes:
+        pair: Its name; if a teacher was trained, the teacher's.
+        method: Its name, ``scratch`` or ``teacher``.
+        seed: The seed of the Runner.
+        last: Top-1 accuracy after the last epoch, in %.
+        best: The highest of all epochs, in %.
+        teacher: That of its teacher, measured before training, in %; None if nobody measured it.
+        epochs: Their number.
+        seconds: From the start of the Runner to its last log; of a continued run, of all parts.
+        memory: The most of the GPU's memory that PyTorch allocated or, without a GPU, the most main
+            memory that the process held, in MB.
+        teacher_checkpoint: What the config says.
+        teacher_sha256: Of that file; None if it is no local file.
+        commit: Of this project, with ``+changes`` if files differ from it; without git the version.
+        device: The name of the GPU or, without one, of the processor.
+        python: Its version; the same for the packages, each with its distribution's name where that
+            is not the module's.
+        torch: See ``python``.
+        timm: See ``python``.
+        mmengine: See ``python``.
+        mmcv: See ``python``.
+        mmpretrain: See ``python``.
+        finished: Date and time.
+        pair_argument: The pair as the command line gave it.
+        method_argument: The method likewise.
+        cfg_options: The ``--cfg-options`` likewise.
+    """
+
+    pair: str
+    method: str
+    seed: int
+    last: float
+    best: float
+    teacher: float | None
+    epochs: int
+    seconds: float
+    memory: float
+    teacher_checkpoint: str | None
+    teacher_sha256: str | None
+    commit: str
+    device: str
+    python: str
+    torch: str
+    timm: str
+    mmengine: str
+    mmcv: str
+    mmpretrain: str
+    finished: str
+    pair_argument: str
+    method_argument: str
+    cfg_options: str
+
+
+def surroundings() -> dict[str, str]:
+    """Return the fields of a :class:`Result` that say where it was made."""
+    distributions = metadata.packages_distributions()
+    versions = {}
+    for module in MODULES:
+        # Of two that are installed, the first is the one that is imported.
+        name = distributions[module][0]
+        version = metadata.version(name)
+        versions[module] = version if name == module else f'{name} {version}'
+    return versions | dict(commit=commit(), device=device(), python=platform.python_version())
+
+
+def commit() -> str:
+    """Return the commit of this project, or its version where it is no checkout of git."""
+
+    def git(*arguments: str) -> str:
+        command = ['git', '-C', str(ROOT), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        if Path(git('rev-parse', '--show-toplevel')) == ROOT:
+            changes = '+changes' if git('status', '--porcelain') else ''
+            return git('rev-parse', 'HEAD') + changes
+    except (OSError, subprocess.CalledProcessError):
+        pass
+    return f'mldr-kd {metadata.version("mldr-kd")}'
+
+
+def device() -> str:
+    """Return the names of the GPUs or, without one, of the processor."""
+    if torch.cuda.is_available():
+        count = torch.cuda.device_count()
+        return ', '.join(sorted({torch.cuda.get_device_name(i) for i in range(count)}))
+    info = Path('/proc/cpuinfo')
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.split(':')[1].strip() for line in lines if line.startswith('model name')]
+    return names[0] if names else platform.machine()
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file that is whole as soon as it is there."""
+    partial = path.with_name(f'{path.name}.partial')
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def read_results(work_dir: Path) -> list[Result]:
+    """Return the finished runs of a benchmark: by pair, then scratch first, then by method."""
+    files = work_dir.glob('*/*/seed*/benchmark/result.json')
+    results = [Result(**json.loads(file.read_text())) for file in files]
+    return sorted(results, key=lambda r: (r.pair, r.method != SCRATCH, r.method, r.seed))
+
+
+def write_results(results: Sequence[Result], work_dir: Path) -> None:
+    """Write results.md, results.csv and results.png."""
+    write_atomically(work_dir / 'results.md', markdown(results))
+    with (work_dir / 'results.csv').open('w', newline='') as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(Result)])
+        writer.writeheader()
+        writer.writerows(asdict(result) for result in results)
+    draw(results, work_dir / 'results.png')
+
+
+def group(results: Sequence[Result], field: str) -> dict[str, list[Result]]:
+    """Return the results of each value that a field has."""
+    values = dict.fromkeys(getattr(result, field) for result in results)
+    return {value: [r for r in results if getattr(r, field) == value] for value in values}
+
+
+def markdown(results: Sequence[Result]) -> str:
+    """Return the tables of all pairs, and how they were made."""
+    tables = [pair_table(pair, its_own) for pair, its_own in group(results, 'pair').items()]
+    return '\n'.join(
+        [
+            '# Benchmark',
+            '',
+            'Top-1 accuracy on the validation set in %, mean ± standard deviation over the seeds.',
+            "The difference is the mean of the seeds' differences to the student alone (scratch),",
+            'after the last epoch.',
+            '',
+            *tables,
+            *footer(results),
+            '',
+        ]
+    )
+
+
+def pair_table(pair: str, results: Sequence[Result]) -> str:
+    """Return the table of a pair: a row for each method."""
+    methods = group(results, 'method')
+    lines = [f'## {pair}', '', teacher_line(results), '']
+    lines += [
+        '| method | last epoch | best epoch | difference | seeds | minutes a run | peak memory |',
+        '|:--|--:|--:|--:|--:|--:|--:|',
+    ]
+    for method, its_own in methods.items():
+        cells = [
+            method,
+            mean_and_std([result.last for result in its_own], '.2f'),
+            mean_and_std([result.best for result in its_own], '.2f'),
+            difference_to_scratch(its_own, methods.get(SCRATCH, [])),
+            str(len(its_own)),
+            f'{statistics.mean(result.seconds for result in its_own) / 60:.1f}',
+            f'{max(result.memory for result in its_own):,.0f} MB',
+        ]
+        lines.append(f'| {" | ".join(cells)} |')
+    return '\n'.join([*lines, ''])
+
+
+def teacher_line(results: Sequence[Result]) -> str:
+    """Return a sentence about the teacher of a pair."""
+    taught = [result for result in results if result.method != SCRATCH]
+    checkpoints = listed(r.teacher_checkpoint for r in taught if r.teacher_checkpoint)
+    checksums = listed(r.teacher_sha256 for r in taught if r.teacher_sha256)
+    accuracy = teacher_accuracy(results)
+    return (
+        f'Teacher: {"not measured" if accuracy is None else f"{accuracy:.2f} %"}'
+        f'{f", {checkpoints}" if checkpoints else ""}'
+        f'{f", SHA-256 {checksums}" if checksums else ""}.'
+    )
+
+
+def teacher_accuracy(results: Sequence[Result]) -> float | None:
+    """Return the accuracy of the teacher of a pair, or None if nobody measured it."""
+    measured = [result.teacher for result in results if result.teacher is not None]
+    return statistics.mean(measured) if measured else None
+
+
+def difference_to_scratch(results: Sequence[Result], scratch: Sequence[Result]) -> str:
+    """Return the mean and standard deviation of the differences, seed by seed, as text."""
+    alone = {result.seed: result.last for result in scratch}
+    differences = [r.last - alone[r.seed] for r in results if r.seed in alone]
+    is_scratch = bool(results) and results[0].method == SCRATCH
+    return mean_and_std(differences, '+.2f') if differences and not is_scratch else ''
+
+
+def footer(results: Sequence[Result]) -> list[str]:
+    """Return how the results were made: commands, commit, versions, device, seeds, date."""
+    modules = ', '.join(
+        ' or '.join(
+            version if module in version else f'{module} {version}'
+            for version in group(results, module)
+        )
+        for module in ('python', *MODULES)
+    )
+    dates = sorted(result.finished[:10] for result in results)
+    return [
+        '## How it was made',
+        '',
+        *(f'    {command}' for command in commands(results)),
+        '',
+        f'- seeds: {listed(sorted({result.seed for result in results}))}',
+        f'- commit: {listed(result.commit for result in results)}',
+        f'- versions: {modules}',
+        f'- device: {listed(result.device for result in results)}',
+        f'- date: {dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"}',
+        "- minutes: from the Runner's start to its last log",
+        "- peak memory: the GPU's, as PyTorch allocates it; without a GPU that of the process",
+    ]
+
+
+def listed(values) -> str:
+    """Return the different ones of some values as text."""
+    return ', '.join(dict.fromkeys(map(str, values)))
+
+
+def commands(results: Sequence[Result]) -> list[str]:
+    """Return the commands that make these results anew: one for the pairs that have the same."""
+    pairs: dict[tuple, list[str]] = {}
+    for its_own in group(results, 'pair').values():
+        methods = tuple(group(its_own, 'method_argument'))
+        options = tuple(dict.fromkeys(r.cfg_options for r in its_own if r.cfg_options))
+        seeds = max(result.seed for result in its_own) + 1
+        pairs.setdefault((methods, seeds, options), []).append(its_own[0].pair_argument)
+    return [
+        f'python tools/benchmark.py --pairs {shlex.join(names)} --methods {shlex.join(methods)} '
+        f'--seeds {seeds}' + ''.join(f' --cfg-options {text}' for text in options)
+        for (methods, seeds, options), names in pairs.items()
+    ]
+
+
+def draw(results: Sequence[Result], path: Path) -> None:
+    """Draw a panel for each pair: the accuracy of each seed, and of each method the mean."""
+    pairs = group(results, 'pair')
+    columns = min(len(pairs), 2)
+    rows = -(-len(pairs) // columns)
+    most = max(len(group(its_own, 'method')) for its_own in pairs.values())
+    width = max(4.5, 1.5 + 0.75 * most)
+    figure = Figure(figsize=(width * columns, 4.5 * rows), layout='constrained')
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for panel, (pair, its_own) in zip(panels, pairs.items(), strict=False):
+        draw_pair(panel, pair, its_own)
+    for panel in panels[len(pairs) :]:
+        panel.set_axis_off()
+    figure.savefig(path, dpi=120)
+
+
+def draw_pair(axes: Axes, pair: str, results: Sequence[Result]) -> None:
+    """Draw the methods of a pair, with lines for the teacher and for the student alone."""
+    methods = group(results, 'method')
+    for place, its_own in enumerate(methods.values()):
+        values = [result.last for result in its_own]
+        std = statistics.stdev(values) if len(values) > 1 else 0
+        # The legend has each of them once.
+        labels = ('a seed', 'mean ± std') if place == 0 else (None, None)
+        style = dict(color='tab:blue', alpha=0.5, markersize=5, label=labels[0])
+        axes.plot([place] * len(values), values, 'o', **style)
+        mean = statistics.mean(values)
+        axes.errorbar(place, mean, std, fmt='_', color='black', capsize=6, label=labels[1])
+    teacher = teacher_accuracy(results)
+    if teacher is not None:
+        axes.axhline(teacher, color='tab:red', linestyle='--', label=f'teacher, {teacher:.2f} %')
+    if SCRATCH in methods:
+        alone = statistics.mean(result.last for result in methods[SCRATCH])
+        axes.axhline(alone, color='gray', linestyle=':', label=f'student alone, {alone:.2f} %')
+    axes.set_xticks(range(len(methods)), methods, rotation=45, ha='right')
+    axes.set_xlim(-0.5, len(methods) - 0.5)
+    axes.set(title=pair, ylabel='top-1 accuracy after the last epoch, %')
+    axes.grid(axis='y', alpha=0.3)
+    axes.legend(fontsize='small')

@@ -1,0 +1,263 @@
+"""What quickstart.py and benchmark.py share: runs of train.py beside each other, and their logs."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from argparse import ArgumentTypeError
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+ACCURACY = 'accuracy/top1'
+# Between two looks at the runs, in seconds.
+PAUSE = 0.5
+
+
+class RunFailed(Exception):
+    """A run ended with an error; the message is one line."""
+
+
+@dataclass(eq=False)
+class Run:
+    """One run of ``tools/train.py``. What is known of it is what its Runner logs.
+
+    Attributes:
+        name: What the progress display calls it.
+        config: The config to train.
+        work_dir: The Runner's work directory.
+        epochs: How many the run has from its beginning to its end.
+        needs: The run that must have ended well before this one can start.
+    """
+
+    name: str
+    config: Path
+    work_dir: Path
+    epochs: int
+    needs: Run | None
+
+    @property
+    def output(self) -> Path:
+        """The file that gets what the run prints."""
+        return self.work_dir / 'output.txt'
+
+    def prepare(self) -> None:
+        """Write what must be there when the run starts."""
+        self.work_dir.mkdir(parents=True, exist_ok=True)
+
+    def arguments(self) -> list[str]:
+        """Return arguments of ``tools/train.py`` beside the config and the work directory."""
+        return []
+
+    def command(self) -> list[str]:
+        """Return the command that starts the run."""
+        train = [sys.executable, str(ROOT / 'tools/train.py'), str(self.config)]
+        return [*train, '--work-dir', str(self.work_dir), *self.arguments()]
+
+    def records(self) -> list[dict]:
+        """Return all that the run logged so far, in the order of time."""
+        # A run that was continued has a log for each part; their names are times.
+        logs = sorted(self.work_dir.glob('*/vis_data/scalars.json'))
+        return [
+            record
+            for log, state in ((log, log.stat()) for log in logs)
+            for record in _read_log(log, state.st_size, state.st_mtime_ns)
+        ]
+
+    def curve(self, key: str) -> dict[int, float]:
+        """Return what the run logged under a name: epoch -> value, of which the latest counts."""
+        values = {
+            # Training is logged by iteration, validation by epoch.
+            record.get('epoch', record['step']): record[key]
+            for record in self.records()
+            if key in record
+        }
+        return dict(sorted(values.items()))
+
+    def epochs_done(self) -> int:
+        """Return the number of epochs that are trained."""
+        # Training is logged during its epoch, validation after it.
+        trained = (epoch - 1 for epoch in self.curve('loss'))
+        return max([0, *trained, *self.curve(ACCURACY)])
+
+    def latest_accuracy(self) -> str:
+        """Return the accuracy that was logged last, as text."""
+        accuracies = list(self.curve(ACCURACY).values())
+        return f'{accuracies[-1]:.1f} %' if accuracies else ''
+
+
+@lru_cache
+def _read_log(log: Path, size: int, modified: int) -> list[dict]:
+    """Return the records of a log; it is read again only when it has changed."""
+    lines = log.read_text().splitlines(keepends=True)
+    # The last line may be half written.
+    return [json.loads(line) for line in lines if line.endswith('\n')]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a run ended: its exit code, and the most main memory that its process held, in MB."""
+
+    code: int
+    memory: float
+
+
+def check_code(run: Run, ended: Ended) -> None:
+    """Raise :class:`RunFailed`, with the last line that the run printed, unless it ended well."""
+    if ended.code != 0:
+        last = ''.join(run.output.read_text(errors='replace').splitlines()[-1:])
+        raise RunFailed(f'{run.name} ended with code {ended.code}, see {run.output}: {last}')
+
+
+class _Process:
+    """A run at work."""
+
+    def __init__(self, run: Run, environment: dict[str, str]) -> None:
+        self.run = run
+        self.environment = environment
+        run.prepare()
+        with run.output.open('a') as file:
+            self._process = subprocess.Popen(
+                run.command(),
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=os.environ | environment,
+            )
+
+    def ended(self) -> Ended | None:
+        """Return how it ended, or None as long as it works."""
+        # Unlike Popen.poll(), this tells the memory. It is the only one to ask.
+        pid, status, usage = os.wait4(self._process.pid, os.WNOHANG)
+        if pid == 0:
+            return None
+        self._process.returncode = os.waitstatus_to_exitcode(status)
+        return Ended(self._process.returncode, usage.ru_maxrss / 1024)
+
+    def stop(self) -> None:
+        """End it, and wait until it has."""
+        self._process.terminate()
+        self._process.wait()
+
+
+def train_all(
+    runs: Sequence[Run],
+    places: Sequence[dict[str, str]],
+    console: Console,
+    on_end: Callable[[Run, Ended], None],
+) -> None:
+    """Train all, several at a time, and show how far they are.
+
+    A run whose ``needs`` failed never starts. Whatever ends this function, an exception of
+    ``on_end`` or Ctrl-C, ends the runs that are at work.
+
+    Args:
+        runs: The runs, in the order in which they start.
+        places: The environment variables of each of the runs that go on at a time.
+        console: Gets a line at the end of each run and, if it is a terminal, bars.
+        on_end: Is called at the end of each run.
+    """
+    waiting, free, well = list(runs), list(places), set()
+    working: list[_Process] = []
+    try:
+        with _Display(runs, console) as display:
+            while True:
+                ready = [run for run in waiting if run.needs is None or run.needs in well]
+                for run in ready[: len(free)]:
+                    waiting.remove(run)
+                    working.append(_Process(run, free.pop(0)))
+                if not working:
+                    return
+                time.sleep(PAUSE)
+                for process in list(working):
+                    ended = process.ended()
+                    display.update(process.run)
+                    if ended is None:
+                        continue
+                    working.remove(process)
+                    free.append(process.environment)
+                    if ended.code == 0:
+                        well.add(process.run)
+                    display.close(process.run, ended)
+                    on_end(process.run, ended)
+    finally:
+        for process in working:
+            process.stop()
+
+
+class _Display:
+    """A bar for all runs and one for each at work; a line for each that ended well."""
+
+    def __init__(self, runs: Sequence[Run], console: Console) -> None:
+        self._console = console
+        self._progress = Progress(
+            TextColumn('{task.description}'),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn('epochs  {task.fields[accuracy]}'),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+            speed_estimate_period=3600,  # an epoch may take long
+        )
+        self._done = {run: run.epochs_done() for run in runs}
+        self._bars: dict[Run, TaskID] = {}
+        self._total = self._progress.add_task(
+            'all',
+            total=sum(run.epochs for run in runs),
+            completed=sum(self._done.values()),
+            accuracy='',
+        )
+
+    def __enter__(self) -> _Display:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def update(self, run: Run) -> None:
+        """Show what a run logged."""
+        if run not in self._bars:
+            self._bars[run] = self._progress.add_task(
+                run.name, total=run.epochs, completed=self._done[run], accuracy=''
+            )
+        self._done[run] = run.epochs_done()
+        self._progress.update(
+            self._bars[run], completed=self._done[run], accuracy=run.latest_accuracy()
+        )
+        self._progress.update(self._total, completed=sum(self._done.values()))
+
+    def close(self, run: Run, ended: Ended) -> None:
+        """Replace the bar of a run that ended."""
+        self._progress.remove_task(self._bars.pop(run))
+        if ended.code == 0:
+            self._console.print(f'{run.name}: {run.epochs} epochs, {run.latest_accuracy()}')
+
+
+def mean_and_std(values: Sequence[float], form: str = '.1f') -> str:
+    """Return ``mean ± std`` as text, or the value if there is only one."""
+    mean = format(statistics.mean(values), form)
+    return f'{mean} ± {statistics.stdev(values):{form.lstrip("+")}}' if len(values) > 1 else mean
+
+
+def positive(text: str) -> int:
+    """Return a number of 1 or more that an argument of the command line holds."""
+    if not text.isdecimal() or int(text) < 1:
+        raise ArgumentTypeError(f'must be a number of 1 or more, got {text!r}')
+    return int(text)

@@ -1,0 +1,596 @@
+"""Methods against each other: pairs x methods x seeds, each pair under one recipe.
+
+    python tools/benchmark.py --pairs PAIR ... --methods scratch kd mldr ... --seeds 3
+
+A pair is a config of configs/_base_/pairs: teacher, student, data and schedule, all but a method.
+A method is a file of configs/_base_/methods: ``method = dict(losses=[...], ...)``, what it adds to
+the model of a pair; ``scratch`` is the student alone. Your own are found in those directories under
+the current one, or given as paths. A teacher whose file is not there is trained first, by the
+config in configs/teachers that is named like the file's directory.
+
+Each run is one of tools/train.py in WORK_DIR/PAIR/METHOD/seedN, one a GPU at a time or, without a
+GPU, one a core. The same command again goes on where it was stopped: a finished run is not
+repeated, a broken one continues from its last checkpoint. It refuses to begin where a stored run
+was trained by another config than it would be now, and where the methods of a pair differ in more
+than the method.
+
+At the end WORK_DIR has results.md, results.csv and results.png, of all that is finished in it.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import shlex
+import signal
+import sys
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from functools import lru_cache
+from pathlib import Path
+from pprint import pformat
+from typing import Any, NamedTuple
+
+import torch
+from _common import RUNNER_FIELDS, CfgOptions, check_file, describe, merge_options, one_line_for
+from _results import SCRATCH, Result, read_results, surroundings, write_atomically, write_results
+from _runs import ACCURACY, ROOT, Ended, Run, RunFailed, check_code, positive, train_all
+from mmengine.config import Config
+from rich.console import Console
+
+from mldr_kd_mm.errors import ConfigError
+
+PAIRS = 'configs/_base_/pairs'
+METHODS = 'configs/_base_/methods'
+TEACHERS = 'configs/teachers'
+# The fields of a config that a run is made of: not where it is written and how it is started.
+SETTINGS = (RUNNER_FIELDS - {'work_dir', 'resume', 'launcher'}) | {'custom_imports'}
+# The fields of a distilled model that belong to its pair; the others are the method's own.
+OF_THE_PAIR = ('teacher', 'teacher_checkpoint', 'student', 'input_size', 'teacher_input_size')
+# mmengine removes the oldest checkpoint before it writes the next: with one alone, a run that is
+# stopped in between could not go on.
+CHECKPOINTS = dict(type='CheckpointHook', interval=1, max_keep_ckpts=2, save_best=None)
+NOT_SET = 'not set'
+
+Settings = dict[str, Any]
+
+
+class Source(NamedTuple):
+    """A pair or a method of the command line: as it is given there, its name, its file."""
+
+    argument: str
+    name: str
+    path: Path | None  # scratch has none
+
+
+@dataclass(eq=False)
+class BenchmarkRun(Run):
+    """A student, or a teacher that is not there yet.
+
+    Attributes:
+        labels: The fields of its :class:`Result` that the command line determines.
+        settings: Its config, resolved. What depends on files is in :meth:`all_settings`.
+    """
+
+    labels: dict[str, Any]
+    settings: Settings
+
+    @property
+    def result_file(self) -> Path:
+        """The file that marks a finished run."""
+        return self.config.with_name('result.json')
+
+    def all_settings(self) -> Settings:
+        """Return everything that it is trained by, the content of the teacher's file included."""
+        return with_checksum(self.settings)
+
+    def has_trained(self) -> bool:
+        """Tell whether there is something that it would continue."""
+        return self.result_file.is_file() or bool(self.records())
+
+    def prepare(self) -> None:
+        """Store its config."""
+        self.config.parent.mkdir(parents=True, exist_ok=True)
+        settings = self.all_settings().items()
+        lines = [f'{name} = {pformat(value, width=100)}\n' for name, value in settings]
+        write_atomically(self.config, '\n'.join(lines))
+
+    def arguments(self) -> list[str]:
+        """Return what continues the run, if there is something to continue."""
+        checkpoint = self.last_checkpoint()
+        return ['--resume', str(checkpoint)] if checkpoint else []
+
+    def last_checkpoint(self) -> Path | None:
+        """Return the checkpoint to go on from, if there is one.
+
+        An epoch is saved before it is validated, and a run that goes on from there would leave out
+        a validation that was cut short. So the run must have logged something after it, which also
+        tells that the file is whole. The last epoch is always trained again: a run without an epoch
+        to train would not tell its memory.
+        """
+        for epoch in range(min(self.epochs_done(), self.epochs - 1), 0, -1):
+            checkpoint = self.work_dir / f'epoch_{epoch}.pth'
+            if checkpoint.is_file():
+                return checkpoint
+        return None
+
+    def seconds(self) -> float:
+        """Return how long the parts of the run took, all together."""
+        # Where the Runner logs, it first writes its config.
+        logs = list(self.work_dir.glob('*/vis_data/scalars.json'))
+        begins = [log.with_name('config.py').stat().st_mtime for log in logs]
+        return sum(log.stat().st_mtime for log in logs) - sum(begins)
+
+    def result(self, ended: Ended, made_with: dict[str, str]) -> Result:
+        """Return what came out.
+
+        Raises:
+            RunFailed: If it ended with an error, or did not validate its last epoch.
+        """
+        check_code(self, ended)
+        accuracies = self.curve(ACCURACY)
+        if self.epochs not in accuracies:
+            raise RunFailed(f'{self.name} logged no {ACCURACY} after epoch {self.epochs}')
+        memory = [record['memory'] for record in self.records() if 'memory' in record]
+        settings = self.all_settings()
+        return Result(
+            **self.labels,
+            **made_with,
+            last=accuracies[self.epochs],
+            best=max(accuracies.values()),
+            teacher=next(iter(self.curve(f'teacher/{ACCURACY}').values()), None),
+            epochs=self.epochs,
+            seconds=round(self.seconds(), 1),
+            memory=max(memory, default=round(ended.memory)),
+            teacher_checkpoint=settings['model'].get('teacher_checkpoint'),
+            teacher_sha256=settings['teacher_sha256'],
+            finished=datetime.now().isoformat(timespec='seconds'),
+        )
+
+
+class Plan:
+    """What the command line asks for.
+
+    Attributes:
+        students: The runs that it asks for.
+        teachers: For each teacher's file that is not there, the run that trains it, in order.
+        pairs: For each pair its settings without a method.
+        methods: The methods.
+        work_dir: Where the students are trained.
+
+    Raises:
+        ConfigError: If the arguments or the files that they name are wrong.
+    """
+
+    def __init__(self, args: Namespace) -> None:
+        self.students: list[BenchmarkRun] = []
+        self.teachers: dict[Path, BenchmarkRun] = {}
+        self.pairs: dict[str, Settings] = {}
+        self.methods = find_all('--methods', METHODS, args.methods)
+        additions = [load_method(method) for method in self.methods]
+        self.work_dir = Path(args.work_dir)
+        self._options = args.cfg_options
+        for pair in find_all('--pairs', PAIRS, args.pairs):
+            cfg = load_pair(pair)
+            self.pairs[pair.name] = compose(cfg, {}, self._options)
+            for method, addition in zip(self.methods, additions, strict=True):
+                settings = compose(cfg, addition, self._options)
+                if method.path is None:
+                    settings = student_alone(settings)
+                for seed in range(args.seeds):
+                    self.students.append(self._student(pair, method, seed, settings))
+
+    def runs(self) -> list[BenchmarkRun]:
+        """Return all runs, a teacher before those that need it."""
+        return [*self.teachers.values(), *self.students]
+
+    def _student(self, pair: Source, method: Source, seed: int, settings: Settings) -> BenchmarkRun:
+        randomness = settings.get('randomness', {}) | {'seed': seed}
+        labels = dict(pair=pair.name, method=method.name, seed=seed)
+        return self._run(
+            f'{method.name} {pair.name} seed{seed}',
+            folder(self.work_dir, **labels),
+            settings | {'randomness': randomness},
+            labels | dict(pair_argument=pair.argument, method_argument=method.argument),
+        )
+
+    def _run(self, name: str, work_dir: Path, settings: Settings, labels: dict) -> BenchmarkRun:
+        """Return a run; the teacher that it needs is planned before."""
+        epochs = settings.get('train_cfg', {}).get('max_epochs')
+        if not isinstance(epochs, int):
+            raise ConfigError(f'{name}: train_cfg.max_epochs is {epochs!r}, should be a number')
+        options = shlex.join(f'{key}={value}' for key, value in self._options.items())
+        run = BenchmarkRun(
+            name=name,
+            # Not in the work directory itself, where the Runner writes its own.
+            config=work_dir / 'benchmark/config.py',
+            work_dir=work_dir,
+            epochs=epochs,
+            needs=None,
+            labels=labels | {'cfg_options': options},
+            settings=settings,
+        )
+        checkpoint = teacher_file(settings)
+        if checkpoint and not run.result_file.is_file():
+            run.needs = self._teacher(checkpoint)
+        return run
+
+    def _teacher(self, checkpoint: Path) -> BenchmarkRun | None:
+        """Return the run that trains a teacher, or None if its file is there."""
+        work_dir, name = checkpoint.parent, checkpoint.parent.name
+        record = work_dir / 'benchmark'
+        stopped = (record / 'config.py').is_file() and not (record / 'result.json').is_file()
+        if checkpoint.is_file() and not stopped:
+            return None
+        if checkpoint in self.teachers:
+            return self.teachers[checkpoint]
+        missing = f"model.teacher_checkpoint: there is no file '{checkpoint}'"
+        config = known_configs(TEACHERS).get(name)
+        if config is None:
+            raise ConfigError(f'{missing}, and no {TEACHERS}/{name}.py to train it with')
+        # A teacher has another model than the students.
+        options = {k: v for k, v in self._options.items() if k.split('.')[0] != 'model'}
+        cfg = load(config)
+        merge_options(cfg, options)
+        settings = trained_part(cfg)
+        seed = settings.get('randomness', {}).get('seed', 0)
+        labels = dict(pair=name, method='teacher', seed=seed)
+        labels |= dict(pair_argument=str(config), method_argument='')
+        run = self._run(f'teacher {name}', work_dir, settings, labels)
+        if checkpoint.name != f'epoch_{run.epochs}.pth':
+            raise ConfigError(f'{missing}; {config} would end with epoch_{run.epochs}.pth')
+        self.teachers[checkpoint] = run
+        return run
+
+
+def folder(work_dir: Path, pair: str, method: str, seed: int) -> Path:
+    """Return the work directory of a student."""
+    return work_dir / pair / method / f'seed{seed}'
+
+
+def known_configs(directory: str) -> dict[str, Path]:
+    """Return the configs in a directory of this project and of the current one, by name."""
+    paths = [path for root in (ROOT, Path()) for path in sorted((root / directory).glob('*.py'))]
+    return {path.stem: path for path in paths}
+
+
+def find_all(option: str, directory: str, arguments: Sequence[str]) -> list[Source]:
+    """Return the pairs or methods that an option names."""
+    known: dict[str, Path | None] = dict(known_configs(directory))
+    if directory == METHODS:
+        known[SCRATCH] = None
+    sources: list[Source] = []
+    for argument in arguments:
+        if argument.endswith('.py'):
+            check_file(option, argument)
+            source = Source(argument, Path(argument).stem, Path(argument))
+        elif argument in known:
+            source = Source(argument, argument, known[argument])
+        else:
+            raise ConfigError(
+                f'{option} {argument}: there is no {directory}/{argument}.py; give the path of a '
+                f'file, or one of {", ".join(sorted(known)) or "those that you put there"}'
+            )
+        if source.name in [other.name for other in sources]:
+            raise ConfigError(f"{option} {argument}: '{source.name}' is given twice")
+        sources.append(source)
+    return sources
+
+
+def load(path: Path) -> Config:
+    """Return a config."""
+    try:
+        return Config.fromfile(path)
+    except Exception as error:
+        raise ConfigError(f'{path}: {describe(error)}') from error
+
+
+def load_pair(pair: Source) -> Config:
+    """Return the config of a pair."""
+    cfg = load(pair.path)
+    for part in ('teacher', 'student'):
+        if part not in cfg.get('model', {}):
+            raise ConfigError(f"--pairs {pair.argument}: its model has no '{part}'")
+    return cfg
+
+
+def load_method(method: Source) -> dict[str, Any]:
+    """Return what a method adds to the config of a pair."""
+    if method.path is None:
+        return {}
+    content = load(method.path).to_dict()
+    if not isinstance(content.get('method'), dict):
+        raise ConfigError(f'{method.path}: has no method = dict(losses=[...], ...)')
+    return content
+
+
+def compose(pair: Config, method: dict[str, Any], options: dict[str, Any]) -> Settings:
+    """Return the settings of a pair with a method, resolved."""
+    cfg = copy.deepcopy(pair)
+    # What else the method's file has is merged too: check_recipe finds it if it trains differently.
+    cfg.merge_from_dict(copy.deepcopy(method))
+    cfg.merge_from_dict({'model': cfg.get('method', {})})
+    merge_options(cfg, options)
+    settings = trained_part(cfg)
+    settings['default_hooks'] = settings.get('default_hooks', {}) | {'checkpoint': CHECKPOINTS}
+    return settings
+
+
+def trained_part(cfg: Config) -> Settings:
+    """Return what a run is made of, in plain containers."""
+    return {name: value for name, value in cfg.to_dict().items() if name in SETTINGS}
+
+
+def is_distilled(settings: Settings) -> bool:
+    """Tell whether the model is a student with a teacher."""
+    return 'student' in settings['model']
+
+
+def student_alone(settings: Settings) -> Settings:
+    """Return the settings that train the student alone."""
+    if not is_distilled(settings):
+        return settings
+    return settings | {'model': settings['model']['student'], 'teacher_sha256': None}
+
+
+def read_settings(path: Path) -> Settings:
+    """Return the settings that a run has stored."""
+    return Config.fromfile(path, import_custom_modules=False).to_dict()
+
+
+def teacher_file(settings: Settings) -> Path | None:
+    """Return the path of the teacher's weights; None without one, as where they have a URL."""
+    checkpoint = settings['model'].get('teacher_checkpoint')
+    if not checkpoint or '://' in checkpoint or checkpoint.startswith(('hf-hub:', 'hf_hub:')):
+        return None
+    return Path(checkpoint).expanduser()
+
+
+def with_checksum(settings: Settings) -> Settings:
+    """Return the settings and the SHA-256 of the teacher's file, None if there is none."""
+    path = teacher_file(settings)
+    known = path is not None and path.is_file()
+    return settings | {'teacher_sha256': _sha256(path, path.stat().st_mtime_ns) if known else None}
+
+
+@lru_cache
+def _sha256(path: Path, modified: int) -> str:
+    """Return that of a file; it is read again only if it was modified."""
+    digest = hashlib.sha256()
+    with path.open('rb') as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def difference(one: Any, other: Any, field: str = '') -> tuple[str, Any, Any] | None:
+    """Return the first field in which settings differ, with both values; None if they are equal."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        items = [(k, one.get(k, NOT_SET), other.get(k, NOT_SET)) for k in one | other]
+    elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        items = [(index, one[index], other[index]) for index in range(len(one))]
+    else:
+        return None if one == other else (field, one, other)
+    for key, a, b in items:
+        if found := difference(a, b, f'{field}.{key}'.lstrip('.')):
+            return found
+    return None
+
+
+def recipe(settings: Settings) -> Settings:
+    """Return the settings without the method's own and without the seed."""
+    shared = {name: value for name, value in settings.items() if name != 'custom_imports'}
+    shared['randomness'] = settings.get('randomness', {}) | {'seed': None}
+    if is_distilled(settings):
+        shared['model'] = {k: v for k, v in settings['model'].items() if k in OF_THE_PAIR}
+    return shared
+
+
+def check_recipe(pair: Settings, run: Settings, names: tuple[str, str], remedy: str) -> None:
+    """Raise unless a run has the recipe of its pair.
+
+    Args:
+        pair: The settings of the pair, or of a run of it.
+        run: The settings of the run. If either is of a student alone, nothing is said of teachers.
+        names: What the two are called.
+        remedy: What to do where they differ.
+
+    Raises:
+        ConfigError: They differ in more than the method and the seed.
+    """
+    if not (is_distilled(pair) and is_distilled(run)):
+        pair, run = student_alone(pair), student_alone(run)
+    if found := difference(recipe(pair), recipe(run)):
+        field, expected, value = found
+        raise ConfigError(
+            f'{field} is {show(expected)} in {names[0]}, and {show(value)} in {names[1]}: the '
+            f'methods of a pair share one recipe; {remedy}'
+        )
+
+
+def check_stored(run: BenchmarkRun) -> None:
+    """Raise if a run would continue, or pass for, one that was trained by other settings.
+
+    Raises:
+        ConfigError: They differ in a field, or nobody knows the others.
+    """
+    if not run.has_trained():
+        return
+    if not run.config.is_file():
+        raise ConfigError(
+            f'{run.work_dir} holds a run that the benchmark did not start: end it with '
+            'tools/train.py, or remove that directory'
+        )
+    if found := difference(read_settings(run.config), run.all_settings()):
+        field, old, new = found
+        raise ConfigError(
+            f'{field} was {show(old)} in the stored run {run.work_dir}, and would be {show(new)}: '
+            'undo the change, take another --work-dir, or remove that directory'
+        )
+
+
+def show(value: Any) -> str:
+    """Return a value as one short text."""
+    text = value if value is NOT_SET else repr(value)
+    return text if len(text) <= 80 else f'{text[:77]}...'
+
+
+def check_plan(plan: Plan, stored: Sequence[Result]) -> None:
+    """Raise if the plan would mix recipes, within itself or with what is stored.
+
+    Raises:
+        ConfigError: Some differ that must not.
+    """
+    for run in plan.students:
+        method = next(m for m in plan.methods if m.name == run.labels['method'])
+        pair = run.labels['pair']
+        names = (f'the pair {pair}', f'its method {method.name}')
+        check_recipe(plan.pairs[pair], run.settings, names, f'take it out of {method.path}')
+    for run in plan.runs():
+        check_stored(run)
+    planned = [run.work_dir for run in plan.students]
+    for result in stored:
+        path = folder(plan.work_dir, result.pair, result.method, result.seed)
+        if result.pair in plan.pairs and path not in planned:
+            pair = with_checksum(plan.pairs[result.pair])
+            names = (f'the pair {result.pair}', f'the stored run {path}')
+            settings = read_settings(path / 'benchmark/config.py')
+            check_recipe(pair, settings, names, 'take another --work-dir, or remove that directory')
+
+
+def check_results(work_dir: Path) -> None:
+    """Raise unless there are finished runs, and those of a pair have one recipe.
+
+    Raises:
+        ConfigError: There is none, or two of them differ.
+    """
+    results = read_results(work_dir)
+    if not results:
+        raise ConfigError(f'--work-dir {work_dir}: there is no finished run in it')
+    first: dict[str, tuple[Path, Settings]] = {}
+    # Distilled ones come first, since only they say something of the teacher.
+    for result in sorted(results, key=lambda result: result.method == SCRATCH):
+        path = folder(work_dir, result.pair, result.method, result.seed)
+        settings = read_settings(path / 'benchmark/config.py')
+        other_path, other = first.setdefault(result.pair, (path, settings))
+        names = (f'the stored run {other_path}', f'the stored run {path}')
+        check_recipe(other, settings, names, 'remove one of them')
+
+
+def places(jobs: int | None) -> list[dict[str, str]]:
+    """Return the environment variables of each of the runs that go on at a time."""
+    if torch.cuda.is_available():
+        every = ','.join(map(str, range(torch.cuda.device_count())))
+        visible = os.environ.get('CUDA_VISIBLE_DEVICES') or every
+        devices = [{'CUDA_VISIBLE_DEVICES': device} for device in visible.split(',')]
+    else:
+        # More threads than one each would only wait for each other.
+        devices = [{'OMP_NUM_THREADS': '1'}] * os.cpu_count()
+    return [devices[number % len(devices)] for number in range(jobs or len(devices))]
+
+
+def run_all(plan: Plan, jobs: int | None, console: Console) -> list[str]:
+    """Run what is not finished; return one line for each run that failed."""
+    runs = [run for run in plan.runs() if not run.result_file.is_file()]
+    console.print(summary(plan))
+    made_with = surroundings()
+    failures: dict[Run, str] = {}
+
+    def on_end(run: BenchmarkRun, ended: Ended) -> None:
+        try:
+            result = run.result(ended, made_with)
+        except RunFailed as error:
+            failures[run] = str(error)
+            console.print(f'{run.name}: failed')
+            return
+        write_atomically(run.result_file, json.dumps(asdict(result), indent=1))
+
+    train_all(runs, places(jobs), console, on_end)
+    for run in runs:
+        if run not in failures and not run.result_file.is_file():
+            failures[run] = f'{run.name} did not start, since {run.needs.name} failed'
+    return list(failures.values())
+
+
+def summary(plan: Plan) -> str:
+    """Return what is about to be run, in one line."""
+    finished = sum(run.result_file.is_file() for run in plan.students)
+    line = f'{len(plan.students)} runs in {plan.work_dir}, {finished} of them finished'
+    teachers = [run.work_dir.name for run in plan.teachers.values()]
+    return f'{line}; teachers to train first: {", ".join(teachers)}' if teachers else line
+
+
+def parse_args(argv: list[str] | None = None) -> Namespace:
+    """Return the parsed command line."""
+    parser = ArgumentParser(
+        description=__doc__.replace('``', ''), formatter_class=RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--pairs', nargs='+', metavar='PAIR', help=f'names in {PAIRS}, or paths')
+    parser.add_argument(
+        '--methods', nargs='+', metavar='METHOD', help=f'scratch, names in {METHODS}, or paths'
+    )
+    parser.add_argument(
+        '--seeds', type=positive, default=3, metavar='N', help='seeds 0 to N-1; default: 3'
+    )
+    parser.add_argument(
+        '--work-dir', default='work_dirs/benchmark', help='default: work_dirs/benchmark'
+    )
+    parser.add_argument(
+        '--jobs', type=positive, help='runs at a time; default: the number of GPUs, else of cores'
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=CfgOptions,
+        default={},
+        metavar='KEY=VALUE',
+        help='override fields of the config of every run; for teachers only outside of the model',
+    )
+    parser.add_argument(
+        '--table-only', action='store_true', help='run nothing, write what is finished in WORK_DIR'
+    )
+    args = parser.parse_args(argv)
+    if not args.table_only and not (args.pairs and args.methods):
+        parser.error('--pairs and --methods are needed, or --table-only')
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run what is asked for, then write what came out.
+
+    The exit code is 1 if a run failed, 2 for a mistake of the user's, 130 if stopped.
+    """
+    args = parse_args(argv)
+    console = Console(highlight=False, soft_wrap=True)
+    work_dir = Path(args.work_dir)
+    failures: list[str] = []
+    with one_line_for(ConfigError, show_traceback=False):
+        if args.table_only:
+            check_results(work_dir)
+        else:
+            plan = Plan(args)
+            check_plan(plan, read_results(work_dir))
+    if not args.table_only:
+        try:
+            failures = run_all(plan, args.jobs, console)
+        except KeyboardInterrupt:
+            print('stopped; the same command goes on from here', file=sys.stderr)
+            sys.exit(130)
+    results = read_results(work_dir)
+    if results:
+        write_results(results, work_dir)
+        console.print((work_dir / 'results.md').read_text(), markup=False)
+        console.print(f'written: {work_dir}/results.md, results.csv and results.png')
+    for failure in failures:
+        print(f'error: {failure}', file=sys.stderr)
+    sys.exit(1 if failures else 0)
+
+
+if __name__ == '__main__':
+    # What ends a job on a cluster; like Ctrl-C it ends the runs too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    main()
