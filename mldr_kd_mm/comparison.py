@@ -114,7 +114,10 @@ class Comparison(nn.Module):
         # The first two are the tensors, whatever their names (mmpretrain's losses have `target`).
         _, _, *others = inspect.signature(self.losses[0].forward).parameters
         self.needs = {'target', 'index'} & set(others)
-        self._check_logits(student)
+        if getattr(self.losses[0], 'compares_logits', False):
+            num_classes = student.width('logits')
+            self._check_logits('student', self.student, student, num_classes)
+            self._check_logits('teacher', self.teacher, teacher, num_classes)
         self._try(student, teacher)
         return self
 
@@ -174,15 +177,14 @@ class Comparison(nn.Module):
             return [loss(heads[0], teacher, **labels)]
         return loss(torch.stack(heads), teacher, **labels)
 
-    def _check_logits(self, student: Probe) -> None:
+    def _check_logits(self, side: str, names: list[str], probe: Probe, num_classes: int) -> None:
         """Refuse features for a loss that compares logits, also where their widths agree."""
-        num_classes = student.width('logits')
-        for name in self.student if getattr(self.losses[0], 'compares_logits', False) else ():
-            if student.tensors[name].dim() == 4 or student.width(name) != num_classes:
+        for name in names:
+            if probe.tensors[name].dim() == 4 or probe.width(name) != num_classes:
                 raise ConfigError(
-                    f'losses: {self.name}: student={name!r}: {type(self.losses[0]).__name__} '
+                    f'losses: {self.name}: {side}={name!r}: {type(self.losses[0]).__name__} '
                     f'compares logits of {num_classes} classes, this has the shape '
-                    f'{tuple(student.tensors[name].shape)}'
+                    f'{tuple(probe.tensors[name].shape)}'
                 )
 
     @torch.no_grad()

@@ -4,14 +4,19 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from helpers import batch as one_batch
+from helpers import mldr
 from mmengine.config import Config
+from mmengine.dataset import default_collate
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import HOOKS, PARAM_SCHEDULERS
 from mmengine.runner.checkpoint import load_checkpoint
+from PIL import Image
 
-from mldr_kd_mm.registry import MODELS
+from mldr_kd_mm.registry import DATASETS, MODELS
 from mldr_kd_mm.stages import stage_taps
 
 ROOT = Path(__file__).parents[1]
@@ -308,18 +313,59 @@ def test_learning_rate(schedule, lr_at_epoch):
         assert rates[epoch] == pytest.approx(rate, rel=1e-6), epoch
 
 
-def test_config_of_the_readme(tmp_path):
-    """It is written into a copy of configs/, beside the bases that it names."""
-    shutil.copytree(ROOT / 'configs/_base_', tmp_path / '_base_')
-    path = tmp_path / 'mine/convnext_to_resnet.py'
-    path.parent.mkdir()
-    (block,) = re.findall('```python\n(.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL)
-    weights = tmp_path / 'teacher.pth'
-    assert 'convnext_tiny_c100.pth' in block
-    path.write_text(block.replace('convnext_tiny_c100.pth', str(weights)))
+def python_blocks(page):
+    """The Python in a page of the docs."""
+    return re.findall('```python\n(.*?)```', (ROOT / page).read_text(), re.DOTALL)
 
+
+def test_config_of_the_readme(tmp_path, monkeypatch):
+    """It is written into a copy of configs/, beside the bases that it names, and takes a step."""
+    shutil.copytree(ROOT / 'configs/_base_', tmp_path / 'configs/_base_')
+    path = tmp_path / 'configs/mine/mine.py'
+    path.parent.mkdir()
+    source, method = python_blocks('README.md')
+    path.write_text(source)
     cfg = Config.fromfile(path)
-    torch.save(MODELS.build(cfg.model.teacher).state_dict(), weights)
+    written = {}
+    exec(method, written)
+    assert cfg.method.to_dict() == written['method']
+
+    monkeypatch.chdir(tmp_path)
+    random = np.random.default_rng(0)
+    for split in ('train', 'val'):
+        for number in range(37):
+            file = tmp_path / f'data/folder/{split}/class{number:02}/image.png'
+            file.parent.mkdir(parents=True)
+            pixels = random.integers(0, 256, (40, 40, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(file)
+    torch.save(MODELS.build(cfg.model.teacher).state_dict(), 'my_teacher.pth')
+
     model = MODELS.build(dict(cfg.model, data_preprocessor=cfg.data_preprocessor))
     assert model.neck.in_channels == (64, 128, 256, 512)
     assert model.neck.projectors[0]['classifier'].in_features == 768, "the teacher's width"
+    images, tested = (
+        DATASETS.build(cfg[f'{split}_dataloader'].dataset) for split in ('train', 'val')
+    )
+    assert len(images) == len(tested) == 37
+    batch = default_collate([images[0], images[36]])
+    losses = model.loss(**model.data_preprocessor(batch, True))
+    assert all(loss.isfinite() for loss in losses.values())
+    assert [sample.gt_label.item() for sample in batch['data_samples']] == [0, 36]
+
+
+def test_loss_of_the_docs(tmp_path, monkeypatch):
+    """docs/methods.md has a loss of one's own, and the method that uses it."""
+    _, loss, method = python_blocks('docs/methods.md')
+    (tmp_path / 'my_losses.py').write_text(loss)
+    (tmp_path / 'mine.py').write_text(method)
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        cfg = Config.fromfile(tmp_path / 'mine.py')
+        model = MODELS.build(mldr(**cfg.method))
+        project = model.losses[0].losses[0].project
+        assert (project.in_features, project.out_features) == (64, 32)
+        losses = model(**model.data_preprocessor(one_batch(), True), mode='loss')
+        assert 0 <= losses['loss_cosine_feature'] <= 2
+    finally:
+        for registry in (MODELS, MODELS.parent):
+            registry.module_dict.pop('CosineLoss', None)

@@ -20,6 +20,7 @@ At the end WORK_DIR has results.md, results.csv and results.png, of all that is 
 from __future__ import annotations
 
 import copy
+import fcntl
 import hashlib
 import json
 import os
@@ -27,7 +28,8 @@ import shlex
 import signal
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -493,6 +495,24 @@ def places(jobs: int | None) -> list[dict[str, str]]:
     return [devices[number % len(devices)] for number in range(jobs or len(devices))]
 
 
+@contextmanager
+def alone_in(work_dir: Path) -> Iterator[None]:
+    """Keep others out of a work directory.
+
+    Raises:
+        ConfigError: If another benchmark is at work in it.
+    """
+    work_dir.mkdir(parents=True, exist_ok=True)
+    with (work_dir / '.lock').open('a') as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f'--work-dir {work_dir}: another benchmark is at work in it'
+            ) from None
+        yield
+
+
 def run_all(plan: Plan, jobs: int | None, console: Console) -> list[str]:
     """Run what is not finished; return one line for each run that failed."""
     runs = [run for run in plan.runs() if not run.result_file.is_file()]
@@ -568,18 +588,18 @@ def main(argv: list[str] | None = None) -> None:
     console = Console(highlight=False, soft_wrap=True)
     work_dir = Path(args.work_dir)
     failures: list[str] = []
-    with one_line_for(ConfigError, show_traceback=False):
-        if args.table_only:
-            check_results(work_dir)
-        else:
-            plan = Plan(args)
-            check_plan(plan, read_results(work_dir))
-    if not args.table_only:
-        try:
-            failures = run_all(plan, args.jobs, console)
-        except KeyboardInterrupt:
-            print('stopped; the same command goes on from here', file=sys.stderr)
-            sys.exit(130)
+    try:
+        with one_line_for(ConfigError, show_traceback=False):
+            if args.table_only:
+                check_results(work_dir)
+            else:
+                plan = Plan(args)
+                check_plan(plan, read_results(work_dir))
+                with alone_in(work_dir):
+                    failures = run_all(plan, args.jobs, console)
+    except KeyboardInterrupt:
+        print('stopped; the same command goes on from here', file=sys.stderr)
+        sys.exit(130)
     results = read_results(work_dir)
     if results:
         write_results(results, work_dir)

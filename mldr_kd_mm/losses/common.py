@@ -83,41 +83,45 @@ def kl_div(student: Tensor, teacher: Tensor) -> Tensor:
 def standardize(logits: Tensor) -> Tensor:
     """Bring each sample's logits to mean 0 and (unbiased) standard deviation 1: (..., C).
 
-    Source: Logit Standardization in Knowledge Distillation (arXiv 2403.01427). Logits that are all
-    equal become zeros.
+    Source: Logit Standardization in Knowledge Distillation (arXiv 2403.01427). Where the deviation
+    is less than 0.01, as from a head that starts at zero, 0.01 takes its place: the gradient grows
+    with its inverse.
     """
     centred = logits - logits.mean(-1, keepdim=True)
-    return centred / (logits.std(-1, keepdim=True) + 1e-7)
+    return centred / (logits.std(-1, keepdim=True).clamp_min(0.01) + 1e-7)
 
 
-def class_of(target: Tensor, num_classes: int) -> Tensor:
+def class_of(target: Tensor, logits: Tensor) -> Tensor:
     """The class of each sample: labels (B,), or of soft labels (B, C) the largest -> (B,).
+
+    Args:
+        target: The labels.
+        logits: What they are the labels of, (B, C).
 
     Raises:
         ConfigError: If a label is outside the classes (looked at on the CPU alone, since a look at
-            a GPU's would make every step wait for it), or soft labels have other classes.
+            a GPU's would make every step wait for it), or the shapes do not fit.
     """
-    _check_target(target, num_classes)
+    _check_target(target, *logits.shape)
     return target if target.dim() == 1 else target.argmax(-1)
 
 
-def probability_of(target: Tensor, num_classes: int) -> Tensor:
+def probability_of(target: Tensor, logits: Tensor) -> Tensor:
     """Labels as a distribution: (B,) or (B, C) -> (B, C).
 
-    Raises:
-        ConfigError: As for :func:`class_of`.
+    Args and errors are those of :func:`class_of`.
     """
-    _check_target(target, num_classes)
-    return F.one_hot(target, num_classes) if target.dim() == 1 else target
+    _check_target(target, *logits.shape)
+    return F.one_hot(target, logits.shape[1]) if target.dim() == 1 else target
 
 
-def _check_target(target: Tensor, num_classes: int) -> None:
-    if target.dim() == 2 and target.shape[1] == num_classes:
+def _check_target(target: Tensor, batch: int, num_classes: int) -> None:
+    if target.shape == (batch, num_classes):
         return
-    if target.dim() != 1:
+    if target.shape != (batch,):
         raise ConfigError(
-            f'target: has the shape {tuple(target.shape)}: must be labels (B,) or soft labels '
-            f'(B, {num_classes})'
+            f'target: has the shape {tuple(target.shape)}: must be labels ({batch},) or soft '
+            f'labels ({batch}, {num_classes})'
         )
     if target.device.type == 'cpu' and not ((target >= 0) & (target < num_classes)).all():
         raise ConfigError(f'target={target.tolist()}: must be within 0..{num_classes - 1}')

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 
 import torch
 import torch.nn.functional as F
 from mmengine import dist
 from torch import Tensor, nn
 
-from mldr_kd_mm.errors import ConfigError, check_above_zero, check_positive
+from mldr_kd_mm.errors import ConfigError, check_positive
 from mldr_kd_mm.losses.common import check_features, check_widths, full_precision
 from mldr_kd_mm.registry import MODELS
 
@@ -42,7 +43,7 @@ class CRDLoss(nn.Module):
     Args:
         num_samples: N, the size of the training set; a sample's index is its ``sample_idx``.
         negatives: K, drawn with replacement; at most N - 1.
-        temperature: Above 0.
+        temperature: At least 0.02, so that exp(1 / temperature) is a number of float32.
         momentum: How much of an entry is kept when it is updated; from 0 to below 1.
         dim: Width of the embeddings.
         student_width: D_s. The Distiller finds it when it is None.
@@ -64,13 +65,14 @@ class CRDLoss(nn.Module):
     ) -> None:
         super().__init__()
         check_positive(num_samples=num_samples, negatives=negatives, dim=dim)
-        check_above_zero(temperature=temperature)
         check_widths(student_width, teacher_width)
         if negatives >= num_samples:
             raise ConfigError(
                 f'negatives={negatives}: must be at most {num_samples - 1}, as there are '
                 f'num_samples={num_samples} and a sample is not its own negative'
             )
+        if not isinstance(temperature, Real) or not 0.02 <= temperature < math.inf:
+            raise ConfigError(f'temperature={temperature!r}: must be a number of 0.02 or more')
         if not 0 <= momentum < 1:
             raise ConfigError(f'momentum={momentum!r}: must be from 0 to below 1')
         self.num_samples = num_samples
@@ -98,12 +100,12 @@ class CRDLoss(nn.Module):
             A scalar.
 
         Raises:
-            ConfigError: If the features are not vectors of the same samples, or an index is not
-                below ``num_samples``.
+            ConfigError: If the features are not vectors of the same samples, there are more or
+                fewer indices, or one is not below ``num_samples``.
         """
         check_features(student, teacher)
-        self._check_index(index)
-        entries = self._draw(index).to(student.device)
+        self._check_index(index, len(student))
+        entries = self._draw(index)
         student = F.normalize(self.embed_student(student), dim=-1)
         teacher = F.normalize(self.embed_teacher(teacher), dim=-1)
         similarities = torch.stack(
@@ -117,19 +119,25 @@ class CRDLoss(nn.Module):
             self._update(index.to(student.device), student.detach(), teacher.detach())
         return self._contrast(similarities)
 
-    def _check_index(self, index: Tensor) -> None:
-        if index.device.type == 'cpu' and not ((index >= 0) & (index < self.num_samples)).all():
+    def _check_index(self, index: Tensor, batch: int) -> None:
+        if index.shape != (batch,):
+            raise ConfigError(f'index: has the shape {tuple(index.shape)}: must be ({batch},)')
+        if index.device.type != 'cpu':
+            return
+        wrong = index[(index < 0) | (index >= self.num_samples)]
+        if len(wrong):
             raise ConfigError(
-                f'num_samples={self.num_samples}: a sample has the index {int(index.max())}: must '
-                'be the size of the training set'
+                f'num_samples={self.num_samples}: a sample has the index {int(wrong[0])}: must be '
+                'the size of the training set'
             )
 
     def _draw(self, index: Tensor) -> Tensor:
         """For each sample its own index and those of K others: (B,) -> (B, 1 + K)."""
-        generator = torch.Generator().manual_seed(hash(tuple(index.tolist())) % 2**63)
+        device = self.student_bank.device
+        generator = torch.Generator(device).manual_seed(hash(tuple(index.tolist())) % 2**63)
         shape = (len(index), self.negatives)
-        others = torch.randint(self.num_samples - 1, shape, generator=generator)
-        own = index.cpu().unsqueeze(1)
+        others = torch.randint(self.num_samples - 1, shape, generator=generator, device=device)
+        own = index.to(device).unsqueeze(1)
         return torch.cat([own, others + (others >= own)], 1)
 
     def _similarities(self, embedding: Tensor, bank: Tensor, entries: Tensor) -> Tensor:

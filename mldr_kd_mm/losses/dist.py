@@ -77,7 +77,6 @@ def _correlation(student: Tensor, teacher: Tensor) -> Tensor:
     student, teacher = (x - x.mean(-1, keepdim=True) for x in (student, teacher))
     norms = torch.linalg.vector_norm(student, dim=-1), torch.linalg.vector_norm(teacher, dim=-1)
     varies = (norms[0] > _CONSTANT) & (norms[1] > _CONSTANT)
-    # Both branches of a where() are differentiated, so that neither may divide by zero. The 1e-8 is
-    # that of the authors' code.
-    divisor = torch.where(varies, norms[0] * norms[1] + 1e-8, 1.0)
-    return torch.where(varies, (student * teacher).sum(-1) / divisor, 0.0)
+    # The 1e-8 is that of the authors' code.
+    correlation = (student * teacher).sum(-1) / (norms[0] * norms[1] + 1e-8)
+    return torch.where(varies, correlation, 0.0)

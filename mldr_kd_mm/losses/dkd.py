@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mldr_kd_mm.errors import check_above_zero, check_not_negative
@@ -58,7 +57,7 @@ class DKDLoss(nn.Module):
             ConfigError: If the shapes do not fit or a label is outside the classes.
         """
         check_logits(student, teacher)
-        target = class_of(target, teacher.shape[-1])
+        target = class_of(target, teacher)
         target_s, others_s = _decouple(student / self.temperature, target)
         target_t, others_t = _decouple(teacher / self.temperature, target)
         values = self.alpha * kl_div(target_s, target_t) + self.beta * kl_div(others_s, others_t)
@@ -66,14 +65,13 @@ class DKDLoss(nn.Module):
 
 
 def _decouple(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """The log-probabilities of (target, any other), (..., B, 2), and of the others (..., B, C-1).
+    """Logits of (target, any other), (..., B, 2), and of the others alone, (..., B, C-1).
 
     The target's column is left out, not masked with a large number, so that no value is too large
-    for any dtype. The softmax of log-probabilities are the probabilities again.
+    for any dtype.
     """
-    log_p = F.log_softmax(logits, -1)
     columns = torch.arange(logits.shape[-1] - 1, device=logits.device)
     columns = columns + (columns >= target.unsqueeze(-1))
-    others = log_p.gather(-1, columns.expand(*log_p.shape[:-1], -1))
-    of_target = log_p.gather(-1, target.unsqueeze(-1).expand(*log_p.shape[:-1], 1))
+    others = logits.gather(-1, columns.expand(*logits.shape[:-1], -1))
+    of_target = logits.gather(-1, target.unsqueeze(-1).expand(*logits.shape[:-1], 1))
     return torch.cat([of_target, others.logsumexp(-1, keepdim=True)], -1), others

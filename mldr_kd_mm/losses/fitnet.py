@@ -62,8 +62,14 @@ class FitNetLoss(nn.Module):
             A scalar.
 
         Raises:
-            ConfigError: If a feature is neither, or its tokens do not fill the grid.
+            ConfigError: If a feature is neither, its tokens do not fill the grid, or the batches
+                differ.
         """
+        if len(student) != len(teacher):
+            raise ConfigError(
+                f'features: student {tuple(student.shape)}, teacher {tuple(teacher.shape)}: must '
+                'be of the same samples'
+            )
         student = _as_map(student, self.student_grid, 'student')
         teacher = _as_map(teacher, self.teacher_grid, 'teacher')
         grid = [min(sides) for sides in zip(student.shape[-2:], teacher.shape[-2:], strict=True)]

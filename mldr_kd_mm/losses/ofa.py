@@ -54,6 +54,6 @@ class OFALoss(nn.Module):
             ConfigError: If the shapes do not fit or a label is outside the classes.
         """
         check_logits(student, teacher)
-        target = probability_of(target, teacher.shape[-1])
+        target = probability_of(target, teacher)
         weights = (teacher.softmax(-1) + target) ** self.eps - target
         return -(weights * F.log_softmax(student, -1)).sum(-1).mean(-1)

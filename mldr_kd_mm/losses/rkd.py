@@ -70,5 +70,8 @@ def _distances(differences: Tensor) -> Tensor:
 
 def _angles(differences: Tensor) -> Tensor:
     """Cosines of the angles that each sample sees between any two: (B, B, D) -> (B, B, B)."""
-    directions = F.normalize(differences, dim=-1)
+    norms = torch.linalg.vector_norm(differences, dim=-1, keepdim=True)
+    # Two equal samples have no direction; divided by next to nothing its gradient would have no
+    # bound.
+    directions = differences / torch.where(norms > 1e-6, norms, 1.0)
     return directions @ directions.mT

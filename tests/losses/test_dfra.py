@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
+from loss_helpers import kl, logit_pairs, many, normal
 from torch.testing import assert_close
 
 from mldr_kd_mm import ConfigError, DFRALoss
@@ -27,20 +27,9 @@ def golden(case: int) -> dict[str, torch.Tensor]:
     return {key.removeprefix(prefix): torch.from_numpy(GOLDEN[key]) for key in keys}
 
 
-def random_logits(*shape: int, scale: float = 2.0, seed: int = 0, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(seed)
-    return scale * torch.randn(*shape, generator=generator, dtype=dtype)
-
-
-@st.composite
-def pairs(draw) -> tuple[torch.Tensor, torch.Tensor]:
-    """A student's and a teacher's logits (B, C), small enough for loops."""
-    shape = draw(st.tuples(st.integers(1, 4), st.integers(1, 5)))
-    logits = arrays(np.float64, shape, elements=st.floats(-6, 6, width=16))
-    return torch.from_numpy(draw(logits)), torch.from_numpy(draw(logits))
-
-
-many = settings(max_examples=50, deadline=None)
+def pairs():
+    """One class is enough here."""
+    return logit_pairs(min_classes=1)
 
 
 @pytest.mark.parametrize(
@@ -66,17 +55,6 @@ class TestGolden:
         # An entry near zero is as exact as those beside it.
         atol = rtol * data['grad'].abs().max().item()
         assert_close(student.grad.double(), data['grad'], rtol=rtol, atol=atol)
-
-
-def log_softmax(numbers: list[float]) -> list[float]:
-    largest = max(numbers)
-    total = math.log(math.fsum(math.exp(x - largest) for x in numbers)) + largest
-    return [x - total for x in numbers]
-
-
-def kl(student: list[float], teacher: list[float]) -> float:
-    log_q, log_p = log_softmax(student), log_softmax(teacher)
-    return math.fsum(math.exp(p) * (p - q) for p, q in zip(log_p, log_q, strict=True))
 
 
 def relation_kl(student: list[list[float]], teacher: list[list[float]], kappa: float) -> float:
@@ -148,7 +126,7 @@ class TestMathematics:
 
     def test_relations_see_a_shift(self):
         """Logits are not centred."""
-        student, teacher = random_logits(2, 4, 6)
+        student, teacher = normal(2, 4, 6)
         terms, shifted = DFRALoss().terms(student, teacher), DFRALoss().terms(student + 1, teacher)
         for name in ('class_relation', 'sample_relation'):
             assert not torch.isclose(terms[name], shifted[name], rtol=1e-3)
@@ -162,16 +140,116 @@ class TestMathematics:
 
     @pytest.mark.parametrize('shape', [(3, 4), (2, 3, 4), (1, 5), (3, 1)])
     def test_gradient(self, shape):
-        student = random_logits(*shape).requires_grad_()
-        teacher = random_logits(*shape[-2:], seed=1)
+        student = normal(*shape).requires_grad_()
+        teacher = normal(*shape[-2:], seed=1)
         assert torch.autograd.gradcheck(lambda s: DFRALoss(2.0)(s, teacher), student)
+
+
+class TestWeights:
+    """Of the three terms, for ablations."""
+
+    WEIGHTS = {
+        'class_relation': 'class_weight',
+        'sample_relation': 'sample_weight',
+        'probability': 'alpha',
+    }
+
+    @many
+    @given(pairs(), st.floats(0, 4), st.floats(0, 4), st.floats(0.1, 4))
+    def test_weigh_the_terms(self, pair, class_weight, sample_weight, alpha):
+        terms = DFRALoss(2.0).terms(*pair)
+        loss = DFRALoss(2.0, alpha, class_weight=class_weight, sample_weight=sample_weight)
+        expected = class_weight * terms['class_relation']
+        expected += sample_weight * terms['sample_relation'] + alpha * terms['probability']
+        assert_close(loss(*pair), expected, rtol=1e-9, atol=1e-12)
+
+    @pytest.mark.parametrize('name', TERMS)
+    def test_of_zero_leaves_out_its_term(self, name):
+        student, teacher = normal(3, 4, 5), normal(4, 5, seed=1)
+        terms = DFRALoss().terms(student, teacher)
+        assert (terms[name] > 1e-3).all()
+        weights = {'class_relation': 1.0, 'sample_relation': 1.0, 'probability': 2.0} | {name: 0.0}
+        value = DFRALoss(**{self.WEIGHTS[name]: 0.0})(student, teacher)
+        expected = sum(weights[other] * terms[other] for other in TERMS)
+        assert_close(value, expected, rtol=1e-12, atol=0)
+
+    @pytest.mark.parametrize('name', TERMS)
+    def test_of_zero_computes_no_term(self, name):
+        """The others' are all that the loss asks for."""
+        asked = []
+
+        class Asked(DFRALoss):
+            def terms(self, student, teacher, names=TERMS):
+                asked.extend(names)
+                return super().terms(student, teacher, names)
+
+        Asked(**{self.WEIGHTS[name]: 0.0})(*normal(2, 4, 5))
+        assert asked == [other for other in TERMS if other != name]
+
+    @pytest.mark.parametrize('names', [['probability'], ['sample_relation', 'class_relation'], []])
+    def test_only_the_terms_that_are_named(self, names):
+        student, teacher = normal(2, 4, 5)
+        terms = DFRALoss().terms(student, teacher, names)
+        every = DFRALoss().terms(student, teacher)
+        assert list(terms) == names
+        assert_close(terms, {name: every[name] for name in names}, rtol=0, atol=0)
+
+    def test_all_zero(self):
+        with pytest.raises(ConfigError) as caught:
+            DFRALoss(alpha=0, class_weight=0.0, sample_weight=0)
+        assert str(caught.value) == (
+            'alpha=0, class_weight=0.0, sample_weight=0: one must be above 0'
+        )
+
+
+class TestStandardize:
+    @many
+    @given(logit_pairs(), st.floats(0.5, 8), st.floats(0, 4))
+    def test_is_dfra_of_standardised_logits(self, pair, temperature, alpha):
+        rows = [
+            torch.stack([(z - z.mean()) / (z.std().clamp(min=0.01) + 1e-7) for z in logits])
+            for logits in pair
+        ]
+        terms = DFRALoss(temperature, alpha, standardize=True).terms(*pair)
+        expected = DFRALoss(temperature, alpha).terms(*rows)
+        assert_close(terms, expected, rtol=1e-9, atol=1e-12)
+
+    def test_does_not_see_scale_and_shift_of_a_sample(self):
+        student, teacher = normal(3, 4, 5), normal(4, 5, seed=1)
+        scales, shifts = torch.tensor([0.5, 1, 7, 20]), torch.tensor([-30.0, 0, 1, 5])
+        moved = (
+            student * scales[:, None] + shifts[:, None],
+            teacher * scales.flip(0)[:, None] + shifts.flip(0)[:, None],
+        )
+        value = DFRALoss(standardize=True)(student, teacher)
+        # The 1e-7 beside the deviation is not scaled.
+        assert_close(DFRALoss(standardize=True)(*moved), value, rtol=1e-5, atol=0)
+        assert not torch.isclose(DFRALoss()(*moved), DFRALoss()(student, teacher), rtol=0.1).any()
+
+    def test_is_off_unless_told(self):
+        student, teacher = normal(2, 4, 5)
+        value = DFRALoss()(student, teacher)
+        assert_close(value, DFRALoss(standardize=False)(student, teacher), rtol=0, atol=0)
+        assert not torch.isclose(value, DFRALoss(standardize=True)(student, teacher), rtol=0.1)
+
+    def test_each_head_alone(self):
+        heads, teacher = normal(3, 4, 5), normal(4, 5, seed=1)
+        loss = DFRALoss(standardize=True)
+        alone = torch.stack([loss(head, teacher) for head in heads])
+        assert_close(loss(heads, teacher), alone, rtol=1e-12, atol=0)
+
+    def test_a_head_that_starts_at_zero_gets_a_gradient_of_usual_size(self):
+        student, teacher = torch.zeros(4, 6, requires_grad=True), normal(4, 6, dtype=torch.float32)
+        DFRALoss(standardize=True)(student, teacher).backward()
+        # Without the least deviation it is 1.4e6.
+        assert student.grad.abs().max() < 30
 
 
 class TestHeads:
     def test_one_value_a_head(self):
         loss = DFRALoss(temperature=2.0, alpha=0.5)
-        heads = random_logits(3, 5, 7).requires_grad_()
-        teacher = random_logits(5, 7, seed=1)
+        heads = normal(3, 5, 7).requires_grad_()
+        teacher = normal(5, 7, seed=1)
         together = loss(heads, teacher)
         alone = torch.stack([loss(head, teacher) for head in heads])
         assert together.shape == (3,)
@@ -183,14 +261,14 @@ class TestHeads:
         assert_close(*gradients, rtol=1e-12, atol=1e-15)
 
     def test_one_head_is_a_scalar(self):
-        student, teacher = random_logits(2, 5, 7)
+        student, teacher = normal(2, 5, 7)
         assert DFRALoss()(student, teacher).shape == ()
         assert {value.shape for value in DFRALoss().terms(student, teacher).values()} == {()}
         assert {v.shape for v in DFRALoss().terms(student[None], teacher).values()} == {(1,)}
 
     @pytest.mark.parametrize('shape', [(5, 7), (3, 5, 7)])
     def test_the_teacher_gets_no_gradient(self, shape):
-        student, teacher = random_logits(*shape), random_logits(5, 7)
+        student, teacher = normal(*shape), normal(5, 7)
         student.requires_grad_()
         teacher.requires_grad_()
         DFRALoss()(student, teacher).sum().backward()
@@ -201,7 +279,7 @@ class TestHeads:
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16], ids=str)
 class TestHalfPrecision:
     def test_is_computed_in_float32(self, dtype):
-        student, teacher = random_logits(3, 8, 10).to(dtype), random_logits(8, 10, seed=1).to(dtype)
+        student, teacher = normal(3, 8, 10).to(dtype), normal(8, 10, seed=1).to(dtype)
         with torch.autocast('cpu', dtype):
             terms = DFRALoss().terms(student, teacher)
             total = DFRALoss()(student, teacher)
@@ -231,10 +309,11 @@ class TestErrors:
         ):
             DFRALoss(temperature=temperature)
 
-    @pytest.mark.parametrize('alpha', [-1, -1e-9, math.inf, math.nan, None])
-    def test_alpha(self, alpha):
-        with pytest.raises(ConfigError, match=f'^alpha={alpha}: must be a number of 0 or more$'):
-            DFRALoss(alpha=alpha)
+    @pytest.mark.parametrize('field', ['alpha', 'class_weight', 'sample_weight'])
+    @pytest.mark.parametrize('weight', [-1, -1e-9, math.inf, math.nan, None])
+    def test_weight(self, field, weight):
+        with pytest.raises(ConfigError, match=f'^{field}={weight}: must be a number of 0 or more$'):
+            DFRALoss(**{field: weight})
 
     @pytest.mark.parametrize(
         ('student', 'teacher'),
@@ -263,6 +342,6 @@ def test_has_no_state():
 
 
 def test_compiles_into_one_graph():
-    student, teacher = random_logits(3, 4, 5), random_logits(4, 5, seed=1)
+    student, teacher = normal(3, 4, 5), normal(4, 5, seed=1)
     compiled = torch.compile(DFRALoss(), backend='eager', fullgraph=True)
     assert_close(compiled(student, teacher), DFRALoss()(student, teacher))

@@ -1,6 +1,7 @@
 """The benchmark on a few digits: what it shows is what its runs logged, and it mixes nothing."""
 
 import csv
+import fcntl
 import hashlib
 import json
 import os
@@ -533,6 +534,15 @@ def test_refuses_to_continue_what_it_did_not_start(project, refused):
         'error: work_dirs/small_vit holds a run that the benchmark did not start: end it with '
         'tools/train.py, or remove that directory'
     )
+
+
+def test_refuses_to_work_beside_another(project, refused):
+    WORK_DIR.mkdir(parents=True)
+    with (WORK_DIR / '.lock').open('a') as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert refused('--pairs', 'vit_to_resnet', '--methods', 'scratch') == (
+            f'error: --work-dir {WORK_DIR}: another benchmark is at work in it'
+        )
 
 
 def test_asks_for_pairs_and_methods(tool):

@@ -1,0 +1,26 @@
+"""Images of your own in data/folder/{train,val}/CLASS/, at 224 px with crops and flips.
+
+data_preprocessor.num_classes is yours to set. The statistics are ImageNet's.
+"""
+
+_base_ = 'imagenet_224.py'
+
+data_preprocessor = dict(num_classes=None)
+
+train_dataloader = dict(
+    dataset=dict(
+        _delete_=True,
+        type='mmpretrain.CustomDataset',
+        data_root='data/folder/train',
+        pipeline=_base_.train_pipeline,
+    )
+)
+val_dataloader = dict(
+    dataset=dict(
+        _delete_=True,
+        type='mmpretrain.CustomDataset',
+        data_root='data/folder/val',
+        pipeline=_base_.test_pipeline,
+    )
+)
+test_dataloader = val_dataloader
