@@ -112,8 +112,8 @@ class Comparison(nn.Module):
             except ConfigError as error:
                 raise ConfigError(f'losses: {self.name}: {error}') from None
         # The first two are the tensors, whatever their names (mmpretrain's losses have `target`).
-        _, _, *others = inspect.signature(self.losses[0].forward).parameters
-        self.needs = {'target', 'index'} & set(others)
+        parameters = list(inspect.signature(self.losses[0].forward).parameters)
+        self.needs = {'target', 'index'} & set(parameters[2:])
         if getattr(self.losses[0], 'compares_logits', False):
             num_classes = student.width('logits')
             self._check_logits('student', self.student, student, num_classes)
