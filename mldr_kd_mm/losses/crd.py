@@ -142,8 +142,8 @@ class CRDLoss(nn.Module):
 
     def _similarities(self, embedding: Tensor, bank: Tensor, entries: Tensor) -> Tensor:
         """exp(v m / tau) for some of a bank's entries: (B, 1 + K)."""
-        # All B * N products at once are cheaper than B * K gathered embeddings. The bank moves before
-        # the backward pass, which needs it as it was.
+        # All B * N products at once are cheaper than B * K gathered embeddings. The bank is copied,
+        # since it moves before the backward pass.
         products = embedding @ bank.clone().T
         return (products.gather(1, entries) / self.temperature).exp()
 
