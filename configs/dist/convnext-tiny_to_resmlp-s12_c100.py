@@ -1,0 +1,11 @@
+"""DIST: ConvNeXt-T teaches ResMLP-S12 on CIFAR-100 at 224 px.
+
+    bash tools/dist_train.sh configs/dist/convnext-tiny_to_resmlp-s12_c100.py 4
+
+Needs CIFAR-100 in data/cifar100 (downloaded where the network allows), 4 GPUs and the teacher,
+which configs/teachers/convnext-tiny_c100.py trains.
+"""
+
+_base_ = ['../_base_/pairs/convnext-tiny_to_resmlp-s12_c100.py', '../_base_/methods/dist.py']
+
+model = _base_.method

@@ -1,0 +1,13 @@
+"""DIST: ViT-S teaches MobileNetV2 on CIFAR-100 at 224 px.
+
+    bash tools/dist_train.sh configs/dist/vit-small_to_mobilenet-v2_c100.py 4
+
+Needs CIFAR-100 in data/cifar100 (downloaded where the network allows), 4 GPUs and the teacher,
+which configs/teachers/vit-small_c100.py trains.
+Published: teacher 92.04, student alone 73.68, DIST 72.54 (OFA-KD's paper, as others retell it); not
+rerun by us.
+"""
+
+_base_ = ['../_base_/pairs/vit-small_to_mobilenet-v2_c100.py', '../_base_/methods/dist.py']
+
+model = _base_.method
