@@ -264,21 +264,21 @@ def commands(results: Sequence[Result]) -> list[str]:
 def draw(results: Sequence[Result], path: Path) -> None:
     """Draw a panel for each pair: the accuracy of each seed, and of each method the mean."""
     pairs = group(results, 'pair')
-    columns = min(len(pairs), 2)
-    rows = -(-len(pairs) // columns)
     most = max(len(group(its_own, 'method')) for its_own in pairs.values())
-    width = max(4.5, 1.5 + 0.75 * most)
-    figure = Figure(figsize=(width * columns, 4.5 * rows), layout='constrained')
-    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for panel, (pair, its_own) in zip(panels, pairs.items(), strict=False):
+    width = max(5, 2 + 0.5 * most)
+    figure = Figure(figsize=(width, 4.5 * len(pairs)), layout='constrained')
+    panels = figure.subplots(len(pairs), squeeze=False).flat
+    for panel, (pair, its_own) in zip(panels, pairs.items(), strict=True):
         draw_pair(panel, pair, its_own)
-    for panel in panels[len(pairs) :]:
-        panel.set_axis_off()
     figure.savefig(path, dpi=120)
 
 
 def draw_pair(axes: Axes, pair: str, results: Sequence[Result]) -> None:
-    """Draw the methods of a pair, with lines for the teacher and for the student alone."""
+    """Draw the methods of a pair, with a line for the student alone.
+
+    The teacher's accuracy is in the title: a line of its own, far above, would leave the methods no
+    room to differ in.
+    """
     methods = group(results, 'method')
     for place, its_own in enumerate(methods.values()):
         values = [result.last for result in its_own]
@@ -289,14 +289,13 @@ def draw_pair(axes: Axes, pair: str, results: Sequence[Result]) -> None:
         axes.plot([place] * len(values), values, 'o', **style)
         mean = statistics.mean(values)
         axes.errorbar(place, mean, std, fmt='_', color='black', capsize=6, label=labels[1])
-    teacher = teacher_accuracy(results)
-    if teacher is not None:
-        axes.axhline(teacher, color='tab:red', linestyle='--', label=f'teacher, {teacher:.2f} %')
     if SCRATCH in methods:
         alone = statistics.mean(result.last for result in methods[SCRATCH])
         axes.axhline(alone, color='gray', linestyle=':', label=f'student alone, {alone:.2f} %')
     axes.set_xticks(range(len(methods)), methods, rotation=45, ha='right')
     axes.set_xlim(-0.5, len(methods) - 0.5)
-    axes.set(title=pair, ylabel='top-1 accuracy after the last epoch, %')
+    teacher = teacher_accuracy(results)
+    title = pair if teacher is None else f'{pair}: the teacher has {teacher:.2f} %'
+    axes.set(title=title, ylabel='top-1 accuracy after the last epoch, %')
     axes.grid(axis='y', alpha=0.3)
     axes.legend(fontsize='small')

@@ -19,6 +19,7 @@ from pprint import pformat
 
 import helpers
 import matplotlib.image
+import numpy as np
 import mmengine
 import pytest
 import torch
@@ -813,10 +814,8 @@ def test_picture(benchmark, read_tool, tmp_path):
     ]
     read_tool('_results')['draw'](results, tmp_path / 'results.png')
     image = matplotlib.image.imread(tmp_path / 'results.png')[..., :3]
-    height, width = (side // 2 for side in image.shape[:2])
-    panels = [image[:height, :width], image[:height, width:], image[height:, :width]]
-    for panel in panels:
-        red, green, blue = (panel[..., channel] for channel in range(3))
-        assert (blue > red + 0.3).sum() > 9 * 20, 'nine points'
-        assert (red > blue + 0.3).sum() > 100, 'the line of the teacher'
-    assert image[height:, width:].min() == 1, 'there is no fourth pair'
+    for panel in np.array_split(image, 3):
+        points = panel[..., 2] > panel[..., 0] + 0.3
+        assert points.sum() > 9 * 20, 'nine points'
+        rows = np.flatnonzero(points.any(1))
+        assert np.ptp(rows) > len(panel) / 2, 'the methods have room to differ in'
