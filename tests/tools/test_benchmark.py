@@ -19,8 +19,8 @@ from pprint import pformat
 
 import helpers
 import matplotlib.image
-import numpy as np
 import mmengine
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
