@@ -73,7 +73,11 @@ ABLATIONS = {
     'mldr_no-probability': (ALL_HEADS, dict(alpha=0.0)),
     'mldr_no-gate': (ALL_HEADS, {}),
     'mldr_ls': (ALL_HEADS, dict(standardize=True)),
+    'mldr_t4': (ALL_HEADS, dict(temperature=4.0)),
+    'mldr_small': (ALL_HEADS, {}),
+    'mldr_small-stages': (ALL_HEADS, {}),
 }
+WEIGHTS_OF_ABLATIONS = {'mldr_small': 0.1, 'mldr_small-stages': [1.0, 0.1, 0.1]}
 CNNS = ('resnet18', 'resnet101', 'mobilenet')
 MIXING = dict(augments=[dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)])
 
@@ -143,6 +147,7 @@ def test_ablation_differs_from_the_method_in_one_thing(ablation):
     assert entry.loss == METHODS['mldr'] | changes
     read = entry.get('student', ['logits'])
     assert read == heads
+    assert entry.get('weight', 1.0) == WEIGHTS_OF_ABLATIONS.get(ablation, 1.0)
     assert ('neck' in method) == (len(heads) > 1)
     if ablation == 'mldr_no-gate':
         assert method.neck == dict(type='MSDFNeck', gate_dim=0)

@@ -1,0 +1,6 @@
+"""MLDR-KD with a tenth of its weights, which leaves more to the student's own loss."""
+
+_base_ = 'mldr.py'
+
+method = _base_.method
+method.losses[0].weight = 0.1
