@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
 
 ROOT = Path(__file__).parent
 
@@ -26,6 +26,15 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['mldr_kd_mm', 'mldr_kd_mm.*']),
+    # Loaded by losses/relation.py, which does without it where there is no C compiler.
+    ext_modules=[
+        Extension(
+            'mldr_kd_mm.losses._relation',
+            ['mldr_kd_mm/losses/relation.c'],
+            extra_compile_args=['-O3', '-Wno-psabi'],
+            optional=True,
+        )
+    ],
     python_requires='>=3.10',
     install_requires=requirements('runtime'),
     extras_require={name: requirements(name) for name in ('mamba', 'test', 'quickstart')},

@@ -74,6 +74,7 @@ make_env() {
         echo "$root $env"
         "$python" -VV
         cat requirements/*.txt setup.py pyproject.toml tools/setup_env.sh
+        cat mldr_kd_mm/losses/relation.c
     } | sha256sum)
     if [ "$(cat "$env/setup.stamp" 2>/dev/null)" = "$stamp" ]; then
         return

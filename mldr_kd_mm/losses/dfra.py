@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import partial
 
 from torch import Tensor, nn
 
 from mldr_kd_mm.errors import ConfigError, check_above_zero, check_not_negative
 from mldr_kd_mm.losses.common import check_logits, full_precision, kl_div, standardize
+from mldr_kd_mm.losses.relation import FORMS, relation_kl
 from mldr_kd_mm.registry import MODELS
 
 TERMS = ('class_relation', 'sample_relation', 'probability')
@@ -40,9 +42,12 @@ class DFRALoss(nn.Module):
         class_weight: Weight of the class relation; at least 0.
         sample_weight: Weight of the sample relation; at least 0.
         standardize: Whether to bring each sample's logits to mean 0 and standard deviation 1 first.
+        relation: ``'dense'`` makes the relations, block by block; ``'linear'`` does not, see
+            :mod:`mldr_kd_mm.losses.relation`; ``'auto'`` takes what is faster. All give the same
+            to rounding error, and none keeps a relation for the backward pass.
 
     Raises:
-        ConfigError: For a temperature or a weight out of range.
+        ConfigError: For a temperature or a weight out of range, or an unknown ``relation``.
     """
 
     compares_logits = True
@@ -54,6 +59,7 @@ class DFRALoss(nn.Module):
         class_weight: float = 1.0,
         sample_weight: float = 1.0,
         standardize: bool = False,
+        relation: str = 'auto',
     ) -> None:
         super().__init__()
         check_above_zero(temperature=temperature)
@@ -63,6 +69,9 @@ class DFRALoss(nn.Module):
                 f'alpha={alpha}, class_weight={class_weight}, sample_weight={sample_weight}: one '
                 'must be above 0'
             )
+        if relation not in FORMS:
+            raise ConfigError(f'relation={relation!r}: must be one of {", ".join(FORMS)}')
+        self.relation = relation
         self.temperature = temperature
         self.standardize = standardize
         self.alpha = alpha
@@ -108,21 +117,11 @@ class DFRALoss(nn.Module):
         if self.standardize:
             student, teacher = standardize(student), standardize(teacher)
         student, teacher = student / self.temperature, teacher / self.temperature
-        scale = student.shape[-1] ** -0.5
+        # Both relations are scaled by the number of classes.
+        compare = partial(relation_kl, scale=student.shape[-1] ** -0.5, form=self.relation)
         terms = {
-            'class_relation': lambda: _relation_kl(student, teacher, scale),
-            'sample_relation': lambda: _relation_kl(student.mT, teacher.mT, scale),
+            'class_relation': lambda: compare(student, teacher),
+            'sample_relation': lambda: compare(student.mT, teacher.mT),
             'probability': lambda: kl_div(student, teacher).mean(-1),
         }
         return {name: terms[name]() for name in names}
-
-
-def _relation_kl(student: Tensor, teacher: Tensor, scale: float) -> Tensor:
-    """Mean KL of the relations among each row's entries: (..., N, M) and (N, M) -> (...)."""
-    # A relation is symmetric, so that its rows are its columns.
-    return kl_div(_relation(student, scale), _relation(teacher, scale)).mean((-1, -2))
-
-
-def _relation(rows: Tensor, scale: float) -> Tensor:
-    """(..., M) -> (..., M, M)."""
-    return scale * rows.unsqueeze(-1) * rows.unsqueeze(-2)

@@ -1,0 +1,298 @@
+r"""The relations of MLDR-KD's logits, compared in linear time.
+
+A row :math:`x` of :math:`M` logits has the relation :math:`P_{ij}`, the softmax over :math:`i` of
+:math:`\kappa x_i x_j`. With :math:`P` the teacher's relation, of a row :math:`t`, and :math:`Q` the
+student's, of a row :math:`s`, the sum of KL(teacher || student) over the columns, and its gradient
+with respect to :math:`s`, are
+
+.. math::
+    \kappa\, t^\top P t - \sum_j \mathrm{LSE}_i(\kappa t_i t_j)
+    - \kappa\, s^\top P s + \sum_j \mathrm{LSE}_i(\kappa s_i s_j), \qquad
+    \kappa (Q + Q^\top) s - \kappa (P + P^\top) s.
+
+So the teacher's relation meets all heads of the student in one product, and nothing of the size of
+a relation is kept for the backward pass. What both sides need is the same: of a row and some vectors
+:math:`v` the sum of the log-sum-exps, :math:`v^\top P v` and :math:`(P + P^\top) v`.
+:func:`_dense` makes P for that, in blocks.
+
+:func:`_linear` does not. :math:`\exp(\kappa x_i x_j)`, divided by its largest value in the column,
+is :math:`\exp(r (\pm p - 1))`, of the position :math:`p \in [-1, 1]` of :math:`x_i` between the
+row's least and highest value and the rate :math:`r = \kappa |x_j| (\max x - \min x) / 2`; the sign
+is that of :math:`x_j`. A sum of products of Chebyshev polynomials of p and of r replaces it, all
+rows having the same coefficients, and the sums over i and j come apart. Its error is far below the
+column's sum, which is 1 at least, with :math:`\sqrt{2 r \log(1 / \epsilon)}` polynomials. It
+computes in float64, since the sums over a row cancel; a C kernel does the same where it was built.
+
+Source: MLDR-KD (arXiv 2502.06189) for what is computed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+FORMS = ('auto', 'dense', 'linear')
+# Numbers in a temporary tensor: what fits the cache of one core and keeps an operation's cost above
+# that of its call.
+_BLOCK = 2**18
+# Up to here a GPU computes a relation itself sooner than it tells the host the logits' range.
+_DENSE_ON_GPU = 1024
+
+
+class _Sums(NamedTuple):
+    """What a comparison needs of the relations P of N rows, and of c vectors v for each."""
+
+    lse: Tensor
+    """(N,): the log-sum-exps of the columns, summed."""
+    energy: Tensor
+    """(N, c): v' P v."""
+    both: Tensor
+    """(N, c, M): (P + P') v."""
+
+
+def relation_kl(student: Tensor, teacher: Tensor, scale: float, form: str = 'auto') -> Tensor:
+    """Mean KL(teacher || student) of the relations' columns.
+
+    Args:
+        student: Rows (N, M), or (K, N, M) of K heads.
+        teacher: Rows (N, M); no gradient flows into them.
+        scale: The factor kappa of the relations.
+        form: ``dense`` makes the relations; ``linear`` does not, unless that would take more than M
+            polynomials; ``auto`` takes what is faster.
+
+    Returns:
+        A scalar, or (K,). Its gradient cannot be differentiated again.
+    """
+    if teacher.shape[-1] == 1:
+        # A softmax over one entry is 1: no rounding error instead of 0.
+        return (0 * student).sum((-2, -1))
+    value, _ = _relation_kl(student.reshape(-1, *teacher.shape), teacher, scale, form)
+    return value.reshape(student.shape[:-2])
+
+
+@torch.library.custom_op('mldr_kd_mm::relation_kl', mutates_args=())
+def _relation_kl(
+    student: Tensor, teacher: Tensor, scale: float, form: str
+) -> tuple[Tensor, Tensor]:
+    """The value (K,) and its gradient (K, N, M); one operation to a compiler."""
+    heads, num_rows, length = student.shape
+    of_teacher = _sums(
+        teacher, torch.cat([teacher.unsqueeze(1), student.transpose(0, 1)], 1), scale, form
+    )
+    rows = student.reshape(-1, length)
+    of_student = _sums(rows, rows.unsqueeze(1), scale, form)
+
+    energy = of_teacher.energy.sum(0)
+    # Summed in the same order, so that nothing is left where the two are equal.
+    lse = of_student.lse.view(heads, num_rows).sum(1) - of_teacher.lse.view(1, num_rows).sum(1)
+    value = scale * (energy[0] - energy[1:]) + lse
+    gradient = of_student.both.view_as(student) - of_teacher.both[:, 1:].transpose(0, 1)
+    gradient *= scale
+    columns = num_rows * length
+    return (value / columns).to(student.dtype), (gradient / columns).to(student.dtype).contiguous()
+
+
+@_relation_kl.register_fake
+def _(student, teacher, scale, form):
+    return student.new_empty(student.shape[0]), student.new_empty(student.shape)
+
+
+def _keep_gradient(ctx, inputs, output) -> None:
+    ctx.save_for_backward(output[1])
+
+
+def _backward(ctx, of_value: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:
+    if torch.is_grad_enabled():
+        raise RuntimeError('DFRALoss has no second derivative: its gradient is made with its value')
+    (gradient,) = ctx.saved_tensors
+    return of_value[:, None, None] * gradient, None, None, None
+
+
+_relation_kl.register_autograd(_backward, setup_context=_keep_gradient)
+
+
+def _sums(rows: Tensor, vectors: Tensor, scale: float, form: str) -> _Sums:
+    """What a comparison needs of rows (N, M) and vectors (N, c, M)."""
+    length = rows.shape[1]
+    on_gpu = rows.is_cuda
+    if form == 'dense' or (form == 'auto' and on_gpu and length <= _DENSE_ON_GPU):
+        return _dense(rows, vectors, scale)
+    # The largest rate; on a GPU this waits for it.
+    low, high = rows.aminmax(dim=1)
+    reach = (rows.abs().amax(1).double() * (high - low) * (scale / 2)).max().item()
+    degree = _degree(reach, torch.finfo(rows.dtype).eps / 4)
+    if degree > (length if form == 'linear' else length / 2):
+        return _dense(rows, vectors, scale)
+    rows, vectors = rows.double().contiguous(), vectors.double().contiguous()
+    kernel = None if on_gpu else _kernel()
+    reach = max(reach, torch.finfo(torch.float64).tiny)
+    coefficients = _coefficients(reach, degree)
+    if kernel is None:
+        return _linear(rows, vectors, scale, reach, coefficients)
+    return _linear_in_c(kernel, rows, vectors, scale, reach, coefficients)
+
+
+def _dense(rows: Tensor, vectors: Tensor, scale: float) -> _Sums:
+    """The sums, of relations that are made block by block.
+
+    The student's and the teacher's sums are subtracted from each other: what a softmax does not
+    change, the largest entries and the vectors' middles, is summed apart, in float64.
+    """
+    num_rows, length = rows.shape
+    low, high = rows.double().aminmax(dim=1, keepdim=True)
+    lse = scale * (rows * torch.where(rows < 0, low, high)).sum(1)
+    middle = (vectors.amax(2, keepdim=True) + vectors.amin(2, keepdim=True)) / 2
+    energy = (middle.double() * vectors).sum(2)
+    both = middle.expand_as(vectors).contiguous()
+    for part in _parts(num_rows, length * length):
+        x, v, centred = rows[part], vectors[part], vectors[part] - middle[part]
+        scaled = scale * x
+        low, high = scaled.aminmax(dim=1, keepdim=True)
+        for columns in _parts(length, length * len(x)):
+            at = x[:, columns]
+            peaks = torch.where(at < 0, low * at, high * at)
+            p = (scaled.unsqueeze(2) * at.unsqueeze(1)).sub_(peaks.unsqueeze(1)).exp_()
+            normalizer = p.sum(1, keepdim=True)
+            p /= normalizer
+            forward = centred @ p
+            lse[part] += normalizer.log().sum((1, 2), dtype=torch.float64)
+            energy[part] += (forward * v[:, :, columns]).sum(2, dtype=torch.float64)
+            both[part, :, columns] += forward
+            both[part] += v[:, :, columns] @ p.mT
+    return _Sums(lse, energy, both)
+
+
+def _parts(count: int, size: int) -> Iterator[slice]:
+    """Split ``count`` things of a size into parts that fit the cache, or hold one thing."""
+    step = max(1, _BLOCK // size)
+    return (slice(start, start + step) for start in range(0, count, step))
+
+
+def _linear(
+    rows: Tensor, vectors: Tensor, scale: float, reach: float, coefficients: Tensor
+) -> _Sums:
+    """The sums without the relations, for rates up to ``reach``. All in float64."""
+    degree = len(coefficients)
+    coefficients = coefficients.to(rows.device)
+    # T_n(-p) is -T_n(p) for an odd n: what differs between the signs.
+    even, odd = coefficients.clone(), coefficients.clone()
+    even[1::2] = odd[::2] = 0
+    parts = []
+    for part in _parts(len(rows), 2 * degree * rows.shape[1]):
+        x, v = rows[part], vectors[part]
+        low, high = x.aminmax(dim=1, keepdim=True)
+        half = (high - low) / 2
+        sign = torch.where(x < 0, -1.0, 1.0).unsqueeze(1)
+        of_position = _chebyshev(((x - low) / half - 1).nan_to_num(0.0), degree)
+        of_rate = _chebyshev(2 * scale / reach * half * x.abs() - 1, degree)
+        sums = torch.cat([v.new_ones(len(x), 1, x.shape[1]), v], 1) @ of_position.mT
+        columns = sums @ even @ of_rate + sign * (sums @ odd @ of_rate)
+        normalizer, forward = columns[:, :1], columns[:, 1:]
+        weighted = v / normalizer
+        back = weighted @ of_rate.mT @ even.T + (weighted * sign) @ of_rate.mT @ odd.T
+        peaks = scale * x * torch.where(x < 0, low, high)
+        parts.append(
+            _Sums(
+                (peaks + normalizer[:, 0].log()).sum(1),
+                (weighted * forward).sum(2),
+                forward / normalizer + back @ of_position,
+            )
+        )
+    return _Sums(*map(torch.cat, zip(*parts, strict=True)))
+
+
+def _chebyshev(x: Tensor, degree: int) -> Tensor:
+    """The first ``degree`` Chebyshev polynomials of x (N, M): (N, degree, M)."""
+    values = [torch.ones_like(x), x]
+    while len(values) < degree:
+        values.append(2 * x * values[-1] - values[-2])
+    return torch.stack(values[:degree], 1)
+
+
+@lru_cache(maxsize=1024)
+def _degree(reach: float, error: float) -> int:
+    """How many polynomials represent exp(r (p - 1)), for all r up to ``reach``, with this error.
+
+    The coefficients of exp(r (p - 1)) are exp(-r) I_n(r), which is the probability that two Poisson
+    variables of mean r / 2 differ by n: what is left out grows with r.
+    """
+    if not math.isfinite(reach) or reach > 1e6:
+        return 2**31  # more than any row has
+    most = int(12 * math.sqrt(reach)) + 32
+    ratios, ratio = [0.0] * (most + 1), 0.0
+    for n in range(most, 0, -1):
+        ratio = ratios[n] = reach / (2 * n + reach * ratio)
+    terms = np.cumprod([1.0, *ratios[1:]])
+    terms[1:] *= 2
+    left_out = np.cumsum(terms[::-1])[::-1] / terms.sum()
+    return max(2, int(np.argmax(left_out <= error)))
+
+
+def _coefficients(reach: float, degree: int) -> Tensor:
+    """exp(r (p - 1)) as products T_n(p) T_k(2 r / reach - 1): (degree, degree), of n and k."""
+    n = np.arange(degree)
+    angles = (n + 0.5) * np.pi / degree
+    nodes = np.cos(angles)
+    values = np.exp(reach * (nodes + 1) / 2 * (nodes[:, None] - 1))
+    transform = np.cos(np.outer(n, angles)) * 2 / degree
+    transform[0] /= 2
+    return torch.from_numpy(transform @ values @ transform.T)
+
+
+@lru_cache(maxsize=1)
+def _kernel() -> ctypes.CDLL | None:
+    """The compiled relation.c, unless the installation had no C compiler."""
+    for path in Path(__file__).parent.glob('_relation.*'):
+        kernel = ctypes.CDLL(str(path))
+        kernel.relation_rows.restype = None
+        return kernel
+    return None
+
+
+def _linear_in_c(
+    kernel: ctypes.CDLL,
+    rows: Tensor,
+    vectors: Tensor,
+    scale: float,
+    reach: float,
+    coefficients: Tensor,
+) -> _Sums:
+    """What :func:`_linear` does, on as many threads as torch uses."""
+    (num_rows, length), count, degree = rows.shape, vectors.shape[1], len(coefficients)
+    sums = _Sums(
+        rows.new_empty(num_rows), rows.new_empty(num_rows, count), torch.empty_like(vectors)
+    )
+
+    def compute(part: slice) -> None:
+        tensors = [tensor[part] for tensor in (rows, vectors, *sums)]
+        # relation.c says what for.
+        work = rows.new_empty(7 * (length + 32) + 8 * degree)
+        x, v, *results = (ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors)
+        kernel.relation_rows(
+            x,
+            v,
+            ctypes.c_void_p(coefficients.data_ptr()),
+            ctypes.c_double(scale),
+            ctypes.c_double(reach),
+            *map(ctypes.c_long, (len(tensors[0]), length, count, degree)),
+            *results,
+            ctypes.c_void_p(work.data_ptr()),
+        )
+
+    threads = min(torch.get_num_threads(), num_rows)
+    if threads == 1:
+        compute(slice(None))
+    else:
+        edges = [num_rows * i // threads for i in range(threads + 1)]
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(compute, map(slice, edges, edges[1:])))
+    return sums
