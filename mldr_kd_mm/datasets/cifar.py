@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from mmengine import dist
+from mmengine.dataset import force_full_init
 from mmengine.fileio import LocalBackend, exists, get_file_backend, join_path
 from mmpretrain.datasets import CIFAR100 as MMPretrainCIFAR100
 from mmpretrain.datasets.utils import check_md5, download_and_extract_archive
@@ -17,14 +18,18 @@ from mldr_kd_mm.datasets.subset import take_subset
 from mldr_kd_mm.errors import ConfigError
 from mldr_kd_mm.registry import DATASETS
 
+SHAPE = (32, 32, 3)
+RECORD = 1 + 32 * 32 * 3  # bytes of an image in memory: its label and its pixels
+
 
 @DATASETS.register_module()
 class CIFAR100(MMPretrainCIFAR100):
     """`CIFAR-100 <https://www.cs.toronto.edu/~kriz/cifar.html>`_, 32 px RGB, 100 classes.
 
-    mmpretrain's data set of the same name, with four differences: its files are read by an
+    mmpretrain's data set of the same name, with five differences: its files are read by an
     unpickler that runs no code, files that are there are never overwritten, a set with other
-    checksums can be accepted, and a subset can be taken.
+    checksums can be accepted, a subset can be taken, and an image is copied from the array that
+    the workers share instead of unpickled from it.
 
     Every item that enters the pipeline is a dict with ``img``, uint8 (32, 32, 3), and ``gt_label``.
 
@@ -76,6 +81,30 @@ class CIFAR100(MMPretrainCIFAR100):
         ]
         data_list, self._metainfo['classes'] = take_subset(data_list, self.CLASSES, self.subset)
         return data_list
+
+    def _serialize_data(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return a record of ``RECORD`` bytes an image, one after the other, and where each ends.
+
+        mmengine keeps pickles, from which an image takes three times as long to get.
+        """
+        records = np.empty((len(self.data_list), RECORD), np.uint8)
+        for record, info in zip(records, self.data_list, strict=True):
+            record[0], record[1:] = info['gt_label'], info['img'].ravel()
+        self.data_list.clear()
+        return records.ravel(), RECORD * np.arange(1, len(records) + 1)
+
+    @force_full_init
+    def get_data_info(self, idx: int) -> dict:
+        """Return ``img`` and ``gt_label`` of one image, and its index as ``sample_idx``."""
+        if not self.serialize_data:
+            return super().get_data_info(idx)
+        # A copy, as steps of a pipeline may write into the image.
+        record = self.data_bytes.reshape(-1, RECORD)[idx].copy()
+        return {
+            'img': record[1:].reshape(SHAPE),
+            'gt_label': int(record[0]),
+            'sample_idx': idx if idx >= 0 else len(self) + idx,
+        }
 
     def _provide_files_once(self) -> None:
         """Let the main process provide the files while the others wait for its success or error."""

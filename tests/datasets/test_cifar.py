@@ -292,6 +292,46 @@ def test_subset(other, split):
     assert CIFAR100.METAINFO['classes'] == NAMES and len(NAMES) == 100
 
 
+def test_memory_is_the_pixels_and_labels_and_an_image_is_a_copy(other):
+    pickled = CIFAR100(data_root=str(other), verify=False, serialize_data=False)
+    dataset = CIFAR100(data_root=str(other), verify=False)
+    assert dataset.data_bytes.nbytes == 200 * 3073
+    for index in (0, 199, -1, np.int64(5)):
+        ours, theirs = dataset.get_data_info(index), pickled.get_data_info(index)
+        assert ours['gt_label'] == theirs['gt_label']
+        assert ours['sample_idx'] == theirs['sample_idx'] == index % 200
+        np.testing.assert_array_equal(ours['img'], theirs['img'])
+        ours['img'][:] = 0
+        np.testing.assert_array_equal(dataset.get_data_info(index)['img'], theirs['img'])
+    with pytest.raises(IndexError):
+        dataset[200]
+
+
+class Index(int):
+    """An index that carries more than its number, as a sampler of one's own may give."""
+
+
+def test_an_index_reaches_the_pipeline_as_it_is(other):
+    index = Index(3)
+    dataset = CIFAR100(data_root=str(other), verify=False, pipeline=[lambda results: results])
+    assert dataset[index]['sample_idx'] is index
+
+
+@pytest.mark.parametrize(
+    ('indices', 'chosen'), [(7, range(7)), (-7, range(193, 200)), ([5, 199, 0], [5, 199, 0])]
+)
+def test_part_of_the_images(other, indices, chosen):
+    whole = CIFAR100(data_root=str(other), verify=False)
+    for part in (
+        whole.get_subset(indices),
+        CIFAR100(data_root=str(other), verify=False, indices=indices),
+    ):
+        assert len(part) == len(chosen)
+        for ours, index in zip(part, chosen, strict=True):
+            assert ours['gt_label'] == whole[index]['gt_label']
+            np.testing.assert_array_equal(ours['img'], whole[index]['img'])
+
+
 def test_refuses_an_unknown_split(other):
     with pytest.raises(ConfigError, match="split='val': should be 'train' or 'test'"):
         CIFAR100(data_root=str(other), split='val', verify=False)
