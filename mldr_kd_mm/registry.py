@@ -53,7 +53,7 @@ OPTIM_WRAPPER_CONSTRUCTORS = ChildRegistry(mmpretrain_registry.OPTIM_WRAPPER_CON
 PARAM_SCHEDULERS = ChildRegistry(mmpretrain_registry.PARAM_SCHEDULERS)
 DATASETS = ChildRegistry(mmpretrain_registry.DATASETS, 'mldr_kd_mm.datasets')
 DATA_SAMPLERS = ChildRegistry(mmpretrain_registry.DATA_SAMPLERS)
-TRANSFORMS = ChildRegistry(mmpretrain_registry.TRANSFORMS)
+TRANSFORMS = ChildRegistry(mmpretrain_registry.TRANSFORMS, 'mldr_kd_mm.datasets')
 MODELS = ChildRegistry(
     mmpretrain_registry.MODELS,
     'mldr_kd_mm.backbones',

@@ -1,7 +1,8 @@
-"""Data sets that mmpretrain lacks or reads less carefully."""
+"""Data sets that mmpretrain lacks or reads less carefully, and its transforms at less cost."""
 
 from mldr_kd_mm.datasets.cifar import CIFAR100
 from mldr_kd_mm.datasets.digits import Digits
 from mldr_kd_mm.datasets.tiny_imagenet import TinyImageNet
+from mldr_kd_mm.datasets.transforms import PackPlanes, RandomResizedCropFlip
 
-__all__ = ['CIFAR100', 'Digits', 'TinyImageNet']
+__all__ = ['CIFAR100', 'Digits', 'PackPlanes', 'RandomResizedCropFlip', 'TinyImageNet']

@@ -1,11 +1,10 @@
-"""What the Transformer recipe (OFA-KD) does to an image after the crop.
+"""What the Transformer recipe (OFA-KD) does to an image after crop and flip.
 
 It also lists a colour jitter of 0.4, which timm leaves out where RandAugment is on. mixup and
 cutmix belong to the model: see ``train_cfg`` of the students and of the teachers' configs.
 """
 
 strong_augmentation = [
-    dict(type='RandomFlip', prob=0.5, direction='horizontal'),
     # timm's rand-m9-mstd0.5-inc1
     dict(
         type='RandAugment',

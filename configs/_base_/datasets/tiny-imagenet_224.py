@@ -10,9 +10,8 @@ data_preprocessor = dict(
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='RandomResizedCrop', scale=224, crop_ratio_range=(0.08, 1.0)),
-    dict(type='RandomFlip', prob=0.5, direction='horizontal'),
-    dict(type='PackInputs'),
+    dict(type='RandomResizedCropFlip', scale=224, crop_ratio_range=(0.08, 1.0), flip_prob=0.5),
+    dict(type='PackPlanes'),
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),

@@ -4,8 +4,8 @@ _base_ = ['tiny-imagenet_224.py', 'strong_augmentation.py']
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='RandomResizedCrop', scale=224, crop_ratio_range=(0.08, 1.0)),
+    dict(type='RandomResizedCropFlip', scale=224, crop_ratio_range=(0.08, 1.0), flip_prob=0.5),
     *_base_.strong_augmentation,
-    dict(type='PackInputs'),
+    dict(type='PackPlanes'),
 ]
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
