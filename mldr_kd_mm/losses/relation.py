@@ -11,8 +11,8 @@ with respect to :math:`s`, are
     \kappa (Q + Q^\top) s - \kappa (P + P^\top) s.
 
 So the teacher's relation meets all heads of the student in one product, and nothing of the size of
-a relation is kept for the backward pass. What both sides need is the same: of a row and some vectors
-:math:`v` the sum of the log-sum-exps, :math:`v^\top P v` and :math:`(P + P^\top) v`.
+a relation is kept for the backward pass. What both sides need is the same: of a row and some
+vectors :math:`v` the sum of the log-sum-exps, :math:`v^\top P v` and :math:`(P + P^\top) v`.
 :func:`_dense` makes P for that, in blocks.
 
 :func:`_linear` does not. :math:`\exp(\kappa x_i x_j)`, divided by its largest value in the column,

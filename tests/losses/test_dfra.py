@@ -37,6 +37,17 @@ def pairs():
 )
 @pytest.mark.parametrize('case', range(5))
 class TestGolden:
+    @pytest.mark.parametrize('relation', ['dense', 'linear'])
+    def test_forms(self, case, dtype, rtol, relation):
+        data = golden(case)
+        student = data['student'].to(dtype).requires_grad_()
+        loss = DFRALoss(data['temperature'].item(), data['alpha'].item(), relation=relation)
+        value = loss(student, data['teacher'].to(dtype))
+        value.sum().backward()
+        assert_close(value.detach().double(), data['total'], rtol=rtol, atol=0)
+        atol = rtol * data['grad'].abs().max().item()
+        assert_close(student.grad.double(), data['grad'], rtol=rtol, atol=atol)
+
     def test_values(self, case, dtype, rtol):
         data = golden(case)
         loss = DFRALoss(data['temperature'].item(), data['alpha'].item())
@@ -308,6 +319,12 @@ class TestErrors:
             ConfigError, match=f'^temperature={temperature!r}: must be a number above 0$'
         ):
             DFRALoss(temperature=temperature)
+
+    def test_relation(self):
+        with pytest.raises(
+            ConfigError, match="^relation='sparse': must be one of auto, dense, linear$"
+        ):
+            DFRALoss(relation='sparse')
 
     @pytest.mark.parametrize('field', ['alpha', 'class_weight', 'sample_weight'])
     @pytest.mark.parametrize('weight', [-1, -1e-9, math.inf, math.nan, None])

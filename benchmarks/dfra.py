@@ -1,0 +1,158 @@
+"""Time, memory and error of DFRA's relations, beside the relations written out.
+
+python benchmarks/dfra.py
+
+Six heads, as MLDR-KD compares them, forward and backward, float32, one thread. Written out, each
+head makes its own relation and the teacher's and leaves the gradient to autograd. The two take
+turns in one run, so that other work on the machine slows both; a time is one of the process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mldr_kd_mm.losses import DFRALoss
+from mldr_kd_mm.losses import relation as forms
+
+HEADS = 6
+# Samples, classes and by how much the loss is to be faster.
+TARGETS = {(128, 100): 10, (64, 400): 15, (32, 1000): 50}
+MEMORY_SHAPE, MEMORY_RATIO = (64, 400), 30
+LARGE_SHAPE, LARGE_GIB = (128, 21841), 2
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def written_out(student: Tensor, teacher: Tensor) -> Tensor:
+    """DFRA of heads (K, B, C) as its definition has it: (K,)."""
+    kappa = student.shape[-1] ** -0.5
+
+    def kl(log_q: Tensor, log_p: Tensor, dim: int) -> Tensor:
+        return (log_p.exp() * (log_p - log_q)).sum(dim).mean()
+
+    def relation(rows: Tensor) -> Tensor:
+        return (kappa * rows.unsqueeze(-1) * rows.unsqueeze(-2)).log_softmax(-2)
+
+    return torch.stack(
+        [
+            kl(relation(head), relation(teacher), -2)
+            + kl(relation(head.mT), relation(teacher.mT), -2)
+            + 2 * kl(head.log_softmax(-1), teacher.log_softmax(-1), -1)
+            for head in student
+        ]
+    )
+
+
+def make_logits(batch: int, classes: int, spread: float = 3.0) -> tuple[Tensor, Tensor]:
+    """Logits of a student's heads (K, B, C) and of a teacher (B, C)."""
+    torch.manual_seed(0)
+    student = spread * torch.randn(HEADS, batch, classes)
+    return student, spread * torch.randn(batch, classes)
+
+
+def step(loss: Loss, student: Tensor, teacher: Tensor) -> tuple[float, Tensor, Tensor]:
+    """Seconds of one forward and backward, the values and the gradient."""
+    student = student.clone().requires_grad_()
+    start = time.process_time()
+    values = loss(student, teacher)
+    values.sum().backward()
+    return time.process_time() - start, values.detach(), student.grad
+
+
+def error(actual: Tensor, expected: Tensor) -> float:
+    """Largest difference, as a part of the largest value."""
+    return ((actual.double() - expected).abs().max() / expected.abs().max()).item()
+
+
+def compare(batch: int, classes: int, repeats: int) -> float:
+    """Print both sides of a shape; return the ratio."""
+    student, teacher = make_logits(batch, classes)
+    sides: dict[str, Loss] = {
+        'written out': written_out,
+        'dense': DFRALoss(relation='dense'),
+        'auto': DFRALoss(),
+    }
+    exact = step(DFRALoss(relation='dense'), student.double(), teacher.double())[1:]
+    seconds = {name: [] for name in sides}
+    for repeat in range(repeats + 1):
+        for name, loss in sides.items():
+            took, *result = step(loss, student, teacher)
+            if repeat:  # the first one warms up
+                seconds[name].append(took)
+            elif classes <= 1000:
+                of_value, of_gradient = map(error, result, exact)
+                print(f'  {name:12} error of value {of_value:.0e}, of gradient {of_gradient:.0e}')
+    medians = {name: 1e3 * statistics.median(values) for name, values in seconds.items()}
+    print('  ' + ', '.join(f'{name} {value:.1f} ms' for name, value in medians.items()))
+    return medians['written out'] / medians['auto']
+
+
+def peak_gib(side: str, batch: int, classes: int) -> float:
+    """What a process of its own needs beside its logits and what it begins with."""
+    command = [sys.executable, __file__, '--peak-of', side, str(batch), str(classes)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
+def print_peak(side: str, batch: int, classes: int) -> None:
+    """Print it, in that process. Linux tells."""
+    loss = {'written out': written_out, 'auto': DFRALoss()}[side]
+    step(loss, *make_logits(2, 40))  # loads what a first call loads
+    student, teacher = make_logits(batch, classes)
+    Path('/proc/self/clear_refs').write_text('5')  # the peak starts from here
+    before = resident_gib('VmRSS')
+    step(loss, student, teacher)
+    print(resident_gib('VmHWM') - before)
+
+
+def resident_gib(field: str) -> float:
+    """The process's resident memory now (``VmRSS``) or at its peak (``VmHWM``)."""
+    status = Path('/proc/self/status').read_text().split()
+    return int(status[status.index(f'{field}:') + 1]) / 2**20
+
+
+def main() -> None:
+    """Print all shapes and their targets."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--repeats', type=int, default=5, help='at least 5 for a fair median')
+    parser.add_argument('--peak-of', nargs=3, metavar=('SIDE', 'B', 'C'), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    if args.peak_of:
+        side, *shape = args.peak_of
+        print_peak(side, *map(int, shape))
+        return
+
+    kernel = 'with' if forms._kernel() else 'without'
+    print(
+        f'{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, 1 thread, '
+        f'{kernel} the C kernel; {args.repeats} repeats'
+    )
+    for (batch, classes), target in TARGETS.items():
+        print(f'B={batch}, C={classes}')
+        ratio = compare(batch, classes, args.repeats)
+        print(f'DFRA at B={batch}, C={classes}: {ratio:.1f}x, target >= {target}x')
+    full, ours = (peak_gib(side, *MEMORY_SHAPE) for side in ('written out', 'auto'))
+    print(
+        'DFRA, memory at B={}, C={}: '.format(*MEMORY_SHAPE)
+        + f'{full:.2f} GiB / {ours:.3f} GiB = {full / ours:.0f}x less, target >= {MEMORY_RATIO}x'
+    )
+    large = peak_gib('auto', *LARGE_SHAPE)
+    print(
+        'DFRA, memory at B={}, C={}: '.format(*LARGE_SHAPE)
+        + f'{large:.2f} GiB, target < {LARGE_GIB} GiB'
+    )
+
+
+if __name__ == '__main__':
+    main()
