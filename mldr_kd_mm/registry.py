@@ -52,11 +52,12 @@ OPTIM_WRAPPERS = ChildRegistry(mmpretrain_registry.OPTIM_WRAPPERS)
 OPTIM_WRAPPER_CONSTRUCTORS = ChildRegistry(mmpretrain_registry.OPTIM_WRAPPER_CONSTRUCTORS)
 PARAM_SCHEDULERS = ChildRegistry(mmpretrain_registry.PARAM_SCHEDULERS)
 DATASETS = ChildRegistry(mmpretrain_registry.DATASETS, 'mldr_kd_mm.datasets')
-DATA_SAMPLERS = ChildRegistry(mmpretrain_registry.DATA_SAMPLERS)
+DATA_SAMPLERS = ChildRegistry(mmpretrain_registry.DATA_SAMPLERS, 'mldr_kd_mm.datasets')
 TRANSFORMS = ChildRegistry(mmpretrain_registry.TRANSFORMS, 'mldr_kd_mm.datasets')
 MODELS = ChildRegistry(
     mmpretrain_registry.MODELS,
     'mldr_kd_mm.backbones',
+    'mldr_kd_mm.data_preprocessor',
     'mldr_kd_mm.losses',
     'mldr_kd_mm.necks',
     'mldr_kd_mm.recorder',

@@ -42,7 +42,7 @@ train_dataloader = dict(
     batch_size=50,
     num_workers=0,
     dataset=dict(type='mldr_kd_mm.Digits', split='train', size=16, pipeline=train_pipeline),
-    sampler=dict(type='DefaultSampler', shuffle=True),
+    sampler=dict(type='ViewSampler', shuffle=True),
 )
 val_dataloader = dict(
     batch_size=200,

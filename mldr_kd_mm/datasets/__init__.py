@@ -1,8 +1,16 @@
-"""Data sets that mmpretrain lacks or reads less carefully, and its transforms at less cost."""
+"""Data sets that mmpretrain lacks or reads less carefully, and how they are drawn and prepared."""
 
 from mldr_kd_mm.datasets.cifar import CIFAR100
 from mldr_kd_mm.datasets.digits import Digits
 from mldr_kd_mm.datasets.tiny_imagenet import TinyImageNet
 from mldr_kd_mm.datasets.transforms import PackPlanes, RandomResizedCropFlip
+from mldr_kd_mm.datasets.view_sampler import ViewSampler
 
-__all__ = ['CIFAR100', 'Digits', 'PackPlanes', 'RandomResizedCropFlip', 'TinyImageNet']
+__all__ = [
+    'CIFAR100',
+    'Digits',
+    'PackPlanes',
+    'RandomResizedCropFlip',
+    'TinyImageNet',
+    'ViewSampler',
+]

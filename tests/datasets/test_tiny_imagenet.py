@@ -392,7 +392,7 @@ def test_bases(name, size, num_classes, whole, imagenet):
 @pytest.mark.parametrize('name', ['tiny-imagenet_224', 'imagenet_224'])
 def test_images_reach_the_model_in_the_order_of_the_statistics(name, whole, imagenet):
     cfg = load_base(name, whole, imagenet)
-    preprocessor = MODELS.build(dict(type='ClsDataPreprocessor', **cfg.data_preprocessor))
+    preprocessor = MODELS.build(cfg.data_preprocessor)
     item = DATASETS.build(cfg.val_dataloader.dataset)[1]
     image = preprocessor(dict(inputs=[item['inputs']]))['inputs'][0]
     mean, std = cfg.data_preprocessor.mean, cfg.data_preprocessor.std

@@ -1,0 +1,47 @@
+"""A sampler that makes each augmented sample reproducible."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from mmengine.dataset import DefaultSampler
+
+from mldr_kd_mm.errors import check_positive
+from mldr_kd_mm.registry import DATA_SAMPLERS
+from mldr_kd_mm.views import View, ViewIndex, draw_by_view
+
+
+@DATA_SAMPLERS.register_module()
+class ViewSampler(DefaultSampler):
+    """mmengine's DefaultSampler, under which a sample is a function of (seed, epoch, index).
+
+    Whatever the number of workers, the batch size, the number of processes, and wherever a run was
+    resumed, an epoch shows the same images, in DefaultSampler's order. The pipeline is seeded for
+    each sample and the global random state is left as it was.
+
+    Args:
+        dataset: The data set.
+        views: None, or the number of epochs after which the images repeat: epoch ``e`` is epoch
+            ``e mod views`` again, order and all. A teacher cache needs it.
+        **kwargs: ``shuffle``, ``seed`` and ``round_up``, as DefaultSampler has them.
+
+    Raises:
+        ConfigError: If ``views`` is below 1.
+    """
+
+    def __init__(self, dataset: Any, views: int | None = None, **kwargs: Any) -> None:
+        if views is not None:
+            check_positive(views=views)
+        super().__init__(dataset, **kwargs)
+        self.views = views
+        draw_by_view(dataset)
+
+    def __iter__(self) -> Iterator[ViewIndex]:
+        """Iterate over the indices of this process."""
+        for index in super().__iter__():
+            yield ViewIndex(View(self.seed, self.epoch, index))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that is iterated over next."""
+        super().set_epoch(epoch if self.views is None else epoch % self.views)
