@@ -23,6 +23,8 @@ from mldr_kd_mm.recorder import FeatureRecorder
 from mldr_kd_mm.registry import MODELS
 from mldr_kd_mm.stages import STAGES, fixed_size, stage_layout
 from mldr_kd_mm.teacher import Teacher
+from mldr_kd_mm.teacher_cache import TeacherCache
+from mldr_kd_mm.views import views_of
 
 _NECK_OUTPUTS = (STAGE_LOGITS, 'fused_logits')
 _FUSION_WEIGHTS = 'fusion_weights'
@@ -86,6 +88,8 @@ class Distiller(BaseClassifier):
         super().__init__(data_preprocessor=student_module.data_preprocessor)
         self.student = student_module
         nest(self.student)
+        # A TeacherCacheHook sets it when training begins.
+        self.teacher_cache: TeacherCache | None = None
 
         with _own_rng(self):
             default = dict(type='FeatureRecorder')
@@ -164,8 +168,7 @@ class Distiller(BaseClassifier):
             ConfigError: If a logit of the teacher is not finite, or a batch of one image meets a
                 BatchNorm that cannot be trained on it.
         """
-        teacher = self.teacher(self.to_teacher(inputs), self._teacher_names)
-        _arrange(teacher, self._teacher_layouts)
+        teacher = self._teach(inputs, data_samples)
         with _refuse_one_image(inputs):
             with self.student_recorder(self.student, self._student_names) as student:
                 losses = self.student.loss(inputs, data_samples)
@@ -179,9 +182,34 @@ class Distiller(BaseClassifier):
                 losses |= comparison(student, teacher, **labels)
         return losses
 
+    def run_teacher(self, inputs: Tensor) -> dict[str, Tensor]:
+        """What the losses read of the teacher, for a batch that was preprocessed for the student.
+
+        Args:
+            inputs: Images (B, 3, H, W), preprocessed for the student.
+
+        Returns:
+            Name -> tensor (B, ...).
+        """
+        record = self.teacher(self.to_teacher(inputs), self._teacher_names)
+        _arrange(record, self._teacher_layouts)
+        return {name: record[name] for name in self._teacher_names}
+
     def predict_teacher(self, inputs: Tensor, data_samples: list[DataSample]) -> list[DataSample]:
         """The teacher's predictions of a batch that was preprocessed for the student."""
         return self.teacher.predict(self.to_teacher(inputs), data_samples)
+
+    def _teach(self, inputs: Tensor, data_samples: list[DataSample]) -> dict[str, Tensor]:
+        """What the losses read of the teacher, run or read from its cache."""
+        if self.teacher_cache is None:
+            return self.run_teacher(inputs)
+        views = views_of(data_samples)
+        if views is None:
+            raise ConfigError(
+                'teacher_cache: the batch has no views: train_dataloader.sampler must be a '
+                "'ViewSampler', and the pipeline must end with PackInputs"
+            )
+        return self.teacher_cache(views, inputs.device, partial(self.run_teacher, inputs))
 
     def init_weights(self) -> None:
         """Initialise the student as it would be alone; the neck and losses do not disturb it."""

@@ -42,6 +42,7 @@ class Teacher:
         recorder: FeatureRecorder,
         size: Sequence[int] | None = None,
     ) -> None:
+        self.config = classifier
         self.model: nn.Module = build_classifier(classifier)
         self.recorder = recorder
         self.size = tuple(size) if size else stages.fixed_size(self.model)

@@ -10,6 +10,8 @@ default_hooks = dict(
     sampler_seed=dict(type='DistSamplerSeedHook'),
     # Measured once, before training: --cfg-options default_hooks.teacher_accuracy.enabled=False
     teacher_accuracy=dict(type='TeacherAccuracyHook', enabled=True),
+    # With train_dataloader.sampler.views, see docs/teacher_cache.md
+    teacher_cache=dict(type='TeacherCacheHook', dir=None),
 )
 
 env_cfg = dict(

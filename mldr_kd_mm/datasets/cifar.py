@@ -7,7 +7,6 @@ import tempfile
 from typing import Any
 
 import numpy as np
-from mmengine import dist
 from mmengine.dataset import force_full_init
 from mmengine.fileio import LocalBackend, exists, get_file_backend, join_path
 from mmpretrain.datasets import CIFAR100 as MMPretrainCIFAR100
@@ -16,6 +15,7 @@ from mmpretrain.datasets.utils import check_md5, download_and_extract_archive
 from mldr_kd_mm.datasets.safe_pickle import load_dict
 from mldr_kd_mm.datasets.subset import take_subset
 from mldr_kd_mm.errors import ConfigError
+from mldr_kd_mm.processes import main_process_first
 from mldr_kd_mm.registry import DATASETS
 
 SHAPE = (32, 32, 3)
@@ -70,7 +70,7 @@ class CIFAR100(MMPretrainCIFAR100):
 
     def load_data_list(self) -> list[dict]:
         """Return one ``{'img': uint8 (32, 32, 3), 'gt_label': int}`` an image."""
-        self._provide_files_once()
+        main_process_first(self._provide_files)
         # The file of a split has the split's name.
         path = join_path(self.data_prefix['root'], self.base_folder, self.split)
         pixels, labels = _read(path, num_classes=len(self.METAINFO['classes']))
@@ -105,22 +105,6 @@ class CIFAR100(MMPretrainCIFAR100):
             'gt_label': int(record[0]),
             'sample_idx': idx if idx >= 0 else len(self) + idx,
         }
-
-    def _provide_files_once(self) -> None:
-        """Let the main process provide the files while the others wait for its success or error."""
-        error = None
-        if dist.is_main_process():
-            try:
-                self._provide_files()
-            except Exception as caught:
-                error = caught
-        # A barrier would leave the others waiting for a main process that has already failed.
-        message = [None if error is None else f'{error}' or repr(error)]
-        dist.broadcast_object_list(message)
-        if error is not None:
-            raise error
-        if message[0] is not None:
-            raise ConfigError(message[0])
 
     def _provide_files(self) -> None:
         """Check the files that are there, download those that are not."""

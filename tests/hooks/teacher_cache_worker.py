@@ -1,0 +1,55 @@
+"""A process that test_teacher_cache.py starts: `RANK PROCESSES FOLDER KILL_AFTER`.
+
+It trains what FOLDER/config.json describes, and leaves its weights and the number of times that its
+teacher ran; or it is killed after so many steps.
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+rank, processes, folder, kill_after = (
+    int(sys.argv[1]),
+    int(sys.argv[2]),
+    Path(sys.argv[3]),
+    int(sys.argv[4]),
+)
+
+
+class Kill(Hook):
+    """Ends the process as a crash does."""
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if runner.iter + 1 == kill_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+torch.set_num_threads(1)
+config = Config(json.loads((folder / 'config.json').read_text()))
+if processes > 1:
+    torch.distributed.init_process_group(
+        'gloo', init_method=f'file://{folder / "store"}', rank=rank, world_size=processes
+    )
+    config.launcher = 'pytorch'
+    config.env_cfg = dict(dist_cfg=dict(backend='gloo'))
+    config.model_wrapper_cfg = dict(
+        type='MMDistributedDataParallel', broadcast_buffers=False, device_ids=None
+    )
+runner = Runner.from_cfg(config)
+runner.register_hook(Kill())
+model = runner.model.module if processes > 1 else runner.model
+calls = []
+model.teacher.model.register_forward_hook(lambda *_: calls.append(1))
+runner.train()
+torch.save(dict(weights=model.state_dict(), calls=len(calls)), folder / f'found{rank}.pt')
+# A thread of gloo's may abort a process that shuts down as usual.
+sys.stdout.flush()
+os._exit(0)
