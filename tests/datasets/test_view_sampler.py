@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import copy
+import os
 import random
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -114,13 +118,45 @@ def test_epochs_in_any_order(expected):
     assert_same(images(loader(), epochs=(2, 0, 1)), expected)
 
 
-def test_ranks_share_the_views(expected, monkeypatch):
-    found = {}
-    for rank in (0, 1, 2):
-        with monkeypatch.context() as patch:
-            patch.setattr('mmengine.dataset.sampler.get_dist_info', lambda rank=rank: (rank, 3))
-            found |= images(loader(), epochs=(0, 1, 2))
-    assert_same(found, expected)
+@pytest.mark.slow
+def test_processes_share_the_views(expected, tmp_path):
+    """Two of them, which torch's own launcher would have started, each with its half."""
+    script = """
+import sys
+import torch
+sys.path.insert(0, sys.argv[3])
+from mmengine.registry import init_default_scope
+import mldr_kd_mm
+from datasets.test_view_sampler import images, loader
+rank, folder = int(sys.argv[1]), sys.argv[2]
+torch.distributed.init_process_group(
+    'gloo', init_method=f'file://{folder}/store', rank=rank, world_size=2
+)
+init_default_scope('mldr_kd_mm')
+torch.save([tuple(pair) for pair in images(loader(), (0, 1, 2)).items()], f'{folder}/{rank}.pt')
+torch.distributed.destroy_process_group()
+"""
+    tests = Path(__file__).parents[1]
+    started = [
+        subprocess.Popen(
+            [sys.executable, '-c', script, str(rank), str(tmp_path), str(tests)],
+            env=os.environ | {'GLOO_SOCKET_IFNAME': 'lo'},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    try:
+        for process in started:
+            output = process.communicate(timeout=120)[0]
+            assert process.returncode == 0, output
+    finally:
+        for process in started:
+            process.kill()
+    halves = [dict(torch.load(tmp_path / f'{rank}.pt', weights_only=False)) for rank in (0, 1)]
+    assert [len(half) for half in halves] == [30, 30]
+    assert_same(halves[0] | halves[1], expected)
 
 
 def test_a_subset_of_the_classes():

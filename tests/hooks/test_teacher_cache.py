@@ -363,3 +363,9 @@ def test_is_left_out_for_other_models(tmp_path):
     config['model'] = resnet(data_preprocessor=dict(NORMALIZATION))
     Runner.from_cfg(Config(config)).train()
     assert not (tmp_path / 'cache').exists()
+
+
+def test_shipped_configs_need_only_a_folder_and_a_number():
+    cfg = Config.fromfile(Path(__file__).parents[2] / 'configs/quickstart/mldr.py')
+    assert cfg.default_hooks.teacher_cache == dict(type='TeacherCacheHook', dir=None)
+    assert cfg.train_dataloader.sampler == dict(type='ViewSampler', shuffle=True)
