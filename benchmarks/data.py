@@ -116,7 +116,9 @@ def main() -> None:
         ratio, by_clock = core / their_core, clock / their_clock
         print(f'{name:20}{core:8.0f}{their_core:12.0f}{ratio:7.2f}x{by_clock:13.2f}x')
         ratios[name] = ratio
-    print(f'train: {ratios["train"]:.2f}x, target >= {TARGET_RATIO}x')
+    print(
+        f'images of CIFAR-100 at 224 px, train: {ratios["train"]:.2f}x, target >= {TARGET_RATIO}x'
+    )
 
 
 if __name__ == '__main__':

@@ -63,6 +63,10 @@ class Distiller(BaseClassifier):
             (``img_size``), else 224 x 224.
         teacher_input_size: (3, H, W) of the teacher's images. None: what the teacher's config
             fixes, else that of the batch.
+        teacher_precision: ``fp32``, ``bf16`` or ``fp16``. None: that of the student, half precision
+            under ``--amp``.
+        teacher_compile: Whether to compile the teacher, or a dict of ``torch.compile``'s arguments.
+            Only where the losses read no more than its logits.
         data_preprocessor: What mmpretrain's ClsDataPreprocessor takes.
 
     Raises:
@@ -82,6 +86,8 @@ class Distiller(BaseClassifier):
         input_size: Sequence[int] | None = None,
         teacher_input_size: Sequence[int] | None = None,
         data_preprocessor: dict | None = None,
+        teacher_precision: str | None = None,
+        teacher_compile: bool | dict = False,
     ) -> None:
         shared = data_preprocessor or {}
         student_module = build_classifier(_with_preprocessor(student, shared))
@@ -99,6 +105,7 @@ class Distiller(BaseClassifier):
                 teacher_checkpoint,
                 MODELS.build(teacher_recorder or default),
                 teacher_input_size and teacher_input_size[1:],
+                teacher_precision,
             )
             self.to_teacher = Renormalize(
                 self.data_preprocessor, self.teacher.model.data_preprocessor
@@ -126,6 +133,9 @@ class Distiller(BaseClassifier):
             )
             for comparison in self.losses:
                 comparison.build(*probes)
+        if teacher_compile:
+            options = teacher_compile if isinstance(teacher_compile, dict) else {}
+            self.teacher.compile(self._teacher_names, **options)
         self.data_preprocessor.register_forward_pre_hook(
             partial(_check_labels, num_classes=num_classes)
         )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +17,8 @@ from mldr_kd_mm.classifiers import build_classifier
 from mldr_kd_mm.errors import ConfigError
 from mldr_kd_mm.recorder import FeatureRecorder
 from mldr_kd_mm.weights import load_weights
+
+PRECISIONS = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
 
 
 class Teacher:
@@ -29,10 +34,12 @@ class Teacher:
             :mod:`mldr_kd_mm.checkpoint` reads. None: the weights its own config gives it.
         recorder: Names the taps that can be asked for beside ``logits`` and ``feature``.
         size: (H, W) of its images. None: what its config declares, else that of the batch.
+        precision: ``fp32``, or ``bf16`` or ``fp16`` under autocast. None: that of the student, half
+            precision under ``--amp``.
 
     Raises:
         FileNotFoundError: If the checkpoint does not exist.
-        ConfigError: If the checkpoint does not fill all weights.
+        ConfigError: If the checkpoint does not fill all weights, or the precision is none.
     """
 
     def __init__(
@@ -41,8 +48,16 @@ class Teacher:
         checkpoint: str | None,
         recorder: FeatureRecorder,
         size: Sequence[int] | None = None,
+        precision: str | None = None,
     ) -> None:
+        if precision is not None and precision not in PRECISIONS:
+            raise ConfigError(
+                f'teacher_precision={precision!r}: must be one of {", ".join(PRECISIONS)}, or None '
+                "for the student's"
+            )
         self.config = classifier
+        self.precision = precision
+        self._unchecked: tuple[Tensor, torch.cuda.Event] | None = None
         self.model: nn.Module = build_classifier(classifier)
         self.recorder = recorder
         self.size = tuple(size) if size else stages.fixed_size(self.model)
@@ -55,7 +70,15 @@ class Teacher:
                 raise FileNotFoundError(f'{error}: {advice}') from None
             print_log(f'teacher_checkpoint={checkpoint!r}: {report}', 'current')
         self.model.requires_grad_(False).eval()
+        # Convolutions that overlap are faster in this layout, on tensor cores much faster.
+        self.memory_format = torch.contiguous_format
+        if any(_overlaps(module) for module in self.model.modules()):
+            self.memory_format = torch.channels_last
+            self.model.to(memory_format=self.memory_format)
+        _warn_of_slow_precision(precision)
 
+    # Not inference_mode(): a backward pass cannot keep its tensors, torch.compile stumbles over
+    # them, and it saved no time that could be measured.
     @torch.no_grad()
     def __call__(self, images: Tensor, names: Collection[str] = ('logits',)) -> dict[str, Tensor]:
         """Run the teacher.
@@ -68,24 +91,22 @@ class Teacher:
             Name -> tensor, ``logits`` always among them.
 
         Raises:
-            ConfigError: If a logit is not finite.
+            ConfigError: If a logit is not finite; on a GPU the next call raises it.
         """
-        # The model's output are its logits, unless the config taps others.
-        taps = [name for name in names if name != 'logits' or name in self.recorder.taps]
-        with self.recorder(self.model, taps) as record:
-            logits = self.model(self.resize(images), mode='tensor')
-        finite = logits.isfinite()
-        if not finite.all():
-            raise ConfigError(
-                f'teacher logits: {int((~finite).any(-1).sum())} of {len(logits)} samples are not '
-                'finite: check the weights of the teacher and, under --amp, its range'
-            )
-        return {'logits': logits, **record}
+        taps = self._taps(names)
+        with self._autocast(images.device.type), self.recorder(self.model, taps) as record:
+            logits = self.model(self._prepare(images), mode='tensor')
+        record = {'logits': logits, **record}
+        if self.precision is not None:
+            record = {name: tensor.float() for name, tensor in record.items()}
+        self._check_finite(record['logits'])
+        return record
 
     @torch.no_grad()
     def predict(self, images: Tensor, data_samples: list) -> list:
         """Predict as mmpretrain's classifiers do; the samples get ``pred_label`` and the like."""
-        return self.model(self.resize(images), data_samples, mode='predict')
+        with self._autocast(images.device.type):
+            return self.model(self._prepare(images), data_samples, mode='predict')
 
     def init_weights(self) -> None:
         """Let the teacher's own config initialise it, unless a checkpoint already did."""
@@ -99,5 +120,69 @@ class Teacher:
             return images
         return F.interpolate(images, self.size, mode='bilinear', antialias=True)
 
+    def compile(self, names: Collection[str], **options: Any) -> None:
+        """Let ``torch.compile`` compile it.
+
+        Args:
+            names: What will be asked for.
+            **options: Arguments of ``torch.compile``.
+
+        Raises:
+            ConfigError: If that takes taps: a compiled model does not run hooks that come later.
+        """
+        if self._taps(names):
+            raise ConfigError(
+                f'teacher_compile: the losses read {", ".join(self._taps(names))} of the teacher: '
+                'must be False, a compiled teacher gives its logits alone'
+            )
+        self.model.compile(**options)
+
+    def _taps(self, names: Collection[str]) -> list[str]:
+        """What must be tapped: the model's output are its logits, unless the config taps others."""
+        return [name for name in names if name != 'logits' or name in self.recorder.taps]
+
+    def _check_finite(self, logits: Tensor) -> None:
+        """Refuse what is not; on a GPU that of the last call, for which nothing must wait."""
+        wrong = (~logits.isfinite()).any(-1).sum()
+        if logits.is_cuda:
+            arrived = torch.cuda.Event()
+            current = wrong.to('cpu', non_blocking=True), arrived
+            arrived.record()
+            last, self._unchecked = self._unchecked, current
+            if last is None:
+                return
+            wrong, arrived = last
+            arrived.synchronize()
+        if wrong:
+            raise ConfigError(
+                f'teacher logits: {int(wrong)} of {len(logits)} samples are not finite: check the '
+                'weights of the teacher and, in half precision, its range'
+            )
+
+    def _prepare(self, images: Tensor) -> Tensor:
+        return self.resize(images).contiguous(memory_format=self.memory_format)
+
+    def _autocast(self, device: str) -> AbstractContextManager:
+        """The precision that was asked for, whatever the student's is."""
+        if self.precision is None:
+            return nullcontext()
+        dtype = PRECISIONS[self.precision]
+        return torch.autocast(device, dtype, enabled=dtype != torch.float32)
+
     def __deepcopy__(self, memo: dict) -> Teacher:
         return self
+
+
+def _overlaps(module: nn.Module) -> bool:
+    """Whether it is a convolution whose windows overlap, unlike a patch embedding's."""
+    return isinstance(module, nn.Conv2d) and max(module.kernel_size) > max(module.stride)
+
+
+def _warn_of_slow_precision(precision: str | None) -> None:
+    is_fast = torch.cuda.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if precision in ('bf16', 'fp16') and not is_fast:
+        print_log(
+            f'teacher_precision={precision!r}: this processor is slower in it than in fp32',
+            'current',
+            logging.WARNING,
+        )

@@ -187,8 +187,10 @@ class TestTimmFiles:
             save_file(plain.state_dict(), path)
         else:
             torch.save({'model': plain.state_dict()} if 'tar' in name else plain.state_dict(), path)
-        logits = teach(timm_config(family), str(path))(images())['logits']
-        assert_close(logits, plain(images()), rtol=0, atol=0)
+        teacher = teach(timm_config(family), str(path))
+        same_layout = dict(memory_format=teacher.memory_format)
+        expected = plain.to(**same_layout)(images().contiguous(**same_layout))
+        assert_close(teacher(images())['logits'], expected, rtol=0, atol=0)
 
     @pytest.mark.parametrize('ema', [True, False])
     def test_what_timms_trainer_wrote(self, tmp_path, ema):
@@ -467,3 +469,76 @@ def test_vision_mamba_as_its_authors_save_it(tmp_path):
     torch.save(dict(model=weights, model_ema=average, epoch=3, args=Namespace(lr=1e-5)), file)
     teacher = Teacher(config, str(file), FeatureRecorder())
     assert_close(teacher.model.state_dict(), weights, rtol=0, atol=0)
+
+
+class TestCost:
+    """What the teacher is spared."""
+
+    def test_logits_take_no_hooks(self, monkeypatch):
+        attached = []
+        monkeypatch.setattr('mldr_kd_mm.recorder._attach', lambda *args: attached.append(args))
+        teach(resnet(), taps='stages')(images())
+        assert not attached
+
+    @pytest.mark.parametrize('names', [['logits'], ['logits', 'feature']])
+    def test_its_outputs_can_be_kept_for_a_backward_pass(self, names):
+        record = teach(resnet())(images(), names)
+        for value in record.values():
+            weight = torch.ones(value.shape[1:], requires_grad=True)
+            (weight * value).sum().backward()
+            assert_close(weight.grad, value.sum(0))
+
+    @pytest.mark.parametrize(
+        ('config', 'layout'), [(resnet(), torch.channels_last), (vit(), torch.contiguous_format)]
+    )
+    def test_convolutions_have_their_layout(self, config, layout):
+        teacher = teach(config)
+        weights = [p for p in teacher.model.parameters() if p.dim() == 4 and p.shape[2] > 1]
+        assert weights
+        assert all(weight.is_contiguous(memory_format=layout) for weight in weights)
+        expected = copy.deepcopy(teacher.model).to(memory_format=torch.contiguous_format)
+        assert_close(teacher(images())['logits'], expected(images()), atol=1e-5, rtol=1e-5)
+
+    def test_half_precision(self):
+        torch.manual_seed(0)
+        exact = teach(resnet())
+        half = Teacher(resnet(), None, FeatureRecorder({}), precision='bf16')
+        half.model.load_state_dict(exact.model.state_dict())
+        names = ['logits', 'feature']
+        expected, record = exact(images(), names), half(images(), names)
+        for name in names:
+            assert record[name].dtype == torch.float32
+            assert not torch.equal(record[name], expected[name])
+            assert_close(record[name], expected[name], rtol=0.05, atol=0.05)
+
+    def test_fp32_stays_fp32_beside_a_student_under_autocast(self):
+        teacher = teach(resnet())
+        expected = teacher(images())['logits']
+        own = Teacher(resnet(), None, FeatureRecorder({}), precision='fp32')
+        own.model.load_state_dict(teacher.model.state_dict())
+        with torch.autocast('cpu', torch.bfloat16):
+            assert teacher(images())['logits'].dtype == torch.bfloat16
+            assert torch.equal(own(images())['logits'], expected)
+
+    def test_unknown_precision(self):
+        message = refuses(ConfigError, lambda: Teacher(resnet(), None, None, precision='int8'))
+        assert message.startswith("teacher_precision='int8': must be one of fp32, bf16, fp16")
+
+    def test_compiled(self):
+        teacher = teach(resnet())
+        expected = teacher(images())['logits']
+        teacher.compile(['logits'], backend='eager', fullgraph=True)
+        assert_close(teacher(images())['logits'], expected)
+
+    def test_compiled_it_has_no_taps(self):
+        message = refuses(ConfigError, lambda: teach(resnet()).compile(['logits', 'feature']))
+        assert message.startswith('teacher_compile: the losses read feature of the teacher')
+
+
+def test_options_of_the_distiller():
+    config = mldr(teacher_precision='bf16', teacher_compile=dict(backend='eager'))
+    model = MODELS.build(config)
+    assert model.teacher.precision == 'bf16'
+    losses = model(**model.data_preprocessor(batch(), True), mode='loss')
+    sum(value for name, value in losses.items() if 'loss' in name).backward()
+    assert all(value.isfinite() for value in losses.values())

@@ -66,7 +66,7 @@ class TeacherCacheHook(Hook):
             format=FORMAT,
             torch=str(torch.__version__),
             dtype=self.dtype,
-            precision=_precision(runner.optim_wrapper),
+            precision=model.teacher.precision or _precision(runner.optim_wrapper),
             **_data(runner.train_dataloader, items, runner.cfg.get('train_dataloader', {})),
             teacher=_teacher(model),
             normalization=dict(
