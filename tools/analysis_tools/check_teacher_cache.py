@@ -2,7 +2,7 @@
 
     python tools/analysis_tools/check_teacher_cache.py CONFIG [--samples N] [--cfg-options ...]
 
-CONFIG is that of a run that has the cache: default_hooks.teacher_cache.dir names it. Nothing is
+CONFIG is that of a run that has the cache: default_hooks.teacher_cache.dir names it. No entry is
 written. Exit code 1: an entry differs by more than a thousandth of the largest value.
 """
 
