@@ -104,7 +104,8 @@ def main() -> None:
     ours, loop = (statistics.median(times[name]) for name in scans)
     ratio = saved['autograd loop'] / saved['selective_scan']
     print(
-        f'selective scan, time: {ours:.0f} ms, target <= {TARGET_MS} ms; the loop takes {loop / ours:.2f}x'
+        f'selective scan, time: {ours:.0f} ms, target <= {TARGET_MS} ms; '
+        f'the loop takes {loop / ours:.2f}x'
     )
     print(f'selective scan, memory: {ratio:.1f}x less, target >= {TARGET_RATIO}x')
 
