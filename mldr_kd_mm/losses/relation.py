@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -41,9 +42,8 @@ import torch
 from torch import Tensor
 
 FORMS = ('auto', 'dense', 'linear')
-# Numbers in a temporary tensor: what fits the cache of one core and keeps an operation's cost above
-# that of its call.
-_BLOCK = 2**18
+# Numbers in a temporary tensor, by device: what fits the cache of a core, what keeps a GPU at work.
+_BLOCK = defaultdict(lambda: 2**26, cpu=2**18)
 # Up to here a GPU computes a relation itself sooner than it tells the host the logits' range.
 _DENSE_ON_GPU = 1024
 
@@ -153,11 +153,12 @@ def _dense(rows: Tensor, vectors: Tensor, scale: float) -> _Sums:
     middle = (vectors.amax(2, keepdim=True) + vectors.amin(2, keepdim=True)) / 2
     energy = (middle.double() * vectors).sum(2)
     both = middle.expand_as(vectors).contiguous()
-    for part in _parts(num_rows, length * length):
+    block = _BLOCK[rows.device.type]
+    for part in _parts(num_rows, length * length, block):
         x, v, centred = rows[part], vectors[part], vectors[part] - middle[part]
         scaled = scale * x
         low, high = scaled.aminmax(dim=1, keepdim=True)
-        for columns in _parts(length, length * len(x)):
+        for columns in _parts(length, length * len(x), block):
             at = x[:, columns]
             peaks = torch.where(at < 0, low * at, high * at)
             p = (scaled.unsqueeze(2) * at.unsqueeze(1)).sub_(peaks.unsqueeze(1)).exp_()
@@ -171,9 +172,9 @@ def _dense(rows: Tensor, vectors: Tensor, scale: float) -> _Sums:
     return _Sums(lse, energy, both)
 
 
-def _parts(count: int, size: int) -> Iterator[slice]:
-    """Split ``count`` things of a size into parts that fit the cache, or hold one thing."""
-    step = max(1, _BLOCK // size)
+def _parts(count: int, size: int, block: int) -> Iterator[slice]:
+    """Split ``count`` things of a size into parts of a block or, if that is less, of one thing."""
+    step = max(1, block // size)
     return (slice(start, start + step) for start in range(0, count, step))
 
 
@@ -187,7 +188,7 @@ def _linear(
     even, odd = coefficients.clone(), coefficients.clone()
     even[1::2] = odd[::2] = 0
     parts = []
-    for part in _parts(len(rows), 2 * degree * rows.shape[1]):
+    for part in _parts(len(rows), 2 * degree * rows.shape[1], _BLOCK[rows.device.type]):
         x, v = rows[part], vectors[part]
         low, high = x.aminmax(dim=1, keepdim=True)
         half = (high - low) / 2
