@@ -7,6 +7,7 @@ They make every spelling of a ``type`` work without ``custom_imports``: ``Distil
 
 from __future__ import annotations
 
+from mmengine import registry as mmengine_registry
 from mmengine.registry import Registry
 from mmpretrain import registry as mmpretrain_registry
 
@@ -44,6 +45,8 @@ class ChildRegistry(Registry):
 
 RUNNERS = ChildRegistry(mmpretrain_registry.RUNNERS)
 RUNNER_CONSTRUCTORS = ChildRegistry(mmpretrain_registry.RUNNER_CONSTRUCTORS)
+# mmpretrain has none.
+STRATEGIES = ChildRegistry(mmengine_registry.STRATEGIES, 'mldr_kd_mm.strategies')
 LOOPS = ChildRegistry(mmpretrain_registry.LOOPS)
 HOOKS = ChildRegistry(mmpretrain_registry.HOOKS, 'mldr_kd_mm.hooks')
 LOG_PROCESSORS = ChildRegistry(mmpretrain_registry.LOG_PROCESSORS)

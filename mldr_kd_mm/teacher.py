@@ -95,7 +95,7 @@ class Teacher:
         """
         taps = self._taps(names)
         with self._autocast(images.device.type), self.recorder(self.model, taps) as record:
-            logits = self.model(self._prepare(images), mode='tensor')
+            logits = self._follow(images)(self._prepare(images), mode='tensor')
         record = {'logits': logits, **record}
         if self.precision is not None:
             record = {name: tensor.float() for name, tensor in record.items()}
@@ -106,13 +106,19 @@ class Teacher:
     def predict(self, images: Tensor, data_samples: list) -> list:
         """Predict as mmpretrain's classifiers do; the samples get ``pred_label`` and the like."""
         with self._autocast(images.device.type):
-            return self.model(self._prepare(images), data_samples, mode='predict')
+            return self._follow(images)(self._prepare(images), data_samples, mode='predict')
 
     def init_weights(self) -> None:
         """Let the teacher's own config initialise it, unless a checkpoint already did."""
         if self.checkpoint is None:
             print_log('teacher_checkpoint=None: its own config initialises the teacher', 'current')
             self.model.init_weights()
+
+    def _follow(self, images: Tensor) -> nn.Module:
+        """The model, on the images' device: FSDP moves a module's own parameters alone."""
+        if next(self.model.parameters()).device != images.device:
+            self.model.to(images.device)
+        return self.model
 
     def resize(self, images: Tensor) -> Tensor:
         """Bring the images to the size that the teacher wants."""

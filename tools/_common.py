@@ -3,6 +3,7 @@
 import copy
 import difflib
 import gc
+import importlib.util
 import inspect
 import os
 import sys
@@ -15,14 +16,23 @@ import torch
 from mmengine.config import Config, DictAction
 from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import DATASETS, MODELS, OPTIMIZERS, init_default_scope
-from mmengine.runner import Runner
+from mmengine.registry import (
+    DATASETS,
+    MODELS,
+    OPTIMIZERS,
+    RUNNERS,
+    STRATEGIES,
+    init_default_scope,
+)
+from mmengine.runner import FlexibleRunner, Runner
 
 from mldr_kd_mm.errors import ConfigError
 
-# What mmengine reads from a config: the Runner's arguments, and fields it looks up by itself.
+# What mmengine reads from a config: the Runners' arguments, and fields it looks up by itself.
 RUNNER_FIELDS = {
     *inspect.signature(Runner.__init__).parameters,
+    *inspect.signature(FlexibleRunner.__init__).parameters,
+    'runner_type',
     'compile',
     'find_unused_parameters',
     'model_wrapper_cfg',
@@ -172,6 +182,7 @@ def preflight(cfg: Config, *fields: str) -> None:
         with named('model'):
             model = MODELS.build(cfg.model)
         if 'optim_wrapper' in fields:
+            check_strategy(cfg)
             with named('optim_wrapper'):
                 check_optimizer(cfg.optim_wrapper.get('optimizer', {}).get('type'))
                 build_optim_wrapper(model, cfg.optim_wrapper)
@@ -179,6 +190,21 @@ def preflight(cfg: Config, *fields: str) -> None:
             if field.endswith('_dataloader'):
                 with named(f'{field}.dataset'):
                     DATASETS.build(cfg[field].dataset)
+
+
+def check_strategy(cfg: Config) -> None:
+    """Raise for a strategy that nobody would read, or that cannot run here."""
+    if cfg.get('strategy') is None:
+        return
+    kind = cfg.strategy.get('type')
+    if cfg.get('runner_type') != 'FlexibleRunner':
+        raise ConfigError("strategy: only runner_type='FlexibleRunner' reads it")
+    if isinstance(kind, str) and STRATEGIES.get(kind) is None:
+        raise ConfigError(f"strategy.type: there is no strategy '{kind}'")
+    if cfg.launcher == 'none':
+        raise ConfigError(f'strategy: {kind} needs a launcher: tools/dist_train.sh CONFIG GPUS')
+    if kind == 'DeepSpeedStrategy' and importlib.util.find_spec('deepspeed') is None:
+        raise ConfigError("strategy: DeepSpeedStrategy needs pip install 'deepspeed==0.16.9'")
 
 
 def check_optimizer(kind) -> None:
@@ -216,7 +242,7 @@ def run(cfg: Config, task: str) -> None:
     if over_gloo:
         # mmengine would first choose a GPU for this process.
         torch.distributed.init_process_group('gloo')
-    getattr(Runner.from_cfg(cfg), task)()
+    getattr(RUNNERS.build(cfg), task)()
     if over_gloo:
         # A thread of gloo's that lets go of a tensor while Python shuts down aborts the process
         # (one run in six on a busy machine), so Python is not shut down. The collection ends the

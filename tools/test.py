@@ -31,6 +31,8 @@ def main(argv: list[str] | None = None) -> None:
         if 'teacher_checkpoint' in cfg.get('model', {}):
             # Only the student is tested: its teacher need not be on this machine.
             cfg.model.teacher_checkpoint = None
+        # A test shards nothing.
+        cfg.runner_type, cfg.strategy = 'Runner', None
         preflight(cfg, 'model', 'test_cfg', 'test_evaluator', 'test_dataloader')
     with one_line_for(ConfigError, args.traceback):
         run(cfg, 'test')

@@ -1,0 +1,15 @@
+"""MLDR-KD with FSDP: ViT-L teaches ResNet101 on CIFAR-100 at 224 px.
+
+    bash tools/dist_train.sh configs/sharded/vit-large_to_resnet101_c100_fsdp.py 4
+
+configs/mldr/vit-large_to_resnet101_c100.py, the student in shards; docs/scale.md says what of that
+is tested. Not run by us.
+"""
+
+_base_ = [
+    '../_base_/pairs/vit-large_to_resnet101_c100.py',
+    '../_base_/methods/mldr.py',
+    '../_base_/strategies/fsdp.py',
+]
+
+model = _base_.method

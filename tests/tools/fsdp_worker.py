@@ -1,0 +1,75 @@
+"""One process of test_strategies.py: a step in FSDP over gloo beside one without."""
+
+import sys
+
+import torch
+from helpers import batch, mldr, resnet, timm_resnet, vit
+from mmengine.registry import MODEL_WRAPPERS, init_default_scope
+from torch import distributed
+from torch.distributed.fsdp import FullyShardedDataParallel, StateDictType
+
+from mldr_kd_mm.registry import MODELS
+
+STUDENTS = dict(resnet=resnet, vit=vit, timm_resnet=timm_resnet)
+
+
+def build(student):
+    """The same Distiller each time, in each process."""
+    torch.manual_seed(0)
+    model = MODELS.build(mldr(teacher=vit(depth=2), student=student))
+    model.init_weights()
+    return model
+
+
+def step(model, data):
+    """Losses and gradients of the process's own batch, and the optimizer's step."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    torch.manual_seed(distributed.get_rank())
+    losses = model(**data, mode='loss')
+    sum(value for name, value in losses.items() if 'loss' in name).backward()
+    optimizer.step()
+    return {name: value.detach() for name, value in losses.items()}
+
+
+def main(kind, min_num_params):
+    """Compare what both log and what both have learned."""
+    student = STUDENTS[kind]()
+    alone = build(student)
+    sharded = MODEL_WRAPPERS.build(
+        dict(
+            type='MMFullyShardedDataParallel',
+            module=build(student),
+            device_id='cpu',
+            auto_wrap_policy=dict(type='wrap_student_blocks', min_num_params=min_num_params),
+        )
+    )
+    units = FullyShardedDataParallel.fsdp_modules(sharded)
+    data = batch(seed=distributed.get_rank())
+    expected = step(alone, alone.data_preprocessor(dict(data), True))
+    actual = step(sharded, sharded.module.data_preprocessor(dict(data), True))
+    assert actual.keys() == expected.keys()
+    for name in expected:
+        torch.testing.assert_close(actual[name], expected[name], msg=name)
+
+    # The mean of the processes' gradients is what both must have stepped by.
+    initial = dict(build(student).named_parameters())
+    with FullyShardedDataParallel.state_dict_type(sharded, StateDictType.FULL_STATE_DICT):
+        learned = sharded.state_dict()
+    assert learned.keys() == alone.state_dict().keys()
+    for name, parameter in alone.named_parameters():
+        moved = (parameter - initial[name]).detach()
+        distributed.all_reduce(moved)
+        moved /= distributed.get_world_size()
+        torch.testing.assert_close(
+            learned[name] - initial[name], moved, rtol=1e-3, atol=1e-6, msg=name
+        )
+    held = sum(parameter.numel() for parameter in sharded.parameters())
+    print(f'units {len(units)}, holds {held} of {sum(p.numel() for p in alone.parameters())}')
+
+
+if __name__ == '__main__':
+    torch.set_num_threads(1)
+    init_default_scope('mldr_kd_mm')
+    distributed.init_process_group('gloo')
+    main(sys.argv[1], int(sys.argv[2]))
+    distributed.destroy_process_group()
