@@ -6,7 +6,7 @@ import warnings
 # Classification needs none of mmcv's compiled operations, the lack of which it warns about.
 warnings.filterwarnings('ignore', message='Fail to import ``MultiScaleDeformableAttention``')
 
-from mldr_kd_mm import backbones, datasets, hooks
+from mldr_kd_mm import backbones, datasets, hooks, strategies
 from mldr_kd_mm.distiller import Distiller
 from mldr_kd_mm.errors import ConfigError
 from mldr_kd_mm.losses import (
@@ -46,4 +46,5 @@ __all__ = [
     'backbones',
     'datasets',
     'hooks',
+    'strategies',
 ]
