@@ -1,6 +1,6 @@
 """Cost of a step as classes, batch, stages and processes grow: measured, and as a model has it.
 
-python benchmarks/scale.py
+python benchmarks/scale.py [--out docs/performance]
 
 Writes ``results.csv`` and a picture a sweep. DFRA, forward and backward, float32, one thread, is
 timed as the process's CPU time, medians of five. Its model counts what
@@ -314,7 +314,7 @@ def finish(figure, axes, title: str, path: Path) -> None:
 def main() -> None:
     """Measure, write and print all."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--out', type=Path, default=ROOT / 'docs/performance', help='a folder')
+    parser.add_argument('--out', type=Path, default=Path('work_dirs/scale'), help='a folder')
     parser.add_argument('--worker', nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(1)
