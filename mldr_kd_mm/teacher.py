@@ -185,8 +185,9 @@ def _overlaps(module: nn.Module) -> bool:
 
 
 def _warn_of_slow_precision(precision: str | None) -> None:
-    is_fast = torch.cuda.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    if precision in ('bf16', 'fp16') and not is_fast:
+    if precision in (None, 'fp32') or torch.cuda.is_available():
+        return
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         print_log(
             f'teacher_precision={precision!r}: this processor is slower in it than in fp32',
             'current',

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
 
 import torch
 from mmengine.config import Config
@@ -120,3 +124,36 @@ def train(model, work_dir, **kwargs) -> Runner:
     runner = Runner.from_cfg(Config(copy.deepcopy(runner_config(model, work_dir, **kwargs))))
     runner.train()
     return runner
+
+
+def run_ranks(*commands: Sequence, code: int = 0) -> None:
+    """Run Python beside itself, once for each rank; each process must end with this code.
+
+    Args:
+        commands: What follows ``python``, of rank 0, 1, ... A process finds its rank in
+            ``LOCAL_RANK``.
+        code: The exit code.
+    """
+    started = [
+        subprocess.Popen(
+            [sys.executable, *map(str, command)],
+            # Texts have other hashes in each process, as where a launcher starts them.
+            env=os.environ
+            | {
+                'GLOO_SOCKET_IFNAME': 'lo',
+                'LOCAL_RANK': str(rank),
+                'PYTHONHASHSEED': str(rank + 1),
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank, command in enumerate(commands)
+    ]
+    try:
+        for process in started:
+            output = process.communicate(timeout=300)[0]
+            assert process.returncode == code, output
+    finally:
+        for process in started:
+            process.kill()

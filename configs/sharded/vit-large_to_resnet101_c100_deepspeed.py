@@ -2,7 +2,7 @@
 
     bash tools/dist_train.sh configs/sharded/vit-large_to_resnet101_c100_deepspeed.py 4
 
-configs/mldr/vit-large_to_resnet101_c100.py, the optimizer in shards; docs/scale.md says what of
+configs/mldr/vit-large_to_resnet101_c100.py, the optimizer in shards; docs/sharding.md says what of
 that is tested. Not run by us.
 """
 

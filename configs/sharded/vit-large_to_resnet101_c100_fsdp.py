@@ -2,8 +2,8 @@
 
     bash tools/dist_train.sh configs/sharded/vit-large_to_resnet101_c100_fsdp.py 4
 
-configs/mldr/vit-large_to_resnet101_c100.py, the student in shards; docs/scale.md says what of that
-is tested. Not run by us.
+configs/mldr/vit-large_to_resnet101_c100.py, the student in shards; docs/sharding.md says what of
+that is tested. Not run by us.
 """
 
 _base_ = [

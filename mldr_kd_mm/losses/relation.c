@@ -95,7 +95,7 @@ INLINE void from_rates(
  * energy_k = v_k' P v_k; both_k = (P + P') v_k, with P_ij the softmax over i of scale x_i x_j.
  *
  * x (rows, length); vectors, both (rows, count, length); coefficients (degree, degree), of the rates
- * up to reach; lse (rows); energy (rows, count); work (7 (length + 2 BLOCK) + 8 degree). */
+ * up to reach; lse (rows); energy (rows, count); work (7 (length + 2 BLOCK + degree)). */
 FOR_EACH_PROCESSOR
 void relation_rows(
     const double *x, const double *vectors, const double *coefficients, double scale, double reach,
@@ -107,10 +107,11 @@ void relation_rows(
     double *sums = work + 4 * degree, *rates = sums + degree, *back = rates + degree;
     double *position = back + degree, *rate = position + most, *normalizer = rate + most;
     double *v = normalizer + most, *forward = v + most, *value = forward + most;
-    double *place = value + most; /* where each entry of the row went */
+    long *place = (long *)(value + most); /* where each entry of the row went */
 
     for (long row = 0; row < rows; row++, x += length) {
-        double low = x[0], high = x[0], positives = 0;
+        double low = x[0], high = x[0];
+        long positives = 0;
         for (long i = 1; i < length; i++) {
             low = x[i] < low ? x[i] : low;
             high = x[i] > high ? x[i] : high;
@@ -118,8 +119,8 @@ void relation_rows(
         for (long i = 0; i < length; i++)
             positives += x[i] >= 0;
         /* Rates of one sign lie side by side, so that each sign has its own coefficients. */
-        long start[2] = {0, ((long)positives + BLOCK - 1) / BLOCK * BLOCK};
-        long end = start[1] + (length - (long)positives + BLOCK - 1) / BLOCK * BLOCK;
+        long start[2] = {0, (positives + BLOCK - 1) / BLOCK * BLOCK};
+        long end = start[1] + (length - positives + BLOCK - 1) / BLOCK * BLOCK;
         long next[2] = {start[0], start[1]};
         double half = (high - low) / 2, middle = (high + low) / 2, total = 0, peaks = 0;
         double shrink = half > 0 ? 1 / half : 0;
@@ -137,7 +138,7 @@ void relation_rows(
             double form = 0;
             memset(v, 0, end * sizeof(double));
             for (long i = 0; i < length; i++)
-                v[(long)place[i]] = from ? from[i] : 1;
+                v[place[i]] = from ? from[i] : 1;
             analyse(position, v, sums, end, degree, lanes);
             double *out = k < 0 ? normalizer : forward;
             for (int s = 0; s < 2; s++) {
@@ -160,7 +161,7 @@ void relation_rows(
             synthesise(position, back, value, end, degree);
             energy[k] = form;
             for (long i = 0; i < length; i++) {
-                long at = (long)place[i];
+                long at = place[i];
                 both[k * length + i] = value[at] + forward[at] / normalizer[at];
             }
         }
@@ -168,7 +169,7 @@ void relation_rows(
         for (long i = 0; i < length; i += 16) {
             double factors = 1;
             for (long j = i; j < length && j < i + 16; j++)
-                factors *= normalizer[(long)place[j]];
+                factors *= normalizer[place[j]];
             total += log(factors);
         }
         lse[row] = peaks + total;

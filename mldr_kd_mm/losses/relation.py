@@ -220,7 +220,6 @@ def _chebyshev(x: Tensor, degree: int) -> Tensor:
     return torch.stack(values[:degree], 1)
 
 
-@lru_cache(maxsize=1024)
 def _degree(reach: float, error: float) -> int:
     """How many polynomials represent exp(r (p - 1)), for all r up to ``reach``, with this error.
 
@@ -277,7 +276,7 @@ def _linear_in_c(
     def compute(part: slice) -> None:
         tensors = [tensor[part] for tensor in (rows, vectors, *sums)]
         # relation.c says what for.
-        work = rows.new_empty(7 * (length + 32) + 8 * degree)
+        work = rows.new_empty(7 * (length + 32 + degree))
         x, v, *results = (ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors)
         kernel.relation_rows(
             x,

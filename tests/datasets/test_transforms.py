@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -18,22 +19,14 @@ from mldr_kd_mm.datasets import PackPlanes, RandomResizedCropFlip
 from mldr_kd_mm.errors import ConfigError
 from mldr_kd_mm.registry import TRANSFORMS
 
-BASES = Path(__file__).resolve().parents[2] / 'configs' / '_base_' / 'datasets'
+ROOT = Path(__file__).resolve().parents[2]
+BASES = ROOT / 'configs/_base_/datasets'
+# The steps of mmpretrain's that a step of ours stands for.
+mmpretrains = runpy.run_path(ROOT / 'benchmarks/data.py')['mmpretrains']
 
 
 def build(*steps: dict) -> Compose:
     return Compose([TRANSFORMS.build(step) for step in steps])
-
-
-def mmpretrains(step: dict) -> list[dict]:
-    """The steps of mmpretrain's that a step of ours stands for."""
-    step = dict(step)
-    if step['type'] == 'PackPlanes':
-        return [dict(step, type='PackInputs')]
-    if step['type'] == 'RandomResizedCropFlip':
-        flip = dict(type='RandomFlip', prob=step.pop('flip_prob'), direction='horizontal')
-        return [dict(step, type='RandomResizedCrop'), flip]
-    return [step]
 
 
 def run(pipeline: Compose, image: np.ndarray, seed: int) -> tuple[dict, float]:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import copy
-import os
 import random
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import resnet, runner_config
+from helpers import resnet, run_ranks, runner_config
 from mmengine.config import Config
 from mmengine.dataset import ConcatDataset, DefaultSampler, RepeatDataset
 from mmengine.registry import DATA_SAMPLERS, DATASETS
@@ -137,23 +134,7 @@ torch.save([tuple(pair) for pair in images(loader(), (0, 1, 2)).items()], f'{fol
 torch.distributed.destroy_process_group()
 """
     tests = Path(__file__).parents[1]
-    started = [
-        subprocess.Popen(
-            [sys.executable, '-c', script, str(rank), str(tmp_path), str(tests)],
-            env=os.environ | {'GLOO_SOCKET_IFNAME': 'lo'},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    try:
-        for process in started:
-            output = process.communicate(timeout=120)[0]
-            assert process.returncode == 0, output
-    finally:
-        for process in started:
-            process.kill()
+    run_ranks(*(('-c', script, rank, tmp_path, tests) for rank in (0, 1)))
     halves = [dict(torch.load(tmp_path / f'{rank}.pt', weights_only=False)) for rank in (0, 1)]
     assert [len(half) for half in halves] == [30, 30]
     assert_same(halves[0] | halves[1], expected)

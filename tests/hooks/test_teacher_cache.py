@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import NORMALIZATION, mldr, resnet, runner_config, vit
+from helpers import NORMALIZATION, mldr, resnet, run_ranks, runner_config, vit
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
@@ -193,23 +190,9 @@ def in_processes(config, folder, processes, kill_after=0):
     """Train in processes of their own; returns what the last of them found."""
     (folder / 'config.json').write_text(json.dumps(config))
     (folder / 'store').unlink(missing_ok=True)
-    started = [
-        subprocess.Popen(
-            [sys.executable, str(WORKER), str(rank), str(processes), str(folder), str(kill_after)],
-            env=os.environ | {'GLOO_SOCKET_IFNAME': 'lo', 'LOCAL_RANK': str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(processes)
-    ]
-    try:
-        for process in started:
-            output = process.communicate(timeout=300)[0]
-            assert process.returncode == (-signal.SIGKILL if kill_after else 0), output
-    finally:
-        for process in started:
-            process.kill()
+    ranks = range(processes)
+    commands = [(WORKER, rank, processes, folder, kill_after) for rank in ranks]
+    run_ranks(*commands, code=-signal.SIGKILL if kill_after else 0)
     return None if kill_after else torch.load(folder / f'found{processes - 1}.pt')
 
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import io
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import run_ranks
 from hypothesis import given
 from hypothesis import strategies as st
 from loss_helpers import many, normal
@@ -393,24 +391,8 @@ def two_processes(tmp_path_factory):
         dict(arguments=arguments, state=loss.state_dict(), batches=batches), folder / 'given.pt'
     )
     worker = Path(__file__).with_name('crd_worker.py')
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(worker), str(rank), str(folder)],
-            # Hashes of texts, which differ between processes, must not choose the negatives.
-            env=os.environ | {'GLOO_SOCKET_IFNAME': 'lo', 'PYTHONHASHSEED': str(rank + 1)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    try:
-        for process in processes:
-            output = process.communicate(timeout=120)[0]
-            assert process.returncode == 0, output
-    finally:
-        for process in processes:
-            process.kill()
+    # Hashes of texts, which differ between processes, must not choose the negatives.
+    run_ranks(*((worker, rank, folder) for rank in (0, 1)))
     found = [torch.load(folder / f'found{rank}.pt') for rank in (0, 1)]
     expected = list(zip(*[naive.step(*step) for step in zip(*batches, strict=True)], strict=True))
     return loss.state_dict(), found, naive, expected

@@ -1,6 +1,6 @@
 """Weights, gradients and optimizer state in shards, one a process: torch's FSDP.
 
-Another line in the bases of a config; docs/scale.md says what it does to a Distiller.
+Another line in the bases of a config; docs/sharding.md says what it does to a Distiller.
 """
 
 runner_type = 'FlexibleRunner'
