@@ -1,10 +1,13 @@
-"""Work that one process does for all."""
+"""What the processes of a run do for each other, and agree on."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 
+import torch
 from mmengine import dist
+from torch import Tensor
 
 from mldr_kd_mm.errors import ConfigError
 
@@ -28,3 +31,42 @@ def main_process_first(work: Callable[[], None]) -> None:
         raise error
     if message[0] is not None:
         raise ConfigError(message[0])
+
+
+class Votes:
+    """The flags of each step, the largest over all processes; no host waits for its GPU.
+
+    On a CPU they are known at once. On a GPU they are given out some steps later, when it has long
+    computed them, and at the same step in all processes.
+
+    Args:
+        lag: How many steps later.
+    """
+
+    def __init__(self, lag: int = 2) -> None:
+        self.lag = lag
+        self._open: deque[tuple[Tensor, torch.cuda.Event]] = deque()
+
+    def cast(self, flags: Tensor) -> Tensor | None:
+        """Vote; every process must.
+
+        Args:
+            flags: This process's flags (N,) of this step, on the device that trains.
+
+        Returns:
+            The flags (N,) of all processes, on the CPU: of this step, or on a GPU of the step
+            ``lag`` steps ago, None before there is one.
+        """
+        dist.all_reduce(flags, 'max')
+        if flags.device.type == 'cpu':
+            return flags
+        here = torch.empty_like(flags, device='cpu', pin_memory=True)
+        here.copy_(flags, non_blocking=True)
+        done = torch.cuda.Event()
+        done.record()
+        self._open.append((here, done))
+        if len(self._open) <= self.lag:
+            return None
+        here, done = self._open.popleft()
+        done.synchronize()
+        return here
