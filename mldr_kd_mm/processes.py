@@ -3,13 +3,40 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 from mmengine import dist
 from torch import Tensor
 
 from mldr_kd_mm.errors import ConfigError
+
+T = TypeVar('T')
+
+
+@contextmanager
+def failing_together() -> Iterator[None]:
+    """Raise in every process what was raised in one; all must come to the end of the ``with``.
+
+    A process that failed alone would leave the others waiting for it.
+
+    Raises:
+        Exception: What this process raised; a ConfigError with its message in the others.
+    """
+    error = None
+    try:
+        yield
+    except Exception as caught:
+        error = caught
+    message = None if error is None else f'{error}' or repr(error)
+    messages = dist.all_gather_object(message)
+    if error is not None:
+        raise error
+    for message in messages:
+        if message is not None:
+            raise ConfigError(message)
 
 
 def main_process_first(work: Callable[[], None]) -> None:
@@ -18,19 +45,17 @@ def main_process_first(work: Callable[[], None]) -> None:
     Raises:
         Exception: What the work raised; in the other processes a ConfigError with its message.
     """
-    error = None
-    if dist.is_main_process():
-        try:
+    with failing_together():
+        if dist.is_main_process():
             work()
-        except Exception as caught:
-            error = caught
-    # A barrier would leave the others waiting for a main process that has already failed.
-    message = [None if error is None else f'{error}' or repr(error)]
-    dist.broadcast_object_list(message)
-    if error is not None:
-        raise error
-    if message[0] is not None:
-        raise ConfigError(message[0])
+
+
+def from_main_process(work: Callable[[], T]) -> T:
+    """Let the main process find a value for all; see :func:`main_process_first` for errors."""
+    found = [None]
+    main_process_first(lambda: found.__setitem__(0, work()))
+    dist.broadcast_object_list(found)
+    return found[0]
 
 
 class Votes:

@@ -2,6 +2,7 @@
 
 import copy
 import difflib
+import errno
 import gc
 import importlib.util
 import inspect
@@ -242,7 +243,36 @@ def run(cfg: Config, task: str) -> None:
     if over_gloo:
         # mmengine would first choose a GPU for this process.
         torch.distributed.init_process_group('gloo')
-    getattr(RUNNERS.build(cfg), task)()
+    try:
+        getattr(RUNNERS.build(cfg), task)()
+        code = 0
+    except SystemExit as stop:  # of the StopSignalHook
+        code = stop.code
+    except (OSError, RuntimeError) as error:
+        message = fault_of_machine(error)
+        if message is None:
+            raise
+        print(f'error: {message}; --resume goes on from the last checkpoint', file=sys.stderr)
+        code = 1
+    leave(code, over_gloo)
+
+
+def fault_of_machine(error: Exception) -> str | None:
+    """Return one line for what is no mistake in the config and none of the program's."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f'{error.filename or "a file"} cannot be written: {error.strerror}'
+    # gloo raises plain RuntimeErrors.
+    if torch.distributed.is_initialized() and (
+        isinstance(error, torch.distributed.DistError)
+        or any(words in str(error) for words in ('gloo', 'Connection closed by peer'))
+    ):
+        reason = describe(error).splitlines()[0]
+        return f'another process of this run is gone or cannot be reached ({reason})'
+    return None
+
+
+def leave(code: int, over_gloo: bool) -> None:
+    """End this process of a run."""
     if over_gloo:
         # A thread of gloo's that lets go of a tensor while Python shuts down aborts the process
         # (one run in six on a busy machine), so Python is not shut down. The collection ends the
@@ -250,6 +280,8 @@ def run(cfg: Config, task: str) -> None:
         gc.collect()
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(0)
+        os._exit(code)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+    if code:
+        sys.exit(code)

@@ -1,11 +1,13 @@
 """torchrun as dist_train.sh and dist_test.sh need it: ``_launch.py GPUS SCRIPT ARGS...``."""
 
 import os
+import signal
 import socket
 import sys
 
 import torch
 from torch.distributed import run
+from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 
@@ -23,6 +25,10 @@ def main() -> None:
     # torchrun and mmengine choose one thread too, but with a warning.
     os.environ.setdefault('OMP_NUM_THREADS', '1')
     os.environ.setdefault('MKL_NUM_THREADS', '1')
+    # So long may the processes take to end their step and save, once they are told to stop.
+    os.environ.setdefault('TORCH_ELASTIC_SHUTDOWN_TIMEOUT', '120')
+    # torchrun hands SIGTERM on. SIGUSR1, Slurm's warning, would end it.
+    signal.signal(signal.SIGUSR1, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     try:
         run.main(
             [
@@ -31,13 +37,24 @@ def main() -> None:
                 f'--nproc-per-node={processes}',
                 f'--master-addr={os.environ.get("MASTER_ADDR", "127.0.0.1")}',
                 f'--master-port={port}',
+                f'--max-restarts={os.environ.get("MAX_RESTARTS", "0")}',
                 *command,
             ]
         )
     except ChildFailedError as error:
         # The processes have said what went wrong; torchrun's own traceback adds nothing.
-        _, failure = error.get_first_failure()
-        sys.exit(failure.exitcode if failure.exitcode > 0 else 1)
+        rank, failure = error.get_first_failure()
+        if failure.exitcode < 0:
+            name = signal.Signals(-failure.exitcode).name
+            print(f'error: the process of rank {rank} was ended by {name}', file=sys.stderr)
+        sys.exit(exit_code(failure.exitcode))
+    except SignalException as error:
+        sys.exit(exit_code(-error.sigval))
+
+
+def exit_code(code: int) -> int:
+    """Return a process's exit code as a shell has it: 128 and the signal that ended it."""
+    return code if code >= 0 else 128 - code
 
 
 def free_port() -> str:

@@ -4,7 +4,8 @@
 #   tools/dist_train.sh CONFIG GPUS [arguments of tools/train.py]
 #
 # NNODES, NODE_RANK, MASTER_ADDR and PORT describe a run over several machines. PORT is a free one
-# by default, or 29500 where there are several machines.
+# by default, or 29500 where there are several machines. MAX_RESTARTS=3 starts all processes again,
+# up to three times, when one has ended; they go on from the last checkpoint.
 set -euo pipefail
 if [ $# -lt 2 ]; then
     echo 'usage: dist_train.sh CONFIG GPUS [arguments of tools/train.py]' >&2

@@ -5,6 +5,7 @@
 Several processes: ``bash tools/dist_train.sh CONFIG GPUS``.
 """
 
+import os
 from argparse import ArgumentParser, Namespace
 
 import torch
@@ -38,6 +39,9 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
 
 def apply_flags(cfg: Config, args: Namespace) -> None:
     """Write the flags of training into the config."""
+    if args.resume is None and int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)):
+        # torchrun starts all processes again when one has ended, see MAX_RESTARTS.
+        args.resume = 'auto'
     if args.resume:
         cfg.resume = True
         cfg.load_from = None

@@ -6,8 +6,12 @@ default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=50),
     param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=3, save_best='accuracy/top1'),
+    checkpoint=dict(
+        type='AtomicCheckpointHook', interval=1, max_keep_ckpts=3, save_best='accuracy/top1'
+    ),
     sampler_seed=dict(type='DistSamplerSeedHook'),
+    exact_resume=dict(type='ExactResumeHook'),
+    stop_signal=dict(type='StopSignalHook'),
     # Measured once, before training: --cfg-options default_hooks.teacher_accuracy.enabled=False
     teacher_accuracy=dict(type='TeacherAccuracyHook', enabled=True),
     # With train_dataloader.sampler.views, see docs/teacher_cache.md

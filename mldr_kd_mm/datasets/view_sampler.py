@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 from mmengine.dataset import DefaultSampler
@@ -35,13 +36,23 @@ class ViewSampler(DefaultSampler):
             check_positive(views=views)
         super().__init__(dataset, **kwargs)
         self.views = views
+        self._start = 0
         draw_by_view(dataset)
 
     def __iter__(self) -> Iterator[ViewIndex]:
         """Iterate over the indices of this process."""
-        for index in super().__iter__():
+        start, self._start = self._start, 0
+        for index in islice(super().__iter__(), start, None):
             yield ViewIndex(View(self.seed, self.epoch, index))
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that is iterated over next."""
         super().set_epoch(epoch if self.views is None else epoch % self.views)
+
+    def start_at(self, position: int) -> None:
+        """Leave out the first samples of this process, the next time that it is iterated over.
+
+        Args:
+            position: How many.
+        """
+        self._start = position

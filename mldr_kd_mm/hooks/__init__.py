@@ -1,6 +1,15 @@
 """Hooks that mmengine's Runner lacks."""
 
+from mldr_kd_mm.hooks.checkpoint import AtomicCheckpointHook
+from mldr_kd_mm.hooks.exact_resume import ExactResumeHook
+from mldr_kd_mm.hooks.stop_signal import StopSignalHook
 from mldr_kd_mm.hooks.teacher_accuracy import TeacherAccuracyHook
 from mldr_kd_mm.hooks.teacher_cache import TeacherCacheHook
 
-__all__ = ['TeacherAccuracyHook', 'TeacherCacheHook']
+__all__ = [
+    'AtomicCheckpointHook',
+    'ExactResumeHook',
+    'StopSignalHook',
+    'TeacherAccuracyHook',
+    'TeacherCacheHook',
+]
