@@ -6,28 +6,17 @@ is ``SIGNAL@ITERATION``: the process sends itself that signal in the middle of t
 
 import json
 import os
-import signal
 import sys
 from pathlib import Path
 
 import torch
 import torch.distributed
+from fault import Fault
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 import mldr_kd_mm  # noqa: F401  registers everything
-
-
-class Fault(Hook):
-    """Sends a signal to its own process."""
-
-    def __init__(self, name: str, iteration: str) -> None:
-        self.signal, self.iteration = signal.Signals[name], int(iteration)
-
-    def before_train_iter(self, runner, batch_idx, data_batch=None):
-        if runner.iter + 1 == self.iteration:
-            os.kill(os.getpid(), self.signal)
 
 
 class Batches(Hook):
