@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from mmengine.config import Config
@@ -143,6 +144,7 @@ def run_ranks(*commands: Sequence, code: int = 0) -> None:
                 'GLOO_SOCKET_IFNAME': 'lo',
                 'LOCAL_RANK': str(rank),
                 'PYTHONHASHSEED': str(rank + 1),
+                'PYTHONPATH': f'{Path(__file__).parent}:{os.environ.get("PYTHONPATH", "")}',
             },
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

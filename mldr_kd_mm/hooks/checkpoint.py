@@ -188,8 +188,8 @@ def newest_checkpoint(runner: Runner) -> str | None:
             return str(path)
     if candidates:
         raise ConfigError(
-            f'resume: none of the {len(candidates)} checkpoints in {runner.work_dir} can be read: '
-            'remove them to begin anew'
+            f'resume: none of the {len(candidates)} checkpoints of {runner.work_dir} can be read: '
+            'remove them and last_checkpoint to begin anew'
         )
     return None
 
@@ -207,5 +207,5 @@ def _candidates(work_dir: Path) -> list[Path]:
         if not path.name.startswith('best_')
     ]
     found.sort(key=lambda path: path.stat().st_mtime, reverse=True)
-    last = [path.resolve() for path in named if path.exists()]
+    last = [path.resolve() for path in named]
     return [*last, *(path for path in found if path not in last)]

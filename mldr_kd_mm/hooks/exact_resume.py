@@ -15,7 +15,7 @@ from mldr_kd_mm.datasets import ViewSampler
 from mldr_kd_mm.registry import HOOKS
 from mldr_kd_mm.views import seed_global_rng
 
-_VALIDATED = 'validated_epoch'
+_VALIDATED = 'last_validated_epoch'
 # Of a scheduler that counts iterations, all else depends on how many an epoch has.
 _PROGRESS = ('last_step', '_global_step', '_last_value')
 

@@ -94,9 +94,7 @@ def test_a_killed_process_ends_the_others_with_one_line(tmp_path, straight):
 def test_torchrun_starts_the_run_again(tmp_path, straight):
     folder = tmp_path / 'run'
 
-    ended = dist_train(
-        folder, fault=dict(signal='SIGKILL', iteration=4, rank=1), MAX_RESTARTS='2'
-    )
+    ended = dist_train(folder, fault=dict(signal='SIGKILL', iteration=4, rank=1), MAX_RESTARTS='2')
 
     assert ended.returncode == 0, ended.stderr
     assert_ended_as(folder, straight)
