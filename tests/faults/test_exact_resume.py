@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from faults.runs import EPOCHS, configure, run
+from faults.runs import configure, run
 
 
 @pytest.fixture(scope='module')

@@ -1,4 +1,4 @@
-"""A process that test_checkpoint.py starts: ``RANK FOLDER DISK``. Only rank 0 writes on the disk."""
+"""A process of test_checkpoint.py: ``RANK FOLDER DISK``. Only rank 0 writes on the disk."""
 
 import os
 import sys
