@@ -1,4 +1,4 @@
-"""Reading weights: a file, URL or hub name in, plain tensors out, and no code of the file's run."""
+"""Reading checkpoints: a file, URL or hub name in, plain content out, and no code of it run."""
 
 from __future__ import annotations
 
@@ -6,23 +6,28 @@ import hashlib
 import re
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 from urllib.parse import urlparse
+from zipfile import ZipFile
 
 import torch
+from mmengine.logging import HistoryBuffer
+from mmengine.runner import CheckpointLoader
 from safetensors.torch import load_file
 from torch import Tensor
 
+from mldr_kd_mm import pickled_arrays
 from mldr_kd_mm.errors import ConfigError
+from mldr_kd_mm.pickled_arrays import PickledArray, PickledDType
 
 
 class _Discarded:
-    """Stands for all that trainers write into a checkpoint beside tensors and plain containers.
+    """Stands for what trainers write into a checkpoint and neither weights nor a resumed run need.
 
-    These are mmengine's logged scalars, the schedulers' numbers and the command lines of timm's and
-    DeiT's trainers (a ``Namespace``, with paths in it), which nobody who wants weights needs.
-    Their own classes would not be safe to allow: a numpy array can be told to take bytes for
-    pointers, ``getattr`` leads anywhere, and a ``Namespace`` takes any attribute.
+    These are the command lines of timm's and DeiT's trainers (a ``Namespace``, with paths in it)
+    and the functions that mmengine's objects refer to, which a new object of the same config has.
+    Their own classes would not be safe to allow: ``getattr`` leads anywhere, and a ``Namespace``
+    takes any attribute.
     """
 
     def __init__(self, *_: Any) -> None:
@@ -32,25 +37,58 @@ class _Discarded:
         pass
 
 
+class _History:
+    """Stands in for mmengine's ``HistoryBuffer``, a series of logged numbers."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.state = state
+
+    def rebuild(self) -> HistoryBuffer:
+        logs, counts = (self.state[name].value for name in ('_log_history', '_count_history'))
+        max_length = self.state['max_length']
+        if logs is None or counts is None or not logs.ndim == counts.ndim == 1:
+            raise ValueError('a HistoryBuffer must hold two series of numbers')
+        if type(max_length) is not int or not len(logs) == len(counts) <= max_length:
+            raise ValueError('a HistoryBuffer must hold as many values as counts, up to max_length')
+        return HistoryBuffer(logs, counts, max_length)
+
+
 _STAND_INS = [
-    (_Discarded, name)
-    for name in (
-        'argparse.Namespace',
-        'builtins.getattr',
-        'mmengine.logging.history_buffer.HistoryBuffer',
-        'numpy.dtype',
-        'numpy.ndarray',
-        *(
-            f'{module}.{kind}'
-            for module in ('pathlib', 'pathlib._local')  # the latter of Python 3.13
-            for kind in ('Path', 'PosixPath', 'WindowsPath', 'PurePosixPath', 'PureWindowsPath')
-        ),
-        *(
-            f'numpy.{core}.multiarray.{function}'
-            for core in ('core', '_core')  # of numpy 1 and numpy 2
-            for function in ('_reconstruct', 'scalar')
-        ),
-    )
+    (_History, 'mmengine.logging.history_buffer.HistoryBuffer'),
+    *((stand_in, '.'.join(name)) for name, stand_in in pickled_arrays.STAND_INS.items()),
+    *(
+        (_Discarded, name)
+        for name in (
+            'argparse.Namespace',
+            'builtins.getattr',
+            'mmengine.optim.scheduler.param_scheduler.OneCycleParamScheduler',
+            *(
+                f'{module}.{kind}'
+                for module in ('pathlib', 'pathlib._local')  # the latter of Python 3.13
+                for kind in (
+                    'Path',
+                    'PosixPath',
+                    'WindowsPath',
+                    'PurePosixPath',
+                    'PureWindowsPath',
+                )
+            ),
+        )
+    ),
+]
+MSDOS_DIRECTORY = 0x10  # a record's attribute
+
+# What load_checkpoint does not take: mmengine's names of files elsewhere, which it would fetch and
+# read with code running.
+_OTHER_SCHEMES = [
+    'modelzoo://',
+    'torchvision://',
+    'open-mmlab://',
+    'openmmlab://',
+    'mmcls://',
+    'pavi://',
+    r'(\S+\:)?s3://',
+    r'(\S+\:)?petrel://',
 ]
 
 # Where trainers put the weights. Of timm's two sets the average is the one that it evaluates and
@@ -76,20 +114,28 @@ class Weights(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def load_checkpoint(path: str, field: str = 'checkpoint') -> dict[str, Any]:
-    """Read a checkpoint onto the CPU.
+def load_checkpoint(
+    path: str, field: str = 'checkpoint', map_location: Any = 'cpu'
+) -> dict[str, Any]:
+    """Read a checkpoint whole, as its trainer needs it to go on.
 
     Args:
         path: Path or URL of a ``.safetensors`` file, or of a file of ``torch.save`` whatever its
             name ends in, or ``hf-hub:OWNER/NAME``, ``hf-hub:OWNER/NAME@REVISION``.
         field: Name of the config's field that holds the path, for the errors.
+        map_location: Where the tensors are put, as ``torch.load`` takes it; those of a
+            ``.safetensors`` file stay on the CPU.
 
     Returns:
-        The content of the file; objects of numpy's, mmengine's and the like are left out.
+        The content of the file. It has tensors, plain containers, numpy's arrays and scalars of
+        numbers and mmengine's ``HistoryBuffer``; a few other harmless kinds of objects are left
+        out of a dict, and None in a list.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ConfigError: If the file cannot be read, or is no dict of tensors and plain containers.
+        ConfigError: If the file cannot be read, is truncated, differs from what was written (files
+            of before torch 1.6 and ``.safetensors`` have no checksums), is no dict, or asks for
+            any other object. None of its code has run then.
     """
     try:
         file = _local_file(path)
@@ -98,8 +144,10 @@ def load_checkpoint(path: str, field: str = 'checkpoint') -> dict[str, Any]:
         if file.suffix == '.safetensors':
             content = load_file(file)
         else:
+            _check_records(file)
             with torch.serialization.safe_globals(_STAND_INS):
-                content = torch.load(file, map_location='cpu', weights_only=True)
+                content = torch.load(file, map_location=map_location, weights_only=True)
+            content = _rebuild(content, set())
     except FileNotFoundError:
         raise
     except Exception as error:
@@ -110,6 +158,79 @@ def load_checkpoint(path: str, field: str = 'checkpoint') -> dict[str, Any]:
             f'{field}={path!r}: must hold a dict, it holds a {type(content).__name__}'
         )
     return content
+
+
+def use_safe_loading() -> None:
+    """Let mmengine read checkpoints with :func:`load_checkpoint`, until this process ends.
+
+    That holds for ``load_from``, ``resume`` and ``init_cfg=dict(type='Pretrained', ...)``, and for
+    all Runners and models of the process, which is why importing the package does not do it.
+    mmengine's own loader runs the code of a file that it cannot read otherwise (OneDL), or cannot
+    read its own checkpoints with torch 2.6 and later (0.10.7).
+    """
+
+    # mmengine logs what follows load_from_ in these names.
+    def load_from_file(filename: str, map_location: Any = None) -> dict[str, Any]:
+        return load_checkpoint(filename, map_location=map_location)
+
+    def load_from_elsewhere(filename: str, map_location: Any = None) -> NoReturn:
+        raise ConfigError(f'checkpoint={filename!r}: must be a path, an http(s) URL or hf-hub:NAME')
+
+    CheckpointLoader.register_scheme(['', 'http://', 'https://'], load_from_file, force=True)
+    CheckpointLoader.register_scheme(_OTHER_SCHEMES, load_from_elsewhere, force=True)
+
+
+def _check_records(file: Path) -> None:
+    """Raise if an archive of ``torch.save`` is not as it was written; torch checks little."""
+    with file.open('rb') as stream:
+        if stream.read(4) != b'PK\x03\x04':
+            return  # of before torch 1.6: without checksums
+    with ZipFile(file) as archive:
+        records = archive.infolist()
+        as_torch_writes_it = (
+            # torch takes names that differ by case for one.
+            len({record.filename.lower() for record in records}) == len(records)
+            # A compressed record may be a thousand times as large as the file, and for a directory
+            # torch returns memory as it finds it.
+            and all(record.compress_size == record.file_size for record in records)
+            and not any(record.external_attr & MSDOS_DIRECTORY for record in records)
+            and sum(record.file_size for record in records) <= file.stat().st_size
+        )
+        if not as_torch_writes_it:
+            raise ValueError('damaged, its records are not as torch.save writes them')
+        # They are all 0 if torch was told to save without them.
+        has_checksums = any(record.CRC for record in records)
+        damaged = archive.testzip() if has_checksums else None
+    if damaged:
+        raise ValueError(f'damaged, its record {damaged!r} does not fit its checksum')
+
+
+def _rebuild(value: Any, seen: set[int]) -> Any:
+    """Replace the stand-ins by what they stand for, in place where that can be."""
+    if isinstance(value, _History):
+        return value.rebuild()
+    if isinstance(value, PickledArray):
+        return value.value.copy()
+    if type(value) is tuple:
+        return tuple(None if _is_left_out(item) else _rebuild(item, seen) for item in value)
+    if not isinstance(value, (dict, list)) or id(value) in seen:
+        return value
+    seen.add(id(value))
+    if isinstance(value, dict):
+        for key, item in list(value.items()):
+            if _is_left_out(item):
+                del value[key]
+            else:
+                value[key] = _rebuild(item, seen)
+    else:
+        value[:] = [None if _is_left_out(item) else _rebuild(item, seen) for item in value]
+    return value
+
+
+def _is_left_out(value: Any) -> bool:
+    if isinstance(value, PickledArray):
+        return value.value is None
+    return isinstance(value, (_Discarded, PickledDType))
 
 
 def _local_file(path: str) -> Path:

@@ -6,63 +6,21 @@ import io
 import pickle
 from typing import Any
 
-import numpy as np
 from mmengine.fileio import get
 
+from mldr_kd_mm import pickled_arrays
 from mldr_kd_mm.errors import ConfigError
-
-# What a pickle asks for is answered by stand-ins, never by numpy itself: numpy.ndarray called with
-# an object dtype takes bytes for pointers, and a dtype's state can make any array do so.
+from mldr_kd_mm.pickled_arrays import PickledArray, PickledDType
 
 
-class _DType:
-    """Stands in for ``numpy.dtype``, of numbers only."""
-
+class _Numbers(PickledDType):
     def __init__(self, code: str, *_: Any) -> None:
-        self.value = np.dtype(code)
-        if self.value.kind not in 'biuf':
+        super().__init__(code)
+        if self.value is None:
             raise ValueError(f'an array of dtype {code!r}, not of numbers')
 
-    def __setstate__(self, state: tuple) -> None:
-        byte_order = state[1]
-        self.value = self.value.newbyteorder(byte_order)
 
-
-class _Array:
-    """Stands in for an array whose content follows: protocols up to 4."""
-
-    def __init__(self, *_: Any) -> None:
-        pass
-
-    def __setstate__(self, state: tuple) -> None:
-        _, shape, dtype, is_fortran, content = state
-        if isinstance(content, str):  # the byte strings of Python 2, which wrote the official files
-            content = content.encode('latin1')
-        self.value = np.frombuffer(content, dtype.value).reshape(shape, order='CF'[is_fortran])
-
-
-def _array_from_buffer(content: bytes, dtype: _DType, shape: tuple, order: str) -> np.ndarray:
-    return np.frombuffer(content, dtype.value).reshape(shape, order=order)
-
-
-def _scalar(dtype: _DType, content: bytes) -> np.generic:
-    return np.frombuffer(content, dtype.value)[0]
-
-
-def _encode(text: str, _: str) -> bytes:
-    """Stand in for how protocol 2 of Python 3 writes bytes: always as latin1."""
-    return text.encode('latin1')
-
-
-STAND_INS = {
-    ('numpy', 'ndarray'): 'ndarray',  # only ever an argument of _reconstruct
-    ('numpy', 'dtype'): _DType,
-    ('_codecs', 'encode'): _encode,
-}
-for _core in ('numpy.core', 'numpy._core'):  # as numpy 1 and numpy 2 call it
-    STAND_INS[f'{_core}.multiarray', '_reconstruct'] = _Array
-    STAND_INS[f'{_core}.multiarray', 'scalar'] = _scalar
-    STAND_INS[f'{_core}.numeric', '_frombuffer'] = _array_from_buffer
+STAND_INS = pickled_arrays.STAND_INS | {('numpy', 'dtype'): _Numbers}
 
 
 class _ArrayUnpickler(pickle.Unpickler):
@@ -96,7 +54,7 @@ def load_dict(path: str) -> dict:
     try:
         content = _ArrayUnpickler(get(path), path).load()
         return {
-            key: value.value if isinstance(value, _Array) else value
+            key: value.value if isinstance(value, PickledArray) else value
             for key, value in content.items()
         }
     except ConfigError:
