@@ -27,6 +27,7 @@ from mmengine.registry import (
 )
 from mmengine.runner import FlexibleRunner, Runner
 
+from mldr_kd_mm.checkpoint import use_safe_loading
 from mldr_kd_mm.errors import ConfigError
 
 # What mmengine reads from a config: the Runners' arguments, and fields it looks up by itself.
@@ -239,6 +240,8 @@ def named(field: str):
 
 def run(cfg: Config, task: str) -> None:
     """Build the Runner and run its method ``train`` or ``test``."""
+    # The hook that does it comes too late for a FlexibleRunner.
+    use_safe_loading()
     over_gloo = cfg.launcher != 'none' and not torch.cuda.is_available()
     if over_gloo:
         # mmengine would first choose a GPU for this process.

@@ -11,7 +11,7 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 
-from mldr_kd_mm.checkpoint import load_checkpoint
+from mldr_kd_mm.checkpoint import load_checkpoint, use_safe_loading
 from mldr_kd_mm.errors import ConfigError
 from mldr_kd_mm.files import UNFINISHED, WholeFileBackend, write_whole_files
 from mldr_kd_mm.processes import failing_together, from_main_process
@@ -41,6 +41,7 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def before_run(self, runner: Runner) -> None:
         """Choose the checkpoint that a run with ``resume=True`` goes on from."""
+        use_safe_loading()
         if runner._resume and runner._load_from is None and not runner._has_loaded:
             runner._load_from = from_main_process(lambda: newest_checkpoint(runner))
 

@@ -16,8 +16,6 @@ from mldr_kd_mm.registry import HOOKS
 from mldr_kd_mm.views import seed_global_rng
 
 _VALIDATED = 'last_validated_epoch'
-# Of a scheduler that counts iterations, all else depends on how many an epoch has.
-_PROGRESS = ('last_step', '_global_step', '_last_value')
 
 
 @HOOKS.register_module()
@@ -60,16 +58,8 @@ class ExactResumeHook(Hook):
         done = runner.iter - runner.epoch * len(loop.dataloader)
         if done == 0:
             return
-        sampler = loop.dataloader.sampler
-        if not isinstance(sampler, ViewSampler) or not 0 < done <= len(loop.dataloader):
-            runner.logger.warning(
-                f'resume: epoch {runner.epoch + 1} begins anew: to go on after its {done} '
-                "iterations train_dataloader.sampler must be a 'ViewSampler', as it was"
-            )
-            loop._iter -= done
-            return
         runner.logger.info(f'resume: epoch {runner.epoch + 1} goes on after {done} iterations')
-        sampler.start_at(done * loop.dataloader.batch_size)
+        loop.dataloader.sampler.start_at(done * loop.dataloader.batch_size)
         # The hooks are told the number of a batch in its epoch.
         loop.run_iter = lambda number, batch: type(loop).run_iter(loop, done + number, batch)
 
@@ -90,33 +80,47 @@ class ExactResumeHook(Hook):
         checkpoint['meta']['steps'] = _steps(runner.train_loop.dataloader)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Say whether the run goes on bit for bit, and fit the numbers to other steps."""
+        """Fit the checkpoint's progress to this run; say if it does not go on bit for bit."""
         if not runner._resume:
             return
-        then = checkpoint['meta'].get('steps')
-        now = _steps(runner.train_loop.dataloader)
-        if then is None or then == now:
-            return
-        if isinstance(runner.train_loop, EpochBasedTrainLoop):
-            _convert(checkpoint, then, now)
-        runner.logger.warning(
-            f'resume: saved by {then["processes"]} process(es) with batches of '
-            f'{then["batch_size"]}, goes on with {now["processes"]} and {now["batch_size"]}: at '
-            'the same sample, but not bit for bit'
-        )
+        loop = runner.train_loop
+        then, now = checkpoint['meta'].get('steps'), _steps(loop.dataloader)
+        changed = then not in (None, now)
+        if changed:
+            runner.logger.warning(
+                f'resume: saved by {then["processes"]} process(es) with batches of '
+                f'{then["batch_size"]}, goes on with {now["processes"]} and {now["batch_size"]}: '
+                'at the same sample, but not bit for bit'
+            )
+        if isinstance(loop, EpochBasedTrainLoop):
+            if changed:
+                _convert(checkpoint, then, now)
+            _fit(checkpoint['meta'], runner)
+
+
+def _fit(meta: dict, runner: Runner) -> None:
+    """Go back to the beginning of an epoch that cannot be left and entered in between."""
+    loader = runner.train_loop.dataloader
+    done = meta['iter'] - meta['epoch'] * len(loader)
+    if done == 0 or (isinstance(loader.sampler, ViewSampler) and 0 < done <= len(loader)):
+        return
+    runner.logger.warning(
+        f'resume: epoch {meta["epoch"] + 1} begins anew: to go on after its {done} iterations '
+        "train_dataloader.sampler must be a 'ViewSampler', as it was"
+    )
+    meta['iter'] -= done
 
 
 def _seed(runner: Runner, what: str, number: int) -> None:
     seed_global_rng(runner.seed, number, get_rank(), ('epoch', 'iter').index(what), 0)
     if torch.cuda.is_available():
-        # Without a number from the CPU's generator the host would have to look at the GPU's.
+        # By a number of the generator that has just been seeded.
         torch.cuda.manual_seed(int(torch.randint(2**62, ())))
 
 
 def _steps(loader: DataLoader) -> dict[str, int]:
-    return dict(
-        processes=get_world_size(), batch_size=loader.batch_size, iters_per_epoch=len(loader)
-    )
+    size = loader.batch_size or 1  # a batch sampler of its own has none
+    return dict(processes=get_world_size(), batch_size=size, iters_per_epoch=len(loader))
 
 
 def _convert(checkpoint: dict, then: dict[str, int], now: dict[str, int]) -> None:
@@ -125,12 +129,16 @@ def _convert(checkpoint: dict, then: dict[str, int], now: dict[str, int]) -> Non
     done = meta['iter'] - meta['epoch'] * then['iters_per_epoch']
     samples = done * then['processes'] * then['batch_size']
     done = min(samples // (now['processes'] * now['batch_size']), now['iters_per_epoch'])
-    old, meta['iter'] = meta['iter'], meta['epoch'] * now['iters_per_epoch'] + done
+    meta['iter'] = meta['epoch'] * now['iters_per_epoch'] + done
+    ratio = now['iters_per_epoch'] / then['iters_per_epoch']
     for state in _scheduler_states(checkpoint.get('param_schedulers', [])):
         if not state['by_epoch']:
-            kept = {name: state[name] for name in _PROGRESS}
-            kept['last_step'] += meta['iter'] - old
-            kept['_global_step'] += meta['iter'] - old
+            # All else depends on how many iterations an epoch has.
+            kept = dict(
+                last_step=round(state['last_step'] * ratio),  # from where the schedule begins
+                _global_step=meta['iter'],
+                _last_value=state['_last_value'],
+            )
             state.clear()
             state.update(kept)
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 from pathlib import Path
 
 import torch
-from helpers import mldr, resnet, run_ranks, runner_config, vit
-
-WORKER = Path(__file__).with_name('worker.py')
-EPOCHS = 3
+from faults import worker
+from helpers import mldr, resnet, runner_config, vit
 
 PIPELINE = [
     dict(type='RandomCrop', crop_size=32, padding=4),
@@ -45,14 +45,14 @@ SCHEDULE = [
 ]
 
 
-def configure(folder: Path, processes: int = 1, **kwargs) -> dict:
+def configure(folder: Path, max_epochs: int = 3, **kwargs) -> dict:
     """A run with all that an exact resume must keep: dropout, mixup, EMA, a bank, schedules."""
     student = vit(train_cfg=dict(augments=dict(type='Mixup', alpha=0.8)))
     student['backbone']['drop_rate'] = 0.2
     config = runner_config(
         mldr(teacher=resnet(), student=student, losses=LOSSES),
         folder,
-        max_epochs=EPOCHS,
+        max_epochs=max_epochs,
         default_hooks=HOOKS,
         custom_hooks=[dict(type='EMAHook', momentum=0.1)],
         optim_wrapper=dict(optimizer=dict(type='AdamW', lr=3e-3), clip_grad=dict(max_norm=5.0)),
@@ -66,27 +66,72 @@ def configure(folder: Path, processes: int = 1, **kwargs) -> dict:
     return config
 
 
-def run(config: dict, folder: Path, processes: int = 1, fault: str = '', code: int = 0, **kwargs):
-    """Train in new processes; ``fault`` is SIGNAL@ITERATION, of all of them.
+def start(config: dict, folder: Path, processes: int = 1, fault: dict | None = None) -> list:
+    """Start the processes of a run, each forked from one that has imported everything.
 
-    Returns:
-        What the worker of each process left, None where it left nothing.
+    Args:
+        config: What is trained.
+        folder: Where the processes leave what came of it.
+        processes: How many.
+        fault: Arguments of :class:`faults.fault.Fault`.
     """
     folder.mkdir(exist_ok=True)
-    (folder / 'config.json').write_text(json.dumps(config | kwargs))
+    (folder / 'config.json').write_text(json.dumps(config))
     (folder / 'store').unlink(missing_ok=True)
-    commands = [(WORKER, rank, processes, folder, fault) for rank in range(processes)]
-    run_ranks(*commands, code=code)
-    return [_found(folder, rank) for rank in range(processes)]
+    for path in folder.glob('found*.pt'):
+        path.unlink()
+    os.environ['GLOO_SOCKET_IFNAME'] = 'lo'
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['faults.worker'])
+    started = []
+    for rank in range(processes):
+        process = context.Process(target=worker.main, args=(rank, processes, folder, fault))
+        process.start()
+        started.append(process)
+    return started
 
 
-def _found(folder: Path, rank: int) -> dict | None:
-    path = folder / f'weights{rank}.pt'
-    if not path.exists():
-        return None
-    found = torch.load(path, weights_only=False)
-    batches = folder / f'batches{rank}.json'
-    found['batches'] = json.loads(batches.read_text())
-    path.unlink()
-    batches.unlink()
-    return found
+def finish(started: list, folder: Path, timeout: float = 120) -> list[int]:
+    """Wait for the processes of a run; one that does not end is a failure.
+
+    Returns:
+        Their exit codes, -9 for one that was killed.
+    """
+    try:
+        for process in started:
+            process.join(timeout)
+            assert process.exitcode is not None, f'a process hangs: {logs(folder)}'
+    finally:
+        for process in started:
+            process.kill()
+    return [process.exitcode for process in started]
+
+
+def run(config: dict, folder: Path, processes: int = 1, code: int = 0, **kwargs) -> list[dict]:
+    """Train to the end, and return what the worker of each process found."""
+    codes = finish(start(config, folder, processes, **kwargs), folder)
+    assert set(codes) == {code}, logs(folder)
+    return found(folder, processes)
+
+
+def found(folder: Path, processes: int) -> list[dict]:
+    """What each process left at its end."""
+    paths = (folder / f'found{rank}.pt' for rank in range(processes))
+    return [torch.load(path, weights_only=False) for path in paths]
+
+
+def logs(folder: Path) -> str:
+    """What the processes printed, of all runs in the folder."""
+    return ''.join(path.read_text() for path in sorted(folder.glob('log*.txt')))
+
+
+def assert_same(found: list[dict], wanted: list[dict]) -> None:
+    """Weights, banks, the optimizer's state and the best score are equal, bit for bit."""
+    for one, other in zip(found, wanted, strict=True):
+        assert one['weights'].keys() == other['weights'].keys()
+        for name, value in other['weights'].items():
+            assert torch.equal(one['weights'][name], value), name
+        for place, state in other['optimizer']['state'].items():
+            for name, value in state.items():
+                assert torch.equal(one['optimizer']['state'][place][name], value), (place, name)
+    assert found[0]['best'] == wanted[0]['best']

@@ -1,22 +1,22 @@
-"""One process of a run that is hit by a fault: ``RANK PROCESSES FOLDER [FAULT]``.
+"""One process of a run that may be hit by a fault."""
 
-It trains what FOLDER/config.json describes, and leaves its weights in FOLDER/weightsRANK.pt. FAULT
-is ``SIGNAL@ITERATION``: the process sends itself that signal in the middle of that iteration.
-"""
+from __future__ import annotations
 
 import json
 import os
 import sys
+import traceback
 from pathlib import Path
 
 import torch
 import torch.distributed
-from fault import Fault
+from faults.fault import Fault
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-import mldr_kd_mm  # noqa: F401  registers everything
+import mldr_kd_mm
+from mldr_kd_mm.views import views_of
 
 
 class Batches(Hook):
@@ -26,14 +26,39 @@ class Batches(Hook):
         self.seen = []
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
-        samples = [sample.view.index for sample in data_batch['data_samples']]
+        views = views_of(data_batch['data_samples']) or ()
+        samples = [view.index for view in views]
         self.seen.append((runner.epoch, batch_idx, samples))
 
 
-def main(rank: int, processes: int, folder: Path, fault: str = '') -> None:
+def main(rank: int, processes: int, folder: Path, fault: dict | None = None) -> None:
+    """Train what FOLDER/config.json describes; leave the log and what came of it in FOLDER.
+
+    The exit code is that of tools/train.py: 2 for a ConfigError, 1 where another process is gone.
+    """
+    log = os.open(folder / f'log{rank}.txt', os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
     torch.set_num_threads(1)
+    try:
+        code = train(rank, processes, folder, fault)
+    except mldr_kd_mm.ConfigError as error:
+        print(f'error: {error}')
+        code = 2
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # A thread of gloo's may abort a process that shuts down as usual.
+    os._exit(code)
+
+
+def train(rank: int, processes: int, folder: Path, fault: dict | None) -> int:
+    """Train, and return the exit code."""
     config = Config(json.loads((folder / 'config.json').read_text()))
     if processes > 1:
+        os.environ['LOCAL_RANK'] = str(rank)
         torch.distributed.init_process_group(
             'gloo', init_method=f'file://{folder / "store"}', rank=rank, world_size=processes
         )
@@ -46,10 +71,10 @@ def main(rank: int, processes: int, folder: Path, fault: str = '') -> None:
     batches = Batches()
     runner.register_hook(batches)
     if fault:
-        runner.register_hook(Fault(*fault.split('@')))
+        runner.register_hook(Fault(**fault))
+    code = 0
     try:
         runner.train()
-        code = 0
     except SystemExit as stop:
         code = stop.code
     model = runner.model.module if processes > 1 else runner.model
@@ -57,12 +82,7 @@ def main(rank: int, processes: int, folder: Path, fault: str = '') -> None:
         weights=model.state_dict(),
         optimizer=runner.optim_wrapper.state_dict(),
         best=runner.message_hub.runtime_info.get('best_score'),
+        batches=batches.seen,
     )
-    torch.save(found, folder / f'weights{rank}.pt')
-    (folder / f'batches{rank}.json').write_text(json.dumps(batches.seen))
-    sys.stdout.flush()
-    # A thread of gloo's may abort a process that shuts down as usual.
-    os._exit(code)
-
-
-main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), *sys.argv[4:])
+    torch.save(found, folder / f'found{rank}.pt')
+    return code
