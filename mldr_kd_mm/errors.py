@@ -2,6 +2,7 @@
 
 import math
 from numbers import Real
+from typing import Any
 
 
 class ConfigError(ValueError):
@@ -12,6 +13,11 @@ class ConfigError(ValueError):
     """
 
 
+def is_number(value: Any, kind: type = Real) -> bool:
+    """Whether it is a number; True and False, which Python counts among them, are not."""
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
 def check_positive(**fields: int) -> None:
     """Check sizes and counts by the names of their fields.
 
@@ -19,7 +25,7 @@ def check_positive(**fields: int) -> None:
         ConfigError: If one is not a whole number of 1 or more.
     """
     for field, value in fields.items():
-        if not isinstance(value, int) or value < 1:
+        if not is_number(value, int) or value < 1:
             raise ConfigError(f'{field}={value!r}: must be a whole number of 1 or more')
 
 
@@ -30,7 +36,7 @@ def check_above_zero(**fields: float) -> None:
         ConfigError: If one is not a finite number above 0.
     """
     for field, value in fields.items():
-        if not isinstance(value, Real) or not 0 < value < math.inf:
+        if not is_number(value) or not 0 < value < math.inf:
             raise ConfigError(f'{field}={value!r}: must be a number above 0')
 
 
@@ -41,5 +47,16 @@ def check_not_negative(**fields: float) -> None:
         ConfigError: If one is not a finite number of 0 or more.
     """
     for field, value in fields.items():
-        if not isinstance(value, Real) or not 0 <= value < math.inf:
+        if not is_number(value) or not 0 <= value < math.inf:
             raise ConfigError(f'{field}={value!r}: must be a number of 0 or more')
+
+
+def check_switch(**fields: bool) -> None:
+    """Check switches by the names of their fields.
+
+    Raises:
+        ConfigError: If one is neither True nor False.
+    """
+    for field, value in fields.items():
+        if not isinstance(value, bool):
+            raise ConfigError(f'{field}={value!r}: must be True or False')

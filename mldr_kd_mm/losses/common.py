@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from mmengine import dist
 from torch import Tensor
 
 from mldr_kd_mm.errors import ConfigError
@@ -32,6 +33,50 @@ def full_precision(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
 def at_least_float32(tensor: Tensor) -> Tensor:
     """Bring half precision to float32, and leave float64 as it is."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+# torch.compile breaks its graph here and goes on after it.
+@torch.compiler.disable
+def gather_batch(tensors: Sequence[Tensor], dim: int = 0) -> list[Tensor]:
+    """Join the batches of all processes, in the order of their ranks; all must call it.
+
+    Where each process computes the same loss of the joined batch, the parameters' gradient that
+    DistributedDataParallel averages over the processes is that of one process on that batch.
+
+    Args:
+        tensors: Of the same samples; the batch may have another size in another process.
+        dim: The dimension of the batch.
+
+    Returns:
+        As many tensors; alone they are what came in.
+    """
+    if dist.get_world_size() == 1:
+        return list(tensors)
+    # On a GPU the host waits for the sizes: without them it cannot make the joined tensors.
+    own = torch.tensor([tensors[0].shape[dim]], device=tensors[0].device)
+    sizes = torch.cat(dist.all_gather(own)).tolist()
+    return [_Gather.apply(tensor, dim, sizes) for tensor in tensors]
+
+
+class _Gather(torch.autograd.Function):
+    """What :func:`gather_batch` does with one tensor, and its gradient."""
+
+    @staticmethod
+    def forward(ctx, tensor: Tensor, dim: int, sizes: list[int]) -> Tensor:
+        rank = dist.get_rank()
+        ctx.dim, ctx.start, ctx.size = dim, sum(sizes[:rank]), sizes[rank]
+        ctx.world_size = len(sizes)
+        rows = tensor.movedim(dim, 0)
+        # A collective wants the same shape of all.
+        padded = rows.new_zeros(max(sizes), *rows.shape[1:])
+        padded[: len(rows)] = rows
+        joined = [part[:size] for part, size in zip(dist.all_gather(padded), sizes, strict=True)]
+        return torch.cat(joined).movedim(0, dim)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+        # The mean over the processes divides by their number, but each row is in one of them only.
+        return ctx.world_size * gradient.narrow(ctx.dim, ctx.start, ctx.size), None, None
 
 
 def check_logits(student: Tensor, teacher: Tensor) -> None:

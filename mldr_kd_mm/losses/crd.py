@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from numbers import Real
 
 import torch
 import torch.nn.functional as F
 from mmengine import dist
 from torch import Tensor, nn
 
-from mldr_kd_mm.errors import ConfigError, check_positive
-from mldr_kd_mm.losses.common import check_features, check_widths, full_precision
+from mldr_kd_mm.errors import ConfigError, check_positive, is_number
+from mldr_kd_mm.losses.common import check_features, check_widths, full_precision, gather_batch
 from mldr_kd_mm.registry import MODELS
 
 
@@ -30,7 +29,8 @@ class CRDLoss(nn.Module):
     .. math:: -\log h(i, i) - \sum_{k=1}^{K} \log(1 - h(i, j_k)).
 
     Z is the mean of :math:`\exp(\cdot / \tau)` over the first batch, times N, and fixed from then
-    on. After each step of training the batch's entries move towards its embeddings.
+    on. After each step of training the batch's entries move towards its embeddings, but for those
+    that are not finite.
 
     Under several processes all update the bank with the batches of all, so that each has the same.
     Bank and Z are part of the checkpoint. The negatives are a function of the batch's indices:
@@ -71,9 +71,9 @@ class CRDLoss(nn.Module):
                 f'negatives={negatives}: must be at most {num_samples - 1}, as there are '
                 f'num_samples={num_samples} and a sample is not its own negative'
             )
-        if not isinstance(temperature, Real) or not 0.02 <= temperature < math.inf:
+        if not is_number(temperature) or not 0.02 <= temperature < math.inf:
             raise ConfigError(f'temperature={temperature!r}: must be a number of 0.02 or more')
-        if not 0 <= momentum < 1:
+        if not is_number(momentum) or not 0 <= momentum < 1:
             raise ConfigError(f'momentum={momentum!r}: must be from 0 to below 1')
         self.num_samples = num_samples
         self.negatives = negatives
@@ -149,9 +149,10 @@ class CRDLoss(nn.Module):
 
     @torch.no_grad()
     def _set_normalizers(self, similarities: Tensor) -> None:
-        """Fix Z by the first batch of all processes."""
+        """Fix Z by the first batch of all processes whose mean is finite."""
         found = similarities.mean((1, 2)) * self.num_samples
         dist.all_reduce(found, 'mean')
+        found = torch.where(found.isfinite(), found, 0.0)
         self.normalizers.copy_(torch.where(self.normalizers > 0, self.normalizers, found))
 
     def _contrast(self, similarities: Tensor) -> Tensor:
@@ -168,22 +169,11 @@ class CRDLoss(nn.Module):
     @torch.no_grad()
     def _update(self, index: Tensor, student: Tensor, teacher: Tensor) -> None:
         """Move the entries of the batches of all processes towards their embeddings."""
-        index, student, teacher = (_gather(tensor) for tensor in (index, student, teacher))
+        index, student, teacher = gather_batch([index, student, teacher])
         # A sampler may repeat samples to fill the last batch: the first of them counts, everywhere.
         first = (index.unsqueeze(0) == index.unsqueeze(1)).int().argmax(1)
         for bank, embedding in ((self.student_bank, student), (self.teacher_bank, teacher)):
-            moved = torch.lerp(embedding[first], bank[index], self.momentum)
-            bank[index] = F.normalize(moved, dim=-1)
-
-
-def _gather(tensor: Tensor) -> Tensor:
-    """The rows of all processes, in their order; a process may have fewer than another."""
-    if dist.get_world_size() == 1:
-        return tensor
-    counts = [
-        int(count) for count in dist.all_gather(torch.tensor([len(tensor)]).to(tensor.device))
-    ]
-    padded = tensor.new_zeros(max(counts), *tensor.shape[1:])
-    padded[: len(tensor)] = tensor
-    gathered = dist.all_gather(padded)
-    return torch.cat([rows[:count] for rows, count in zip(gathered, counts, strict=True)])
+            old = bank[index]
+            moved = F.normalize(torch.lerp(embedding[first], old, self.momentum), dim=-1)
+            # A step that is not finite can be skipped, but what it left here would stay.
+            bank[index] = torch.where(moved.isfinite().all(-1, keepdim=True), moved, old)

@@ -7,8 +7,14 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from mldr_kd_mm.errors import ConfigError, check_above_zero, check_not_negative
-from mldr_kd_mm.losses.common import check_logits, full_precision, kl_div, standardize
+from mldr_kd_mm.errors import ConfigError, check_above_zero, check_not_negative, check_switch
+from mldr_kd_mm.losses.common import (
+    check_logits,
+    full_precision,
+    gather_batch,
+    kl_div,
+    standardize,
+)
 from mldr_kd_mm.losses.relation import FORMS, relation_kl
 from mldr_kd_mm.registry import MODELS
 
@@ -45,9 +51,14 @@ class DFRALoss(nn.Module):
         relation: ``'dense'`` makes the relations, block by block; ``'linear'`` does not, see
             :mod:`mldr_kd_mm.losses.relation`; ``'auto'`` takes what is faster. All give the same
             to rounding error, and none keeps a relation for the backward pass.
+        gather: Whether the samples of all processes are related while training, not those of each
+            process alone. The loss, and the parameters' gradient as DistributedDataParallel
+            averages it, are those of one process on the joined batch; each process computes all of
+            it. Without other processes nothing changes.
 
     Raises:
-        ConfigError: For a temperature or a weight out of range, or an unknown ``relation``.
+        ConfigError: For a temperature or a weight out of range, an unknown ``relation``, or a
+            switch that is neither True nor False.
     """
 
     compares_logits = True
@@ -60,6 +71,7 @@ class DFRALoss(nn.Module):
         sample_weight: float = 1.0,
         standardize: bool = False,
         relation: str = 'auto',
+        gather: bool = False,
     ) -> None:
         super().__init__()
         check_above_zero(temperature=temperature)
@@ -71,9 +83,11 @@ class DFRALoss(nn.Module):
             )
         if relation not in FORMS:
             raise ConfigError(f'relation={relation!r}: must be one of {", ".join(FORMS)}')
+        check_switch(standardize=standardize, gather=gather)
         self.relation = relation
         self.temperature = temperature
         self.standardize = standardize
+        self.gather = gather
         self.alpha = alpha
         self.class_weight = class_weight
         self.sample_weight = sample_weight
@@ -114,6 +128,8 @@ class DFRALoss(nn.Module):
             Name -> a scalar or (K,).
         """
         check_logits(student, teacher)
+        if self.gather and self.training:
+            student, teacher = gather_batch([student, teacher], dim=-2)
         if self.standardize:
             student, teacher = standardize(student), standardize(teacher)
         student, teacher = student / self.temperature, teacher / self.temperature

@@ -281,6 +281,47 @@ class TestBank:
         assert all(parameter.grad.any() for parameter in loss.parameters())
 
 
+class TestNotFinite:
+    """A step that is not finite may be skipped; the bank has moved by then."""
+
+    @pytest.mark.parametrize('value', [math.nan, math.inf, -math.inf])
+    def test_feature_does_not_enter_the_bank(self, value):
+        loss = build()
+        loss(*batch(1, 2))
+        before = saved(loss)
+        student, teacher, index = batch(3, 7, 0)
+        student[1, 2] = teacher[0, 3] = value
+        loss(student, teacher, index)
+        for name, expected in zip(BANKS, ([0, 3], [0, 7]), strict=True):
+            changed = (getattr(loss, name) != before[name]).any(-1)
+            assert changed.nonzero().flatten().tolist() == expected
+        assert_close(loss.normalizers, before['normalizers'], rtol=0, atol=0)
+        assert loss(*batch(3, 7, 0)).isfinite()
+
+    def test_weight_does_not_enter_the_bank(self):
+        loss = build()
+        before = saved(loss)
+        torch.nn.init.constant_(loss.embed_student.weight, math.nan)
+        loss(*batch(3, 7, 0))
+        assert_close(loss.student_bank, before['student_bank'], rtol=0, atol=0)
+
+    @pytest.mark.parametrize('value', [math.nan, math.inf])
+    def test_first_batch_does_not_fix_the_normalizers(self, value):
+        loss = build()
+        student, teacher, index = batch(3, 7, 0)
+        student[1, 2] = teacher[1, 2] = value
+        loss(student, teacher, index)
+        assert not loss.normalizers.any()
+        assert loss(*batch(1, 2, seed=1)).isfinite()
+        assert (loss.normalizers > 0).all()
+
+    def test_similarity_does_not_fix_the_normalizers(self):
+        """exp() of it is above the range of the dtype."""
+        loss = build()
+        loss._set_normalizers(torch.full((2, 3, 6), math.inf))
+        assert not loss.normalizers.any()
+
+
 class TestNormalizers:
     def test_are_fixed_by_the_first_batch(self):
         loss = build()
@@ -352,7 +393,7 @@ class TestErrors:
         )
 
     @pytest.mark.parametrize('field', ['num_samples', 'negatives', 'dim'])
-    @pytest.mark.parametrize('value', [0, -1, None, 1.5])
+    @pytest.mark.parametrize('value', [0, -1, None, 1.5, True])
     def test_count(self, field, value):
         arguments = dict(num_samples=12, negatives=5, dim=3, **WIDTHS) | {field: value}
         with pytest.raises(ConfigError, match=f'^{field}={value}: must be a whole number of 1 or'):
@@ -363,9 +404,11 @@ class TestErrors:
         with pytest.raises(ConfigError, match=f'^{field}=None: must be the width of the feature'):
             build(**{field: None})
 
-    @pytest.mark.parametrize('momentum', [-0.1, 1, 1.0, math.nan])
+    @pytest.mark.parametrize('momentum', [-0.1, 1, 1.0, math.nan, None, 'x', False])
     def test_momentum(self, momentum):
-        with pytest.raises(ConfigError, match=f'^momentum={momentum}: must be from 0 to below 1$'):
+        with pytest.raises(
+            ConfigError, match=f'^momentum={momentum!r}: must be from 0 to below 1$'
+        ):
             build(momentum=momentum)
 
     @pytest.mark.parametrize('temperature', [0, -1, math.inf, None])

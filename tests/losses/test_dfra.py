@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import run_ranks
 from hypothesis import given
 from hypothesis import strategies as st
 from loss_helpers import kl, logit_pairs, many, normal
@@ -313,12 +314,18 @@ class TestHalfPrecision:
 
 
 class TestErrors:
-    @pytest.mark.parametrize('temperature', [0, 0.0, -1, math.inf, math.nan, None, '1'])
+    @pytest.mark.parametrize('temperature', [0, 0.0, -1, math.inf, math.nan, None, '1', True])
     def test_temperature(self, temperature):
         with pytest.raises(
             ConfigError, match=f'^temperature={temperature!r}: must be a number above 0$'
         ):
             DFRALoss(temperature=temperature)
+
+    @pytest.mark.parametrize('field', ['gather', 'standardize'])
+    @pytest.mark.parametrize('value', [None, 1, 'yes'])
+    def test_switch(self, field, value):
+        with pytest.raises(ConfigError, match=f'^{field}={value!r}: must be True or False$'):
+            DFRALoss(**{field: value})
 
     def test_relation(self):
         with pytest.raises(
@@ -327,7 +334,7 @@ class TestErrors:
             DFRALoss(relation='sparse')
 
     @pytest.mark.parametrize('field', ['alpha', 'class_weight', 'sample_weight'])
-    @pytest.mark.parametrize('weight', [-1, -1e-9, math.inf, math.nan, None])
+    @pytest.mark.parametrize('weight', [-1, -1e-9, math.inf, math.nan, None, True])
     def test_weight(self, field, weight):
         with pytest.raises(ConfigError, match=f'^{field}={weight}: must be a number of 0 or more$'):
             DFRALoss(**{field: weight})
@@ -362,3 +369,86 @@ def test_compiles_into_one_graph():
     student, teacher = normal(3, 4, 5), normal(4, 5, seed=1)
     compiled = torch.compile(DFRALoss(), backend='eager', fullgraph=True)
     assert_close(compiled(student, teacher), DFRALoss()(student, teacher))
+
+
+def case(*sizes: int, heads=(5,), dtype=torch.float64, arguments=None, **kwargs) -> dict:
+    """A linear student of 6 inputs and the batches, of these sizes, of as many processes."""
+    return dict(
+        weight=normal(math.prod(heads), 6, seed=9, dtype=dtype),
+        batches=[
+            (normal(size, 6, seed=i, dtype=dtype), normal(size, 5, seed=10 + i, dtype=dtype))
+            for i, size in enumerate(sizes)
+        ],
+        heads=heads,
+        arguments=arguments or {},
+        **kwargs,
+    )
+
+
+def together(case: dict) -> tuple[torch.Tensor, torch.Tensor]:
+    """Value and gradient of one process on the joined batch."""
+    inputs, teacher = map(torch.cat, zip(*case['batches'], strict=True))
+    weight = case['weight'].requires_grad_()
+    logits = (inputs @ weight.T).unflatten(-1, case['heads']).movedim(0, -2)
+    value = DFRALoss(**case['arguments'])(logits.to(case.get('logits', logits.dtype)), teacher)
+    value.sum().backward()
+    return value.detach(), weight.grad
+
+
+@pytest.mark.slow
+class TestGather:
+    """Two and three real processes, each with a part of the batch."""
+
+    CASES = {
+        2: dict(
+            even=case(4, 4),
+            uneven=case(3, 5),
+            one_image=case(6, 1),
+            heads=case(3, 5, heads=(3, 5)),
+            linear=case(5, 3, arguments=dict(relation='linear')),
+            arguments=case(
+                5, 3, arguments=dict(temperature=2.0, alpha=0.5, standardize=True, class_weight=0)
+            ),
+            float32=case(3, 5, heads=(3, 5), dtype=torch.float32),
+            half=case(3, 5, dtype=torch.float32, logits=torch.bfloat16),
+            compiled=case(3, 5, compile=True),
+        ),
+        3: dict(uneven=case(3, 1, 4), heads=case(2, 4, 1, heads=(3, 5))),
+    }
+
+    @pytest.fixture(scope='class', params=CASES)
+    def processes(self, request, tmp_path_factory):
+        """What each process found, case by case."""
+        folder, cases = tmp_path_factory.mktemp('gather'), self.CASES[request.param]
+        torch.save(cases, folder / 'cases.pt')
+        worker = Path(__file__).with_name('gather_worker.py')
+        run_ranks(*((worker, rank, request.param, folder) for rank in range(request.param)))
+        return cases, [torch.load(folder / f'found{rank}.pt') for rank in range(request.param)]
+
+    def test_is_one_process_on_the_joined_batch(self, processes):
+        cases, found = processes
+        for name, case in cases.items():
+            value, gradient = together(case)
+            tolerance = 1e-6 if value.dtype == torch.float32 else 1e-12
+            atol = tolerance * gradient.abs().max().item()
+            for of_rank in found:
+                values = {name: of_rank[name]['value']}
+                assert_close(values, {name: value}, rtol=tolerance, atol=0)
+                gradients = {name: of_rank[name]['gradient']}
+                assert_close(gradients, {name: gradient}, rtol=tolerance, atol=atol)
+
+    def test_is_of_each_process_alone_in_evaluation(self, processes):
+        """As when a Distiller is built, which tries its losses."""
+        cases, found = processes
+        for rank, of_rank in enumerate(found):
+            inputs, teacher = cases['uneven']['batches'][rank]
+            logits = inputs @ cases['uneven']['weight'].T
+            alone = DFRALoss()(logits.detach(), teacher)
+            assert_close(of_rank['uneven']['alone'], alone, rtol=1e-12, atol=0)
+            assert not torch.isclose(alone, of_rank['uneven']['value'], rtol=1e-2)
+
+
+def test_without_other_processes_gathers_nothing():
+    student, teacher = normal(3, 4, 5), normal(4, 5, seed=1)
+    value = DFRALoss(gather=True)(student, teacher)
+    assert_close(value, DFRALoss()(student, teacher), rtol=0, atol=0)
