@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from mmpretrain.models import TimmClassifier
+from mmpretrain.models import BaseClassifier, TimmClassifier
 from torch import nn
 
+from mldr_kd_mm.errors import ConfigError
 from mldr_kd_mm.registry import MODELS
 
 
@@ -17,8 +18,13 @@ def build_classifier(config: dict) -> nn.Module:
     Returns:
         The classifier. ``init_weights`` leaves it alone if timm has loaded its weights
         (``pretrained=True`` or ``checkpoint_path``), as mmpretrain has it for TIMMBackbone.
+
+    Raises:
+        ConfigError: If it is the config of something else.
     """
     classifier = MODELS.build(config)
+    if not isinstance(classifier, BaseClassifier):
+        raise ConfigError(f'type={config["type"]!r}: must be a classifier of mmpretrain')
     if isinstance(classifier, TimmClassifier):
         classifier._is_init = bool(config.get('pretrained') or config.get('checkpoint_path'))
     return classifier

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from mldr_kd_mm.errors import ConfigError
+from mldr_kd_mm.errors import ConfigError, check_config, checked_arguments, is_number, named
 from mldr_kd_mm.layout import Layout
 from mldr_kd_mm.registry import MODELS
 
@@ -56,9 +58,10 @@ class Comparison(nn.Module):
         name: Name in the log, as in ``loss_<name>_logits``.
 
     Raises:
-        ConfigError: If weights and names do not fit.
+        ConfigError: If weights and names do not fit, or are none.
     """
 
+    @checked_arguments
     def __init__(
         self,
         loss: dict,
@@ -68,18 +71,23 @@ class Comparison(nn.Module):
         name: str = 'kd',
     ) -> None:
         super().__init__()
-        self.config = loss
-        self.student = _listed(student)
-        self.teacher = _listed(teacher)
-        self.in_pairs = not isinstance(teacher, str)
+        if not isinstance(name, str) or not name:
+            raise ConfigError(f'losses: name={name!r}: must be a text')
         self.name = name
+        with self._named():
+            check_config(loss=loss)
+        self.config = loss
+        self.student = self._listed('student', student)
+        self.teacher = self._listed('teacher', teacher)
+        self.in_pairs = not isinstance(teacher, str)
         if self.in_pairs and len(self.teacher) != len(self.student):
             raise ConfigError(
                 f'losses: {name}: teacher={teacher!r}: must be one name, or one for each of '
                 f'{self.student}'
             )
-        weights = [weight] * len(self.student) if isinstance(weight, (int, float)) else list(weight)
-        if len(weights) != len(self.student) or not all(w >= 0 for w in weights):
+        weights = weight if isinstance(weight, (list, tuple)) else [weight] * len(self.student)
+        right = all(is_number(w) and 0 <= w < math.inf for w in weights)
+        if len(weights) != len(self.student) or not right:
             raise ConfigError(
                 f'losses: {name}: weight={weight!r}: must be a number of 0 or more, or one for '
                 f'each of {self.student}'
@@ -99,26 +107,8 @@ class Comparison(nn.Module):
         Raises:
             ConfigError: If the loss cannot be built for these tensors or does not take them.
         """
-        pairs = list(zip(self.student, self.teacher, strict=False))
-        for name_s, name_t in pairs if self.in_pairs else pairs[:1]:
-            found = dict(
-                student_width=student.width(name_s),
-                teacher_width=teacher.width(name_t),
-                student_grid=student.grid(name_s),
-                teacher_grid=teacher.grid(name_t),
-            )
-            try:
-                self.losses.append(_build_loss(self.config, found))
-            except ConfigError as error:
-                raise ConfigError(f'losses: {self.name}: {error}') from None
-        # The first two are the tensors, whatever their names (mmpretrain's losses have `target`).
-        parameters = list(inspect.signature(self.losses[0].forward).parameters)
-        self.needs = {'target', 'index'} & set(parameters[2:])
-        if getattr(self.losses[0], 'compares_logits', False):
-            num_classes = student.width('logits')
-            self._check_logits('student', self.student, student, num_classes)
-            self._check_logits('teacher', self.teacher, teacher, num_classes)
-        self._try(student, teacher)
+        with self._named():
+            self._build(student, teacher)
         return self
 
     def forward(
@@ -154,6 +144,25 @@ class Comparison(nn.Module):
             for name, weight, value in zip(names, weights, values, strict=True)
         }
 
+    def _build(self, student: Probe, teacher: Probe) -> None:
+        pairs = list(zip(self.student, self.teacher, strict=False))
+        for name_s, name_t in pairs if self.in_pairs else pairs[:1]:
+            found = dict(
+                student_width=student.width(name_s),
+                teacher_width=teacher.width(name_t),
+                student_grid=student.grid(name_s),
+                teacher_grid=teacher.grid(name_t),
+            )
+            self.losses.append(_build_loss(self.config, found))
+        # The first two are the tensors, whatever their names (mmpretrain's losses have `target`).
+        parameters = list(inspect.signature(self.losses[0].forward).parameters)
+        self.needs = {'target', 'index'} & set(parameters[2:])
+        if getattr(self.losses[0], 'compares_logits', False):
+            num_classes = student.width('logits')
+            self._check_logits('student', self.student, student, num_classes)
+            self._check_logits('teacher', self.teacher, teacher, num_classes)
+        self._try(student, teacher)
+
     def _heads(self, student: Mapping[str, Tensor]) -> tuple[list[str], list[float], list[Tensor]]:
         """The heads' names, weights and tensors, those of the stages one by one."""
         names, weights, heads = [], [], []
@@ -187,17 +196,33 @@ class Comparison(nn.Module):
                     f'{tuple(probe.tensors[name].shape)}'
                 )
 
+    def _listed(self, side: str, names: str | Sequence[str]) -> list[str]:
+        listed = [names] if isinstance(names, str) else names
+        is_list = isinstance(listed, (list, tuple)) and listed
+        if not is_list or not all(isinstance(name, str) for name in listed):
+            raise ConfigError(f'losses: {self.name}: {side}={names!r}: must be one name or several')
+        if side == 'student' and len(set(listed)) < len(listed):
+            raise ConfigError(
+                f'losses: {self.name}: {side}={names!r}: each name must be there once'
+            )
+        return list(listed)
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Let errors say which of the losses it is."""
+        prefix = f'losses: {self.name}: '
+        try:
+            with named('loss'):
+                yield
+        except ConfigError as error:
+            raise ConfigError(prefix + f'{error}'.removeprefix(prefix)) from error
+
     @torch.no_grad()
     def _try(self, student: Probe, teacher: Probe) -> None:
         first = torch.zeros(1, dtype=torch.long)
         # In evaluation mode a BatchNorm takes one sample, and a memory bank stays as it is.
         self.eval()
-        try:
-            self(student.tensors, teacher.tensors, target=first, index=first)
-        except (ConfigError, RuntimeError) as error:
-            prefix = f'losses: {self.name}: '
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise ConfigError(prefix + reason.removeprefix(prefix)) from error
+        self(student.tensors, teacher.tensors, target=first, index=first)
         self.train()
 
 
@@ -206,12 +231,8 @@ def _build_loss(config: dict, found: dict[str, Any]) -> nn.Module:
     kind = config['type']
     kind = MODELS.get(kind) if isinstance(kind, str) else kind
     takes = inspect.signature(kind).parameters if kind is not None else ()
-    given = {key: value for key, value in config.items() if value is not None}
+    given = {key: value for key, value in config.items() if value is not None or key not in found}
     return MODELS.build({key: value for key, value in found.items() if key in takes} | given)
-
-
-def _listed(names: str | Sequence[str]) -> list[str]:
-    return [names] if isinstance(names, str) else list(names)
 
 
 def _labels(name: str, count: int) -> list[str]:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from types import NoneType
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from mldr_kd_mm.classifiers import build_classifier, nest
 from mldr_kd_mm.comparison import STAGE_LOGITS, Comparison, Probe
-from mldr_kd_mm.errors import ConfigError
+from mldr_kd_mm.errors import ConfigError, check_config, check_sizes, checked_arguments, named
 from mldr_kd_mm.layout import Layout
 from mldr_kd_mm.normalization import Renormalize
 from mldr_kd_mm.recorder import FeatureRecorder
@@ -71,9 +72,10 @@ class Distiller(BaseClassifier):
 
     Raises:
         FileNotFoundError: If the teacher's checkpoint does not exist.
-        ConfigError: If the parts of the config do not fit each other.
+        ConfigError: If a part of the config is wrong, or the parts do not fit each other.
     """
 
+    @checked_arguments
     def __init__(
         self,
         teacher: dict,
@@ -89,8 +91,16 @@ class Distiller(BaseClassifier):
         teacher_precision: str | None = None,
         teacher_compile: bool | dict = False,
     ) -> None:
+        recorders = _given(teacher_recorder=teacher_recorder, student_recorder=student_recorder)
+        check_config(teacher=teacher, student=student, **_given(neck=neck), **recorders)
+        check_sizes(3, **_given(input_size=input_size, teacher_input_size=teacher_input_size))
+        _check_kind('losses', losses, 'a list of dicts', list, tuple)
+        _check_kind('teacher_checkpoint', teacher_checkpoint, 'a path or URL', str, NoneType)
+        _check_kind('data_preprocessor', data_preprocessor, 'a dict', dict, NoneType)
+        _check_kind('teacher_compile', teacher_compile, 'True, False or a dict', bool, dict)
         shared = data_preprocessor or {}
-        student_module = build_classifier(_with_preprocessor(student, shared))
+        with named('student'):
+            student_module = build_classifier(_with_preprocessor(student, shared))
         super().__init__(data_preprocessor=student_module.data_preprocessor)
         self.student = student_module
         nest(self.student)
@@ -98,18 +108,20 @@ class Distiller(BaseClassifier):
         self.teacher_cache: TeacherCache | None = None
 
         with _own_rng(self):
-            default = dict(type='FeatureRecorder')
-            self.student_recorder: FeatureRecorder = MODELS.build(student_recorder or default)
-            self.teacher = Teacher(
-                _with_preprocessor(teacher, shared),
-                teacher_checkpoint,
-                MODELS.build(teacher_recorder or default),
-                teacher_input_size and teacher_input_size[1:],
-                teacher_precision,
-            )
-            self.to_teacher = Renormalize(
-                self.data_preprocessor, self.teacher.model.data_preprocessor
-            )
+            self.student_recorder = _recorder('student_recorder', student_recorder)
+            recorder = _recorder('teacher_recorder', teacher_recorder)
+            with named('teacher'):
+                self.teacher = Teacher(
+                    _with_preprocessor(teacher, shared),
+                    teacher_checkpoint,
+                    recorder,
+                    teacher_input_size and teacher_input_size[1:],
+                    teacher_precision,
+                )
+            with named('data_preprocessor'):
+                self.to_teacher = Renormalize(
+                    self.data_preprocessor, self.teacher.model.data_preprocessor
+                )
             self.losses = nn.ModuleList(_comparison(loss) for loss in losses)
             _check_unique([comparison.name for comparison in self.losses])
             size = tuple(input_size or (3, *(fixed_size(self.student) or (224, 224))))
@@ -135,7 +147,8 @@ class Distiller(BaseClassifier):
                 comparison.build(*probes)
         if teacher_compile:
             options = teacher_compile if isinstance(teacher_compile, dict) else {}
-            self.teacher.compile(self._teacher_names, **options)
+            with named('teacher_compile'):
+                self.teacher.compile(self._teacher_names, **options)
         self.data_preprocessor.register_forward_pre_hook(
             partial(_check_labels, num_classes=num_classes)
         )
@@ -263,11 +276,12 @@ class Distiller(BaseClassifier):
     @torch.no_grad()
     def _probe_student(self, input_size: Sequence[int]) -> dict[str, Tensor]:
         """What is recorded of the student for one empty image, and how it lies."""
-        image = torch.zeros(1, *input_size)
-        self.student.eval()
-        with self.student_recorder(self.student, self._student_names) as record:
-            self.student(image, mode='tensor')
-        self.student.train()
+        with named(f'input_size={tuple(input_size)}: student'):
+            image = torch.zeros(1, *input_size)
+            self.student.eval()
+            with self.student_recorder(self.student, self._student_names) as record:
+                self.student(image, mode='tensor')
+            self.student.train()
         self._student_layouts = _layouts(self.student, record, image)
         for name, layout in self._student_layouts.items():
             print_log(f'student: {name}={self.student_recorder.taps[name]!r}: {layout}', 'current')
@@ -281,7 +295,8 @@ class Distiller(BaseClassifier):
         if neck and neck.get('project_dim') is None and self._ends_in_a_map:
             names.add('feature')
         image = torch.zeros(1, *input_size)
-        record = self.teacher(image, names)
+        with named('teacher'):
+            record = self.teacher(image, names)
         self._teacher_layouts = _layouts(self.teacher.model, record, self.teacher.resize(image))
         _arrange(record, self._teacher_layouts)
         return record
@@ -303,11 +318,12 @@ class Distiller(BaseClassifier):
             found['grids'] = [None if layout.is_map else layout.grid for layout in layouts]
         if 'feature' in teacher and self._ends_in_a_map:
             found['project_dim'] = max(in_channels[-1], teacher['feature'].shape[1])
-        given = {key: value for key, value in config.items() if value is not None}
-        neck = MODELS.build({**found, **given})
-        neck.eval()
-        student |= self._run_neck(neck, student)
-        neck.train()
+        given = {k: value for k, value in config.items() if value is not None or k not in found}
+        with named('neck'):
+            neck = MODELS.build({**found, **given})
+            neck.eval()
+            student |= self._run_neck(neck, student)
+            neck.train()
         return neck
 
     def _run_neck(self, neck: nn.Module, student: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -340,8 +356,26 @@ def _arrange(record: dict[str, Tensor], layouts: dict[str, Layout]) -> None:
         record['feature'] = record['feature'].flatten(1)
 
 
+def _given(**fields: Any) -> dict[str, Any]:
+    return {field: value for field, value in fields.items() if value is not None}
+
+
+def _check_kind(field: str, value: Any, right: str, *kinds: type) -> None:
+    if not isinstance(value, kinds):
+        raise ConfigError(f'{field}={value!r}: must be {right}')
+
+
+def _recorder(field: str, config: dict | None) -> FeatureRecorder:
+    with named(field):
+        recorder = MODELS.build(config or dict(type='FeatureRecorder'))
+    if not isinstance(recorder, FeatureRecorder):
+        raise ConfigError(f'{field}={config!r}: must be the config of a FeatureRecorder')
+    return recorder
+
+
 def _with_preprocessor(classifier: dict, shared: dict) -> dict:
     own = classifier.get('data_preprocessor') or {}
+    _check_kind('data_preprocessor', own, 'a dict', dict)
     return {**classifier, 'data_preprocessor': {**shared, **own}}
 
 

@@ -1,6 +1,10 @@
 """The one exception that stands for a mistake of the user's, and checks that raise it."""
 
+import functools
+import inspect
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from numbers import Real
 from typing import Any
 
@@ -13,9 +17,53 @@ class ConfigError(ValueError):
     """
 
 
+@contextmanager
+def named(field: str) -> Iterator[None]:
+    """Give what other packages raise for a wrong config the name of the field.
+
+    Raises:
+        ConfigError: In place of any exception but a ConfigError or a FileNotFoundError, with the
+            first line of its message.
+    """
+    try:
+        yield
+    except (ConfigError, FileNotFoundError):
+        raise
+    except Exception as error:
+        # The str() of a KeyError is the repr() of its message.
+        message = error.args[0] if isinstance(error, KeyError) and error.args else error
+        lines = f'{message}'.strip().splitlines() or ['']
+        raise ConfigError(f'{field}: {type(error).__name__}: {lines[0]}'.rstrip(': ')) from error
+
+
+def checked_arguments(init: Callable[..., None]) -> Callable[..., None]:
+    """Decorate the ``__init__`` of what a config is unpacked into.
+
+    An argument that is missing or unknown is then a ConfigError, not a TypeError.
+    """
+    signature = inspect.signature(init)
+
+    @functools.wraps(init)
+    def checked(self: Any, /, *args: Any, **kwargs: Any) -> None:
+        try:
+            signature.bind(self, *args, **kwargs)
+        except TypeError as error:
+            takes = ', '.join(list(signature.parameters)[1:])
+            raise ConfigError(f'{type(self).__name__}: {error}; it takes {takes}') from None
+        init(self, *args, **kwargs)
+
+    return checked
+
+
 def is_number(value: Any, kind: type = Real) -> bool:
     """Whether it is a number; True and False, which Python counts among them, are not."""
     return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def are_sizes(values: Any, count: int) -> bool:
+    """Whether it is a list or tuple of so many whole numbers of 1 or more."""
+    is_list = isinstance(values, (list, tuple)) and len(values) == count
+    return is_list and all(is_number(size, int) and size > 0 for size in values)
 
 
 def check_positive(**fields: int) -> None:
@@ -60,3 +108,29 @@ def check_switch(**fields: bool) -> None:
     for field, value in fields.items():
         if not isinstance(value, bool):
             raise ConfigError(f'{field}={value!r}: must be True or False')
+
+
+def check_config(**fields: Any) -> None:
+    """Check configs of parts by the names of their fields.
+
+    Raises:
+        ConfigError: If one is no dict with a type.
+    """
+    for field, value in fields.items():
+        if not isinstance(value, dict) or not value.get('type'):
+            raise ConfigError(f'{field}={value!r}: must be a dict with a type')
+
+
+def check_sizes(count: int, **fields: Any) -> None:
+    """Check lists of sizes by the names of their fields.
+
+    Args:
+        count: How many sizes each must have.
+        **fields: Name -> list or tuple.
+
+    Raises:
+        ConfigError: If one is no list of so many whole numbers of 1 or more.
+    """
+    for field, value in fields.items():
+        if not are_sizes(value, count):
+            raise ConfigError(f'{field}={value!r}: must be {count} whole numbers of 1 or more')

@@ -45,7 +45,9 @@ class FeatureRecorder:
     """
 
     def __init__(self, taps: Mapping[str, str] | str = 'stages') -> None:
-        is_dict = isinstance(taps, Mapping) and all(isinstance(path, str) for path in taps.values())
+        is_dict = isinstance(taps, Mapping) and all(
+            isinstance(text, str) for item in taps.items() for text in item
+        )
         if taps != 'stages' and not is_dict:
             raise ConfigError(
                 f"taps={taps!r}: must be 'stages' or a dict of name -> dotted module path"

@@ -16,7 +16,7 @@ from mmengine.logging import print_log
 from mmpretrain.models import ImageClassifier, TimmClassifier
 from torch import Tensor, nn
 
-from mldr_kd_mm.errors import ConfigError
+from mldr_kd_mm.errors import ConfigError, named
 from mldr_kd_mm.layout import Layout, TokenInfo, find_layout, tensors_of
 
 NUM_STAGES = 4
@@ -246,14 +246,10 @@ def _run(model: nn.Module, paths: Sequence[str], shape: tuple[int, ...]) -> dict
     parameter = next(model.parameters())
     modes = {module: module.training for module in model.modules()}
     try:
-        # Some modules of mmpretrain prepare themselves in eval() and train().
-        model.eval()
-        model(torch.zeros(1, *shape, device=parameter.device, dtype=parameter.dtype))
-    except (AssertionError, RuntimeError, ValueError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ConfigError(
-            f'input_size={shape}: {_describe(model)} does not run on such an image: {reason}'
-        ) from error
+        with named(f'input_size={shape}: {_describe(model)} does not run on such an image'):
+            # Some modules of mmpretrain prepare themselves in eval() and train().
+            model.eval()
+            model(torch.zeros(1, *shape, device=parameter.device, dtype=parameter.dtype))
     finally:
         model.train(modes[model])
         for module, training in modes.items():

@@ -50,7 +50,7 @@ class Teacher:
         size: Sequence[int] | None = None,
         precision: str | None = None,
     ) -> None:
-        if precision is not None and precision not in PRECISIONS:
+        if precision not in (None, *PRECISIONS):
             raise ConfigError(
                 f'teacher_precision={precision!r}: must be one of {", ".join(PRECISIONS)}, or None '
                 "for the student's"

@@ -568,6 +568,71 @@ class TestBadInput:
         ):
             MODELS.build(mldr(losses=[loss]))
 
+    @pytest.mark.parametrize(
+        ('wrong', 'message'),
+        [
+            (
+                dict(optimizer=1),
+                "Distiller: got an unexpected keyword argument 'optimizer'; it takes",
+            ),
+            (dict(teacher='vit'), "teacher='vit': must be a dict with a type"),
+            (dict(student=dict(depth=18)), "student={'depth': 18}: must be a dict with a type"),
+            (dict(student=dict(type='Nobody')), 'student: KeyError: Nobody is not in the'),
+            (dict(student=dict(type='KDLoss')), 'student: TypeError: KDLoss.__init__() got an'),
+            (dict(neck=dict(type='MSDFNeck', x=1)), 'neck: TypeError: MSDFNeck.__init__() got an'),
+            (dict(neck={}), 'neck={}: must be a dict with a type'),
+            (dict(losses=None), 'losses=None: must be a list of dicts'),
+            (dict(teacher_checkpoint=3), 'teacher_checkpoint=3: must be a path or URL'),
+            (dict(teacher_precision=['fp16']), "teacher_precision=['fp16']: must be one of fp32,"),
+            (dict(teacher_compile='no'), "teacher_compile='no': must be True, False or a dict"),
+            (dict(teacher_compile=dict(mod=1)), 'teacher_compile: TypeError: '),
+            (dict(input_size=32), 'input_size=32: must be 3 whole numbers of 1 or more'),
+            (dict(input_size=(3, 0, 32)), 'input_size=(3, 0, 32): must be 3 whole numbers of 1'),
+            (dict(teacher_input_size=[8, 8]), 'teacher_input_size=[8, 8]: must be 3 whole'),
+            (dict(data_preprocessor=[1]), 'data_preprocessor=[1]: must be a dict'),
+            (dict(data_preprocessor=dict(mean=['x'], std=[1])), 'student: ValueError: too many'),
+            (
+                dict(student_recorder=dict(type='KDLoss')),
+                "student_recorder={'type': 'KDLoss'}: must be the config of a FeatureRecorder",
+            ),
+        ],
+        ids=str,
+    )
+    def test_argument(self, wrong, message):
+        with pytest.raises(ConfigError) as caught:
+            MODELS.build(mldr(**wrong))
+        assert str(caught.value).startswith(message)
+
+    @pytest.mark.parametrize(
+        ('wrong', 'message'),
+        [
+            (
+                dict(wieght=1),
+                "Comparison: got an unexpected keyword argument 'wieght'; it takes loss,",
+            ),
+            (dict(name=3), 'losses: name=3: must be a text'),
+            (dict(loss={}), 'losses: dfra: loss={}: must be a dict with a type'),
+            (dict(loss=dict(type='Nobody')), 'losses: dfra: loss: KeyError: Nobody is not in the'),
+            (
+                dict(loss=dict(type='KDLoss', x=None)),
+                'losses: dfra: loss: TypeError: KDLoss.__init__',
+            ),
+            (dict(student=[]), 'losses: dfra: student=[]: must be one name or several'),
+            (dict(teacher=[0]), 'losses: dfra: teacher=[0]: must be one name or several'),
+            (dict(student=['logits'] * 2), "losses: dfra: student=['logits', 'logits']: each name"),
+            (dict(weight='1'), "losses: dfra: weight='1': must be a number of 0 or more"),
+            (dict(weight=True), 'losses: dfra: weight=True: must be a number of 0 or more'),
+            (dict(weight=[1, None, 1]), 'losses: dfra: weight=[1, None, 1]: must be a number'),
+        ],
+        ids=str,
+    )
+    def test_argument_of_a_loss(self, wrong, message):
+        config = mldr()
+        config['losses'][0] |= wrong
+        with pytest.raises(ConfigError) as caught:
+            MODELS.build(config)
+        assert str(caught.value).startswith(message)
+
     def test_bank_smaller_than_the_training_set(self):
         distiller = build(mldr(losses=[crd(num_samples=5)]))
         with pytest.raises(ConfigError, match='num_samples=5: a sample has the index 5'):

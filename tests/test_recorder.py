@@ -241,7 +241,7 @@ class TestUseAgain:
 
 class TestErrors:
     @pytest.mark.parametrize(
-        'taps', ['stage', '', None, 4, ['0'], dict(a=0), dict(a=None)], ids=repr
+        'taps', ['stage', '', None, 4, ['0'], dict(a=0), dict(a=None), {1: 'a'}], ids=repr
     )
     def test_taps(self, taps):
         with pytest.raises(ConfigError) as caught:

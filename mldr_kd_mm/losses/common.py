@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from mmengine import dist
 from torch import Tensor
 
-from mldr_kd_mm.errors import ConfigError
+from mldr_kd_mm.errors import ConfigError, is_number
 
 
 def full_precision(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -112,7 +112,7 @@ def check_widths(student_width: int | None, teacher_width: int | None) -> None:
         ConfigError: If one is missing or not positive.
     """
     for field, width in (('student_width', student_width), ('teacher_width', teacher_width)):
-        if not isinstance(width, int) or width < 1:
+        if not is_number(width, int) or width < 1:
             raise ConfigError(
                 f'{field}={width!r}: must be the width of the feature '
                 '(inside a Distiller it is found)'

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mldr_kd_mm.errors import ConfigError
+from mldr_kd_mm.errors import ConfigError, check_sizes
 from mldr_kd_mm.losses.common import check_widths, full_precision
 from mldr_kd_mm.registry import MODELS
 
@@ -34,7 +34,7 @@ class FitNetLoss(nn.Module):
         teacher_grid: The same of the teacher's.
 
     Raises:
-        ConfigError: If a width is missing or not positive.
+        ConfigError: If a width is missing or not positive, or a grid is not two sizes.
     """
 
     def __init__(
@@ -46,6 +46,8 @@ class FitNetLoss(nn.Module):
     ) -> None:
         super().__init__()
         check_widths(student_width, teacher_width)
+        grids = dict(student_grid=student_grid, teacher_grid=teacher_grid)
+        check_sizes(2, **{field: grid for field, grid in grids.items() if grid is not None})
         self.student_grid = student_grid
         self.teacher_grid = teacher_grid
         self.predict = nn.Conv2d(student_width, teacher_width, kernel_size=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mldr_kd_mm.errors import ConfigError, check_not_negative
+from mldr_kd_mm.errors import ConfigError, check_not_negative, check_switch
 from mldr_kd_mm.losses.common import check_features, check_widths, full_precision
 from mldr_kd_mm.registry import MODELS
 
@@ -32,7 +32,8 @@ class RSDLoss(nn.Module):
         teacher_width: D_t. The Distiller finds it when it is None.
 
     Raises:
-        ConfigError: If a width is missing or not positive, or they differ without a decoupler.
+        ConfigError: For a weight out of range, a width that is missing or not positive, or widths
+            that differ without a decoupler.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class RSDLoss(nn.Module):
     ) -> None:
         super().__init__()
         check_not_negative(kappa=kappa)
+        check_switch(decoupler=decoupler)
         check_widths(student_width, teacher_width)
         if not decoupler and student_width != teacher_width:
             raise ConfigError(

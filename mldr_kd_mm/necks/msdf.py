@@ -10,7 +10,7 @@ import torch
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from mldr_kd_mm.errors import ConfigError, check_positive
+from mldr_kd_mm.errors import ConfigError, are_sizes, check_positive, is_number
 from mldr_kd_mm.necks.projectors import map_projector, token_projector
 from mldr_kd_mm.registry import MODELS
 
@@ -64,15 +64,17 @@ class MSDFNeck(BaseModule):
         gate_dim: int | None = None,
     ) -> None:
         super().__init__()
-        if not in_channels or not isinstance(in_channels, Sequence):
+        if not isinstance(in_channels, Sequence) or not in_channels:
             raise ConfigError(
                 f'in_channels={in_channels!r}: must list the width of each stage '
                 '(inside a Distiller it is found)'
             )
+        for channels in in_channels:
+            check_positive(in_channels=channels)
         check_positive(num_classes=num_classes)
         project_dim = in_channels[-1] if project_dim is None else project_dim
         gate_dim = 4 * num_classes if gate_dim is None else gate_dim
-        check_positive(in_channels=min(in_channels), project_dim=project_dim)
+        check_positive(project_dim=project_dim)
         self.in_channels = tuple(in_channels)
         self.grids = _check_grids(grids, len(in_channels))
         last = len(in_channels) - 1
@@ -152,7 +154,7 @@ def _projector(
 
 
 def _gate(project_dim: int, gate_dim: int, num_classes: int) -> nn.Module | None:
-    if gate_dim == 0:
+    if gate_dim == 0 and is_number(gate_dim):
         return None
     check_positive(gate_dim=gate_dim)
     return nn.Sequential(
@@ -165,8 +167,8 @@ def _check_grids(
 ) -> tuple[tuple[int, int] | None, ...]:
     if grids is None:
         return (None,) * num_stages
-    pairs = [grid for grid in grids if grid is not None]
-    if len(grids) != num_stages or not all(len(p) == 2 and min(p) > 0 for p in pairs):
+    is_list = isinstance(grids, Sequence) and len(grids) == num_stages
+    if not is_list or not all(grid is None or are_sizes(grid, 2) for grid in grids):
         raise ConfigError(
             f'grids={grids!r}: must have, for each of {num_stages} stages, (H, W) or None for a map'
         )

@@ -102,6 +102,13 @@ class TestErrors:
         with pytest.raises(ConfigError, match=f'^{field}={width}: must be the width of the feat'):
             FitNetLoss(**dict(student_width=4, teacher_width=6) | {field: width})
 
+    @pytest.mark.parametrize('field', ['student_grid', 'teacher_grid'])
+    @pytest.mark.parametrize('grid', [4, 'ab', (4,), (0, 4), (4, 4.0)])
+    def test_grid(self, field, grid):
+        with pytest.raises(ConfigError) as caught:
+            FitNetLoss(4, 6, **{field: grid})
+        assert str(caught.value) == f'{field}={grid!r}: must be 2 whole numbers of 1 or more'
+
     @pytest.mark.parametrize('whose', ['student', 'teacher'])
     @pytest.mark.parametrize(
         ('grid', 'shape'),

@@ -170,11 +170,14 @@ class TestErrors:
             ('project_dim', -3),
             ('num_classes', 0),
             ('gate_dim', -1),
+            ('gate_dim', False),
+            ('num_classes', True),
+            ('in_channels', 8),
         ],
     )
     def test_arguments(self, field, value):
         config = dict(in_channels=[4, 8], num_classes=5) | {field: value}
-        shown = min(value) if value and field == 'in_channels' else value
+        shown = min(value) if value and isinstance(value, list) else value
         assert self.message(lambda: MSDFNeck(**config)).startswith(f'{field}={shown}: must ')
 
     @pytest.mark.parametrize(
@@ -201,7 +204,9 @@ class TestErrors:
         message = self.message(lambda: neck([torch.zeros(shape) for shape in features]))
         assert reason in message
 
-    @pytest.mark.parametrize('grids', [[None], [(4, 4), (2,)], [(4, 4), (0, 2)]])
+    @pytest.mark.parametrize(
+        'grids', [[None], [(4, 4), (2,)], [(4, 4), (0, 2)], [(4, 4), ('2', 2)], [4, 4], 4, 'ab']
+    )
     def test_grids(self, grids):
         message = self.message(lambda: MSDFNeck(in_channels=[4, 8], num_classes=5, grids=grids))
         assert message.startswith(f'grids={grids!r}: must have, for each of 2 stages, (H, W)')

@@ -1,0 +1,237 @@
+"""A config with one random mistake builds or is refused with one line, whatever the mistake is.
+
+``CONFIG_FUZZ=20`` tries twenty times as many, other ones each time.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import math
+import operator
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from helpers import mldr
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from mmengine.config import ConfigDict
+
+from mldr_kd_mm import ConfigError, Distiller, losses
+from mldr_kd_mm.comparison import Comparison, Probe
+from mldr_kd_mm.layout import Layout
+from mldr_kd_mm.registry import MODELS
+
+MISSING = object()
+WIDTHS = dict(student_width=4, teacher_width=6)
+FACTOR = int(os.environ.get('CONFIG_FUZZ', 1))
+
+NUMBERS = [0, 1, -1, 3, 1.5, -0.5, 1e-300, 1e300, math.nan, math.inf, -math.inf, True, False, 1j]
+# No machine has the memory, so that torch refuses it at once. A model's own depth would take it.
+HUGE = [2**62, 2**70, 10**400]
+TEXTS = ['', 'x', '.', ':', 'a.b', 'a\nb', 'ä', 'logits', 'feature', 'stage1', 'stages', 'backbone']
+TYPES = [*losses.__all__, 'MSDFNeck', 'FeatureRecorder', 'Distiller', 'ResNet', 'ClsHead', 'a.B']
+UNKNOWN = ['x', 'typ', 'Type', 'temprature', 'self', 'args', 'loss', '']
+OTHERS = [None, object, len, b'x', {1}, range(3), [], (), {}, [[]], [None], {'type': None}, {1: 2}]
+
+
+def values(huge: bool) -> st.SearchStrategy:
+    """What may stand where something else is wanted."""
+    known = [*NUMBERS, *TEXTS, *TYPES, *OTHERS, *(HUGE if huge else [])]
+    leaves = st.sampled_from(known) | st.text(max_size=5)
+    # Not a number of any size: most of those a model would try to build.
+    return leaves | st.recursive(
+        leaves,
+        lambda inner: (
+            st.lists(inner, max_size=4)
+            | st.lists(inner, max_size=4).map(tuple)
+            | st.dictionaries(st.sampled_from(['type', 'loss', 'x', 'init_cfg']), inner, max_size=2)
+        ),
+        max_leaves=4,
+    )
+
+
+def places(config: Any, path: tuple = ()) -> Iterator[tuple]:
+    """The path of everything in a config."""
+    items = config.items() if isinstance(config, dict) else ()
+    items = enumerate(config) if isinstance(config, list) else items
+    for key, value in items:
+        yield (*path, key)
+        yield from places(value, (*path, key))
+
+
+def changed(config: dict, place: tuple, value: Any = MISSING) -> dict:
+    """A copy with another value in a place, or without one."""
+    config = copy.deepcopy(config)
+    *path, key = place
+    parent = functools.reduce(operator.getitem, path, config)
+    if value is MISSING:
+        del parent[key]
+    else:
+        parent[key] = value
+    return config
+
+
+@st.composite
+def mistakes(draw, config: dict) -> dict:
+    """A config with one mistake."""
+    place = draw(st.sampled_from(list(places(config))))
+    kind = draw(st.sampled_from(['wrong', 'wrong', 'wrong', 'missing', 'unknown']))
+    if kind == 'missing':
+        return changed(config, place)
+    if kind == 'unknown' and isinstance(place[-1], str):
+        place = (*place[:-1], draw(st.sampled_from(UNKNOWN)))
+    inside_a_model = place[0] in ('teacher', 'student') and len(place) > 1
+    return changed(config, place, draw(values(huge=not inside_a_model)))
+
+
+def assert_one_line(build: Callable[[], None]) -> None:
+    """It may build; what it raises must be ours, of one line."""
+    try:
+        build()
+    except (ConfigError, FileNotFoundError) as error:
+        message = str(error)
+        assert len(message.splitlines()) == 1, message
+        field, _, reason = message.partition(':')
+        assert field, message
+        assert reason, message
+
+
+def many(count: int) -> settings:
+    return settings(
+        max_examples=count * FACTOR,
+        derandomize=FACTOR == 1,
+        deadline=None,
+        print_blob=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+def every_argument(kind: type, **given: Any) -> dict:
+    """A config that names all of them, so that each can go wrong."""
+    parameters = list(inspect.signature(kind).parameters.values())
+    defaults = {p.name: None if p.default is p.empty else p.default for p in parameters}
+    return dict(type=kind.__name__) | defaults | given
+
+
+DISTILLER = mldr(
+    student_recorder=dict(type='FeatureRecorder', taps='stages'),
+    teacher_recorder=dict(type='FeatureRecorder', taps=dict(stage1='backbone.layers.2')),
+    neck=dict(
+        type='MSDFNeck',
+        in_channels=[8, 16, 32, 64],
+        project_dim=64,
+        grids=[None] * 4,
+        num_classes=10,
+        gate_dim=12,
+    ),
+    losses=[
+        dict(
+            loss=every_argument(losses.DFRALoss),
+            student=['logits', 'stage_logits', 'fused_logits'],
+            teacher='logits',
+            name='dfra',
+        ),
+        dict(
+            loss=dict(type='FitNetLoss', student_width=8, teacher_grid=[4, 4]),
+            student=['stage1'],
+            teacher=['stage1'],
+            weight=[0.5],
+            name='hints',
+        ),
+    ],
+    teacher_checkpoint=None,
+    input_size=[3, 32, 32],
+    teacher_input_size=(3, 32, 32),
+    teacher_precision='fp32',
+    teacher_compile=False,
+)
+# Which class it is, is the registry's to say.
+del DISTILLER['type']
+
+
+PROBES = (
+    Probe(
+        dict(
+            logits=torch.ones(1, 5),
+            stage_logits=torch.ones(3, 1, 5),
+            feature=torch.ones(1, 4),
+            stage1=torch.ones(1, 4, 2, 2),
+        ),
+        dict(stage1=Layout('BCHW', 4, (2, 2))),
+    ),
+    Probe(
+        dict(logits=torch.ones(1, 5), feature=torch.ones(1, 6), stage1=torch.ones(1, 16, 6)),
+        dict(stage1=Layout('BNC', 6, (4, 4))),
+    ),
+)
+OF_LOGITS = dict(student=['logits', 'stage_logits'], teacher='logits', weight=[1, 0.5], name='a')
+OF_FEATURES = dict(student='feature', teacher='feature', weight=1, name='a')
+SMALL = dict(
+    CRDLoss=dict(num_samples=9, negatives=4, dim=3, **WIDTHS),
+    CCLoss=dict(dim=3, **WIDTHS),
+    RSDLoss=WIDTHS,
+    FitNetLoss=dict(student_grid=[2, 2], teacher_grid=[4, 4], **WIDTHS),
+)
+
+
+def comparison(kind: str) -> dict:
+    """One entry of a Distiller's ``losses``."""
+    names = OF_LOGITS if hasattr(getattr(losses, kind), 'compares_logits') else OF_FEATURES
+    if kind == 'FitNetLoss':
+        names = dict(student=['stage1'], teacher=['stage1'], weight=[0.5], name='a')
+    loss = every_argument(getattr(losses, kind), **SMALL.get(kind, {}))
+    return dict(loss=loss, **copy.deepcopy(names))
+
+
+def build_distiller(config: dict) -> None:
+    Distiller(**ConfigDict(config))
+
+
+def build_comparison(config: dict) -> None:
+    Comparison(**config).build(*PROBES)
+
+
+class TestOneMistake:
+    """Anywhere: another value, an entry that is missing, or one that nobody knows."""
+
+    def test_none_builds(self):
+        build_distiller(copy.deepcopy(DISTILLER))
+        for kind in losses.__all__:
+            build_comparison(comparison(kind))
+
+    @pytest.mark.slow
+    @many(500)
+    @given(mistakes(DISTILLER))
+    def test_in_a_distiller(self, mistake):
+        assert_one_line(lambda: build_distiller(mistake))
+
+    @pytest.mark.parametrize('kind', losses.__all__)
+    @many(60)
+    @given(st.data())
+    def test_in_a_comparison(self, kind, data):
+        mistake = data.draw(mistakes(comparison(kind)))
+        assert_one_line(lambda: build_comparison(mistake))
+
+
+@pytest.mark.parametrize(
+    'config',
+    [comparison(kind)['loss'] for kind in losses.__all__]
+    + [DISTILLER['neck'], dict(type='MSDFNeck', in_channels=[8, 9], grids=[[2, 2], [2, 2]])]
+    + [DISTILLER['student_recorder'], DISTILLER['teacher_recorder']],
+    ids=lambda config: config['type'],
+)
+@many(60)
+@given(st.data())
+def test_a_wrong_value_alone(config, data):
+    """Of a part that is built on its own, without a Distiller that gives errors a name."""
+    config = dict(num_classes=5) | config if config['type'] == 'MSDFNeck' else config
+    key = data.draw(st.sampled_from(sorted(config.keys() - {'type'})))
+    place = data.draw(st.sampled_from([path for path in places(config) if path[0] == key]))
+    wrong = changed(config, place, data.draw(values(huge=False)))
+    assert_one_line(lambda: MODELS.build(wrong))
