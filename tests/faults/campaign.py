@@ -1,0 +1,178 @@
+"""A run that is hit again and again, and must end as if nothing had happened."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from faults.runs import assert_same, configure, finish, found, logs, run, start
+
+# What a process may end with: it finished, it was told to stop, another one is gone, it was killed
+# by us, or before it listened.
+STOPPED = {0, 1, 130, 143, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT}
+FULL = 2
+NO_SPACE = 'No space left on device'
+
+
+@dataclass
+class Campaign:
+    """Faults of random kinds at random moments, until the run is at its end.
+
+    Args:
+        folder: An empty folder.
+        seed: Of the random kinds and moments.
+        processes: How many the run has.
+        epochs: Of the run; each has 5 iterations, or 3 in two processes.
+        disk: A small file system for the checkpoints, or None.
+        say: Called with a line for each fault.
+    """
+
+    folder: Path
+    seed: int
+    processes: int = 1
+    epochs: int = 3
+    disk: Path | None = None
+    say: Callable[[str], None] = print
+    faults: Counter = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self.random = random.Random(self.seed)
+        self.config = configure(self.folder / 'run', max_epochs=self.epochs)
+        self.config['resume'] = True
+        if self.disk:
+            checkpoint = self.config['default_hooks']['checkpoint'] | dict(out_dir=str(self.disk))
+            self.config['default_hooks'] = self.config['default_hooks'] | dict(
+                checkpoint=checkpoint
+            )
+        self.checkpoints = (self.disk or self.folder) / 'run'
+
+    def run(self, least: int) -> None:
+        """Let the run be hit at least so many times, then let it end, and compare.
+
+        Raises:
+            AssertionError: Something was lost.
+        """
+        began = time.monotonic()
+        wanted = run(self.config | dict(resume=False), self.folder / 'straight', self.processes)
+        self.length = time.monotonic() - began
+        self._clear()
+        while sum(self.faults.values()) < least:
+            kinds = [self.kill, self.stop]
+            if self.disk:
+                kinds.append(self.fill)
+            if len(self._whole()) > 1:
+                kinds += [self.truncate, self.flip]
+            fault = self.random.choice(kinds)
+            self.faults[fault.__name__] += 1
+            detail = fault()
+            self.say(f'{sum(self.faults.values()):3} {fault.__name__}: {detail}')
+            if self._is_at_its_end():
+                self._compare(wanted)
+                self._clear()
+        run(self.config, self.folder / 'run', self.processes)
+        self._compare(wanted)
+
+    def kill(self) -> str:
+        """kill -9 of one process at a random moment."""
+        return self._signal(signal.SIGKILL)
+
+    def stop(self) -> str:
+        """SIGTERM to one process at a random moment."""
+        return self._signal(signal.SIGTERM)
+
+    def truncate(self) -> str:
+        """The newest checkpoint loses its end."""
+        path = self._whole()[-1]
+        size = self.random.randrange(path.stat().st_size)
+        os.truncate(path, size)
+        return f'{path.name} to {size} bytes'
+
+    def flip(self) -> str:
+        """A bit of the newest checkpoint changes."""
+        path = self._whole()[-1]
+        content = bytearray(path.read_bytes())
+        place = self.random.randrange(len(content))
+        content[place] ^= 1 << self.random.randrange(8)
+        path.write_bytes(content)
+        return f'{path.name} at byte {place}'
+
+    def fill(self) -> str:
+        """The disk has no room for another checkpoint, at any moment of the run."""
+        for path in (self.folder / 'run').glob('log*.txt'):
+            path.unlink()
+        left = self.random.randrange(3 * _size(self._whole()) + 1)
+        with _filled(self.disk, left):
+            codes = finish(
+                start(self.config, self.folder / 'run', self.processes), self.folder / 'run'
+            )
+        full = NO_SPACE in logs(self.folder / 'run')
+        assert set(codes) <= ({FULL} if full else {0}), logs(self.folder / 'run')
+        return f'{left} bytes left, exit codes {codes}'
+
+    def _signal(self, number: signal.Signals) -> str:
+        started = start(self.config, self.folder / 'run', self.processes)
+        delay = self.random.uniform(0, self.length)
+        time.sleep(delay)
+        rank = self.random.randrange(self.processes)
+        if started[rank].is_alive():
+            os.kill(started[rank].pid, number)
+        codes = finish(started, self.folder / 'run')
+        assert set(codes) <= STOPPED, logs(self.folder / 'run')
+        return f'process {rank} after {delay:.2f} s, exit codes {codes}'
+
+    def _whole(self) -> list[Path]:
+        """The checkpoints that a run could go on from, the newest last."""
+        paths = self.checkpoints.glob('[ei]*.pth')
+        return sorted(paths, key=lambda path: path.stat().st_mtime)
+
+    def _is_at_its_end(self) -> bool:
+        return (self.folder / 'run' / f'found{self.processes - 1}.pt').exists() and (
+            self.checkpoints / f'epoch_{self.epochs}.pth'
+        ).exists()
+
+    def _compare(self, wanted: list[dict]) -> None:
+        assert_same(found(self.folder / 'run', self.processes), wanted)
+        self.say('    at its end, bit for bit')
+
+    def _clear(self) -> None:
+        for path in [*self.checkpoints.glob('*.pth'), self.folder / 'run' / 'last_checkpoint']:
+            path.unlink(missing_ok=True)
+
+
+def _size(paths: list[Path]) -> int:
+    return max((path.stat().st_size for path in paths), default=1_000_000)
+
+
+@contextmanager
+def _filled(disk: Path, left: int) -> Iterator[None]:
+    """A file system with no more than so many bytes left."""
+    filler = disk / 'filler'
+    free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+    with open(filler, 'wb') as file:
+        os.posix_fallocate(file.fileno(), 0, max(free - left, 1))
+    try:
+        yield
+    finally:
+        filler.unlink()
+
+
+@contextmanager
+def small_disk(path: Path, kilobytes: int) -> Iterator[Path | None]:
+    """A file system of that size, or None where it may not be mounted."""
+    path.mkdir()
+    mount = ['mount', '-t', 'tmpfs', '-o', f'size={kilobytes}k', 'tmpfs', str(path)]
+    if subprocess.run(mount, capture_output=True).returncode != 0:
+        yield None
+        return
+    try:
+        yield path
+    finally:
+        subprocess.run(['umount', str(path)], check=True)
