@@ -15,7 +15,8 @@ from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections import Counter
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / 'tests'))
+# In the place of this folder, in which this file is named as the package there.
+sys.path[0] = str(Path(__file__).parents[1] / 'tests')
 
 from faults.campaign import Campaign, small_disk
 

@@ -20,7 +20,7 @@ T = TypeVar('T')
 def failing_together() -> Iterator[None]:
     """Raise in every process what was raised in one; all must come to the end of the ``with``.
 
-    A process that failed alone would leave the others waiting for it.
+    A process that failed alone would leave the others waiting for it. One may be within another.
 
     Raises:
         Exception: What this process raised; a ConfigError with its message in the others.
@@ -29,14 +29,16 @@ def failing_together() -> Iterator[None]:
     try:
         yield
     except Exception as caught:
+        if getattr(caught, 'known_to_all', False):  # raised by one within this one
+            raise
         error = caught
     message = None if error is None else f'{error}' or repr(error)
     messages = dist.all_gather_object(message)
+    if error is None:
+        error = next((ConfigError(message) for message in messages if message is not None), None)
     if error is not None:
+        error.known_to_all = True
         raise error
-    for message in messages:
-        if message is not None:
-            raise ConfigError(message)
 
 
 def main_process_first(work: Callable[[], None]) -> None:

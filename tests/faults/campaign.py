@@ -106,15 +106,14 @@ class Campaign:
 
     def fill(self) -> str:
         """The disk has no room for another checkpoint, at any moment of the run."""
-        for path in (self.folder / 'run').glob('log*.txt'):
+        folder = self.folder / 'run'
+        for path in folder.glob('log*.txt'):
             path.unlink()
         left = self.random.randrange(3 * _size(self._whole()) + 1)
         with _filled(self.disk, left):
-            codes = finish(
-                start(self.config, self.folder / 'run', self.processes), self.folder / 'run'
-            )
-        full = NO_SPACE in logs(self.folder / 'run')
-        assert set(codes) <= ({FULL} if full else {0}), logs(self.folder / 'run')
+            codes = finish(start(self.config, folder, self.processes), folder)
+        full = NO_SPACE in logs(folder)
+        assert set(codes) <= ({FULL} if full else {0}), logs(folder)
         return f'{left} bytes left, exit codes {codes}'
 
     def _signal(self, number: signal.Signals) -> str:
