@@ -357,7 +357,7 @@ def student_state_dict(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
         ConfigError: If the weights are not a Distiller's.
     """
     weights = checkpoint.get('state_dict')
-    student = _student(weights if isinstance(weights, dict) else {})
+    student = _student(weights if _is_state_dict(weights) else {})
     if not student:
         raise ConfigError('checkpoint: is not of a distillation run: no weight is named student.*')
     return student

@@ -18,6 +18,7 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor
 
+from mldr_kd_mm.checkpoint import printable
 from mldr_kd_mm.errors import ConfigError
 from mldr_kd_mm.processes import main_process_first
 from mldr_kd_mm.views import View, digest
@@ -25,6 +26,7 @@ from mldr_kd_mm.views import View, digest
 FORMAT = 1
 DTYPES = dict(fp16=np.float16, fp32=np.float32)
 FINGERPRINT = 'fingerprint.json'
+LOCK = 'lock'
 
 
 class TeacherCache:
@@ -128,7 +130,7 @@ class TeacherCache:
         if stored.keys() >= outputs.keys():
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        with _locked(self.folder / 'lock'):
+        with _locked(self.folder / LOCK):
             # Another run may have been faster.
             stored = self._stored_outputs(outputs)
             for name in outputs.keys() - stored.keys():
@@ -137,20 +139,16 @@ class TeacherCache:
             # It comes last, and at once: without it the files count for nothing.
             content = dict(fingerprint=self.fingerprint, outputs=stored | outputs)
             unfinished = self.folder / f'{FINGERPRINT}.tmp'
+            unfinished.unlink(missing_ok=True)  # where it is a link, what it points to stays
             unfinished.write_text(json.dumps(content, indent=1))
             os.replace(unfinished, self.folder / FINGERPRINT)
 
     def _stored_outputs(self, outputs: dict[str, dict]) -> dict[str, dict]:
         path = self.folder / FINGERPRINT
-        if not path.exists():
+        if not path.is_file():
+            self._check_free()
             return {}
-        try:
-            content = json.loads(path.read_text())
-            known, stored = content['fingerprint'], content['outputs']
-        except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(
-                f'teacher_cache: {path} cannot be read ({error}): delete {self.folder}'
-            ) from error
+        known, stored = _read_fingerprint(path)
         wanted = dict(self.fingerprint, outputs={n: o for n, o in outputs.items() if n in stored})
         there = dict(known, outputs={n: o for n, o in stored.items() if n in outputs})
         differences = _differences(there, wanted)
@@ -163,6 +161,17 @@ class TeacherCache:
         for name, output in stored.items():
             _Array.check(self.folder / name, self.entries, output['shape'], self.dtype)
         return stored
+
+    def _check_free(self) -> None:
+        """Raise if the folder is somebody else's: files of it would be overwritten."""
+        # The lock is the first file of a cache, also of one that came to nothing.
+        if self.folder.is_dir() and not (self.folder / LOCK).is_file():
+            other = next(self.folder.iterdir(), None)
+            if other is not None:
+                raise ConfigError(
+                    f'teacher_cache: dir={str(self.folder)!r}: is no teacher cache, and holds '
+                    f'{other.name!r}: must be an empty or a new folder'
+                )
 
     def _say(self, stored: dict[str, dict], outputs: dict[str, dict]) -> None:
         """Log the sizes; raise if the disk has no room for what is not stored."""
@@ -202,7 +211,8 @@ class _Array:
     def make(path: Path, entries: tuple[int, int], shape: Sequence[int], dtype: np.dtype) -> None:
         """Make files in which no entry is valid."""
         for file_path, size in zip(_files(path), _sizes(entries, shape, dtype), strict=True):
-            with open(file_path, 'wb') as file:
+            file_path.unlink(missing_ok=True)  # where it is a link, what it points to stays
+            with open(file_path, 'xb') as file:
                 # A disk that is full later would end the process without a message.
                 os.posix_fallocate(file.fileno(), 0, size)
 
@@ -210,6 +220,11 @@ class _Array:
     def check(path: Path, entries: tuple[int, int], shape: Sequence[int], dtype: np.dtype) -> None:
         """Raise unless the files are whole."""
         for file, size in zip(_files(path), _sizes(entries, shape, dtype), strict=True):
+            if file.is_symlink():
+                raise ConfigError(
+                    f'teacher_cache: {file} is a link, and would be written to: delete '
+                    f'{path.parent}'
+                )
             found = file.stat().st_size if file.exists() else 0
             if found != size:
                 raise ConfigError(
@@ -230,6 +245,23 @@ class _Array:
         """Store entries, their checksums last."""
         self.values[place] = values
         self.marks[place] = [_mark(value, key) for value in values]
+
+
+def _read_fingerprint(path: Path) -> tuple[dict[str, Any], dict[str, dict]]:
+    """What the stored outputs depend on, and name -> ``dict(shape=[...], ...)`` of each."""
+    try:
+        content = json.loads(path.read_text())
+        known, stored = content['fingerprint'], content['outputs']
+        sizes = [size for output in stored.values() for size in output['shape']]
+        names_are_plain = all(Path(name).name == name for name in stored)
+        sizes_are_sizes = all(type(size) is int and size > 0 for size in sizes)
+        if not (isinstance(known, dict) and names_are_plain and sizes_are_sizes):
+            raise ValueError('it is none that was written here')
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ConfigError(
+            f'teacher_cache: {path} cannot be read ({error}): delete {path.parent}'
+        ) from error
+    return known, stored
 
 
 def _files(path: Path) -> tuple[Path, Path]:
@@ -259,7 +291,7 @@ def _to_device(values: Tensor, device: torch.device) -> Tensor:
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Let one run at a time pass."""
-    with open(path, 'w') as file:
+    with open(path, 'a') as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -282,7 +314,8 @@ def _differences(there: Any, here: Any, name: str = '') -> list[str]:
         ]
     if there == here:
         return []
-    return [f'{name.removeprefix(".")} was {_short(there)}, is {_short(here)}']
+    name = printable(name.removeprefix('.'))
+    return [f'{name} was {_short(there)}, is {_short(here)}']
 
 
 def _short(value: Any) -> str:

@@ -213,11 +213,91 @@ def test_a_file_that_is_not_whole(cache, file, damage):
         again(cache)
 
 
-@pytest.mark.parametrize('text', ['', '{', '[]', '{"outputs": {}}'])
+def fingerprint(outputs, **known):
+    return json.dumps(dict(fingerprint=known, outputs=outputs))
+
+
+@pytest.mark.parametrize(
+    'text',
+    [
+        '',
+        '{',
+        '[]',
+        '{"outputs": {}}',
+        '{"fingerprint": 5, "outputs": {}}',
+        '{"fingerprint": {}, "outputs": 5}',
+        '\xff',
+        '[' * 100_000,
+        fingerprint({'logits': 5}),
+        fingerprint({'logits': {}}),
+        fingerprint({'logits': dict(shape=5)}),
+        fingerprint({'logits': dict(shape=[-3])}),
+        fingerprint({'logits': dict(shape=['3'])}),
+        fingerprint({'logits': dict(shape=[True])}),
+        fingerprint({'logits': dict(shape=[[3]])}),
+        fingerprint({'../logits': dict(shape=[3])}),
+        fingerprint({'/etc/passwd': dict(shape=[3])}),
+    ],
+)
 def test_a_fingerprint_that_is_none(cache, text):
     (cache.folder / 'fingerprint.json').write_text(text)
     with pytest.raises(ConfigError, match=r'fingerprint\.json cannot be read .*: delete'):
         again(cache)
+
+
+@pytest.mark.parametrize('size', [10**6, 10**30])
+def test_a_fingerprint_of_larger_files(cache, size):
+    """Nothing of the size that it claims is made."""
+    stored = dict(OUTPUTS, more=dict(tap='more', shape=[size]))
+    (cache.folder / 'fingerprint.json').write_text(fingerprint(stored, **KEY))
+    with pytest.raises(ConfigError, match=r'more\.bin has 0 bytes, must have'):
+        again(cache)
+
+
+def test_a_fingerprint_cannot_write_to_the_terminal(cache):
+    text = fingerprint(OUTPUTS, **KEY, **{'new\nline\x1b[2J': 'x\n'})
+    (cache.folder / 'fingerprint.json').write_text(text)
+    with pytest.raises(ConfigError, match='otherwise: ') as caught:
+        again(cache)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize('file', ['logits.bin', 'logits.crc'])
+def test_a_link_is_not_written_through(cache, tmp_path, file):
+    """A cache of somebody else's may name any file of the right size."""
+    precious = tmp_path / 'precious'
+    (cache.folder / file).rename(precious)
+    (cache.folder / file).symlink_to(precious)
+    with pytest.raises(ConfigError, match=rf'{file} is a link, .*: delete {cache.folder}'):
+        again(cache)
+
+
+@pytest.mark.parametrize('file', ['stage1.bin', 'stage1.crc', 'fingerprint.json.tmp', 'lock'])
+def test_a_link_is_replaced(tmp_path, file):
+    folder, precious = tmp_path / 'cache', tmp_path / 'precious'
+    TeacherCache(folder, KEY, {'logits': OUTPUTS['logits']})
+    precious.write_text('precious')
+    (folder / file).unlink(missing_ok=True)
+    (folder / file).symlink_to(precious)
+    TeacherCache(folder, KEY, OUTPUTS)
+    assert precious.read_text() == 'precious'
+
+
+@pytest.mark.parametrize('file', ['logits.bin', 'notes.txt', '.hidden'])
+def test_a_folder_of_something_else(tmp_path, file):
+    (tmp_path / file).write_text('precious')
+    with pytest.raises(ConfigError) as caught:
+        TeacherCache(tmp_path, KEY, OUTPUTS)
+    assert str(caught.value) == (
+        f"teacher_cache: dir='{tmp_path}': is no teacher cache, and holds {file!r}: "
+        'must be an empty or a new folder'
+    )
+    assert [path.name for path in tmp_path.iterdir()] == [file]
+    assert (tmp_path / file).read_text() == 'precious'
+
+
+def test_an_empty_folder(tmp_path):
+    TeacherCache(tmp_path, KEY, OUTPUTS)
 
 
 def test_files_without_a_fingerprint_count_for_nothing(cache):

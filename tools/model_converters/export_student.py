@@ -12,6 +12,7 @@ import os
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from safetensors.torch import save_file
@@ -25,29 +26,34 @@ def export(checkpoint: str, out: str) -> int:
 
     Args:
         checkpoint: Path of the checkpoint of a distillation run.
-        out: Path to write to, ``.pth`` or ``.safetensors``.
+        out: Path of the new file, ``.pth`` or ``.safetensors``.
 
     Returns:
         The number of tensors written.
 
     Raises:
         FileNotFoundError: If there is no such checkpoint.
-        ConfigError: If the checkpoint is of another kind, or ``out`` of no known format.
+        ConfigError: If the checkpoint is of another kind, or ``out`` of no known format or there
+            already.
     """
     if Path(out).suffix not in ('.pth', '.safetensors'):
         raise ConfigError(f'out={out!r}: must end with .pth or .safetensors')
+    if os.path.lexists(out):
+        raise ConfigError(f'out={out!r}: is there already: remove it, or name another file')
     content = load_checkpoint(checkpoint)
     student = {key: value.contiguous() for key, value in student_state_dict(content).items()}
     Path(out).parent.mkdir(parents=True, exist_ok=True)
-    unfinished = f'{out}.tmp'
-    if out.endswith('.safetensors'):
-        save_file(student, unfinished, metadata={'format': 'pt'})
-    else:
-        # mmpretrain's init_model reads the names of the classes from here.
-        known = content.get('meta', {}).get('dataset_meta')
-        meta = {'dataset_meta': known} if known else {}
-        torch.save({'state_dict': student, 'meta': meta}, unfinished)
-    os.replace(unfinished, out)
+    with TemporaryDirectory(dir=Path(out).parent) as folder:
+        unfinished = Path(folder, Path(out).name)
+        if unfinished.suffix == '.safetensors':
+            save_file(student, unfinished, metadata={'format': 'pt'})
+        else:
+            # mmpretrain's init_model reads the names of the classes from here.
+            meta = content.get('meta')
+            known = meta.get('dataset_meta') if isinstance(meta, dict) else None
+            meta = {'dataset_meta': known} if known else {}
+            torch.save({'state_dict': student, 'meta': meta}, unfinished)
+        os.replace(unfinished, out)
     return len(student)
 
 

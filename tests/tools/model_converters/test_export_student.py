@@ -1,6 +1,8 @@
 """The plain student, loaded where nothing of ours can be imported."""
 
+import os
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -105,12 +107,11 @@ def test_holds_the_averaged_weights(tmp_path, tool):
     assert not torch.equal(exported['head.fc.weight'], runner.model.student.head.fc.weight)
 
 
-def test_bad_input_leaves_what_was_there(runs, tmp_path, tool):
+def test_bad_input_leaves_nothing_behind(runs, tmp_path, tool):
     out = tmp_path / 'student.pth'
-    out.write_text('precious')
     torch.save({'state_dict': {'backbone.weight': torch.ones(1)}}, tmp_path / 'plain.pth')
     torch.save([1, 2], tmp_path / 'list.pth')
-    torch.save({'state_dict': [1]}, tmp_path / 'odd.pth')
+    torch.save({'state_dict': {'student.weight': 1}}, tmp_path / 'odd.pth')
     for checkpoint, target, message in (
         ('no.pth', out, "checkpoint='no.pth': there is no such file"),
         (tmp_path / 'plain.pth', out, 'no weight is named student.*'),
@@ -122,5 +123,45 @@ def test_bad_input_leaves_what_was_there(runs, tmp_path, tool):
         assert code == 2
         assert said.err.startswith('error: ') and message in said.err
         assert said.err.count('\n') == 1
-    assert out.read_text() == 'precious'
-    assert not (tmp_path / 'student.onnx').exists()
+    assert sorted(os.listdir(tmp_path)) == ['list.pth', 'odd.pth', 'plain.pth']
+
+
+def test_odd_notes_beside_the_weights(tmp_path, tool):
+    weights = {'student.weight': torch.ones(1)}
+    torch.save({'state_dict': weights, 'meta': [1]}, tmp_path / 'run.pth')
+    code, said = tool(tmp_path / 'run.pth', tmp_path / 'student.pth')
+    assert code == 0, said.err
+    assert torch.load(tmp_path / 'student.pth')['meta'] == {}
+
+
+@pytest.mark.parametrize('kind', ['file', 'folder', 'link', 'the checkpoint itself'])
+def test_overwrites_nothing(runs, tmp_path, tool, kind):
+    checkpoint, out = runs['timm'][1], tmp_path / 'student.pth'
+    precious = tmp_path / 'precious.pth'
+    precious.write_text('precious')
+    if kind == 'file':
+        precious.rename(out)
+    elif kind == 'folder':
+        out.mkdir()
+        precious.rename(out / 'precious.pth')
+    elif kind == 'link':
+        out.symlink_to(precious)
+    else:
+        checkpoint = shutil.copy(checkpoint, out)
+    before = snapshot(tmp_path)
+    code, said = tool(checkpoint, out)
+    assert code == 2
+    assert said.err == f"error: out='{out}': is there already: remove it, or name another file\n"
+    assert snapshot(tmp_path) == before
+
+
+def test_leaves_files_of_like_names(runs, tmp_path, tool):
+    """What is unfinished has a place of its own."""
+    (tmp_path / 'student.pth.tmp').write_text('precious')
+    assert tool(runs['timm'][1], tmp_path / 'student.pth')[0] == 0
+    assert (tmp_path / 'student.pth.tmp').read_text() == 'precious'
+    assert sorted(os.listdir(tmp_path)) == ['student.pth', 'student.pth.tmp']
+
+
+def snapshot(folder):
+    return {path: path.read_bytes() for path in folder.rglob('*') if path.is_file()}
