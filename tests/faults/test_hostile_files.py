@@ -1,0 +1,190 @@
+"""A file that would run code is refused wherever a path is taken, and none of it runs.
+
+The canary is a folder that the code makes; each file is shown to make it where it is trusted.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import runpy
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import mldr, resnet, runner_config, timm_resnet, train, vit
+from mmengine.config import Config
+from mmengine.runner import CheckpointLoader, FlexibleRunner, load_checkpoint
+
+from mldr_kd_mm import ConfigError
+from mldr_kd_mm.checkpoint import use_safe_loading
+from mldr_kd_mm.datasets import CIFAR100
+from mldr_kd_mm.registry import MODELS
+
+ROOT = Path(__file__).parents[2]
+
+
+class Sings:
+    """Pickles to code that makes a folder."""
+
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.canary),)
+
+
+@pytest.fixture
+def canary(tmp_path) -> Path:
+    """What must not be there after the test."""
+    path = tmp_path / 'canary'
+    yield path
+    assert not path.exists(), 'the code of a file has run'
+
+
+@pytest.fixture
+def safe_loading(monkeypatch):
+    """mmengine reads through us until the test's end."""
+    monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
+    use_safe_loading()
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory) -> Path:
+    """The checkpoint of a run of one epoch."""
+    folder = tmp_path_factory.mktemp('finished') / 'run'
+    train(mldr(), folder)
+    return folder / 'epoch_1.pth'
+
+
+# Where in a checkpoint code may hide, as a function from its content and the code.
+PLACES = {
+    'beside': lambda content, evil: content | {'evil': evil},
+    'optimizer': lambda content, evil: content | {'optimizer': {'state': [evil]}},
+    'message_hub': lambda content, evil: content | {'message_hub': {'log_scalars': {'a': evil}}},
+    'key': lambda content, evil: content | {'meta': {(evil,): 1}},
+    'metadata': lambda content, evil: _with_metadata(content, evil),
+}
+
+
+def _with_metadata(content, evil):
+    content['state_dict']._metadata = {'': evil}
+    return content
+
+
+@pytest.fixture(params=PLACES)
+def hostile(request, finished, tmp_path, canary) -> str:
+    """A run's checkpoint that also holds code."""
+    content = torch.load(finished, weights_only=False)
+    path = tmp_path / 'hostile.pth'
+    torch.save(PLACES[request.param](content, Sings(canary)), path)
+    sings(path, canary)
+    return str(path)
+
+
+def sings(path: Path, canary: Path) -> None:
+    """Show that the file's code runs where it is trusted."""
+    torch.load(path, weights_only=False)
+    assert canary.is_dir()
+    canary.rmdir()
+
+
+def refuses(function, field: str, path: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        function()
+    message = f'{field}={path!r}: refused: it asks for {os.name}.mkdir, and weights are tensors'
+    assert str(caught.value).startswith(message)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize('student', [resnet, timm_resnet])
+def test_teacher_checkpoint(hostile, student):
+    config = mldr(teacher=student(), teacher_checkpoint=hostile)
+    refuses(lambda: MODELS.build(config), 'teacher_checkpoint', hostile)
+
+
+@pytest.mark.usefixtures('safe_loading')
+class TestThroughMMEngine:
+    @pytest.mark.parametrize('resume', [False, True], ids=['load_from', 'resume'])
+    def test_of_the_runner(self, hostile, tmp_path, resume):
+        def run():
+            train(mldr(), tmp_path / 'run', max_epochs=2, load_from=hostile, resume=resume)
+
+        refuses(run, 'checkpoint', hostile)
+        assert not list(tmp_path.glob('run/*.pth'))
+
+    def test_of_the_flexible_runner(self, hostile, tmp_path):
+        """As FSDP has it, which needs several processes."""
+        config = runner_config(mldr(), tmp_path / 'run', load_from=hostile, env_cfg=dict())
+        refuses(FlexibleRunner.from_cfg(Config(config)).train, 'checkpoint', hostile)
+
+    def test_the_newest_of_a_run(self, hostile, tmp_path):
+        """That ``resume`` without a path finds."""
+        work_dir = tmp_path / 'run'
+        work_dir.mkdir()
+        newest = str(work_dir / 'epoch_1.pth')
+        shutil.copy(hostile, newest)
+        (work_dir / 'last_checkpoint').write_text(newest)
+        refuses(lambda: train(mldr(), work_dir, max_epochs=2, resume=True), 'checkpoint', newest)
+
+    @pytest.mark.parametrize('part', ['teacher', 'student'])
+    def test_init_cfg(self, hostile, tmp_path, part):
+        pretrained = dict(type='Pretrained', checkpoint=hostile)
+        model = dict(teacher=vit(), student=resnet())
+        model[part]['init_cfg'] = pretrained
+        refuses(MODELS.build(mldr(**model)).init_weights, 'checkpoint', hostile)
+
+    def test_init_cfg_of_a_backbone(self, hostile):
+        config = resnet()
+        config['backbone']['init_cfg'] = dict(
+            type='Pretrained', checkpoint=hostile, prefix='student.backbone.'
+        )
+        refuses(MODELS.build(config).init_weights, 'checkpoint', hostile)
+
+    def test_a_function_of_mmengine(self, hostile):
+        model = MODELS.build(resnet())
+        refuses(lambda: load_checkpoint(model, hostile), 'checkpoint', hostile)
+
+
+def test_exporter(hostile, tmp_path, capsys):
+    main = runpy.run_path(str(ROOT / 'tools/model_converters/export_student.py'))['main']
+    with pytest.raises(SystemExit) as end:
+        main([hostile, str(tmp_path / 'student.pth')])
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f'error: checkpoint={hostile!r}: refused: it asks for {os.name}.mkdir')
+    assert said.count('\n') == 1
+    assert not (tmp_path / 'student.pth').exists()
+
+
+@pytest.mark.parametrize('place', ['beside', 'label', 'key'])
+def test_cifar(tmp_path, canary, place):
+    evil = Sings(canary)
+    content = dict(data=np.zeros((100, 3072), np.uint8), fine_labels=list(range(100)))
+    if place == 'beside':
+        content['evil'] = evil
+    elif place == 'label':
+        content['fine_labels'][0] = evil
+    else:
+        content[(evil,)] = 0
+    folder = tmp_path / 'data/cifar-100-python'
+    folder.mkdir(parents=True)
+    for name in ('train', 'test'):
+        (folder / name).write_bytes(pickle.dumps(content))
+    pickle.loads((folder / 'train').read_bytes())
+    canary.rmdir()
+
+    with pytest.raises(ConfigError, match=rf'train: refused, it asks for {os.name}\.mkdir'):
+        CIFAR100(data_root=str(tmp_path / 'data'), verify=False)
+
+
+@pytest.mark.usefixtures('safe_loading')
+@pytest.mark.parametrize('file', [b'', b'\x80\x04.', b'PK\x03\x04', b'\0' * 1000])
+def test_what_is_no_checkpoint_is_said_in_one_line(tmp_path, file):
+    path = tmp_path / 'file.pth'
+    path.write_bytes(file)
+    with pytest.raises(ConfigError, match='cannot be read as weights: ') as caught:
+        train(mldr(), tmp_path / 'run', load_from=str(path), resume=True)
+    assert str(caught.value).isprintable()
