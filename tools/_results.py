@@ -19,6 +19,8 @@ from _runs import ROOT, mean_and_std
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from mldr_kd_mm.errors import ConfigError
+
 SCRATCH = 'scratch'
 MODULES = ('torch', 'timm', 'mmengine', 'mmcv', 'mmpretrain')
 
@@ -127,10 +129,21 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def read_results(work_dir: Path) -> list[Result]:
-    """Return the finished runs of a benchmark: by pair, then scratch first, then by method."""
+    """Return the finished runs of a benchmark: by pair, then scratch first, then by method.
+
+    Raises:
+        ConfigError: A file that should hold one does not.
+    """
     files = work_dir.glob('*/*/seed*/benchmark/result.json')
-    results = [Result(**json.loads(file.read_text())) for file in files]
+    results = [_read_result(file) for file in files]
     return sorted(results, key=lambda r: (r.pair, r.method != SCRATCH, r.method, r.seed))
+
+
+def _read_result(file: Path) -> Result:
+    try:
+        return Result(**json.loads(file.read_text()))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ConfigError(f'{file}: is no result of a run ({error})') from error
 
 
 def write_results(results: Sequence[Result], work_dir: Path) -> None:

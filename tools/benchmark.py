@@ -19,6 +19,7 @@ At the end WORK_DIR has results.md, results.csv and results.png, of all that is 
 
 from __future__ import annotations
 
+import ast
 import copy
 import fcntl
 import hashlib
@@ -340,8 +341,18 @@ def student_alone(settings: Settings) -> Settings:
 
 
 def read_settings(path: Path) -> Settings:
-    """Return the settings that a run has stored."""
-    return Config.fromfile(path, import_custom_modules=False).to_dict()
+    """Return the settings that a run has stored; they are literals, and nothing of it is run.
+
+    Raises:
+        ConfigError: The file is not there, or holds anything else.
+    """
+    try:
+        assignments = ast.parse(path.read_text()).body
+        return {line.targets[0].id: ast.literal_eval(line.value) for line in assignments}
+    except (OSError, ValueError, SyntaxError, AttributeError, RecursionError) as error:
+        raise ConfigError(
+            f'{path}: cannot be read as the settings of a run ({describe(error)})'
+        ) from error
 
 
 def teacher_file(settings: Settings) -> Path | None:
@@ -500,10 +511,17 @@ def alone_in(work_dir: Path) -> Iterator[None]:
     """Keep others out of a work directory.
 
     Raises:
-        ConfigError: If another benchmark is at work in it.
+        ConfigError: If another benchmark is at work in it, or it is somebody else's.
     """
+    lock = work_dir / '.lock'
+    other = next(work_dir.iterdir(), None) if work_dir.is_dir() else None
+    if other is not None and not lock.is_file():
+        raise ConfigError(
+            f'--work-dir {work_dir}: is none of a benchmark, and holds {other.name!r}: must be an '
+            'empty or a new directory'
+        )
     work_dir.mkdir(parents=True, exist_ok=True)
-    with (work_dir / '.lock').open('a') as file:
+    with lock.open('a') as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -821,3 +821,48 @@ def test_picture(benchmark, read_tool, tmp_path):
         assert points.sum() > 9 * 20, 'nine points'
         rows = np.flatnonzero(points.any(1))
         assert np.ptp(rows) > len(panel) / 2, 'the methods have room to differ in'
+
+
+def test_stored_settings_are_read_and_not_run(benchmark, tmp_path):
+    path = tmp_path / 'config.py'
+    canary = tmp_path / 'canary'
+    for evil in (
+        f'a = __import__("os").mkdir({str(canary)!r})',
+        f'import os; os.mkdir({str(canary)!r})',
+        f'a = [{{"b": exec("import os; os.mkdir({str(canary)!r})")}}]',
+        "_base_ = 'other.py'; a = _base_.a",
+        'a = ' + '[' * 10_000,
+        'a.b = 1',
+        '\0',
+    ):
+        path.write_text(evil)
+        (tmp_path / 'other.py').write_text(f'import os; os.mkdir({str(canary)!r})')
+        with pytest.raises(benchmark.ConfigError, match='cannot be read as the settings') as caught:
+            benchmark.read_settings(path)
+        assert '\n' not in str(caught.value)
+        assert not canary.exists()
+
+
+@pytest.mark.parametrize('text', ['', '[]', '{}', '{"pair": 1}', '[' * 100_000])
+def test_a_result_that_is_none(tool, tmp_path, text):
+    file = tmp_path / 'a/kd/seed0/benchmark/result.json'
+    file.parent.mkdir(parents=True)
+    file.write_text(text)
+    code, said = tool('benchmark', '--table-only', '--work-dir', tmp_path)
+    assert code == 2
+    assert said.startswith(f'error: {file}: is no result of a run (')
+    assert said.count('\n') == 1
+
+
+@pytest.mark.parametrize('name', ['results.csv', 'thesis.tex'])
+def test_a_work_directory_of_somebody_else(project, tool, name):
+    WORK_DIR.mkdir(parents=True)
+    (WORK_DIR / name).write_text('precious')
+    before = tree(project)
+    code, said = tool('benchmark', *COMMAND)
+    assert code == 2
+    assert said == (
+        f'error: --work-dir {WORK_DIR}: is none of a benchmark, and holds {name!r}: must be an '
+        'empty or a new directory\n'
+    )
+    assert tree(project) == before
