@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from mmengine.dataset import force_full_init
 from mmengine.fileio import LocalBackend, exists, get_file_backend, join_path
+from mmengine.logging import print_log
 from mmpretrain.datasets import CIFAR100 as MMPretrainCIFAR100
-from mmpretrain.datasets.utils import check_md5, download_and_extract_archive
+from mmpretrain.datasets.utils import check_md5
 
+from mldr_kd_mm.datasets.archive import fetch, unpack
 from mldr_kd_mm.datasets.safe_pickle import load_dict
 from mldr_kd_mm.datasets.subset import take_subset
 from mldr_kd_mm.errors import ConfigError
@@ -19,6 +22,7 @@ from mldr_kd_mm.processes import main_process_first
 from mldr_kd_mm.registry import DATASETS
 
 SHAPE = (32, 32, 3)
+LARGEST = 1_000_000_000  # bytes; the archive has 169 million, unpacked it has 186 million
 RECORD = 1 + 32 * 32 * 3  # bytes of an image in memory: its label and its pixels
 
 
@@ -142,18 +146,26 @@ class CIFAR100(MMPretrainCIFAR100):
 
     def _download(self, root: str) -> None:
         """Download the official archive and unpack what is not there yet, each file whole."""
-        archive = os.path.join(root, self.filename)
-        if os.path.exists(archive) and not check_md5(archive, self.tgz_md5):
+        archive, folder = Path(root, self.filename), Path(root, self.base_folder)
+        if archive.exists() and not check_md5(archive, self.tgz_md5):
             raise ConfigError(f'{archive} is there with another MD5 checksum, remove it first')
         os.makedirs(root, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=root) as unpacked:
-            download_and_extract_archive(self.url, root, unpacked, self.filename, self.tgz_md5)
-            source = os.path.join(unpacked, self.base_folder)
-            target = os.path.join(root, self.base_folder)
-            os.makedirs(target, exist_ok=True)
-            for name in os.listdir(source):
-                if not os.path.exists(os.path.join(target, name)):
-                    os.rename(os.path.join(source, name), os.path.join(target, name))
+        with tempfile.TemporaryDirectory(dir=root) as unfinished:
+            if not archive.exists():
+                fetched = Path(unfinished, self.filename)
+                print_log(f'Downloading {self.url} to {archive}', 'current')
+                fetch(self.url, fetched, LARGEST)
+                if not check_md5(fetched, self.tgz_md5):
+                    raise ConfigError(f'{self.url} has another MD5 checksum than the official file')
+                os.replace(fetched, archive)
+            names = ('train', 'test', 'meta')
+            unpack(
+                archive, [f'{self.base_folder}/{name}' for name in names], Path(unfinished), LARGEST
+            )
+            folder.mkdir(exist_ok=True)
+            for name in names:
+                if not (folder / name).exists():
+                    os.rename(Path(unfinished, name), folder / name)
 
 
 def _read(path: str, num_classes: int) -> tuple[np.ndarray, list[int]]:

@@ -200,6 +200,40 @@ def test_an_archive_with_another_checksum_is_kept(official, tmp_path):
     assert snapshot(root) == before
 
 
+@pytest.mark.parametrize('fault', ['another file', 'too large', 'damaged', 'a link'])
+def test_a_download_that_is_no_set_leaves_nothing(official, tmp_path, monkeypatch, fault):
+    """Not even where its checksum is the official one."""
+    archive = official / 'archive.tar.gz'
+    if fault == 'another file':
+        archive.write_text('a page that asks for a password')
+        message = 'has another MD5 checksum than the official file'
+    elif fault == 'too large':
+        monkeypatch.setattr('mldr_kd_mm.datasets.cifar.LARGEST', 100_000)
+        message = 'it is larger than 0 MB'
+    else:
+        if fault == 'damaged':
+            archive.write_bytes(archive.read_bytes()[:-100])
+            message = 'Compressed file ended before'
+        else:
+            with tarfile.open(archive, 'w:gz') as tar:
+                tar.addfile(link('cifar-100-python/train', '/etc/passwd'))
+            message = 'its cifar-100-python/train is no regular file'
+        monkeypatch.setattr(CIFAR100, 'tgz_md5', md5(archive))
+    root = tmp_path / 'data'
+    with pytest.raises(ConfigError, match=f'lacks .* download failed .*{message}') as caught:
+        CIFAR100(data_root=str(root))
+    assert str(caught.value).isprintable()
+    # What has the official checksum is not fetched again.
+    kept = [CIFAR100.filename] if fault in ('damaged', 'a link') else []
+    assert [path.name for path in root.iterdir()] == kept
+
+
+def link(name: str, target: str) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = tarfile.SYMTYPE, target
+    return info
+
+
 def test_official_files_are_not_mixed_with_others(official, other):
     (other / 'cifar-100-python' / 'test').unlink()
     before = snapshot(other)
@@ -429,8 +463,8 @@ def test_two_processes_end_with_one_error_or_one_download(tmp_path):
     assert 'lacks cifar-100-python/train; unpack' in absent
     assert 'its download failed' in unreachable
     assert length == 200
-    downloads = [stdout.count('Extracting') for stdout, _ in outputs]
-    assert downloads == [1, 0]
+    downloads = [stdout.count('Downloading') for stdout, _ in outputs]
+    assert downloads == [2, 0]  # the one that fails too
 
 
 @pytest.mark.skipif(
