@@ -7,7 +7,8 @@ import re
 from collections import Counter
 from typing import Any
 
-from mmengine.fileio import exists, get_text, join_path, list_dir_or_file
+from mmcv import imfrombytes
+from mmengine.fileio import exists, get, get_text, join_path, list_dir_or_file
 from mmpretrain.datasets import BaseDataset
 
 from mldr_kd_mm.datasets.subset import take_subset
@@ -118,6 +119,19 @@ class TinyImageNet(BaseDataset):
                     f'{UNPACK_AGAIN}, or give verify=False to accept this set as it is'
                 )
 
+    def prepare_data(self, idx: int) -> Any:
+        """Return what the pipeline makes of one image.
+
+        Raises:
+            ConfigError: The file is no whole image, or one of more pixels than OpenCV takes.
+        """
+        try:
+            return super().prepare_data(idx)
+        except Exception:
+            # Any step may have failed; only then is it worth to read the image once more.
+            _check_image(self.get_data_info(idx)['img_path'])
+            raise
+
     def extra_repr(self) -> list[str]:
         """The lines that ``repr`` adds."""
         return [f'Root of dataset: \t{self.data_root}', f'Split: \t{self.split}']
@@ -184,6 +198,15 @@ def _list_val(root: str, wnids: list[str]) -> list[dict]:
             )
         data_list.append({'img_path': f'{folder}/{name}', 'gt_label': label_of[wnid]})
     return data_list
+
+
+def _check_image(path: str) -> None:
+    try:
+        reason = 'it is damaged' if imfrombytes(get(path)) is None else None
+    except Exception as error:  # of OpenCV, or of whatever holds the file
+        reason = str(error).strip().splitlines()[0]
+    if reason:
+        raise ConfigError(f'{path}: cannot be read as an image ({reason}); {UNPACK_AGAIN}')
 
 
 def _list_images(folder: str) -> list[str]:

@@ -20,10 +20,11 @@ from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from mldr_kd_mm.datasets import TinyImageNet, tiny_imagenet
 from mldr_kd_mm.errors import ConfigError
-from mldr_kd_mm.registry import DATASETS, MODELS
+from mldr_kd_mm.registry import DATASETS, MODELS, TRANSFORMS
 
 PROJECT = Path(__file__).resolve().parents[2]
 BASES = PROJECT / 'configs' / '_base_' / 'datasets'
@@ -331,6 +332,39 @@ def test_grey_images_have_three_channels(whole, backend):
         assert image.shape == (64, 64, 3)
         assert image.dtype == np.uint8
         assert np.abs(image.astype(int) - colour).max() <= 2
+
+
+def bomb() -> bytes:
+    """Return an image of 180 kB and 1.6 billion pixels."""
+    file = io.BytesIO()
+    Image.new('1', (40_000, 40_000)).save(file, 'PNG')
+    return file.getvalue()
+
+
+def test_an_image_that_is_none(broken):
+    path = broken / f'tiny-imagenet-200/train/{FIRST}/images/{FIRST}_2.JPEG'
+    dataset = load(broken, pipeline=[dict(type='LoadImageFromFile'), dict(type='PackInputs')])
+    message = rf'{path}: cannot be read as an image \(.*\); unpack'
+    half = COLOURED[: len(COLOURED) // 2]
+    for content in (half, COLOURED[:-2], b'', b'text', bomb()):
+        path.write_bytes(content)
+        with pytest.raises(ConfigError, match=message) as caught:
+            dataset[0]
+        assert str(caught.value).isprintable()
+    with pytest.raises(ConfigError, match=message):
+        next(iter(DataLoader(dataset, num_workers=1, collate_fn=list)))
+
+
+def test_a_step_that_fails_is_not_blamed_on_the_image(whole):
+    dataset = load(whole, pipeline=[dict(type='LoadImageFromFile'), dict(type='Fails')])
+    with pytest.raises(RuntimeError, match='^not the image$'):
+        dataset[0]
+
+
+@TRANSFORMS.register_module()
+class Fails:
+    def __call__(self, results: dict) -> dict:
+        raise RuntimeError('not the image')
 
 
 def write_imagenet(root: Path) -> Path:
