@@ -276,17 +276,20 @@ def _download_from_hub(name: str) -> Path:
 
 
 def _reason(error: Exception) -> str:
-    refused = re.search(r'GLOBAL (\S+)', str(error))
-    if isinstance(error, UnpicklingError) and refused:
+    text = str(error)
+    if isinstance(error, UnpicklingError):
         # torch would advise how to run it nevertheless.
-        return f'refused: it asks for {refused[1]}, and weights are tensors and plain containers'
-    first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        text = text.rpartition('WeightsUnpickler error: ')[2]
+        if refused := re.search(r'GLOBAL (\S+)', text):
+            name = printable(refused[1])
+            return f'refused: it asks for {name}, and weights are tensors and plain containers'
+    first_line = (text.strip() or type(error).__name__).splitlines()[0]
     return f'cannot be read as weights: {printable(first_line)}'
 
 
 def printable(content: Any) -> str:
     """What of a file's content may go into a message of one line."""
-    return ''.join(filter(str.isprintable, str(content)))
+    return ''.join(filter(str.isprintable, str(content)))[:200]
 
 
 def read_weights(path: str, field: str = 'checkpoint') -> Weights:

@@ -22,6 +22,8 @@ import numpy as np
 import pytest
 import torch
 from helpers import resnet, train
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 from mmengine.runner import load_checkpoint as load_mmengine_checkpoint
@@ -255,6 +257,49 @@ def test_any_changed_byte_is_noticed(tmp_path):
             else:
                 assert comparable(read) == expected, f'byte {position} of {len(written)}'
     assert noticed > len(written)  # the rest is what fills gaps
+
+
+@pytest.mark.parametrize(
+    ('pickled', 'reason'),
+    [
+        (b'c\x1b[2Jos\nmkdir\n.', 'refused: it asks for [2Jos.mkdir'),
+        (b'c' + b'o' * 10_000 + b'\nmkdir\n.', 'refused: it asks for ' + 'o' * 200),
+        # An instruction of protocol 4.
+        (b'\x94.', 'cannot be read as weights: Unsupported operand 148'),
+    ],
+    ids=['codes of a terminal', 'long', 'instruction'],
+)
+def test_refusals_are_short_and_give_no_bad_advice(tmp_path, pickled, reason):
+    path = save(tmp_path, WEIGHTS)
+    with ZipFile(path) as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    with ZipFile(path, 'w') as archive:
+        for name, content in records.items():
+            archive.writestr(name, b'\x80\x02' + pickled if name.endswith('.pkl') else content)
+    message = refuses(load_checkpoint, path)
+    assert message.startswith(f'teacher_checkpoint={path!r}: {reason}')
+    assert len(message) < 500 and 'weights_only' not in message
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_a_damaged_pickle_is_read_or_refused(tmp_path_factory, data):
+    """Whose checksum is as it should be, as somebody who means harm writes it."""
+    path = tmp_path_factory.getbasetemp() / 'damaged.pth'
+    torch.save(dict(model=WEIGHTS, n=np.arange(3), log=HistoryBuffer([0.5], [1]), a='text'), path)
+    with ZipFile(path) as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    name = next(name for name in records if name.endswith('data.pkl'))
+    content = bytearray(records[name])
+    for _ in range(data.draw(st.integers(1, 3))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    with ZipFile(path, 'w') as archive:
+        for record, old in records.items():
+            archive.writestr(record, bytes(content) if record == name else old)
+    try:
+        assert isinstance(load_checkpoint(str(path)), dict)
+    except ConfigError as error:
+        assert str(error).startswith(f"checkpoint='{path}': ") and str(error).isprintable()
 
 
 def test_any_truncation_is_noticed(tmp_path):

@@ -11,6 +11,8 @@ core=(
     tests/test_stages.py
     tests/test_architectures.py
     tests/test_distiller.py
+    tests/test_checkpoint.py
+    tests/faults/test_hostile_files.py
     tests/backbones
     tests/losses
     tests/necks
