@@ -24,6 +24,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from mldr_kd_mm.errors import ConfigError
+
 ROOT = Path(__file__).resolve().parents[1]
 ACCURACY = 'accuracy/top1'
 # Between two looks at the runs, in seconds.
@@ -106,8 +108,14 @@ class Run:
 def _read_log(log: Path, size: int, modified: int) -> list[dict]:
     """Return the records of a log; it is read again only when it has changed."""
     lines = log.read_text().splitlines(keepends=True)
-    # The last line may be half written.
-    return [json.loads(line) for line in lines if line.endswith('\n')]
+    try:
+        # The last line may be half written.
+        records = [json.loads(line) for line in lines if line.endswith('\n')]
+        if not all(isinstance(record['step'], int) for record in records):
+            raise ValueError('a step is no number')
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ConfigError(f'{log}: is no log of a run ({error})') from error
+    return records
 
 
 @dataclass(frozen=True)

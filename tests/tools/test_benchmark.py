@@ -854,6 +854,18 @@ def test_a_result_that_is_none(tool, tmp_path, text):
     assert said.count('\n') == 1
 
 
+@pytest.mark.parametrize('line', ['{', '5', '[]', '{}', '{"step": "1"}', '[' * 100_000])
+def test_a_log_that_is_none(project, tool, line):
+    log = PAIR / 'scratch/seed0/20200101_000000/vis_data/scalars.json'
+    log.parent.mkdir(parents=True)
+    log.write_text(f'{line}\n')
+    (WORK_DIR / '.lock').touch()
+    code, said = tool('benchmark', *COMMAND)
+    assert code == 2
+    assert said.startswith(f'error: {log}: is no log of a run (')
+    assert said.count('\n') == 1
+
+
 @pytest.mark.parametrize('name', ['results.csv', 'thesis.tex'])
 def test_a_work_directory_of_somebody_else(project, tool, name):
     WORK_DIR.mkdir(parents=True)
