@@ -2,6 +2,7 @@
 
 from mldr_kd_mm.hooks.checkpoint import AtomicCheckpointHook
 from mldr_kd_mm.hooks.exact_resume import ExactResumeHook
+from mldr_kd_mm.hooks.non_finite import NonFiniteHook
 from mldr_kd_mm.hooks.stop_signal import StopSignalHook
 from mldr_kd_mm.hooks.teacher_accuracy import TeacherAccuracyHook
 from mldr_kd_mm.hooks.teacher_cache import TeacherCacheHook
@@ -9,6 +10,7 @@ from mldr_kd_mm.hooks.teacher_cache import TeacherCacheHook
 __all__ = [
     'AtomicCheckpointHook',
     'ExactResumeHook',
+    'NonFiniteHook',
     'StopSignalHook',
     'TeacherAccuracyHook',
     'TeacherCacheHook',
