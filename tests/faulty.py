@@ -1,4 +1,4 @@
-"""Data and models that go wrong where a test tells them to."""
+"""Data, models and metrics by which a test sees what goes wrong."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import numpy as np
 import torch
 from mmcv.transforms import BaseTransform
 from mmengine import dist
+from mmengine.evaluator import BaseMetric
 from mmpretrain.models import ImageClassifier
 
-from mldr_kd_mm.registry import MODELS, TRANSFORMS
+from mldr_kd_mm.registry import METRICS, MODELS, TRANSFORMS
 
 
 @TRANSFORMS.register_module()
@@ -25,12 +26,21 @@ class Spoil(BaseTransform):
         return results
 
 
+@TRANSFORMS.register_module()
+class Darken(BaseTransform):
+    """Images that are darker in each process but the first: each has its own statistics."""
+
+    def transform(self, results):
+        results['img'] = results['img'] // (1 + 3 * dist.get_rank())
+        return results
+
+
 @MODELS.register_module()
 class FaultyClassifier(ImageClassifier):
     """A second loss of zero, in some steps wrong.
 
     Args:
-        loss: The forward passes, counted from 0, whose second loss is NaN.
+        loss: The forward passes, counted from 0, whose second loss is NaN and has no gradient.
         gradient: Those whose second loss is finite and its gradient is not.
         ranks: The processes that are concerned.
     """
@@ -43,12 +53,23 @@ class FaultyClassifier(ImageClassifier):
 
     def loss(self, inputs, data_samples):
         losses = super().loss(inputs, data_samples)
-        # The square root of zero has an infinite slope.
         zero = losses['loss'] * 0
-        wrong = dict(loss=zero * torch.nan, gradient=zero.sqrt())
+        # The square root of zero has an infinite slope.
+        wrong = dict(loss=zero.detach() * torch.nan, gradient=zero.sqrt())
         losses['loss_second'] = zero
         for kind, forwards in self.faults.items():
             if self.forwards in forwards and dist.get_rank() in self.ranks:
                 losses['loss_second'] = wrong[kind]
         self.forwards += 1
         return losses
+
+
+@METRICS.register_module()
+class SampleCount(BaseMetric):
+    """How many samples were validated, and how many different ones."""
+
+    def process(self, data_batch, data_samples):
+        self.results += [sample['sample_idx'] for sample in data_samples]
+
+    def compute_metrics(self, results):
+        return dict(samples=len(results), different=len(set(results)))

@@ -1,5 +1,6 @@
 """Hooks that mmengine's Runner lacks."""
 
+from mldr_kd_mm.hooks.broadcast_buffers import BroadcastBuffersHook
 from mldr_kd_mm.hooks.checkpoint import AtomicCheckpointHook
 from mldr_kd_mm.hooks.exact_resume import ExactResumeHook
 from mldr_kd_mm.hooks.non_finite import NonFiniteHook
@@ -9,6 +10,7 @@ from mldr_kd_mm.hooks.teacher_cache import TeacherCacheHook
 
 __all__ = [
     'AtomicCheckpointHook',
+    'BroadcastBuffersHook',
     'ExactResumeHook',
     'NonFiniteHook',
     'StopSignalHook',

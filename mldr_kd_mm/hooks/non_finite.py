@@ -70,11 +70,17 @@ class NonFiniteHook(Hook):
         return self
 
     def before_train(self, runner: Runner) -> None:
-        """Watch the model and its optimizer."""
+        """Watch the model and its optimizer.
+
+        Raises:
+            ConfigError: If the processes take different numbers of steps, in all of them: they
+                would wait for each other's gradients and votes for ever.
+        """
         self._optimizer: Optimizer | None = None
         if isinstance(runner.optim_wrapper, OptimWrapperDict):
             runner.logger.warning('NonFiniteHook does nothing: the run has several optimizers')
             return
+        _check_same_steps(runner.max_iters)
         self._model = runner.model
         self._optimizer = runner.optim_wrapper.optimizer
         self._device = next(runner.model.parameters()).device
@@ -247,6 +253,15 @@ class _Statistics:
         for group, kept in zip(self._groups, self._kept, strict=False):
             values = torch.where(bad > 0, kept, torch.cat(group))
             torch._foreach_copy_(group, values.split([len(buffer) for buffer in group]))
+
+
+def _check_same_steps(steps: int) -> None:
+    everywhere = dist.all_gather_object(steps)
+    if len(set(everywhere)) > 1:
+        raise ConfigError(
+            f'train_dataloader: the processes take {", ".join(map(str, everywhere))} steps: must '
+            'be as many each: sampler.round_up=True or drop_last=True'
+        )
 
 
 def _kind(buffer: Tensor) -> str:

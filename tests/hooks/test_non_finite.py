@@ -334,3 +334,19 @@ def test_processes_stop_together(tmp_path):
     first, second = in_two_processes(config, tmp_path)
     assert first['error'] == second['error']
     assert 'up to iteration 2, not finite: loss_second; samples' in first['error']
+
+
+@pytest.mark.parametrize(('size', 'steps'), [(41, '3, 2'), (39, None)])
+def test_processes_with_different_numbers_of_samples(tmp_path, size, steps):
+    """Last batches may differ in size; a process more batches than another would deadlock."""
+    config = configure(classifier(loss=[1]), tmp_path / 'run', max_epochs=1)
+    loader = config['train_dataloader']
+    loader['dataset'] |= dict(subset=None, indices=size)
+    loader['sampler']['round_up'] = False
+    errors = [found['error'] for found in in_two_processes(config, tmp_path)]
+    if steps is None:
+        assert errors == [None, None]
+        assert len(skips(tmp_path / 'run')) == 1
+    else:
+        assert errors[0] == errors[1]
+        assert errors[0].startswith(f'train_dataloader: the processes take {steps} steps: must be')
