@@ -21,7 +21,7 @@ from mldr_kd_mm.processes import Votes
 from mldr_kd_mm.registry import HOOKS
 
 
-class Forward(NamedTuple):
+class _Forward(NamedTuple):
     """What is kept of a forward pass until all processes agree that its step was good."""
 
     terms: list[str]
@@ -52,7 +52,8 @@ class NonFiniteHook(Hook):
     GradScaler does.
 
     Args:
-        max_in_a_row: After so many skipped steps in a row the run ends.
+        max_in_a_row: After so many skipped steps in a row the run ends. They are counted anew in a
+            resumed run, unlike all skipped steps, whose number is part of checkpoints.
 
     Raises:
         ConfigError: If ``max_in_a_row`` is below 1.
@@ -89,10 +90,10 @@ class NonFiniteHook(Hook):
         self._statistics = _Statistics(runner.model)
         self._votes = Votes()
         # Of the update that is under way, and of those whose votes are not known.
-        self._forwards: list[Forward] = []
+        self._forwards: list[_Forward] = []
         self._has_voted = False
         self._agreed: Tensor | None = None
-        self._open: deque[tuple[int, list[Forward]]] = deque()
+        self._open: deque[tuple[int, list[_Forward]]] = deque()
         self._has_stepped = False
         self._in_a_row = 0
         self._last_good: str | None = None
@@ -134,7 +135,7 @@ class NonFiniteHook(Hook):
         # What mmengine adds up and differentiates.
         values = {name: _mean(value) for name, value in losses.items() if 'loss' in name}
         finite = torch.stack(list(values.values())).isfinite()
-        self._forwards.append(Forward(list(values), finite, kwargs.get('data_samples')))
+        self._forwards.append(_Forward(list(values), finite, kwargs.get('data_samples')))
 
     def _is_training(self, model: nn.Module, kwargs: dict) -> bool:
         return model is self._model and model.training and kwargs.get('mode') == 'loss'
@@ -207,11 +208,11 @@ class NonFiniteHook(Hook):
         else:
             self._in_a_row = 0
 
-    def _report(self, runner: Runner, iteration: int, forwards: list[Forward]) -> None:
+    def _report(self, runner: Runner, iteration: int, forwards: list[_Forward]) -> None:
         if self._in_a_row == 0:
             self._last_good = runner.message_hub.get_info('last_ckpt')
         self._in_a_row += 1
-        # In the message hub it is part of checkpoints.
+        # Checkpoints have what the message hub has.
         total = runner.message_hub.get_info('skipped_steps', 0) + 1
         runner.message_hub.update_info('skipped_steps', total)
         runner.visualizer.add_scalar('skipped_steps', total, step=iteration)
@@ -225,7 +226,7 @@ class NonFiniteHook(Hook):
             raise ConfigError(
                 f'NonFiniteHook: max_in_a_row={self.max_in_a_row} steps were skipped up to '
                 f'iteration {iteration}, {found}: check these samples, or {resume} with a lower '
-                'optimizer.lr'
+                'optim_wrapper.optimizer.lr'
             )
 
 
@@ -285,7 +286,7 @@ def _is_fused(optimizer: Optimizer) -> bool:
     return all(group.get('fused') for group in optimizer.param_groups)
 
 
-def _found_by_all(forwards: list[Forward]) -> str:
+def _found_by_all(forwards: list[_Forward]) -> str:
     """What is not finite, and for which samples, of all processes."""
     wrong = [forward for forward in forwards if forward.wrong()]
     terms = [term for forward in wrong for term in forward.wrong()]

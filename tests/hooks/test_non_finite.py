@@ -223,7 +223,7 @@ def test_too_many_in_a_row(tmp_path):
 
 
 def test_too_many_before_there_is_a_checkpoint(tmp_path):
-    with pytest.raises(ConfigError, match='or start anew with a lower optimizer.lr'):
+    with pytest.raises(ConfigError, match='or start anew with a lower optim_wrapper.optimizer.lr'):
         train(classifier(loss=range(8)), tmp_path / 'run', max_in_a_row=3)
 
 
@@ -283,6 +283,22 @@ def test_several_optimizers_are_left_alone(tmp_path):
     assert 'NonFiniteHook does nothing: the run has several optimizers' in path.read_text()
 
 
+class RunsACopy(Hook):
+    """Gives a copy of the model images that are not finite."""
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        data = runner.model.data_preprocessor(data_batch, True)
+        data['inputs'] = data['inputs'] * torch.nan
+        copy.deepcopy(runner.model)(**data, mode='loss')
+
+
+def test_copies_of_the_model_are_left_alone(tmp_path):
+    runner = Runner.from_cfg(Config(configure(classifier(), tmp_path / 'run', max_epochs=1)))
+    runner.register_hook(RunsACopy())
+    runner.train()
+    assert skips(tmp_path / 'run') == []
+
+
 @pytest.mark.slow
 def test_compiled_run(tmp_path):
     compiled = dict(backend='eager')
@@ -311,6 +327,7 @@ def in_two_processes(config, folder):
     return [torch.load(folder / f'found{rank}.pt') for rank in range(2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('fused', [False, True], ids=['', 'fused'])
 def test_processes_skip_together(tmp_path, fused):
     model = classifier(loss=[1], gradient=[2], ranks=[1])
@@ -328,6 +345,7 @@ def test_processes_skip_together(tmp_path, fused):
     assert gradient.startswith('Iter(train) [3]: ') and len(samples(gradient)) == 20
 
 
+@pytest.mark.slow
 def test_processes_stop_together(tmp_path):
     model = classifier(loss=list(range(8)), ranks=[1])
     config = configure(model, tmp_path / 'run', max_in_a_row=2)
@@ -336,6 +354,7 @@ def test_processes_stop_together(tmp_path):
     assert 'up to iteration 2, not finite: loss_second; samples' in first['error']
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('size', 'steps'), [(41, '3, 2'), (39, None)])
 def test_processes_with_different_numbers_of_samples(tmp_path, size, steps):
     """Last batches may differ in size; a process more batches than another would deadlock."""
