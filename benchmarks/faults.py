@@ -18,7 +18,7 @@ from pathlib import Path
 # In the place of this folder, in which this file is named as the package there.
 sys.path[0] = str(Path(__file__).parents[1] / 'tests')
 
-from faults.campaign import Campaign, small_disk
+from faults.campaign import Campaign, small_disk  # noqa: E402
 
 
 def main() -> None:

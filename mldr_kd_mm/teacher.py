@@ -91,7 +91,8 @@ class Teacher:
             Name -> tensor, ``logits`` always among them.
 
         Raises:
-            ConfigError: If a logit is not finite; on a GPU the next call raises it.
+            ConfigError: If a logit of a finite image is not finite; on a GPU the next call raises
+                it.
         """
         taps = self._taps(names)
         with self._autocast(images.device.type), self.recorder(self.model, taps) as record:
@@ -99,7 +100,7 @@ class Teacher:
         record = {'logits': logits, **record}
         if self.precision is not None:
             record = {name: tensor.float() for name, tensor in record.items()}
-        self._check_finite(record['logits'])
+        self._check_finite(record['logits'], images)
         return record
 
     @torch.no_grad()
@@ -147,9 +148,11 @@ class Teacher:
         """What must be tapped: the model's output are its logits, unless the config taps others."""
         return [name for name in names if name != 'logits' or name in self.recorder.taps]
 
-    def _check_finite(self, logits: Tensor) -> None:
+    def _check_finite(self, logits: Tensor, images: Tensor) -> None:
         """Refuse what is not; on a GPU that of the last call, for which nothing must wait."""
-        wrong = (~logits.isfinite()).any(-1).sum()
+        # A broken image is not the teacher's fault: its step is skipped by a NonFiniteHook.
+        sound = images.flatten(1).sum(1, dtype=torch.float32).isfinite()
+        wrong = ((~logits.isfinite()).any(-1) & sound).sum()
         if logits.is_cuda:
             arrived = torch.cuda.Event()
             current = wrong.to('cpu', non_blocking=True), arrived

@@ -452,10 +452,22 @@ class TestSize:
 @pytest.mark.parametrize('value', [float('nan'), float('inf'), -float('inf')])
 @pytest.mark.parametrize('config', [resnet, timm_resnet])
 def test_logits_that_are_not_finite(config, value):
+    teacher = teach(config())
+    *_, bias = teacher.model.parameters()
+    bias.data[0] = value
     inputs = images()
-    inputs[1, 0] = inputs[3] = value
-    message = refuses(ConfigError, lambda: teach(config())(inputs))
+    inputs[1, 0] = inputs[3] = value  # which says nothing about the teacher
+    message = refuses(ConfigError, lambda: teacher(inputs))
     assert message.startswith('teacher logits: 2 of 4 samples are not finite')
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf'), -float('inf')])
+def test_images_that_are_not_finite_are_not_its_fault(value):
+    inputs = images()
+    inputs[1, 0] = value
+    logits = teach(resnet())(inputs)['logits']
+    assert not logits[1].isfinite().all()
+    assert logits[[0, 2, 3]].isfinite().all()
 
 
 def test_vision_mamba_as_its_authors_save_it(tmp_path):

@@ -89,7 +89,11 @@ def describe(error: Exception) -> str:
     """Return the message of an exception, or its type where it has none."""
     # The str() of a KeyError is the repr() of its message.
     message = error.args[0] if isinstance(error, KeyError) and error.args else error
-    return str(message) or type(error).__name__
+    text = str(message) or type(error).__name__
+    if 'in DataLoader worker process' in text:
+        # torch puts the worker's traceback before the message.
+        text = text.strip().splitlines()[-1].partition(': ')[2] or text
+    return text
 
 
 def load_config(args) -> Config:
@@ -107,7 +111,9 @@ def load_config(args) -> Config:
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         if cfg.get(name):
             set_loader_defaults(cfg[name])
-    if args.launcher != 'none' and not torch.cuda.is_available():
+    if torch.cuda.is_available():
+        use_fused_optimizer(cfg)
+    elif args.launcher != 'none':
         use_cpu_processes(cfg)
     return cfg
 
@@ -134,6 +140,14 @@ def set_loader_defaults(loader: dict) -> None:
     # torch refuses to keep workers alive where there are none.
     workers = loader.get('num_workers', 0)
     loader.persistent_workers = loader.get('persistent_workers', True) and workers > 0
+
+
+def use_fused_optimizer(cfg: Config) -> None:
+    """Let a GPU update all weights in one kernel, which skips a step without the host."""
+    optimizer = cfg.get('optim_wrapper', {}).get('optimizer', {})
+    if cfg.get('strategy') is None and optimizer.get('type') in ('SGD', 'Adam', 'AdamW'):
+        if 'foreach' not in optimizer:
+            optimizer.setdefault('fused', True)
 
 
 def use_cpu_processes(cfg: Config) -> None:

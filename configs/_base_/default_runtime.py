@@ -10,8 +10,11 @@ default_hooks = dict(
         type='AtomicCheckpointHook', interval=1, max_keep_ckpts=3, save_best='accuracy/top1'
     ),
     sampler_seed=dict(type='DistSamplerSeedHook'),
+    # What may go wrong and what is done about it: docs/reliability.md.
     exact_resume=dict(type='ExactResumeHook'),
     stop_signal=dict(type='StopSignalHook'),
+    non_finite=dict(type='NonFiniteHook', max_in_a_row=10),
+    broadcast_buffers=dict(type='BroadcastBuffersHook'),
     # Measured once, before training: --cfg-options default_hooks.teacher_accuracy.enabled=False
     teacher_accuracy=dict(type='TeacherAccuracyHook', enabled=True),
     # With train_dataloader.sampler.views, see docs/teacher_cache.md

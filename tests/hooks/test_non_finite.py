@@ -183,6 +183,15 @@ def test_image_that_is_not_finite(tmp_path):
     assert all(value.isfinite().all() for value in runner.model.state_dict().values())
 
 
+def test_image_that_is_not_finite_for_teacher_and_student(tmp_path):
+    runner, snapshots = train(mldr(), tmp_path / 'run', spoil=[17])
+    assert len(snapshots.unchanged()) == 2
+    lines = skips(tmp_path / 'run')
+    assert len(lines) == 2
+    assert all('loss_dfra_logits' in line and ' 17' in line for line in lines)
+    assert all(value.isfinite().all() for value in runner.model.state_dict().values())
+
+
 def test_healthy_run_is_the_same_without_it(tmp_path):
     with_hook, _ = train(mldr(student=vit()), tmp_path / 'with')
     without, _ = train(mldr(student=vit()), tmp_path / 'without', hook=False)
