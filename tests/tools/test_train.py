@@ -2,7 +2,9 @@ import os
 
 import pytest
 import torch
+from mmengine.config import Config
 from mmpretrain.models import ImageClassifier
+from torch.utils.data import DataLoader
 
 from mldr_kd_mm.errors import ConfigError
 
@@ -159,3 +161,56 @@ def test_preflight_leaves_the_config(config, load, read_tool):
     before = cfg.pretty_text
     read_tool('_common')['preflight'](cfg, 'model', 'train_dataloader')
     assert cfg.pretty_text == before
+
+
+@pytest.mark.parametrize('optimizer', ['SGD', 'Adam', 'AdamW'])
+def test_a_gpu_gets_a_fused_optimizer(read_tool, optimizer):
+    cfg = Config(dict(optim_wrapper=dict(optimizer=dict(type=optimizer, lr=0.1))))
+    read_tool('_common')['use_fused_optimizer'](cfg)
+    assert cfg.optim_wrapper.optimizer.fused
+
+
+@pytest.mark.parametrize(
+    'changes',
+    [
+        dict(optim_wrapper=dict(optimizer=dict(type='RMSprop'))),
+        dict(optim_wrapper=dict(optimizer=dict(type='SGD', foreach=True))),
+        dict(strategy=dict(type='DeepSpeedStrategy')),
+        dict(optim_wrapper=dict(_delete_=True, type='OptimWrapperDict')),
+    ],
+)
+def test_other_optimizers_are_left_alone(read_tool, changes):
+    cfg = Config(dict(optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1))))
+    cfg.merge_from_dict(changes)
+    wanted = cfg.to_dict()
+    read_tool('_common')['use_fused_optimizer'](cfg)
+    assert cfg.to_dict() == wanted
+
+
+@pytest.mark.parametrize('count, resumed', [('0', False), ('1', True)])
+def test_torchrun_started_it_again(config, tool, tmp_path, monkeypatch, count, resumed):
+    assert tool('train', config, '--no-validate')[0] == 0
+    monkeypatch.setenv('TORCHELASTIC_RESTART_COUNT', count)
+
+    more = 'train_cfg.max_epochs=2'
+    assert tool('train', config, '--no-validate', '--cfg-options', more)[0] == 0
+
+    (log,) = (path.read_text() for path in sorted(tmp_path.glob('**/*.log'))[-1:])
+    assert ('resumed epoch: 1' in log) == resumed
+
+
+class Broken:
+    """A data set that only a worker meets."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        raise ConfigError(f'data_root: image {index} cannot be read')
+
+
+def test_what_a_worker_meets_is_one_line(read_tool):
+    loader = DataLoader(Broken(), num_workers=1)
+    with pytest.raises(ConfigError) as caught:
+        next(iter(loader))
+    assert read_tool('_common')['describe'](caught.value) == 'data_root: image 0 cannot be read'
