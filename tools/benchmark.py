@@ -56,7 +56,7 @@ SETTINGS = (RUNNER_FIELDS - {'work_dir', 'resume', 'launcher'}) | {'custom_impor
 OF_THE_PAIR = ('teacher', 'teacher_checkpoint', 'student', 'input_size', 'teacher_input_size')
 # mmengine removes the oldest checkpoint before it writes the next: with one alone, a run that is
 # stopped in between could not go on.
-CHECKPOINTS = dict(type='CheckpointHook', interval=1, max_keep_ckpts=2, save_best=None)
+CHECKPOINTS = dict(type='AtomicCheckpointHook', interval=1, max_keep_ckpts=2, save_best=None)
 NOT_SET = 'not set'
 
 Settings = dict[str, Any]

@@ -12,7 +12,11 @@ core=(
     tests/test_architectures.py
     tests/test_distiller.py
     tests/test_checkpoint.py
+    tests/test_files.py
+    tests/faults/test_exact_resume.py
     tests/faults/test_hostile_files.py
+    tests/hooks/test_checkpoint.py
+    tests/hooks/test_teacher_accuracy.py
     tests/backbones
     tests/losses
     tests/necks
