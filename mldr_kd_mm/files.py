@@ -29,6 +29,7 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
     path = Path(path)
     unfinished = path.with_name(path.name + UNFINISHED)
     try:
+        unfinished.unlink(missing_ok=True)  # where it is a link, what it points to stays
         with open(unfinished, 'wb') as file:
             yield file
             file.flush()

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from mldr_kd_mm.checkpoint import printable
 from mldr_kd_mm.errors import ConfigError
+from mldr_kd_mm.files import whole_file
 from mldr_kd_mm.processes import main_process_first
 from mldr_kd_mm.views import View, digest
 
@@ -138,10 +139,8 @@ class TeacherCache:
                 _Array.make(self.folder / name, self.entries, shape, self.dtype)
             # It comes last, and at once: without it the files count for nothing.
             content = dict(fingerprint=self.fingerprint, outputs=stored | outputs)
-            unfinished = self.folder / f'{FINGERPRINT}.tmp'
-            unfinished.unlink(missing_ok=True)  # where it is a link, what it points to stays
-            unfinished.write_text(json.dumps(content, indent=1))
-            os.replace(unfinished, self.folder / FINGERPRINT)
+            with whole_file(self.folder / FINGERPRINT) as file:
+                file.write(json.dumps(content, indent=1).encode())
 
     def _stored_outputs(self, outputs: dict[str, dict]) -> dict[str, dict]:
         path = self.folder / FINGERPRINT

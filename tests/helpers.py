@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+import torch.distributed
 from mmengine.config import Config
 from mmengine.runner import Runner
 from mmpretrain.structures import DataSample
@@ -125,6 +127,23 @@ def train(model, work_dir, **kwargs) -> Runner:
     runner = Runner.from_cfg(Config(copy.deepcopy(runner_config(model, work_dir, **kwargs))))
     runner.train()
     return runner
+
+
+def read_run(folder: Path, rank: int = 0, processes: int = 1) -> Config:
+    """In one of the processes of a run: join the others, and read FOLDER/config.json."""
+    torch.set_num_threads(1)
+    config = Config(json.loads((folder / 'config.json').read_text()))
+    if processes > 1:
+        os.environ['LOCAL_RANK'] = str(rank)
+        torch.distributed.init_process_group(
+            'gloo', init_method=f'file://{folder / "store"}', rank=rank, world_size=processes
+        )
+        config.launcher = 'pytorch'
+        config.env_cfg = dict(dist_cfg=dict(backend='gloo'))
+        config.model_wrapper_cfg = dict(
+            type='MMDistributedDataParallel', broadcast_buffers=False, device_ids=None
+        )
+    return config
 
 
 def run_ranks(*commands: Sequence, code: int = 0) -> None:

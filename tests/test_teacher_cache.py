@@ -272,7 +272,9 @@ def test_a_link_is_not_written_through(cache, tmp_path, file):
         again(cache)
 
 
-@pytest.mark.parametrize('file', ['stage1.bin', 'stage1.crc', 'fingerprint.json.tmp', 'lock'])
+@pytest.mark.parametrize(
+    'file', ['stage1.bin', 'stage1.crc', 'fingerprint.json.unfinished', 'lock']
+)
 def test_a_link_is_replaced(tmp_path, file):
     folder, precious = tmp_path / 'cache', tmp_path / 'precious'
     TeacherCache(folder, KEY, {'logits': OUTPUTS['logits']})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import platform
 import shlex
 import statistics
@@ -20,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mldr_kd_mm.errors import ConfigError
+from mldr_kd_mm.files import whole_file
 
 SCRATCH = 'scratch'
 MODULES = ('torch', 'timm', 'mmengine', 'mmcv', 'mmpretrain')
@@ -122,10 +122,9 @@ def device() -> str:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a file that is whole as soon as it is there."""
-    partial = path.with_name(f'{path.name}.partial')
-    partial.write_text(text)
-    os.replace(partial, path)
+    """Write a text that is whole as soon as it is there."""
+    with whole_file(path) as file:
+        file.write(text.encode())
 
 
 def read_results(work_dir: Path) -> list[Result]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import traceback
@@ -11,7 +10,7 @@ from pathlib import Path
 import torch
 import torch.distributed
 from faults.fault import Fault
-from mmengine.config import Config
+from helpers import read_run
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
@@ -39,7 +38,6 @@ def main(rank: int, processes: int, folder: Path, fault: dict | None = None) -> 
     log = os.open(folder / f'log{rank}.txt', os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    torch.set_num_threads(1)
     try:
         code = train(rank, processes, folder, fault)
     except mldr_kd_mm.ConfigError as error:
@@ -56,18 +54,7 @@ def main(rank: int, processes: int, folder: Path, fault: dict | None = None) -> 
 
 def train(rank: int, processes: int, folder: Path, fault: dict | None) -> int:
     """Train, and return the exit code."""
-    config = Config(json.loads((folder / 'config.json').read_text()))
-    if processes > 1:
-        os.environ['LOCAL_RANK'] = str(rank)
-        torch.distributed.init_process_group(
-            'gloo', init_method=f'file://{folder / "store"}', rank=rank, world_size=processes
-        )
-        config.launcher = 'pytorch'
-        config.env_cfg = dict(dist_cfg=dict(backend='gloo'))
-        config.model_wrapper_cfg = dict(
-            type='MMDistributedDataParallel', broadcast_buffers=False, device_ids=None
-        )
-    runner = Runner.from_cfg(config)
+    runner = Runner.from_cfg(read_run(folder, rank, processes))
     batches = Batches()
     runner.register_hook(batches)
     if fault:

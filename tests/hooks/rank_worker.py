@@ -5,14 +5,13 @@ what it validated and how it ended.
 """
 
 import copy
-import json
 import os
 import sys
 from pathlib import Path
 
 import torch
 import torch.distributed
-from mmengine.config import Config
+from helpers import read_run
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
@@ -42,17 +41,7 @@ class Record(Hook):
         self.found['metrics'].append(metrics)
 
 
-torch.set_num_threads(1)
-config = Config(json.loads((folder / 'config.json').read_text()))
-torch.distributed.init_process_group(
-    'gloo', init_method=f'file://{folder / "store"}', rank=rank, world_size=processes
-)
-config.launcher = 'pytorch'
-config.env_cfg = dict(dist_cfg=dict(backend='gloo'))
-config.model_wrapper_cfg = dict(
-    type='MMDistributedDataParallel', broadcast_buffers=False, device_ids=None
-)
-runner = Runner.from_cfg(config)
+runner = Runner.from_cfg(read_run(folder, rank, processes))
 record = Record()
 runner.register_hook(record)
 try:

@@ -4,7 +4,6 @@ It trains what FOLDER/config.json describes, and leaves its weights and the numb
 teacher ran; or it is killed after so many steps.
 """
 
-import json
 import os
 import signal
 import sys
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed
-from mmengine.config import Config
+from helpers import read_run
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
@@ -32,18 +31,7 @@ class Kill(Hook):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-torch.set_num_threads(1)
-config = Config(json.loads((folder / 'config.json').read_text()))
-if processes > 1:
-    torch.distributed.init_process_group(
-        'gloo', init_method=f'file://{folder / "store"}', rank=rank, world_size=processes
-    )
-    config.launcher = 'pytorch'
-    config.env_cfg = dict(dist_cfg=dict(backend='gloo'))
-    config.model_wrapper_cfg = dict(
-        type='MMDistributedDataParallel', broadcast_buffers=False, device_ids=None
-    )
-runner = Runner.from_cfg(config)
+runner = Runner.from_cfg(read_run(folder, rank, processes))
 runner.register_hook(Kill())
 model = runner.model.module if processes > 1 else runner.model
 calls = []

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import subprocess
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from faults.campaign import small_disk
 from helpers import NORMALIZATION, resnet, run_ranks, train
 
 from mldr_kd_mm import ConfigError
@@ -134,17 +133,9 @@ def test_sweeps_up_what_a_kill_left(tmp_path):
     assert (tmp_path / 'notes.unfinished').exists()
 
 
-@contextmanager
-def small_disk(path, size):
-    """A file system of so many kB."""
-    path.mkdir()
-    mount = ['mount', '-t', 'tmpfs', '-o', f'size={size}k', 'tmpfs', str(path)]
-    if subprocess.run(mount, capture_output=True).returncode != 0:
+def skip_without(disk):
+    if disk is None:
         pytest.skip('a file system can only be mounted as root')
-    try:
-        yield path
-    finally:
-        subprocess.run(['umount', str(path)], check=True)
 
 
 @pytest.mark.parametrize('keep', [1, -1])
@@ -152,6 +143,7 @@ def test_a_full_disk_leaves_the_checkpoints_before(tmp_path, keep):
     run(tmp_path / 'straight', max_epochs=1)
     size = (tmp_path / 'straight' / 'epoch_1.pth').stat().st_size
     with small_disk(tmp_path / 'disk', int(1.7 * size / 1000)) as disk:
+        skip_without(disk)
         checkpoints = dict(out_dir=str(disk), max_keep_ckpts=keep)
 
         with pytest.raises(ConfigError) as caught:
@@ -167,6 +159,7 @@ def test_a_full_disk_leaves_the_checkpoints_before(tmp_path, keep):
 
 def test_a_full_disk_of_the_main_process_ends_the_others(tmp_path):
     with small_disk(tmp_path / 'disk', 100) as disk:
+        skip_without(disk)
         worker = Path(__file__).with_name('full_disk_worker.py')
         run_ranks(*((worker, rank, tmp_path, disk) for rank in range(2)), code=2)
 
