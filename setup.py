@@ -26,6 +26,20 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['mldr_kd_mm', 'mldr_kd_mm.*']),
+    # In the repository .mim holds links; what is packed are the files.
+    package_data={
+        'mldr_kd_mm': [
+            'py.typed',
+            '.mim/model-index.yml',
+            '.mim/configs/*/metafile.yml',
+            '.mim/configs/**/*.py',
+            '.mim/tools/**/*.py',
+            # Not the scripts that only work in the repository.
+            '.mim/tools/_python.sh',
+            '.mim/tools/dist_*.sh',
+            '.mim/tools/slurm_train.sh',
+        ]
+    },
     # Loaded by losses/relation.py, which does without it where there is no C compiler.
     ext_modules=[
         Extension(

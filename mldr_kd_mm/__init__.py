@@ -7,6 +7,7 @@ import warnings
 warnings.filterwarnings('ignore', message='Fail to import ``MultiScaleDeformableAttention``')
 
 from mldr_kd_mm import backbones, datasets, hooks, strategies
+from mldr_kd_mm.config_files import config_path, list_configs
 from mldr_kd_mm.distiller import Distiller
 from mldr_kd_mm.errors import ConfigError
 from mldr_kd_mm.losses import (
@@ -44,7 +45,9 @@ __all__ = [
     'RSDLoss',
     '__version__',
     'backbones',
+    'config_path',
     'datasets',
     'hooks',
+    'list_configs',
     'strategies',
 ]
