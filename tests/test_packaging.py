@@ -1,0 +1,155 @@
+"""What is built has all that is needed, and a project outside the repository can build on it."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCES = [
+    'LICENSE',
+    'MANIFEST.in',
+    'README.md',
+    'configs',
+    'mldr_kd_mm',
+    'model-index.yml',
+    'pyproject.toml',
+    'requirements',
+    'setup.py',
+    'tools',
+]
+# These work in the repository only.
+NOT_PACKED = {'tools/setup_env.sh', 'tools/quickstart.sh', 'tools/run_tests.sh'}
+ONE_STEP = [
+    '--cfg-options',
+    'train_cfg.max_epochs=1',
+    'train_dataloader.batch_size=8',
+    'train_dataloader.dataset.num_images=8',
+    'val_dataloader.dataset.num_images=8',
+]
+
+pytestmark = pytest.mark.slow
+
+
+def run(*command, cwd):
+    """Run a program that knows nothing of the repository; it must succeed. Returns its output."""
+    environment = {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}
+    done = subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def files(folder):
+    """The files in a folder of the repository, as paths from its root."""
+    paths = [path for path in (ROOT / folder).rglob('*') if path.is_file()]
+    names = {path.relative_to(ROOT).as_posix() for path in paths if path.suffix != '.pyc'}
+    return names - NOT_PACKED
+
+
+def build_wheel(source, folder):
+    """Build a wheel from a folder, with the setuptools of this environment; returns its path."""
+    pip = [sys.executable, '-m', 'pip', 'wheel', '--no-deps', '--no-build-isolation']
+    run(*pip, '--wheel-dir', folder, source, cwd=folder)
+    (wheel,) = folder.glob('*.whl')
+    return wheel
+
+
+def install(folder, *what):
+    """Make an environment with this, and of this project nothing else; returns its Python."""
+    venv.create(folder)
+    (site_packages,) = folder.glob('lib/python*/site-packages')
+    # The other packages are those of this environment. A .pth file in a folder that another .pth
+    # file names is not read, and so not that of the repository's editable install.
+    others = [path for path in sys.path if Path(path).name == 'site-packages']
+    (site_packages / 'others.pth').write_text('\n'.join(others))
+    python = folder / 'bin/python'
+    # Ignored are the installed packages that it would replace.
+    pip = [python, '-m', 'pip', 'install', '--no-deps', '--no-build-isolation']
+    run(*pip, '--ignore-installed', *what, cwd=folder)
+    return python
+
+
+@pytest.fixture(scope='module')
+def source(tmp_path_factory):
+    """A copy of what a build reads: it leaves files beside them. Links stay links, as in git."""
+    folder = tmp_path_factory.mktemp('source')
+    for name in SOURCES:
+        if (ROOT / name).is_dir():
+            ignored = shutil.ignore_patterns('__pycache__', '*.so')
+            shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=ignored)
+        else:
+            shutil.copy(ROOT / name, folder)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def wheel(source, tmp_path_factory):
+    return build_wheel(source, tmp_path_factory.mktemp('wheel'))
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A copy of the downstream project."""
+    return shutil.copytree(ROOT / 'examples/downstream_project', tmp_path / 'project')
+
+
+def test_wheel_has_all_files(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        scripts = [info for info in archive.infolist() if info.filename.endswith('_train.sh')]
+    mim = {name.partition('/.mim/')[2] for name in names if '/.mim/' in name}
+    assert mim == files('configs') | files('tools') | {'model-index.yml'}
+    package = {name for name in files('mldr_kd_mm') if name.endswith(('.py', 'py.typed'))}
+    assert package <= names
+    assert any(name.endswith('/LICENSE') for name in names)
+    assert all(info.external_attr >> 16 & 0o111 for info in scripts)
+    assert len(scripts) == 2
+    # It may hold the C kernel, and it must not be taken where that cannot run.
+    assert not wheel.name.endswith('-any.whl')
+
+
+def test_wheel_from_an_sdist_has_the_same_files(source, wheel, tmp_path):
+    script = f"import setuptools.build_meta as backend; backend.build_sdist('{tmp_path}')"
+    run(sys.executable, '-c', script, cwd=source)
+    (sdist,) = tmp_path.glob('*.tar.gz')
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter='data')
+    unpacked = tmp_path / sdist.name.removesuffix('.tar.gz')
+    for name in ('LICENSE', 'README.md', 'mldr_kd_mm/losses/relation.c'):
+        assert (unpacked / name).read_bytes() == (ROOT / name).read_bytes()
+    assert not any(path.is_symlink() for path in unpacked.rglob('*'))
+    again = build_wheel(unpacked, tmp_path)
+    assert again.name == wheel.name
+    with zipfile.ZipFile(again) as ours, zipfile.ZipFile(wheel) as theirs:
+        assert set(ours.namelist()) == set(theirs.namelist())
+
+
+@pytest.mark.parametrize('kind', ['wheel', 'editable'])
+def test_project_outside_the_repository(kind, source, wheel, project, tmp_path):
+    what = [wheel] if kind == 'wheel' else ['--editable', source]
+    python = install(tmp_path / 'environment', *what, project)
+    script = "from importlib.util import find_spec; print(find_spec('mldr_kd_mm').origin)"
+    package = Path(run(python, '-c', script, cwd=tmp_path).strip()).parent
+    assert (tmp_path if kind == 'wheel' else source) in package.parents
+    # By name with our tools, as `mim train` calls them; by path with a script of the project's.
+    by_name = ['configs/mldr_resnet.py', '--launcher', 'none', *ONE_STEP]
+    output = run(python, package / '.mim/tools/train.py', *by_name, cwd=project)
+    assert 'loss_dfra_fused' in output
+    output = run(python, 'train.py', 'configs/mldr_mobilenet.py', *ONE_STEP, cwd=project)
+    assert 'loss_dfra_fused' in output
+    for name in ('mldr_resnet', 'mldr_mobilenet'):
+        assert (project / f'work_dirs/{name}/epoch_1.pth').is_file()
