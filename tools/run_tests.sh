@@ -14,6 +14,8 @@ core=(
     tests/test_checkpoint.py
     tests/test_files.py
     tests/faults/test_exact_resume.py
+    tests/test_config_files.py
+    tests/test_packaging.py
     tests/faults/test_hostile_files.py
     tests/hooks/test_checkpoint.py
     tests/hooks/test_teacher_accuracy.py

@@ -1,0 +1,129 @@
+"""What contributors are told works: commands, code, templates, the hosted workflow."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from helpers import batch, mldr
+from mmengine.config import Config
+
+import mldr_kd_mm
+from mldr_kd_mm.registry import MODELS
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / 'CONTRIBUTING.md').read_text()
+PAGES = [
+    'CONTRIBUTING.md',
+    'docs/release_checklist.md',
+    'examples/downstream_project/README.md',
+    '.github/PULL_REQUEST_TEMPLATE.md',
+]
+LOSS, METHOD, BACKBONE = re.findall('```python\n(.*?)```', PAGE, re.DOTALL)
+# By who follows CONTRIBUTING.md.
+TO_BE_WRITTEN = {
+    'configs/_base_/methods/sp.py',
+    'configs/sp/',
+    'mldr_kd_mm/backbones/plain_cnn.py',
+    'mldr_kd_mm/losses/sp.py',
+    'tests/losses/test_sp.py',
+}
+TEMPLATES = sorted((ROOT / '.github/ISSUE_TEMPLATE').iterdir())
+
+
+def read_yaml(path):
+    return yaml.safe_load((ROOT / path).read_text())
+
+
+@pytest.fixture
+def define():
+    """A function that runs a page's code; the classes that it registers are forgotten again."""
+    before = {registry: set(registry.module_dict) for registry in (MODELS, MODELS.parent)}
+    yield lambda code: exec(code, {'__name__': 'example'})
+    for registry, names in before.items():
+        for name in set(registry.module_dict) - names:
+            del registry.module_dict[name]
+
+
+def step(**kwargs):
+    """The losses of a step of a Distiller."""
+    model = MODELS.build(mldr(**kwargs))
+    losses = model(**model.data_preprocessor(batch(), True), mode='loss')
+    model.parse_losses(losses)[0].backward()
+    return model, losses
+
+
+def test_loss(define, tmp_path):
+    define(LOSS)
+    (tmp_path / 'sp.py').write_text(METHOD)
+    _, losses = step(neck=None, **Config.fromfile(tmp_path / 'sp.py').method)
+    assert 0 < losses['loss_sp_feature'] < 1
+    assert len(LOSS.splitlines()) <= 25, 'a new loss in twenty lines'
+
+
+def test_backbone(define):
+    define(BACKBONE)
+    student = dict(
+        type='ImageClassifier',
+        backbone=dict(type='PlainCNN'),
+        neck=dict(type='GlobalAveragePooling'),
+        head=dict(type='LinearClsHead', num_classes=10, in_channels=64),
+    )
+    model, _ = step(student=student)
+    assert model.neck.in_channels == (8, 16, 32, 64)
+    assert all(parameter.grad is not None for parameter in model.student.parameters())
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_names_what_exists(page):
+    text = re.sub('```python.*?```', '', (ROOT / page).read_text(), flags=re.DOTALL)
+    named = re.findall(
+        r'(?<![\w/.])(?:tools|tests|docs|configs|requirements|mldr_kd_mm)/[\w./-]*', text
+    )
+    links = re.findall(r'\]\(([^)#:]+)\)', text)
+    folder = (ROOT / page).parent
+    for name in set(named) - TO_BE_WRITTEN:
+        assert any((start / name.rstrip('.')).exists() for start in (ROOT, folder)), name
+    for link in links:
+        assert (folder / link).is_file(), link
+    assert named or links
+
+
+@pytest.mark.parametrize('path', TEMPLATES, ids=lambda path: path.name)
+def test_issue_template(path):
+    _, front, body = path.read_text().split('---\n', 2)
+    assert set(yaml.safe_load(front)) == {'name', 'about', 'labels'}
+    assert '**' in body
+
+
+def test_workflow_calls_the_scripts():
+    workflow = read_yaml('.github/workflows/ci.yml')
+    commands = [step['run'] for step in workflow['jobs']['test']['steps'] if 'run' in step]
+    scripts = [re.fullmatch(r'bash (tools/\w+\.sh)( \.venv \.venv-upstream)?', c) for c in commands]
+    assert [match[1] for match in scripts] == ['tools/setup_env.sh', 'tools/run_tests.sh']
+    # A key `on` is read as True.
+    assert set(workflow[True]) == {'push', 'pull_request'}
+    # The environments are those that the tests take.
+    assert commands[0].removeprefix('bash ') in (ROOT / 'tools/run_tests.sh').read_text()
+    oldest = re.search(r"python_requires='>=(.+?)'", (ROOT / 'setup.py').read_text())[1]
+    assert workflow['jobs']['test']['strategy']['matrix']['python'][0] == oldest
+
+
+def test_pre_commit_takes_the_ruff_of_the_tests():
+    (repository,) = read_yaml('.pre-commit-config.yaml')['repos']
+    assert repository['repo'] == 'local'
+    for hook in repository['hooks']:
+        assert {'id', 'name', 'entry', 'language'} <= set(hook)
+        assert hook['entry'].startswith('.venv/bin/python -m ruff ')
+        assert hook['language'] == 'system'
+    assert re.search('^ruff>=', (ROOT / 'requirements/test.txt').read_text(), re.MULTILINE)
+
+
+def test_citation():
+    citation = read_yaml('CITATION.cff')
+    assert {'cff-version', 'message', 'title', 'authors'} <= set(citation)
+    assert citation['version'] == mldr_kd_mm.__version__
+    (paper,) = citation['references']
+    assert {'type', 'title', 'authors'} <= set(paper)
+    assert paper['url'] in (ROOT / 'README.md').read_text()
+    assert ' '.join((ROOT / 'README.md').read_text().split()).count(paper['title']) == 1
