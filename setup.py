@@ -1,4 +1,4 @@
-"""Packaging of the distribution ``mldr-kd``, whose import name is ``mldr_kd_mm``."""
+"""Packaging of the distribution ``mldr-kd-mm``, whose import name is ``mldr_kd_mm``."""
 
 import re
 from pathlib import Path
@@ -18,8 +18,8 @@ def requirements(name):
 version = re.search(r"__version__ = '(.+)'", (ROOT / 'mldr_kd_mm/version.py').read_text())[1]
 
 setup(
-    # Not the import name: mmengine's config inheritance fails where the two are equal.
-    name='mldr-kd',
+    # `mim train mldr_kd_mm` looks for a distribution of the import name; - and _ are the same.
+    name='mldr-kd-mm',
     version=version,
     description='Knowledge distillation between vision models of any two architectures',
     long_description=(ROOT / 'README.md').read_text(),

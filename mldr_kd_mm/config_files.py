@@ -16,10 +16,10 @@ from mldr_kd_mm.errors import ConfigError
 MIM = Path(__file__).parent / '.mim'
 CONFIGS = MIM / 'configs'
 
-# mmengine takes 'NAME::mldr/…' for the names in this table only. It looks its value up among the
-# installed distributions, and where there is none of that name, as here, among the modules, which
-# finds an editable install and a plain checkout too.
-MODULE2PACKAGE['mldr_kd_mm'] = 'mldr_kd_mm'
+# mmengine takes 'NAME::mldr/…' for the names in this table only, and looks for .mim beside what the
+# table gives for it: a distribution, or else a module. A distribution it seeks in site-packages,
+# where an editable install is not; this module is always in the right folder.
+MODULE2PACKAGE['mldr_kd_mm'] = __name__
 
 
 def config_path(name: str) -> str:

@@ -142,9 +142,16 @@ def test_wheel_from_an_sdist_has_the_same_files(source, wheel, tmp_path):
 def test_project_outside_the_repository(kind, source, wheel, project, tmp_path):
     what = [wheel] if kind == 'wheel' else ['--editable', source]
     python = install(tmp_path / 'environment', *what, project)
-    script = "from importlib.util import find_spec; print(find_spec('mldr_kd_mm').origin)"
-    package = Path(run(python, '-c', script, cwd=tmp_path).strip()).parent
+    script = (
+        'from importlib import metadata, util\n'
+        "print(util.find_spec('mldr_kd_mm').origin)\n"
+        "print(metadata.distribution('mldr_kd_mm').locate_file(''))"
+    )
+    origin, site_packages = run(python, '-c', script, cwd=tmp_path).split()
+    package = Path(origin).parent
     assert (tmp_path if kind == 'wheel' else source) in package.parents
+    # `mim train mldr_kd_mm` looks for a distribution of this name.
+    assert tmp_path in Path(site_packages).parents
     # By name with our tools, as `mim train` calls them; by path with a script of the project's.
     by_name = ['configs/mldr_resnet.py', '--launcher', 'none', *ONE_STEP]
     output = run(python, package / '.mim/tools/train.py', *by_name, cwd=project)

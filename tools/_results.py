@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 
 from mldr_kd_mm.errors import ConfigError
 from mldr_kd_mm.files import whole_file
+from mldr_kd_mm.version import __version__
 
 SCRATCH = 'scratch'
 MODULES = ('torch', 'timm', 'mmengine', 'mmcv', 'mmpretrain')
@@ -107,7 +108,7 @@ def commit() -> str:
             return git('rev-parse', 'HEAD') + changes
     except (OSError, subprocess.CalledProcessError):
         pass
-    return f'mldr-kd {metadata.version("mldr-kd")}'
+    return f'mldr_kd_mm {__version__}'
 
 
 def device() -> str:

@@ -76,7 +76,7 @@ def mamba_kernel() -> Callable[..., Tensor] | None:
     except (ImportError, OSError, RuntimeError) as error:
         warnings.warn(
             f'mamba-ssm does not import ({error}): the selective scan loops over time, slowly on a '
-            "GPU; requirements/mamba.txt says how to install 'mldr-kd[mamba]'",
+            "GPU; requirements/mamba.txt says how to install 'mldr-kd-mm[mamba]'",
             stacklevel=2,
         )
         return None

@@ -62,7 +62,8 @@ class Digits(BaseDataset):
             from sklearn.datasets import load_digits
         except ImportError as error:
             raise ConfigError(
-                'Digits needs scikit-learn, which is not installed: pip install mldr-kd[quickstart]'
+                'Digits needs scikit-learn, which is not installed: '
+                'pip install mldr-kd-mm[quickstart]'
             ) from error
         images, labels = load_digits(return_X_y=True)
         chosen = _is_training(labels) == (self.split == 'train')

@@ -211,7 +211,7 @@ def test_markdown_is_what_the_runs_logged(finished):
     assert f'    python tools/benchmark.py {" ".join(COMMAND)}\n' in text
     assert '- seeds: 0, 1\n' in text
     git = ['git', '-C', ROOT, 'rev-parse', 'HEAD']
-    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or 'mldr-kd'
+    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or 'mldr_kd_mm'
     assert re.search(f'^- commit: {commit}', text, re.MULTILINE)
 
 
