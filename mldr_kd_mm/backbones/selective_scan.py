@@ -35,7 +35,8 @@ def selective_scan(
     On a GPU where mamba-ssm is installed its kernel runs. Everywhere else a loop over time does, in
     float32 at least, whose backward computes the states again instead of keeping them: of the
     states it saves one in about :math:`\sqrt{L}`. It can be differentiated once; a second time
-    is a RuntimeError.
+    is a RuntimeError. ``torch.export``, whose graph would hold every step of the loop, gets a scan
+    of :math:`\log_2 L` steps over all times instead.
 
     Source: Mamba (arXiv 2312.00752), algorithm 2. The arguments are those of mamba-ssm's
     ``selective_scan_fn`` with ``delta_softplus=True``.
@@ -53,6 +54,9 @@ def selective_scan(
     Returns:
         y, (b, E, L), of the dtype of ``u``.
     """
+    # Of the two captures that torch calls compiling, torch.export's is the one without dynamo.
+    if torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling():
+        return _parallel_scan(u, delta, A, B, C, D, z, delta_bias)
     # The kernel has no float64.
     kernel = mamba_kernel() if u.is_cuda and u.dtype != torch.float64 else None
     if kernel is None:
@@ -81,6 +85,28 @@ def mamba_kernel() -> Callable[..., Tensor] | None:
         )
         return None
     return selective_scan_fn
+
+
+def _parallel_scan(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, bias: Tensor
+) -> Tensor:
+    """The scan by doubling: after k rounds each state has in it the last 2**k times.
+
+    It keeps all states at once, (b, E, N, L).
+
+    Source: Data parallel algorithms (Hillis and Steele, 1986).
+    """
+    delta = F.softplus(delta + bias.unsqueeze(1)).unsqueeze(2)
+    decay = torch.exp(delta * A.unsqueeze(2))
+    state = delta * u.unsqueeze(2) * B.unsqueeze(1)
+    length, shift = u.shape[2], 1
+    while shift < length:
+        earlier = F.pad(state[..., :-shift], (shift, 0))
+        state = state + decay * earlier
+        decay = decay * F.pad(decay[..., :-shift], (shift, 0), value=1.0)
+        shift *= 2
+    y = (state * C.unsqueeze(1)).sum(2)
+    return (y + D.unsqueeze(1) * u) * F.silu(z)
 
 
 class _SelectiveScan(torch.autograd.Function):

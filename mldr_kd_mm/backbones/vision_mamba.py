@@ -163,7 +163,8 @@ class VisionMamba(BaseClassifier):
             raise ConfigError(f'img_size={self.img_size}: the images have the size {size}')
         patches = self.patch_embed(inputs)
         before, after = patches.tensor_split([self.class_token_index], dim=1)
-        class_token = self.cls_token.expand(len(patches), -1, -1)
+        # len() would be the number of one batch in an exported graph.
+        class_token = self.cls_token.expand(patches.shape[0], -1, -1)
         tokens = torch.cat([before, class_token, after], dim=1) + self.pos_embed
         for layer in self.layers:
             tokens = layer(tokens)

@@ -135,6 +135,33 @@ class TestDefinition:
         assert all(value.isfinite().all() for value in results.values())
 
 
+class Scan(torch.nn.Module):
+    def forward(self, *inputs):
+        return selective_scan(*inputs)
+
+
+class TestExport:
+    @pytest.mark.parametrize('length', [1, 2, 7, 16])
+    def test_values(self, length):
+        inputs = tuple(arguments(2, 3, length, 4))
+        graph = torch.export.export(Scan(), inputs, strict=False)
+        assert_close(graph.module()(*inputs), reference(*inputs), rtol=1e-12, atol=1e-12)
+
+    def test_graph_does_not_grow_with_the_length(self):
+        nodes = [
+            len(torch.export.export(Scan(), tuple(inputs), strict=False).graph.nodes)
+            for inputs in (arguments(1, 2, 16, 2), arguments(1, 2, 256, 2))
+        ]
+        assert nodes[1] < 2 * nodes[0]
+
+    def test_large_steps_overflow_nothing(self):
+        inputs = arguments(1, 4, 12, 4, dtype=torch.float32)
+        with torch.no_grad():
+            inputs[1].mul_(1000)
+        graph = torch.export.export(Scan(), tuple(inputs), strict=False).module()
+        assert_close(graph(*inputs), selective_scan(*inputs), rtol=1e-5, atol=1e-5)
+
+
 class TestPrecision:
     def test_autocast_changes_nothing(self):
         inputs = arguments(2, 4, 9, 3, dtype=torch.float32)
