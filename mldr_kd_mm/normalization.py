@@ -19,8 +19,8 @@ class Renormalize(nn.Module):
     def __init__(self, source: nn.Module, target: nn.Module) -> None:
         super().__init__()
         self.flip = getattr(source, 'to_rgb', False) != getattr(target, 'to_rgb', False)
-        source_mean, source_std = _statistics(source)
-        target_mean, target_std = _statistics(target)
+        source_mean, source_std = statistics(source)
+        target_mean, target_std = statistics(target)
         if self.flip:
             source_mean, source_std = source_mean.flip(0), source_std.flip(0)
         scale, shift = source_std / target_std, (source_mean - target_mean) / target_std
@@ -35,7 +35,8 @@ class Renormalize(nn.Module):
         return (images.flip(1) if self.flip else images) * self.scale + self.shift
 
 
-def _statistics(preprocessor: nn.Module) -> tuple[Tensor, Tensor]:
+def statistics(preprocessor: nn.Module) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of a data preprocessor, (3, 1, 1), on pixels of 0 to 255."""
     mean = getattr(preprocessor, 'mean', torch.zeros(3, 1, 1))
     std = getattr(preprocessor, 'std', torch.ones(3, 1, 1))
     return mean.float(), std.float()

@@ -49,18 +49,26 @@ def load_weights(model: nn.Module, path: str, field: str) -> LoadReport:
         ConfigError: If a weight of the model is missing or has another shape.
     """
     weights, notes = read_weights(path, field)
-    report, mistake = _fill(model, weights)
+    report, mistake = fill(model, weights)
     converted = _convert(model, weights) if mistake else {}
     if converted:
         weights, notes = converted, (*notes, 'converted by timm')
-        report, mistake = _fill(model, weights)
+        report, mistake = fill(model, weights)
     if mistake:
         raise ConfigError(f'{field}={path!r}: {_of_other_classes(model, weights) or mistake}')
     return report._replace(notes=notes)
 
 
-def _fill(model: nn.Module, weights: dict[str, Tensor]) -> tuple[LoadReport, str]:
-    """Load what fits; returns what it was, and what is wrong, if anything."""
+def fill(model: nn.Module, weights: dict[str, Tensor]) -> tuple[LoadReport, str]:
+    """Load the weights that fit a model.
+
+    Args:
+        model: The model to fill.
+        weights: Name -> tensor.
+
+    Returns:
+        What was filled, and what is wrong, empty if nothing is missing.
+    """
     try:
         missing, unexpected = model.load_state_dict(weights, strict=False)
     except Exception as error:

@@ -30,7 +30,7 @@ install_default() {
     echo "installing the packages into $env (5 GB, a few minutes):"
     # setuptools is named since it builds the project itself below.
     pip_install 'setuptools>=77.0.3' -r requirements/runtime.txt -r requirements/test.txt \
-        -r requirements/quickstart.txt
+        -r requirements/quickstart.txt -r requirements/onnx.txt
     # mmcv asks for opencv-python, which needs libGL and glib from the system. The headless build
     # is the same module without a window system, and needs neither.
     local opencv

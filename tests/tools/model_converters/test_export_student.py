@@ -1,6 +1,7 @@
 """The plain student, loaded where nothing of ours can be imported."""
 
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -22,7 +23,7 @@ import torch
 from pathlib import Path
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])
-pth, safetensors = str(folder / 'student.pth'), str(folder / 'student.safetensors')
+pth, safetensors = str(folder / 'a.pth'), str(folder / 'b.safetensors')
 {load}
 images = torch.load(folder / 'images')
 torch.save([model.eval()(images) for model in models], folder / 'logits')
@@ -75,8 +76,8 @@ def tool(capsys):
 @pytest.mark.parametrize('kind', ['mmpretrain', 'timm'])
 def test_same_logits_without_us(runs, kind, tmp_path, tool):
     model, checkpoint = runs[kind]
-    for suffix in ('.pth', '.safetensors'):
-        code, said = tool(checkpoint, tmp_path / f'student{suffix}')
+    for name in ('a.pth', 'b.safetensors'):
+        code, said = tool(checkpoint, tmp_path / name)
         assert code == 0, said.err
     images = torch.rand(4, 3, 32, 32)
     torch.save(images, tmp_path / 'images')
@@ -93,14 +94,29 @@ def test_runs_as_a_command(runs, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     written = torch.load(tmp_path / 'student.pth')['state_dict']
-    report = f'{tmp_path}/student.pth: {len(written)} tensors of the student'
-    assert done.stdout.splitlines()[-1] == report
+    assert done.stdout.splitlines()[-2:] == [
+        f'{tmp_path}/student.pth: {len(written)} tensors of the student',
+        f'{tmp_path}/student.md: the model card',
+    ]
+
+
+def test_all_formats(runs, tmp_path, tool):
+    out = tmp_path / 'student.safetensors'
+    code, said = tool(runs['timm'][1], out, '--onnx', '--torch-export')
+    assert code == 0, said.err
+    names = ['student.md', 'student.onnx', 'student.pt2', 'student.safetensors']
+    assert sorted(os.listdir(tmp_path)) == names
+    for name in names[1:3]:
+        said_of_it = re.search(rf'^{tmp_path}/{name}: (.*)$', said.out, re.MULTILINE)[1]
+        words = r"its logits differ from the student's by at most (\d\.\de[+-]\d\d)"
+        assert float(re.fullmatch(words, said_of_it)[1]) <= 1e-4
 
 
 def test_holds_the_averaged_weights(tmp_path, tool):
     hooks = [dict(type='EMAHook', momentum=0.5)]
     runner = train(mldr(), tmp_path / 'run', custom_hooks=hooks)
     assert tool(tmp_path / 'run/epoch_1.pth', tmp_path / 'student.pth')[0] == 0
+    assert 'Weights: the average over training (EMA)' in (tmp_path / 'student.md').read_text()
     exported = torch.load(tmp_path / 'student.pth')['state_dict']
     ema = next(hook for hook in runner.hooks if type(hook).__name__ == 'EMAHook').ema_model
     assert_close(exported['head.fc.weight'], ema.module.student.head.fc.weight)
@@ -160,7 +176,18 @@ def test_leaves_files_of_like_names(runs, tmp_path, tool):
     (tmp_path / 'student.pth.tmp').write_text('precious')
     assert tool(runs['timm'][1], tmp_path / 'student.pth')[0] == 0
     assert (tmp_path / 'student.pth.tmp').read_text() == 'precious'
-    assert sorted(os.listdir(tmp_path)) == ['student.pth', 'student.pth.tmp']
+    assert sorted(os.listdir(tmp_path)) == ['student.md', 'student.pth', 'student.pth.tmp']
+
+
+@pytest.mark.parametrize('name', ['student.md', 'student.onnx', 'student.pt2'])
+def test_overwrites_no_file_beside_the_weights(runs, tmp_path, tool, name):
+    (tmp_path / name).write_text('precious')
+    code, said = tool(runs['timm'][1], tmp_path / 'student.pth', '--onnx', '--torch-export')
+    assert code == 2
+    assert said.err == (
+        f"error: out='{tmp_path / name}': is there already: remove it, or name another file\n"
+    )
+    assert snapshot(tmp_path) == {tmp_path / name: b'precious'}
 
 
 def snapshot(folder):
