@@ -251,7 +251,11 @@ def _capture(student: Student) -> ExportedProgram:
             return torch.export.export(graph, (images,), dynamic_shapes=shapes, strict=False)
 
     with suppress(Exception):  # whatever the student's code raises for a size that is no number
-        return capture(2, ({0: torch.export.Dim('batch')},))
+        # torch 2.6 takes a size without bounds for one that might be 2**63 - 1.
+        batch = torch.export.Dim('batch', min=1, max=2**31 - 1)
+        program = capture(2, ({0: batch},))
+        if program.range_constraints:
+            return program
     with _explained('the student'):
         return capture(1, None)
 

@@ -101,9 +101,8 @@ def _parallel_scan(
     state = delta * u.unsqueeze(2) * B.unsqueeze(1)
     length, shift = u.shape[2], 1
     while shift < length:
-        earlier = F.pad(state[..., :-shift], (shift, 0))
-        state = state + decay * earlier
-        decay = decay * F.pad(decay[..., :-shift], (shift, 0), value=1.0)
+        state = state + decay * F.pad(state[..., :-shift], (shift, 0))
+        decay = decay * F.pad(decay[..., :-shift], (shift, 0))
         shift *= 2
     y = (state * C.unsqueeze(1)).sum(2)
     return (y + D.unsqueeze(1) * u) * F.silu(z)
