@@ -93,7 +93,8 @@ def export_student(
     weights_file = Path(out)
     if weights_file.suffix not in ('.pth', '.safetensors'):
         raise ConfigError(f'out={out!r}: must end with .pth or .safetensors')
-    ends = {'.onnx': onnx, '.pt2': torch_export}
+    # ONNX comes last: torch 2.6 changes the program that it makes it of.
+    ends = {'.pt2': torch_export, '.onnx': onnx}
     graph_files = [weights_file.with_suffix(end) for end, wanted in ends.items() if wanted]
     card_file = weights_file.with_suffix('.md')
     for path in (weights_file, card_file, *graph_files):
@@ -122,7 +123,7 @@ def export_student(
         written = {weights_file: f'{len(weights)} tensors of the student'}
         if student and graph_files:
             program = _capture(student)
-            batches = (1, 3) if program.range_constraints else (1,)
+            batches = (1, 3) if _is_free(program) else (1,)
             if len(batches) == 1:
                 notes.append("the graph's batch is 1, for the student's code fixes the batch")
             texts = image_texts(content, run, student)
@@ -253,11 +254,16 @@ def _capture(student: Student) -> ExportedProgram:
     with suppress(Exception):  # whatever the student's code raises for a size that is no number
         # torch 2.6 takes a size without bounds for one that might be 2**63 - 1.
         batch = torch.export.Dim('batch', min=1, max=2**31 - 1)
-        program = capture(2, ({0: batch},))
-        if program.range_constraints:
-            return program
+        return capture(2, ({0: batch},))
     with _explained('the student'):
         return capture(1, None)
+
+
+def _is_free(program: ExportedProgram) -> bool:
+    """Whether the batch is a symbol, not a number."""
+    (name,) = program.graph_signature.user_inputs
+    images = next(node for node in program.graph.nodes if node.name == name)
+    return isinstance(images.meta['val'].shape[0], torch.SymInt)
 
 
 def _write_torch_export(
@@ -280,7 +286,7 @@ def _write_onnx(
             dynamo=True,
             input_names=['images'],
             output_names=['logits'],
-            dynamic_shapes={'images': {0: 'batch'}} if program.range_constraints else None,
+            dynamic_shapes={'images': {0: 'batch'}} if _is_free(program) else None,
             verbose=False,
         ).model_proto
         onnx.helper.set_model_props(model, texts)
@@ -299,7 +305,8 @@ def _difference(
     for batch in batches:
         images = torch.randn(batch, *student.input_size, generator=generator)
         logits = student.model(images, mode='tensor')
-        difference = (graph(images) - logits).abs().max().item()
+        with _explained('the graph'):
+            difference = (graph(images) - logits).abs().max().item()
         if not difference <= TOLERANCE:  # nor is NaN
             raise ExportError(
                 f'the exported graph differs from the student by {difference:.1e}, more than '

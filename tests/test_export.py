@@ -316,7 +316,7 @@ class TestCardsCode:
         out = tmp_path / 'student.pth'
         checkpoint, _ = save_run(tmp_path, dict(type='AColour'))
         export_student(checkpoint, str(out), onnx=True, torch_export=True)
-        _, of_onnx, of_torch = code_blocks(out)
+        _, of_torch, of_onnx = code_blocks(out)
         check = 'assert tuple(logits.shape) == (1, 10)'
         run_python(of_onnx, check, of_torch, check, cwd=tmp_path)
 
