@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import statistics
 import subprocess
@@ -11,7 +10,6 @@ import time
 from argparse import ArgumentTypeError
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 from rich.console import Console
@@ -24,7 +22,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from mldr_kd_mm.errors import ConfigError
+from mldr_kd_mm.evaluation.runs import curve, read_records
 
 ROOT = Path(__file__).resolve().parents[1]
 ACCURACY = 'accuracy/top1'
@@ -74,23 +72,11 @@ class Run:
 
     def records(self) -> list[dict]:
         """Return all that the run logged so far, in the order of time."""
-        # A run that was continued has a log for each part; their names are times.
-        logs = sorted(self.work_dir.glob('*/vis_data/scalars.json'))
-        return [
-            record
-            for log, state in ((log, log.stat()) for log in logs)
-            for record in _read_log(log, state.st_size, state.st_mtime_ns)
-        ]
+        return read_records(self.work_dir)
 
     def curve(self, key: str) -> dict[int, float]:
         """Return what the run logged under a name: epoch -> value, of which the latest counts."""
-        values = {
-            # Training is logged by iteration, validation by epoch.
-            record.get('epoch', record['step']): record[key]
-            for record in self.records()
-            if key in record
-        }
-        return dict(sorted(values.items()))
+        return curve(self.records(), key)
 
     def epochs_done(self) -> int:
         """Return the number of epochs that are trained."""
@@ -102,20 +88,6 @@ class Run:
         """Return the accuracy that was logged last, as text."""
         accuracies = list(self.curve(ACCURACY).values())
         return f'{accuracies[-1]:.1f} %' if accuracies else ''
-
-
-@lru_cache
-def _read_log(log: Path, size: int, modified: int) -> list[dict]:
-    """Return the records of a log; it is read again only when it has changed."""
-    lines = log.read_text().splitlines(keepends=True)
-    try:
-        # The last line may be half written.
-        records = [json.loads(line) for line in lines if line.endswith('\n')]
-        if not all(isinstance(record['step'], int) for record in records):
-            raise ValueError('a step is no number')
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ConfigError(f'{log}: is no log of a run ({error})') from error
-    return records
 
 
 @dataclass(frozen=True)

@@ -136,13 +136,13 @@ def _gram(features: Array) -> Array:
     return gram
 
 
-def _hsic(k: Array, l: Array) -> float:  # noqa: E741
+def _hsic(a: Array, b: Array) -> float:
     """The unbiased estimator, without a factor that the ratio does not keep; diagonals are 0."""
-    n = len(k)
+    n = len(a)
     return (
-        (k * l).sum()
-        + k.sum() * l.sum() / ((n - 1) * (n - 2))
-        - 2 / (n - 2) * (k.sum(0) * l.sum(0)).sum()
+        (a * b).sum()
+        + a.sum() * b.sum() / ((n - 1) * (n - 2))
+        - 2 / (n - 2) * (a.sum(0) * b.sum(0)).sum()
     )
 
 

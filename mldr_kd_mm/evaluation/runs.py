@@ -1,0 +1,196 @@
+"""What a run leaves in its work directory: its log, its config, its checkpoints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import init_default_scope
+from torch import nn
+from torch.utils.data import DataLoader, Subset
+
+from mldr_kd_mm.checkpoint import load_checkpoint
+from mldr_kd_mm.classifiers import build_classifier
+from mldr_kd_mm.distiller import Distiller
+from mldr_kd_mm.errors import ConfigError, named
+from mldr_kd_mm.hooks.checkpoint import saved_checkpoints
+from mldr_kd_mm.registry import DATASETS, MODELS
+
+
+def read_records(work_dir: Path) -> list[dict[str, Any]]:
+    """Return all that a run logged so far, in the order of time.
+
+    Args:
+        work_dir: The Runner's work directory.
+    """
+    # A run that was continued has a log for each part; their names are times.
+    logs = sorted(work_dir.glob('*/vis_data/scalars.json'))
+    return [
+        record
+        for log, state in ((log, log.stat()) for log in logs)
+        for record in _read_log(log, state.st_size, state.st_mtime_ns)
+    ]
+
+
+@lru_cache
+def _read_log(log: Path, size: int, modified: int) -> list[dict[str, Any]]:
+    """Return the records of a log; it is read again only when it has changed."""
+    lines = log.read_text().splitlines(keepends=True)
+    # The last line may be half written.
+    return [json.loads(line) for line in lines if line.endswith('\n')]
+
+
+def curve(records: Sequence[dict[str, Any]], key: str) -> dict[int, float]:
+    """Return what was logged under a name: epoch -> value, of which the latest counts.
+
+    Of a run that counts iterations it is iteration -> value.
+
+    Args:
+        records: Those of a run, in the order of time.
+        key: The name.
+    """
+    values = {
+        # Training is logged by iteration, validation by epoch.
+        record.get('epoch', record['step']): record[key]
+        for record in records
+        if key in record
+    }
+    return dict(sorted(values.items()))
+
+
+@dataclass(eq=False)
+class LoggedRun:
+    """A run that began to train.
+
+    Args:
+        name: What figures call it.
+        work_dir: The Runner's work directory.
+        config: What it ran, in its last part if it was continued.
+        records: What it logged.
+    """
+
+    name: str
+    work_dir: Path
+    config: Config
+    records: list[dict[str, Any]]
+
+    @classmethod
+    def read(cls, work_dir: Path, name: str) -> LoggedRun:
+        """Read a work directory.
+
+        Raises:
+            ConfigError: If no run logged there, or its config cannot be read.
+        """
+        records = read_records(work_dir)
+        configs = sorted(work_dir.glob('*/vis_data/config.py'))
+        if not records or not configs:
+            raise ConfigError(
+                f'{work_dir}: must be the work directory of a run: it has no '
+                f'*/vis_data/{"config.py" if records else "scalars.json"}'
+            )
+        with named(str(configs[-1])):
+            return cls(name, work_dir, Config.fromfile(configs[-1]), records)
+
+    def curve(self, key: str) -> dict[int, float]:
+        """See :func:`curve`."""
+        return curve(self.records, key)
+
+    def names(self, prefix: str = '') -> list[str]:
+        """All names with this prefix that the run logged, in the order of their first value."""
+        logged = dict.fromkeys(key for record in self.records for key in record)
+        return [key for key in logged if key.startswith(prefix)]
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether its model is a Distiller."""
+        return 'teacher' in self.config.model
+
+    @property
+    def student(self) -> dict[str, Any]:
+        """The config of what is trained."""
+        return self.config.model.student if self.has_teacher else self.config.model
+
+    def checkpoint(self, name: str | None = None) -> dict[str, Any]:
+        """Read a checkpoint.
+
+        Args:
+            name: Of a file in the work directory. None: the newest, which need not be the best.
+
+        Raises:
+            FileNotFoundError: If there is none.
+            ConfigError: If it cannot be read.
+        """
+        if name is not None:
+            return load_checkpoint(str(self.work_dir / name))
+        saved = saved_checkpoints(self.work_dir) or sorted(self.work_dir.glob('best_*.pth'))
+        if not saved:
+            raise FileNotFoundError(f'{self.work_dir}: there is no checkpoint')
+        return load_checkpoint(str(saved[0]))
+
+    def build_student(self) -> nn.Module:
+        """The student alone, with random weights: what it is, not what it learnt."""
+        init_default_scope(self.config.get('default_scope', 'mldr_kd_mm'))
+        return build_classifier(_without_download(self.student))
+
+    def build_model(self, checkpoint: dict[str, Any]) -> nn.Module:
+        """The run's model with the weights of a checkpoint, ready to be evaluated.
+
+        Raises:
+            FileNotFoundError: If the teacher's weights are gone.
+            ConfigError: If the model cannot be built, or the weights are of another one.
+        """
+        init_default_scope(self.config.get('default_scope', 'mldr_kd_mm'))
+        config = self.config.model.to_dict() | dict(
+            data_preprocessor=self.config.get('data_preprocessor')
+            or self.config.model.get('data_preprocessor')
+        )
+        if self.has_teacher:
+            config |= dict(student=_without_download(self.student), teacher_compile=False)
+        else:
+            config = _without_download(config)
+        with named('model'):
+            model = MODELS.build(config) if self.has_teacher else build_classifier(config)
+            if isinstance(model, Distiller):
+                model.teacher.init_weights()
+            model.load_state_dict(checkpoint['state_dict'])
+        return model.eval()
+
+    def validation_batches(self, samples: int) -> tuple[list[str], Iterator[dict[str, Any]]]:
+        """Some samples of the validation set, spread over all of it.
+
+        Args:
+            samples: How many at most.
+
+        Returns:
+            The names of the classes, and the batches, as a data loader gives them.
+
+        Raises:
+            ConfigError: If the run has no validation set, or its files are gone.
+        """
+        loader = self.config.get('val_dataloader')
+        if not loader:
+            raise ConfigError('val_dataloader: the run has none')
+        with named('val_dataloader.dataset'):
+            dataset = DATASETS.build(loader.dataset)
+            # Data sets are often sorted by class.
+            chosen = np.linspace(0, len(dataset) - 1, min(samples, len(dataset))).round()
+            batches = DataLoader(
+                Subset(dataset, chosen.astype(int).tolist()),
+                batch_size=loader.get('batch_size', 1),
+                num_workers=loader.get('num_workers', 0),
+                collate_fn=pseudo_collate,
+            )
+        return list(dataset.metainfo.get('classes') or ()), iter(batches)
+
+
+def _without_download(classifier: dict[str, Any]) -> dict[str, Any]:
+    """A classifier's config without the weights it begins with."""
+    config = {k: v for k, v in dict(classifier).items() if k not in ('init_cfg', 'checkpoint_path')}
+    return config | ({'pretrained': False} if 'pretrained' in config else {})

@@ -1,0 +1,1 @@
+"""What a person looks at: figures of a run, and a page of them."""
