@@ -184,7 +184,7 @@ def confusion_matrix(labels: Labels, named: Labels, num_classes: int) -> Labels:
 
 
 def changed_pairs(
-    labels: Labels, before: Labels, after: Labels, num_classes: int, most: int
+    labels: Labels, before: Labels, after: Labels, num_classes: int
 ) -> tuple[list[ConfusedPair], list[ConfusedPair]]:
     """The pairs of classes that one model confuses more often than another.
 
@@ -193,7 +193,6 @@ def changed_pairs(
         before: The classes that the first model names (N,).
         after: Those that the second names (N,).
         num_classes: C.
-        most: How many pairs of each kind to return at most.
 
     Returns:
         The pairs that the second model confuses less often, and those it confuses more often, the
@@ -204,8 +203,9 @@ def changed_pairs(
     np.fill_diagonal(change, 0)
 
     def largest(change: Labels) -> list[ConfusedPair]:
-        order = np.argsort(-change, axis=None, kind='stable')[:most]
-        places = [divmod(int(place), num_classes) for place in order if change.flat[place] > 0]
+        changed = np.flatnonzero(change > 0)
+        order = changed[np.argsort(-change.flat[changed], kind='stable')]
+        places = [divmod(int(place), num_classes) for place in order]
         return [ConfusedPair(*pair, *(int(count[pair]) for count in counts)) for pair in places]
 
     return largest(-change), largest(change)

@@ -124,6 +124,7 @@ def draw_matrix(
     limit: float,
     signed: bool = False,
     with_numbers: bool = False,
+    width: float = 4.4,
 ) -> Figure:
     """Draw a matrix as a picture.
 
@@ -137,9 +138,10 @@ def draw_matrix(
         limit: The value that has the full colour.
         signed: Whether values below 0 have a colour of their own.
         with_numbers: Whether to write each value into its cell.
+        width: Of the figure, in inches.
     """
     with styled():
-        figure, axes = _panel(title, xlabel=xlabel, ylabel=ylabel)
+        figure, axes = _panel(title, width, xlabel=xlabel, ylabel=ylabel)
         # Numbers are read on half the colour.
         limit = 2 * limit if with_numbers else limit
         colors, lowest = (_SIGNED, -limit) if signed else (_FADE, 0)
@@ -154,10 +156,12 @@ def draw_matrix(
         return figure
 
 
-def draw_relation(values: Array, title: str, classes: Sequence[str], limit: float) -> Figure:
+def draw_relation(
+    values: Array, title: str, classes: Sequence[str], limit: float, signed: bool = False
+) -> Figure:
     """Draw a class relation, or the difference of two; see :func:`draw_matrix`."""
-    signed = bool((values < 0).any())
-    return draw_matrix(values, title, classes, classes, 'of class', 'to class', limit, signed)
+    labels = ('of class', 'to class')
+    return draw_matrix(values, title, classes, classes, *labels, limit, signed, width=3.4)
 
 
 def draw_fusion_by_class(weights: Array, title: str, classes: Sequence[str]) -> Figure:
@@ -290,12 +294,16 @@ def to_pixels(figure: Figure) -> NDArray[np.uint8]:
     return np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[..., :3])
 
 
-def _panel(title: str, height: float = 3.2, **labels: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(4.4, height), layout='constrained')
+def _panel(
+    title: str, width: float = 4.4, height: float = 3.2, **labels: str
+) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout='constrained')
     axes = figure.subplots()
     axes.set(**labels)
     # Not the axes' own title, which is as narrow as they are.
-    figure.suptitle(shorten(title, 52), x=0.02, ha='left', fontsize=11, fontweight='bold')
+    figure.suptitle(
+        shorten(title, int(12 * width)), x=0.02, ha='left', fontsize=11, fontweight='bold'
+    )
     return figure, axes
 
 

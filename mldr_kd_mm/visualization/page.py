@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from html import escape
 
 from matplotlib.figure import Figure
@@ -33,12 +33,17 @@ class Section:
     Attributes:
         title: Its heading.
         caption: How to read its figures.
-        pictures: Its figures; a section without any is left out.
+        groups: Its figures, those of each group beside each other; without any it is left out.
     """
 
     title: str
     caption: str
-    pictures: list[Picture] = field(default_factory=list)
+    groups: Sequence[Sequence[Picture]]
+
+    @property
+    def pictures(self) -> list[Picture]:
+        """The figures of all groups."""
+        return [picture for group in self.groups for picture in group]
 
 
 @dataclass(frozen=True)
@@ -97,25 +102,30 @@ def _table(columns: Sequence[str], rows: Sequence[Row]) -> str:
         cells = ''.join(f'<td {cell}</td>' for cell in others)
         lines.append(f'<tr {swatch}><th scope="row" {first}</th>{cells}</tr>')
     return (
-        f'<table><thead><tr>{head}</tr></thead>\n<tbody>\n'
+        f'<div class="wide" tabindex="0"><table><thead><tr>{head}</tr></thead>\n<tbody>\n'
         + '\n'.join(lines)
-        + '\n</tbody></table>'
+        + '\n</tbody></table></div>'
     )
 
 
 def _section(section: Section) -> str:
-    figures = '\n'.join(
-        '<figure>'
-        + to_svg(picture.figure).replace(
-            '<svg ', f'<svg role="img" aria-label="{escape(picture.alt)}" ', 1
-        )
-        + '</figure>'
-        for picture in section.pictures
-    )
+    groups = '\n'.join(map(_group, filter(None, section.groups)))
     return (
         f'<section><h2>{escape(section.title)}</h2>\n<p>{escape(section.caption)}</p>\n'
-        f'<div class="figures">\n{figures}\n</div></section>'
+        f'{groups}\n</section>'
     )
+
+
+def _group(pictures: Sequence[Picture]) -> str:
+    # Below this share of its size a figure's text is too small, and the next one moves down.
+    width = 0.85 * pictures[0].figure.get_figwidth()
+    inside = '\n'.join(map(_figure, pictures))
+    return f'<div class="figures" style="--width: {width:.2f}in">\n{inside}\n</div>'
+
+
+def _figure(picture: Picture) -> str:
+    described = f'<svg role="img" aria-label="{escape(picture.alt)}" '
+    return f'<figure>{to_svg(picture.figure).replace("<svg ", described, 1)}</figure>'
 
 
 _STYLE = """
@@ -132,7 +142,8 @@ h2 { font-size: 1.2rem; margin: 2.5rem 0 0; }
 p { max-width: 75ch; margin: 0.5rem 0 1rem; color: var(--quiet); }
 .note { border-left: 3px solid var(--quiet); padding-left: 0.75rem; }
 .figures { display: grid; gap: 1rem;
-  grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); }
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, var(--width)), 1fr)); }
+.figures + .figures { margin-top: 1rem; }
 figure { margin: 0; padding: 0.5rem; background: var(--panel); border: 1px solid var(--line);
   border-radius: 0.5rem; }
 svg { display: block; width: 100%; height: auto; color: var(--ink); }
@@ -144,13 +155,15 @@ th, td { text-align: left; padding: 0.4rem 0.6rem; border-bottom: 1px solid var(
 thead th { font-weight: 500; color: var(--quiet); vertical-align: bottom; }
 tbody th::before { content: ""; display: inline-block; width: 0.7em; height: 0.7em;
   margin-right: 0.5em; border-radius: 50%; background: var(--color); }
-tbody th, tbody td { overflow-wrap: anywhere; min-width: 3.5rem; }
+tbody th { min-width: 9rem; }
+tbody th, tbody td { overflow-wrap: break-word; }
+.wide { overflow-x: auto; }
 @media (max-width: 60rem) {
   thead { display: none; }
   tbody tr { display: block; margin-bottom: 1rem; padding: 0.5rem 0.75rem;
     background: var(--panel); border: 1px solid var(--line); border-radius: 0.5rem; }
   tbody th, tbody td { display: flex; justify-content: space-between; gap: 1rem;
-    padding: 0.15rem 0; border: 0; text-align: right; }
+    padding: 0.15rem 0; border: 0; text-align: right; overflow-wrap: anywhere; }
   tbody th { justify-content: start; align-items: baseline; text-align: left; }
   tbody td::before { content: attr(data-label); color: var(--quiet); text-align: left;
     overflow-wrap: normal; }

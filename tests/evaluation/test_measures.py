@@ -132,18 +132,18 @@ def test_pairs_by_hand():
     labels = np.array([0, 0, 0, 1, 1, 2])
     before = np.array([1, 1, 0, 1, 1, 2])
     after = np.array([0, 1, 0, 2, 2, 2])
-    repaired, made = changed_pairs(labels, before, after, num_classes=3, most=5)
+    repaired, made = changed_pairs(labels, before, after, num_classes=3)
     assert repaired == [(0, 1, 2, 1)]
     assert made == [(1, 2, 0, 2)]
 
 
 @given(labels=CLASSES, before=CLASSES, after=CLASSES)
 def test_pairs_sum_up(labels, before, after):
-    repaired, made = changed_pairs(labels, before, after, num_classes=5, most=25)
+    repaired, made = changed_pairs(labels, before, after, num_classes=5)
     change = sum(pair.after - pair.before for pair in (*repaired, *made))
     assert change == (after != labels).sum() - (before != labels).sum()
     assert all(pair.true != pair.named for pair in (*repaired, *made))
     assert confusion_matrix(labels, after, 5).sum() == 12
-    assert changed_pairs(labels, after, before, 5, 25)[0] == [
+    assert changed_pairs(labels, after, before, 5)[0] == [
         pair._replace(before=pair.after, after=pair.before) for pair in made
     ]

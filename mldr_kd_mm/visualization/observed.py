@@ -1,0 +1,132 @@
+"""Figures of what a student and its teacher say: for a report, and while a run trains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from mldr_kd_mm.evaluation.measures import (
+    class_relation,
+    expected_calibration_error,
+    linear_cka,
+    reliability,
+    softmax,
+)
+from mldr_kd_mm.evaluation.observer import Observations
+from mldr_kd_mm.visualization import figures
+from mldr_kd_mm.visualization.page import Picture
+
+MOST_CLASSES = 100
+"""More are not seen in a matrix of classes."""
+_CKA_SAMPLES = 1000
+
+
+def fusion_by_class(seen: Observations, classes: Sequence[str], run: str = '') -> list[Picture]:
+    """The weights of the neck's fusion for each class.
+
+    Args:
+        seen: What the models said.
+        classes: The names of the classes.
+        run: Name of the run, for the titles.
+
+    Returns:
+        One figure; none without a neck.
+    """
+    weights = seen.fusion_weights
+    if weights is None:
+        return []
+    title = _titled(f'Weight − 1/{len(weights)}', run)
+    figure = figures.draw_fusion_by_class(weights, title, classes)
+    return [Picture('fusion_by_class', _alt('Fusion weight of each stage by class', run), figure)]
+
+
+def relations(seen: Observations, classes: Sequence[str], run: str = '') -> list[Picture]:
+    """The class relations of teacher and student, and how the student's heads differ from it.
+
+    Args are those of :func:`fusion_by_class`.
+    """
+    return [
+        Picture(
+            'relation_' + what.lower().replace(' − ', '_minus_').replace(' ', '_'),
+            _alt(f'Class relation: {what.lower()}', run),
+            figures.draw_relation(values, _titled(what, run), names, limit, signed='−' in what),
+        )
+        for what, values, limit, names in _relations(seen, classes)
+    ]
+
+
+def _relations(
+    seen: Observations, classes: Sequence[str]
+) -> Iterator[tuple[str, np.ndarray, float, list[str]]]:
+    """What is drawn of the relations: title, matrix, its full colour, names."""
+    if seen.teacher is None:
+        return
+    chosen = _spread(seen.student.shape[1], MOST_CLASSES)
+    names = [classes[index] for index in chosen]
+    heads = dict(Teacher=seen.teacher, Student=seen.student)
+    if seen.fused is not None:
+        heads['Fused head'] = seen.fused
+    of = {head: class_relation(logits, chosen) for head, logits in heads.items()}
+    limit = max(float(relation.max()) for relation in of.values())
+    yield 'Teacher', of['Teacher'], limit, names
+    yield 'Student', of['Student'], limit, names
+    differences = {head: of[head] - of['Teacher'] for head in list(of)[1:]}
+    limit = max(float(np.abs(values).max()) for values in differences.values()) or 1.0
+    for head, values in differences.items():
+        yield f'{head} − teacher', values, limit, names
+
+
+def calibration(seen: Observations, run: str = '') -> list[Picture]:
+    """Accuracy over confidence of all that there is of student, fused head and teacher.
+
+    Args:
+        seen: What the models said.
+        run: Name of the run, for the title.
+    """
+    heads = {'student': seen.student, 'teacher': seen.teacher, 'fused head': seen.fused}
+    bins = {}
+    for head, logits in heads.items():
+        if logits is not None:
+            probabilities = softmax(logits)
+            error = expected_calibration_error(probabilities, seen.labels)
+            bins[f'{head}, ECE {100 * error:.1f} %'] = reliability(probabilities, seen.labels)
+    figure = figures.draw_reliability(bins, _titled('Calibration', run))
+    alt = _alt(f'Accuracy over confidence: {"; ".join(bins)}', run)
+    return [Picture('calibration', alt, figure)]
+
+
+def similarity(seen: Observations, run: str = '') -> list[Picture]:
+    """The CKA of each stage of the teacher with each of the student.
+
+    Args:
+        seen: What the models said; of more than a thousand samples so many are used.
+        run: Name of the run, for the title.
+
+    Returns:
+        One figure; none where a model has no stages, or for fewer than 4 samples.
+    """
+    teacher, student = seen.teacher_stages, seen.student_stages
+    if not (teacher and student) or len(seen.labels) < 4:
+        return []
+    chosen = _spread(len(seen.labels), _CKA_SAMPLES)
+    values = [
+        [linear_cka(of_teacher[chosen], of_student[chosen]) for of_student in student.values()]
+        for of_teacher in teacher.values()
+    ]
+    title = _titled('CKA', run)
+    figure = figures.draw_cka(np.array(values), title, list(teacher), list(student))
+    return [Picture('cka', _alt('CKA of the stages of teacher and student', run), figure)]
+
+
+def _spread(count: int, most: int) -> np.ndarray:
+    """Up to so many of ``range(count)``, evenly spaced."""
+    return np.linspace(0, count - 1, min(count, most)).round().astype(int)
+
+
+def _titled(what: str, run: str) -> str:
+    return f'{what} · {run}' if run else what
+
+
+def _alt(what: str, run: str) -> str:
+    return f'{what}, run {run}' if run else what
