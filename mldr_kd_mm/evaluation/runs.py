@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,7 +21,6 @@ from mldr_kd_mm.checkpoint import load_checkpoint
 from mldr_kd_mm.classifiers import build_classifier
 from mldr_kd_mm.distiller import Distiller
 from mldr_kd_mm.errors import ConfigError, named
-from mldr_kd_mm.hooks.checkpoint import saved_checkpoints
 from mldr_kd_mm.registry import DATASETS, MODELS
 
 
@@ -129,10 +129,11 @@ class LoggedRun:
         """
         if name is not None:
             return load_checkpoint(str(self.work_dir / name))
-        saved = saved_checkpoints(self.work_dir) or sorted(self.work_dir.glob('best_*.pth'))
+        # Not what last_checkpoint names: the work directory may have been moved.
+        saved = list(self.work_dir.glob('*.pth'))
         if not saved:
             raise FileNotFoundError(f'{self.work_dir}: there is no checkpoint')
-        return load_checkpoint(str(saved[0]))
+        return load_checkpoint(str(max(saved, key=_age)))
 
     def build_student(self) -> nn.Module:
         """The student alone, with random weights: what it is, not what it learnt."""
@@ -159,7 +160,12 @@ class LoggedRun:
             model = MODELS.build(config) if self.has_teacher else build_classifier(config)
             if isinstance(model, Distiller):
                 model.teacher.init_weights()
+        try:
             model.load_state_dict(checkpoint['state_dict'])
+        except (KeyError, RuntimeError) as error:
+            # The first line of torch's names the model alone.
+            reason = f'{error}'.splitlines()[:2][-1].strip()
+            raise ConfigError(f'checkpoint: is not of the model of the config: {reason}') from error
         return model.eval()
 
     def validation_batches(self, samples: int) -> tuple[list[str], Iterator[dict[str, Any]]]:
@@ -188,6 +194,14 @@ class LoggedRun:
                 collate_fn=pseudo_collate,
             )
         return list(dataset.metainfo.get('classes') or ()), iter(batches)
+
+
+def _age(checkpoint: Path) -> tuple[bool, float, int]:
+    """What is the larger, the newer a checkpoint is; a best one counts less than the others."""
+    numbers = re.findall(r'\d+', checkpoint.stem)
+    # Copies may all be of the same time.
+    number = int(numbers[-1]) if numbers else 0
+    return not checkpoint.name.startswith('best_'), checkpoint.stat().st_mtime, number
 
 
 def _without_download(classifier: dict[str, Any]) -> dict[str, Any]:

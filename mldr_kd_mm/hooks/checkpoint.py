@@ -177,7 +177,7 @@ def newest_checkpoint(runner: Runner) -> str | None:
     Raises:
         ConfigError: If there are checkpoints and none can be read.
     """
-    candidates = saved_checkpoints(Path(runner.work_dir))
+    candidates = _candidates(Path(runner.work_dir))
     for path in candidates:
         if path.is_dir():
             return str(path)
@@ -195,15 +195,8 @@ def newest_checkpoint(runner: Runner) -> str | None:
     return None
 
 
-def saved_checkpoints(work_dir: Path) -> list[Path]:
-    """The checkpoints that a run can go on from, the newest first.
-
-    Args:
-        work_dir: Of the run.
-
-    Returns:
-        The one that ``last_checkpoint`` names, then all others; whether they are whole is not seen.
-    """
+def _candidates(work_dir: Path) -> list[Path]:
+    """The checkpoint that ``last_checkpoint`` names, then all others, the newest first."""
     note = work_dir / 'last_checkpoint'
     named = [Path(note.read_text().strip())] if note.is_file() else []
     folders = {work_dir.resolve(), *(path.resolve().parent for path in named)}

@@ -155,7 +155,7 @@ th, td { text-align: left; padding: 0.4rem 0.6rem; border-bottom: 1px solid var(
 thead th { font-weight: 500; color: var(--quiet); vertical-align: bottom; }
 tbody th::before { content: ""; display: inline-block; width: 0.7em; height: 0.7em;
   margin-right: 0.5em; border-radius: 50%; background: var(--color); }
-tbody th { min-width: 9rem; }
+tbody th { min-width: 11rem; }
 tbody th, tbody td { overflow-wrap: break-word; }
 .wide { overflow-x: auto; }
 @media (max-width: 60rem) {

@@ -1,0 +1,61 @@
+"""Small runs to report on, and a browser to look at the report."""
+
+import json
+import os
+import shutil
+
+import pytest
+from helpers import mldr, resnet, train, vit
+
+
+@pytest.fixture(scope='session')
+def runs(tmp_path_factory):
+    """Work directories: a teacher, a student alone, and one taught by it, two epochs each."""
+    folder = tmp_path_factory.mktemp('runs')
+    preprocessor = dict(mean=[127.0] * 3, std=[64.0] * 3, num_classes=10)
+    # The teacher trains a little, so that its logits tell the classes apart.
+    optimizer = dict(optim_wrapper=dict(optimizer=dict(type='Adam', lr=3e-3)), max_epochs=6)
+    train(vit(data_preprocessor=preprocessor), folder / 'teacher', **optimizer)
+    checkpoint = str(folder / 'teacher/epoch_6.pth')
+    alone = resnet(data_preprocessor=preprocessor)
+    optimizer['max_epochs'] = 2
+    train(alone, folder / 'alone', **optimizer)
+    train(mldr(teacher_checkpoint=checkpoint), folder / 'mldr', **optimizer)
+    return folder
+
+
+@pytest.fixture
+def copy_run(runs, tmp_path):
+    """A function that copies a run under another name; returns its work directory."""
+
+    def copy(name, to):
+        shutil.copytree(runs / name, tmp_path / to)
+        return tmp_path / to
+
+    return copy
+
+
+@pytest.fixture(scope='session')
+def browser():
+    """A headless Chromium: what BROWSER names, or what is installed."""
+    playwright = pytest.importorskip('playwright.sync_api', reason='needs playwright')
+    names = (os.environ.get('BROWSER'), 'chromium', 'chromium-browser', 'google-chrome')
+    path = next(filter(None, map(shutil.which, filter(None, names))), None)
+    if path is None:
+        pytest.skip('needs Chromium: apt-get install chromium, or BROWSER=its path')
+    with playwright.sync_playwright() as context:
+        # Chromium's own sandbox does not run for root.
+        options = ['--no-sandbox'] if os.geteuid() == 0 else []
+        browser = context.chromium.launch(executable_path=path, args=options)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def logged():
+    """A function that returns what a run logged, line by line."""
+    return lambda work_dir: [
+        json.loads(line)
+        for log in sorted(work_dir.glob('*/vis_data/scalars.json'))
+        for line in log.read_text().splitlines()
+    ]

@@ -1,0 +1,85 @@
+"""The figures: legible in any colours, and no text of theirs is taken for a formula or markup."""
+
+import re
+import warnings
+
+import numpy as np
+import pytest
+
+from mldr_kd_mm.evaluation.measures import ConfusedPair, reliability
+from mldr_kd_mm.visualization import figures
+
+PAGES = ('#ffffff', '#f6f8fa', '#15181c', '#1c2026')
+NAMES = ['<b>&"\'', '$x', '$\\frac{', '鳥' * 40]
+
+
+def luminance(color):
+    channels = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return np.dot(linear, (0.2126, 0.7152, 0.0722))
+
+
+@pytest.mark.parametrize('color', figures.COLORS)
+@pytest.mark.parametrize('page', PAGES)
+def test_lines_stand_out_on_light_and_dark(color, page):
+    low, high = sorted(map(luminance, (color, page)))
+    assert (high + 0.05) / (low + 0.05) > 3
+
+
+def drawn():
+    """One figure of each kind, with names that a user may give."""
+    bins = reliability(np.eye(3), np.arange(3))
+    values = np.linspace(-1, 1, 16).reshape(4, 4)
+    parts = {name: dict(right=0.75, wrong=0.25) for name in NAMES}
+    return dict(
+        curves=figures.draw_curves({name: {1: 1.0, 2: np.nan} for name in NAMES}, NAMES[0], 'y'),
+        matrix=figures.draw_relation(values, NAMES[1], NAMES, 1, signed=True),
+        fusion=figures.draw_fusion_by_class(np.full((4, 4), 0.25), NAMES[2], NAMES),
+        cka=figures.draw_cka(values, NAMES[3], NAMES, NAMES),
+        reliability=figures.draw_reliability(dict.fromkeys(NAMES, bins), NAMES[0]),
+        outcomes=figures.draw_outcomes(parts, NAMES[0]),
+        pairs=figures.draw_pairs([ConfusedPair(0, 1, 3, 1)], NAMES[0], NAMES, *NAMES[:2]),
+    )
+
+
+@pytest.mark.parametrize('kind', drawn())
+def test_svg_is_one_element_in_the_ink_of_the_page(kind):
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        svg = figures.to_svg(drawn()[kind])
+    assert svg.startswith('<svg ') and svg.rstrip().endswith('</svg>')
+    assert figures.INK not in svg and 'currentColor' in svg
+    assert '<b>' not in svg and '<metadata>' not in svg
+    # All that is referred to is there, and figures of a page share no other names.
+    ids = set(re.findall(r' id="([^"]+)"', svg))
+    assert set(re.findall(r'(?:url\(#|href="#)([^)"]+)', svg)) <= ids
+    assert not [name for name in ids if re.search(r'_\d+$', name)]
+    assert svg == figures.to_svg(drawn()[kind]), 'the same figure gives the same text'
+
+
+def test_names_are_drawn_as_they_are():
+    figure = figures.draw_curves({'$x': {1: 1.0}, '$\\frac{': {1: 2.0}}, 'a $b$ c', 'y')
+    svg = figures.to_svg(figure)
+    assert '>$x<' in svg and '>$\\frac{<' in svg and '>a $b$ c<' in svg
+
+
+def test_pixels_and_png_are_on_white():
+    figure = figures.draw_cka(np.eye(2), 'CKA', ['a', 'b'], ['c', 'd'])
+    pixels = figures.to_pixels(figure)
+    assert pixels.dtype == np.uint8 and pixels.shape[2] == 3
+    assert pixels[0, 0].tolist() == [255] * 3
+    assert (pixels < 100).any()
+    assert figures.to_png(figure).startswith(b'\x89PNG')
+
+
+def test_zero_has_no_colour():
+    rgba = figures._SIGNED([0.0, 0.45, 0.5, 0.55, 1.0])
+    assert rgba[2, 3] < 0.02
+    assert 0.05 < rgba[1, 3] < rgba[0, 3] == 1
+    assert 0.05 < rgba[3, 3] < rgba[4, 3] == 1
+    assert np.allclose(rgba[0, :3], rgba[1, :3], atol=0.01), 'one colour a side'
+
+
+def test_long_text_loses_its_middle():
+    assert figures.shorten('a' * 26) == 'a' * 26
+    assert figures.shorten('start' + 'x' * 50 + 'end', 9) == 'star…xend'

@@ -1,0 +1,312 @@
+"""The report of real runs: what it says, and how a real browser shows it."""
+
+import re
+import runpy
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+from mldr_kd_mm.errors import ConfigError
+from mldr_kd_mm.evaluation.runs import LoggedRun
+from mldr_kd_mm.visualization import report
+from mldr_kd_mm.visualization.report import describe_model, make_report
+
+TOOL = Path(__file__).parents[2] / 'tools/analysis_tools/report.py'
+HOSTILE = '<img src=x onerror=alert(1)>&$x^{"'
+
+# Of each text that is shown its contrast with the nearest background, as WCAG defines it.
+CONTRASTS = """() => {
+  const parse = text => text.match(/[\\d.]+/g).map(Number);
+  const luminance = color => {
+    const [r, g, b] = parse(color).map(c => c / 255)
+      .map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const background = node => {
+    const color = getComputedStyle(node).backgroundColor;
+    return parse(color)[3] === 0 ? background(node.parentElement) : color;
+  };
+  const shown = [...document.querySelectorAll('h1,h2,p,th,td,svg text')]
+    .filter(node => node.getClientRects().length && node.textContent.trim());
+  return shown.map(node => {
+    const style = getComputedStyle(node);
+    const ink = node.closest('svg') ? style.fill : style.color;
+    const [low, high] = [luminance(ink), luminance(background(node))].sort((a, b) => a - b);
+    return [node.textContent.trim(), (high + 0.05) / (low + 0.05)];
+  });
+}"""
+
+
+class Page(HTMLParser):
+    """The texts of a page, its table, and the names of its elements."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.tags, self.texts, self.cells, self.labels = [], [], [], []
+        self.source = path.read_text()
+        self.feed(self.source)
+        columns = self.cells[: len(report._COLUMNS)]
+        rest = self.cells[len(columns) :]
+        width = len(columns)
+        self.rows = [
+            dict(zip(columns, rest[start : start + width], strict=True))
+            for start in range(0, len(rest), width)
+        ]
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.labels += [value for name, value in attrs if name == 'aria-label']
+
+    def handle_data(self, data):
+        self.texts.append(data)
+        if self.tags[-1:] in (['td'], ['th']) and data.strip():
+            self.cells.append(data)
+
+
+@pytest.fixture(scope='module')
+def made(runs, tmp_path_factory):
+    """The path of a report of a taught student and one alone."""
+    return make_report([runs / 'mldr', runs / 'alone'], tmp_path_factory.mktemp('out'))
+
+
+def test_table_is_what_was_logged_and_computed(made, runs, logged):
+    taught, alone = Page(made).rows
+    records = logged(runs / 'mldr')
+    accuracies = [line['accuracy/top1'] for line in records if 'accuracy/top1' in line]
+    (teacher,) = [record for record in records if 'teacher/accuracy/top1' in record]
+    assert taught['Run'] == 'mldr' and alone['Run'] == 'alone'
+    assert taught['Teacher'] == 'VisionTransformer' and alone['Teacher'] == 'none'
+    assert taught['Student'] == alone['Student'] == 'ResNet_CIFAR 18'
+    assert taught['Epochs'] == '2'
+    assert taught['Last accuracy, %'] == f'{accuracies[-1]:.2f}'
+    assert taught['Best accuracy, %'] == f'{max(accuracies):.2f}'
+    assert taught["Teacher's accuracy, %"] == f'{teacher["teacher/accuracy/top1"]:.2f}'
+    times = [record['time'] for record in records if record.get('epoch') and 'loss' in record]
+    # The latest of each epoch counts.
+    speed = np.median([10 / time for time in (times[3], times[7])])
+    assert taught['Images/s'] == f'{speed:,.0f}'
+    assert alone['Agreement with the teacher, %'] == '–'
+    assert re.fullmatch(r'\d+\.\d', alone['ECE of student / teacher, %'])
+
+
+@torch.no_grad()
+def test_agreement_is_that_of_the_models(made, runs):
+    run = LoggedRun.read(runs / 'mldr', 'mldr')
+    model = run.build_model(run.checkpoint())
+    same = right = 0
+    for data in Runner.build_dataloader(run.config.val_dataloader):
+        batch = model.data_preprocessor(data, False)
+        student = [int(s.pred_label) for s in model.student.predict(**batch)]
+        teacher = [int(s.pred_label) for s in model.predict_teacher(**batch)]
+        same += sum(a == b for a, b in zip(student, teacher, strict=True))
+        right += sum(
+            a == int(s.gt_label) for a, s in zip(student, batch['data_samples'], strict=True)
+        )
+    row = Page(made).rows[0]
+    assert row['Agreement with the teacher, %'] == f'{100 * same / 30:.1f}'
+    assert row['Last accuracy, %'] == f'{100 * right / 30:.2f}', 'the newest checkpoint'
+
+
+def test_every_figure_is_there_and_a_file(made):
+    page = Page(made)
+    files = {path.name for path in (made.parent / 'figures').iterdir()}
+    assert page.tags.count('svg') == len(files) == page.tags.count('figure')
+    expected = {
+        'accuracy.png',
+        'learning_rate.png',
+        'throughput.png',
+        'outcomes.png',
+        'loss_0_loss.png',
+        'run0_fusion.png',
+        'run0_fusion_by_class.png',
+        'run0_relation_teacher.png',
+        'run0_relation_student.png',
+        'run0_relation_student_minus_teacher.png',
+        'run0_relation_fused_head_minus_teacher.png',
+        'run0_calibration.png',
+        'run1_calibration.png',
+        'run0_cka.png',
+    }
+    assert expected <= files
+    terms = {'logits', 'stage1', 'stage2', 'stage3', 'stage4', 'fused'}
+    assert terms == {m[1] for m in map(re.compile(r'loss_\d_loss_dfra_(\w+)').match, files) if m}
+    assert any(name.startswith('run0_confusions_') for name in files)
+    assert 'alone' in ''.join(label for label in page.labels if 'onfusions' in label)
+    assert 'no figures' not in page.source
+
+
+def test_without_the_student_alone_the_teacher_is_compared(runs, tmp_path):
+    page = Page(make_report([runs / 'mldr'], tmp_path))
+    assert 'against teacher' in ''.join(page.labels)
+    assert 'than the teacher' in ''.join(page.labels)
+
+
+def test_another_student_is_no_baseline(runs, copy_run, tmp_path):
+    other = copy_run('alone', 'other')
+    (config,) = other.glob('*/vis_data/config.py')
+    changed = Config.fromfile(config)
+    changed.model.backbone.drop_path_rate = 0.1
+    changed.dump(config)
+    page = Page(make_report([runs / 'mldr', other], tmp_path / 'out'))
+    assert 'against teacher' in ''.join(page.labels)
+
+
+@pytest.mark.parametrize('gone', ['teacher', 'checkpoint', 'data', 'model'])
+def test_what_is_gone_is_a_note(copy_run, tmp_path, gone):
+    run = copy_run('mldr', 'run')
+    (path,) = run.glob('*/vis_data/config.py')
+    config = Config.fromfile(path)
+    if gone == 'teacher':
+        config.model.teacher_checkpoint = 'lost.pth'
+        message = "teacher_checkpoint='lost.pth': there is no such file"
+    elif gone == 'checkpoint':
+        for file in run.glob('*.pth'):
+            file.write_bytes(file.read_bytes()[:1000])
+        message = 'cannot be read as weights'
+    elif gone == 'data':
+        config.val_dataloader.dataset = dict(type='ImageNet', data_root='lost', split='val')
+        message = 'lost/val'
+    else:
+        config.model.student.head.num_classes = config.model.teacher.head.num_classes = 9
+        config.model.teacher_checkpoint = None
+        message = 'checkpoint: is not of the model of the config: size mismatch for '
+    config.dump(path)
+    page = Page(make_report([run], tmp_path / 'out'))
+    (note,) = [text for text in page.texts if 'no figures of its models' in text]
+    assert message in note and '\n' not in note
+    files = {file.name for file in (tmp_path / 'out/figures').iterdir()}
+    assert {'accuracy.png', 'run0_fusion.png', 'throughput.png'} <= files
+    assert not [name for name in files if 'relation' in name or 'calibration' in name]
+
+
+def test_hostile_names_are_texts(copy_run, tmp_path):
+    run = copy_run('mldr', HOSTILE)
+    (path,) = run.glob('*/vis_data/config.py')
+    config = Config.fromfile(path)
+    config.model.teacher_checkpoint = HOSTILE
+    config.dump(path)
+    log = next(run.glob('*/vis_data/scalars.json'))
+    log.write_text(log.read_text().replace('loss_dfra_stage1', 'loss_<script>alert(1)</script>'))
+    page = Page(make_report([run], tmp_path / 'out'))
+    assert not {'img', 'script'} & set(page.tags)
+    assert page.rows[0]['Run'] == HOSTILE
+    assert (tmp_path / 'out/figures/loss_2_loss__script_alert_1___script_.png').is_file()
+
+
+def test_names_tell_runs_apart(copy_run, runs, tmp_path):
+    one, two = copy_run('alone', 'a/run'), copy_run('alone', 'b/run')
+    page = Page(make_report([one, two], tmp_path / 'out', samples=8))
+    assert [row['Run'] for row in page.rows] == ['a/run', 'b/run']
+    with pytest.raises(ConfigError, match='work_dirs: one is there twice'):
+        make_report([one, one], tmp_path / 'out')
+
+
+def test_describe_model():
+    assert describe_model(dict(type='TimmClassifier', model_name='deit_tiny')) == 'deit_tiny'
+    vit = dict(type='ImageClassifier', backbone=dict(type='VisionTransformer', arch='deit-small'))
+    assert describe_model(vit) == 'VisionTransformer deit-small'
+
+
+def run_tool(capsys, *args):
+    """Run the tool in this process; returns its exit code, stdout and stderr."""
+    main = runpy.run_path(TOOL)['main']
+    capsys.readouterr()
+    try:
+        main([str(arg) for arg in args])
+    except SystemExit as end:
+        return end.code, *capsys.readouterr()
+    return 0, *capsys.readouterr()
+
+
+def test_tool(copy_run, capsys):
+    run = copy_run('mldr', 'run')
+    code, out, _ = run_tool(capsys, run, '--samples', 10, '--checkpoint', 'epoch_1.pth')
+    assert code == 0 and out.splitlines()[-1] == f'{run}/report/report.html'
+    assert 'up to 10 samples' in (run / 'report/report.html').read_text()
+
+
+@pytest.mark.parametrize(
+    ('args', 'message'),
+    [
+        (['lost'], 'lost: must be the work directory of a run'),
+        (['lost', '--samples', '0'], 'samples=0: must be a whole number of 1 or more'),
+    ],
+)
+def test_mistake_is_one_line(capsys, tmp_path, monkeypatch, args, message):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run_tool(capsys, *args)
+    assert code == 2
+    assert len(err.splitlines()) == 1 and message in err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+@pytest.mark.parametrize('width', [360, 1280])
+def test_in_a_browser(made, browser, scheme, width):
+    context = browser.new_context(
+        viewport=dict(width=width, height=800), color_scheme=scheme, offline=True
+    )
+    page = context.new_page()
+    said, requests = [], []
+    page.on('console', lambda message: said.append(message.text))
+    page.on('pageerror', lambda error: said.append(str(error)))
+    page.on('request', lambda request: requests.append(request.url))
+    # Alone in its folder: nothing beside it is needed.
+    alone = made.parent / 'alone'
+    alone.mkdir(exist_ok=True)
+    shutil.copy(made, alone / 'page.html')
+    page.goto((alone / 'page.html').as_uri())
+
+    assert said == []
+    assert [url for url in requests if not url.startswith('data:')] == [
+        (alone / 'page.html').as_uri()
+    ]
+    assert page.evaluate('document.documentElement.scrollWidth') <= width
+    figures = page.evaluate(
+        """() => [...document.querySelectorAll('figure svg')].map(svg => {
+          const {left, right, width, height} = svg.getBoundingClientRect();
+          return [left, right, width, height, svg.getAttribute('aria-label')];
+        })"""
+    )
+    assert len(figures) > 15
+    for left, right, figure_width, height, label in figures:
+        assert 0 <= left and right <= width, label
+        assert figure_width > 200 and height > 80 and label
+    contrasts = page.evaluate(CONTRASTS)
+    assert len(contrasts) > 200
+    assert [item for item in contrasts if item[1] < 4.5] == []
+    dark = page.evaluate('getComputedStyle(document.body).backgroundColor')
+    assert (dark == 'rgb(21, 24, 28)') == (scheme == 'dark')
+    context.close()
+
+
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+def test_numbers_on_colour_are_legible(made, browser, scheme):
+    """The numbers of the CKA lie on the blue of its cells, at most half of it."""
+    context = browser.new_context(color_scheme=scheme)
+    page = context.new_page()
+    page.goto(made.as_uri())
+    ink, back = (
+        [int(number) for number in re.findall(r'\d+', page.evaluate(script))[:3]]
+        for script in (
+            "getComputedStyle(document.querySelector('svg')).color",
+            "getComputedStyle(document.querySelector('figure')).backgroundColor",
+        )
+    )
+    blue = [int(report.figures.COLORS[0][i : i + 2], 16) for i in (1, 3, 5)]
+    cell = (np.array(back) + blue) / 2
+
+    def luminance(color):
+        c = np.array(color) / 255
+        linear = np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
+        return linear @ (0.2126, 0.7152, 0.0722)
+
+    low, high = sorted((luminance(ink), luminance(cell)))
+    assert (high + 0.05) / (low + 0.05) > 4.5
+    context.close()
