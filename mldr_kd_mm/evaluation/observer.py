@@ -72,11 +72,19 @@ class Observer:
             self._gathered[name].append(tensor.detach().cpu())
 
     def observations(self) -> Observations:
-        """What was gathered so far, from at least one batch."""
+        """What was gathered so far, from at least one batch.
+
+        Raises:
+            ConfigError: If a logit or feature is not finite, as of a run that diverged.
+        """
         joined = {
             name: (tensor if name == 'labels' else tensor.float()).numpy()
             for name, tensor in ((name, torch.cat(parts)) for name, parts in self._gathered.items())
         }
+        for name, values in joined.items():
+            wrong = int((~np.isfinite(values)).reshape(len(values), -1).any(1).sum())
+            if wrong:
+                raise ConfigError(f'{name}: {wrong} of {len(values)} samples are not finite')
         stages = {
             side: {
                 name.removeprefix(f'{side}.'): joined.pop(name)
@@ -122,9 +130,10 @@ def _record(
     try:
         recorder.find_stages(model, images.shape[1:])
     except ConfigError:
-        return model(images, mode='tensor'), {}
+        return model.forward(images, mode='tensor'), {}
     with recorder(model) as record:
-        logits = model(images, mode='tensor')
+        # Not through a compiled call, which runs no hooks.
+        logits = model.forward(images, mode='tensor')
     size = tuple(images.shape[-2:])
     return logits, {
         name: stage_layout(model, name, record[name], size).arrange(record[name])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -168,14 +168,14 @@ class LoggedRun:
             raise ConfigError(f'checkpoint: is not of the model of the config: {reason}') from error
         return model.eval()
 
-    def validation_batches(self, samples: int) -> tuple[list[str], Iterator[dict[str, Any]]]:
+    def validation_batches(self, samples: int) -> DataLoader:
         """Some samples of the validation set, spread over all of it.
 
         Args:
             samples: How many at most.
 
         Returns:
-            The names of the classes, and the batches, as a data loader gives them.
+            A loader of the batches; its data set is a ``Subset`` of the run's.
 
         Raises:
             ConfigError: If the run has no validation set, or its files are gone.
@@ -187,13 +187,12 @@ class LoggedRun:
             dataset = DATASETS.build(loader.dataset)
             # Data sets are often sorted by class.
             chosen = np.linspace(0, len(dataset) - 1, min(samples, len(dataset))).round()
-            batches = DataLoader(
+            return DataLoader(
                 Subset(dataset, chosen.astype(int).tolist()),
                 batch_size=loader.get('batch_size', 1),
                 num_workers=loader.get('num_workers', 0),
                 collate_fn=pseudo_collate,
             )
-        return list(dataset.metainfo.get('classes') or ()), iter(batches)
 
 
 def _age(checkpoint: Path) -> tuple[bool, float, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +21,32 @@ from mldr_kd_mm.visualization.page import Picture
 MOST_CLASSES = 100
 """More are not seen in a matrix of classes."""
 _CKA_SAMPLES = 1000
+
+
+def pictures_of(seen: Observations, classes: Sequence[str]) -> list[Picture]:
+    """All of the figures below.
+
+    Args:
+        seen: What the models said.
+        classes: The names of the classes.
+    """
+    return [
+        *fusion_by_class(seen, classes),
+        *relations(seen, classes),
+        *calibration(seen),
+        *similarity(seen),
+    ]
+
+
+def class_names(dataset: Any, count: int) -> list[str]:
+    """The names of the classes of a data set, or their numbers where it has none.
+
+    Args:
+        dataset: Of the samples.
+        count: The number of classes of the models.
+    """
+    known = list(dataset.metainfo.get('classes') or ())
+    return known if len(known) == count else [str(number) for number in range(count)]
 
 
 def fusion_by_class(seen: Observations, classes: Sequence[str], run: str = '') -> list[Picture]:

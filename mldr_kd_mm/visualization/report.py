@@ -16,6 +16,7 @@ from mldr_kd_mm.evaluation.runs import LoggedRun
 from mldr_kd_mm.files import whole_file
 from mldr_kd_mm.version import __version__
 from mldr_kd_mm.visualization import figures
+from mldr_kd_mm.visualization.observed import class_names
 from mldr_kd_mm.visualization.page import Row, render
 from mldr_kd_mm.visualization.sections import ACCURACY, SECTIONS, Entry
 
@@ -102,13 +103,13 @@ def _look_at(run: LoggedRun, color: str, samples: int, checkpoint: str | None) -
             entry.parameters = sum(p.numel() for p in run.build_student().parameters())
         content = run.checkpoint(checkpoint)
         entry.processes = content.get('meta', {}).get('steps', {}).get('processes', 1)
-        entry.classes, batches = run.validation_batches(samples)
+        batches = run.validation_batches(samples)
         entry.seen = _observe(run.build_model(content), batches)
     except (ConfigError, FileNotFoundError) as error:
         entry.note = f'no figures of its models: {error}'
         return entry
-    known, count = list(entry.classes), entry.seen.student.shape[1]
-    entry.classes = known if len(known) == count else [str(number) for number in range(count)]
+    dataset, count = batches.dataset.dataset, entry.seen.student.shape[1]
+    entry.classes = class_names(dataset, count)
     return entry
 
 

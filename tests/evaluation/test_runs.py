@@ -95,7 +95,7 @@ def test_checkpoint_by_name(trained, tmp_path):
 
 def test_samples_are_spread_over_the_set(trained):
     def labels(samples):
-        _, batches = run.validation_batches(samples)
+        batches = run.validation_batches(samples)
         return [int(sample.gt_label) for batch in batches for sample in batch['data_samples']]
 
     run = LoggedRun.read(Path(trained['alone'].work_dir), 'run')
