@@ -86,6 +86,7 @@ def draw_curves(
     ylabel: str,
     levels: Mapping[str, float] | None = None,
     legend: bool = True,
+    bands: Mapping[str, tuple[Curve, Curve]] | None = None,
     xlabel: str = 'epoch',
 ) -> Figure:
     """Draw curves over the epochs.
@@ -96,6 +97,7 @@ def draw_curves(
         ylabel: What is drawn, with its unit.
         levels: Label -> value, drawn as dashed lines over all epochs.
         legend: Whether to say which is which.
+        bands: Label of a curve -> the lower and the upper edge of a band around it.
         xlabel: What is counted.
     """
     with styled():
@@ -107,6 +109,11 @@ def draw_curves(
                 marker = 'o' if len(values) <= 25 else ''
                 line = style_of(number) | dict(label=label, marker=marker)
                 axes.plot(list(values), list(values.values()), **line)
+            if bands and label in bands:
+                low, high = bands[label]
+                color = style_of(number)['color']
+                edges = (list(low.values()), list(high.values()))
+                axes.fill_between(list(low), *edges, color=color, alpha=0.15, linewidth=0)
         for label, value in (levels or {}).items():
             axes.axhline(value, color=INK, linestyle=(0, (6, 3)), linewidth=1.2, label=label)
         if legend and axes.get_legend_handles_labels()[0]:

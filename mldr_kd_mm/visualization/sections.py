@@ -59,7 +59,7 @@ def _accuracy(entries: Sequence[Entry]) -> Section:
         'On the validation set, after each validation. Dashed: the teacher, measured before '
         'training on the same samples. The student need not reach it; what counts is how far it '
         'is above the same student trained alone.',
-        [_curves('accuracy', title, curves, unit, levels=levels)],
+        [_curves(entries, 'accuracy', title, curves, unit, levels=levels)],
     )
 
 
@@ -71,7 +71,7 @@ def _losses(entries: Sequence[Entry]) -> Section:
         curves = {entry.name: entry.curve(term) for entry in entries}
         legend = number == 0 and len(entries) > 1
         name = f'loss_{number}_{_file_name(term)}'
-        pictures += _curves(name, title, curves, 'weighted value', legend=legend)
+        pictures += _curves(entries, name, title, curves, 'weighted value', legend=legend)
     return Section(
         'Losses by term',
         "What the optimizer sums. The student's own loss is that of its head with the labels; "
@@ -86,17 +86,26 @@ def _fusion(entries: Sequence[Entry]) -> Section:
     pictures = []
     for number, entry in enumerate(entries):
         stages = {name[len('fusion_') :]: entry.curve(name) for name in entry.run.names('fusion_')}
+        bands = {
+            stage: tuple(
+                entry.curve(f'observed/fusion_{stage}_{end}') for end in ('lowest', 'highest')
+            )
+            for stage in stages
+        }
         title = f'Fusion weights · {entry.name}'
-        pictures += _curves(f'run{number}_fusion', title, stages, 'mean weight')
+        pictures += _curves(
+            entries, f'run{number}_fusion', title, stages, 'mean weight', bands=bands
+        )
         if entry.seen:
             drawn = observed.fusion_by_class(entry.seen, entry.classes, entry.name)
             pictures += _numbered(number, drawn)
     return Section(
         'Fusion weights',
         'How much each stage of the student has a say in the fused logits. The curves are means '
-        'over samples and classes; equal weights mean that the gate has not learnt to choose. In '
-        'the matrices, of the checkpoint, a column is a class: blue stages count for more than '
-        'an equal share there, orange ones for less.',
+        'over samples and classes; equal weights mean that the gate has not learnt to choose. A '
+        'band, where FigureHook logged one, goes from the class with the lowest weight to the '
+        'class with the highest. In the matrices, of the checkpoint, a column is a class: blue '
+        'stages count for more than an equal share there, orange ones for less.',
         [pictures],
     )
 
@@ -118,12 +127,16 @@ def _outcomes(entries: Sequence[Entry]) -> Section:
             'different mistakes': float((~right & ~taught_right & ~same).mean()),
         }
     alt = 'Of each run the part of the samples that student and teacher are right about'
-    figure = figures.draw_outcomes(parts, 'Who is right') if parts else None
+    pictures = []
+    if parts:
+        pictures.append(Picture('outcomes', alt, figures.draw_outcomes(parts, 'Who is right')))
+    pictures += _observed(entries, 'agreement', 'Agreement in training')
     return Section(
         'Agreement with the teacher',
         'Student and teacher agree where both are right and where they make the same mistake. '
-        'What only the teacher has right is what is left to learn from it.',
-        [[Picture('outcomes', alt, figure)]] if figure else [],
+        'What only the teacher has right is what is left to learn from it. The agreement in '
+        'training is what FigureHook logged, on a few batches.',
+        [pictures],
     )
 
 
@@ -156,6 +169,7 @@ def _calibration(entries: Sequence[Entry]) -> Section:
                 if entry.seen
                 for picture in _numbered(number, observed.calibration(entry.seen, entry.name))
             ]
+            + _observed(entries, 'student_ece', 'ECE of the student in training')
         ],
     )
 
@@ -223,8 +237,12 @@ def _speed(entries: Sequence[Entry]) -> Section:
         'Images that all processes train on in a second, from the logged time of a step; '
         'validation is not in it.',
         [
-            _curves('throughput', 'Throughput of training', speeds, 'images/s', legend=legend)
-            + _curves('learning_rate', 'Learning rate', rates, 'learning rate', legend=legend)
+            _curves(
+                entries, 'throughput', 'Throughput of training', speeds, 'images/s', legend=legend
+            )
+            + _curves(
+                entries, 'learning_rate', 'Learning rate', rates, 'learning rate', legend=legend
+            )
         ],
     )
 
@@ -265,13 +283,29 @@ def _architecture(run: LoggedRun) -> dict[str, Any]:
 
 
 def _curves(
-    name: str, title: str, curves: dict[str, dict[int, float]], ylabel: str, **kwargs: Any
+    entries: Sequence[Entry],
+    name: str,
+    title: str,
+    curves: dict[str, dict[int, float]],
+    ylabel: str,
+    **kwargs: Any,
 ) -> list[Picture]:
     """One figure; none if nothing was logged."""
     if not any(curves.values()):
         return []
-    figure = figures.draw_curves(curves, title, ylabel, **kwargs)
-    return [Picture(name, f'{title} over the epochs', figure)]
+    by_epoch = any('epoch' in entry.run.names() for entry in entries)
+    counted = 'epoch' if by_epoch else 'iteration'
+    figure = figures.draw_curves(curves, title, ylabel, xlabel=counted, **kwargs)
+    return [Picture(name, f'{title} over the {counted}s', figure)]
+
+
+def _observed(entries: Sequence[Entry], scalar: str, title: str) -> list[Picture]:
+    """What the runs' FigureHook logged."""
+    curves = {
+        entry.name: {x: 100 * y for x, y in entry.curve(f'observed/{scalar}').items()}
+        for entry in entries
+    }
+    return _curves(entries, f'{scalar}_in_training', title, curves, '%', legend=len(entries) > 1)
 
 
 def _numbered(number: int, pictures: Sequence[Picture]) -> list[Picture]:

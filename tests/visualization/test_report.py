@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import train
 from mmengine.config import Config
 from mmengine.runner import Runner
 
@@ -197,6 +198,25 @@ def test_hostile_names_are_texts(copy_run, tmp_path):
     assert not {'img', 'script'} & set(page.tags)
     assert page.rows[0]['Run'] == HOSTILE
     assert (tmp_path / 'out/figures/loss_2_loss__script_alert_1___script_.png').is_file()
+
+
+def test_what_the_hook_logged_and_a_loop_over_iterations(runs, tmp_path):
+    config = LoggedRun.read(runs / 'mldr', 'mldr').config
+    train(
+        config.model.to_dict(),
+        tmp_path / 'run',
+        train_cfg=dict(by_epoch=False, max_iters=4, val_interval=2),
+        log_processor=dict(by_epoch=False),
+        default_hooks=dict(
+            logger=dict(type='LoggerHook', interval=1), figures=dict(type='FigureHook', interval=1)
+        ),
+    )
+    page = Page(make_report([tmp_path / 'run'], tmp_path / 'out'))
+    assert 'Agreement in training over the iterations' in page.labels
+    assert 'ECE of the student in training over the iterations' in page.labels
+    fusion = page.source[page.source.index('aria-label="Fusion weights') :]
+    bands = re.findall('fill-opacity: 0.15', fusion[: fusion.index('</svg>')])
+    assert len(bands) == 4
 
 
 def test_names_tell_runs_apart(copy_run, runs, tmp_path):
