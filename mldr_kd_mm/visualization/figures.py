@@ -131,7 +131,7 @@ def draw_matrix(
     limit: float,
     signed: bool = False,
     with_numbers: bool = False,
-    width: float = 4.4,
+    width: float = 4.0,
 ) -> Figure:
     """Draw a matrix as a picture.
 
@@ -220,14 +220,14 @@ def draw_outcomes(parts: Mapping[str, Mapping[str, float]], title: str) -> Figur
         title: Of the figure.
     """
     with styled():
-        figure, axes = _panel(title, height=1.5 + 0.4 * len(parts), xlabel='% of the samples')
+        figure, axes = _panel(title, height=1.8 + 0.4 * len(parts), xlabel='% of the samples')
         axes.set(xlim=(0, 100))
         left = np.zeros(len(parts))
         for number, outcome in enumerate(next(iter(parts.values()))):
             width = np.array([100 * outcomes[outcome] for outcomes in parts.values()])
             axes.barh(range(len(parts)), width, left=left, label=outcome, color=COLORS[number])
             left += width
-        axes.set_yticks(range(len(parts)), map(shorten, parts))
+        axes.set_yticks(range(len(parts)), [shorten(name, 16) for name in parts])
         axes.invert_yaxis()
         _legend_below(figure)
         return figure
@@ -254,7 +254,7 @@ def draw_pairs(
         axes.hlines(places, counts.min(1), counts.max(1), color=INK, alpha=0.4)
         for number, label in enumerate((before, after)):
             axes.scatter(counts[:, number], places, 28, color=COLORS[1 - number], label=label)
-        names = [shorten(name, 14) for name in classes]
+        names = [shorten(name, 12) for name in classes]
         axes.set_yticks(places, [f'{names[pair.true]} → {names[pair.named]}' for pair in pairs])
         axes.set_xlim(left=-0.5)
         axes.invert_yaxis()
@@ -302,7 +302,7 @@ def to_pixels(figure: Figure) -> NDArray[np.uint8]:
 
 
 def _panel(
-    title: str, width: float = 4.4, height: float = 3.2, **labels: str
+    title: str, width: float = 4.0, height: float = 3.0, **labels: str
 ) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), layout='constrained')
     axes = figure.subplots()

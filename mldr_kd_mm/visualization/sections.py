@@ -83,7 +83,7 @@ def _losses(entries: Sequence[Entry]) -> Section:
 
 
 def _fusion(entries: Sequence[Entry]) -> Section:
-    pictures = []
+    groups = []
     for number, entry in enumerate(entries):
         stages = {name[len('fusion_') :]: entry.curve(name) for name in entry.run.names('fusion_')}
         bands = {
@@ -93,12 +93,13 @@ def _fusion(entries: Sequence[Entry]) -> Section:
             for stage in stages
         }
         title = f'Fusion weights · {entry.name}'
-        pictures += _curves(
+        pictures = _curves(
             entries, f'run{number}_fusion', title, stages, 'mean weight', bands=bands
         )
         if entry.seen:
             drawn = observed.fusion_by_class(entry.seen, entry.classes, entry.name)
             pictures += _numbered(number, drawn)
+        groups.append(pictures)
     return Section(
         'Fusion weights',
         'How much each stage of the student has a say in the fused logits. The curves are means '
@@ -106,7 +107,7 @@ def _fusion(entries: Sequence[Entry]) -> Section:
         'band, where FigureHook logged one, goes from the class with the lowest weight to the '
         'class with the highest. In the matrices, of the checkpoint, a column is a class: blue '
         'stages count for more than an equal share there, orange ones for less.',
-        [pictures],
+        groups,
     )
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -22,6 +22,7 @@ from mldr_kd_mm.evaluation.measures import (
 PROBABILITIES = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.4, 0.6]])
 LABELS = np.array([0, 1, 1, 0])
 LOGITS = arrays(np.float64, (12, 5), elements=st.floats(-20, 20))
+many = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 CLASSES = arrays(np.int64, 12, elements=st.integers(0, 4))
 
 
@@ -45,6 +46,7 @@ def test_one_who_is_sure_and_right_is_calibrated():
     assert expected_calibration_error(np.eye(3), np.array([1, 2, 0])) == 1
 
 
+@many
 @given(logits=LOGITS, labels=CLASSES, bins=st.integers(1, 20))
 def test_calibration_of_any_logits(logits, labels, bins):
     probabilities = softmax(logits)
@@ -87,6 +89,7 @@ def test_cka_is_its_definition():
     assert linear_cka(x, y) == pytest.approx(expected)
 
 
+@many
 @given(
     x=arrays(np.float64, (8, 3), elements=st.integers(-50, 50)),
     scale=st.floats(1e-3, 1e3),
@@ -120,6 +123,7 @@ def test_cka_refuses_samples(sizes):
         linear_cka(*(np.ones((size, 2)) for size in sizes))
 
 
+@many
 @given(logits=LOGITS)
 def test_relation_is_that_of_the_loss(logits):
     z = torch.from_numpy(logits)
@@ -137,6 +141,7 @@ def test_pairs_by_hand():
     assert made == [(1, 2, 0, 2)]
 
 
+@many
 @given(labels=CLASSES, before=CLASSES, after=CLASSES)
 def test_pairs_sum_up(labels, before, after):
     repaired, made = changed_pairs(labels, before, after, num_classes=5)

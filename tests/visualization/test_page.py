@@ -1,0 +1,60 @@
+"""A page of hostile and of very long texts, in a real browser."""
+
+import pytest
+
+from mldr_kd_mm.visualization.figures import draw_curves
+from mldr_kd_mm.visualization.page import Picture, Row, Section, render
+
+HOSTILE = '</title><script>alert(1)</script><img src="https://localhost/x" onerror="alert(1)">'
+LONG = 'a_name_without_any_space_' * 12
+
+
+@pytest.fixture
+def page_file(tmp_path):
+    """A page on which all texts are hostile or long."""
+    figure = draw_curves({HOSTILE: {1: 1.0, 2: 2.0}, LONG: {1: 3.0}}, HOSTILE + LONG, LONG)
+    html = render(
+        HOSTILE,
+        LONG,
+        [LONG, HOSTILE],
+        [Row('#123456', [LONG, HOSTILE]), Row('#123456', [HOSTILE, LONG])],
+        [HOSTILE + LONG],
+        [
+            Section(HOSTILE, LONG, [[Picture('a', HOSTILE + '"', figure)]]),
+            Section('left out', '', [[]]),
+        ],
+    )
+    path = tmp_path / 'page.html'
+    path.write_text(html)
+    return path
+
+
+@pytest.mark.parametrize('width', [360, 1280])
+def test_is_shown_as_it_is(page_file, browser, width):
+    page = browser.new_page(viewport=dict(width=width, height=800))
+    events = []
+    page.on('dialog', lambda dialog: events.append(dialog.message))
+    page.on('console', lambda message: events.append(message.text))
+    page.on('request', lambda request: events.append(request.url))
+    page.goto(page_file.as_uri())
+    assert events == [page_file.as_uri()]
+    assert page.title() == HOSTILE
+    assert page.locator('script, img').count() == 0
+    assert page.locator('h2').all_inner_texts() == [HOSTILE]
+    assert page.locator('svg').get_attribute('aria-label') == HOSTILE + '"'
+    assert page.locator('tbody th').all_text_contents() == [LONG, HOSTILE]
+    assert page.evaluate('document.documentElement.scrollWidth') <= width
+    page.close()
+
+
+def test_loads_nothing_whatever_it_holds(page_file, browser):
+    """The page's policy holds where escaping would fail."""
+    page_file.write_text(page_file.read_text().replace('<h1>', f'<h1>{HOSTILE}', 1))
+    page = browser.new_page()
+    events = []
+    page.on('dialog', lambda dialog: events.append(dialog.message))
+    page.on('response', lambda response: events.append(response.url))
+    page.goto(page_file.as_uri())
+    assert page.locator('script, img').count() == 2
+    assert events == [page_file.as_uri()]
+    page.close()
