@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
-from mmengine.runner import EpochBasedTrainLoop, Runner
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 from mmengine.visualization import MLflowVisBackend
 from torch.nn.parallel import DistributedDataParallel
 
@@ -58,6 +58,9 @@ class FigureHook(Hook):
     def before_val_epoch(self, runner: Runner) -> None:
         """Choose the batches, if this validation is one to draw."""
         self._observer = None
+        # The property would build a loop, and its data set, for a validation alone.
+        if not isinstance(runner._train_loop, BaseLoop):
+            return
         due = self._validations % self.interval == 0 or _is_last(runner)
         self._validations += 1
         model = _distiller(runner)

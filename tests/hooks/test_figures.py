@@ -1,18 +1,22 @@
 """The figures during training, in mmengine's real Runner and real visualizer backends."""
 
 import json
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from helpers import mldr, resnet, train, vit
+from helpers import mldr, resnet, run_ranks, runner_config, train, vit
+from mmengine.config import Config
+from mmengine.runner import Runner
 
 from mldr_kd_mm.errors import ConfigError
 from mldr_kd_mm.evaluation.observer import Observer
 from mldr_kd_mm.hooks import FigureHook
 from mldr_kd_mm.registry import MODELS
 
+WORKER = Path(__file__).parent / 'figures_worker.py'
 IMAGES = {
     'fusion_by_class',
     'relation_teacher',
@@ -133,12 +137,37 @@ def test_other_models_are_left_alone(tmp_path):
     assert not drawn(tmp_path)
 
 
+def test_validation_alone_builds_no_training(tmp_path):
+    config = runner_config(mldr(), tmp_path, default_hooks=hooks())
+    config['train_dataloader']['dataset'] = dict(type='lost')
+    runner = Runner.from_cfg(Config(config))
+    assert 'accuracy/top1' in runner.val()
+    assert not drawn(tmp_path)
+
+
 def test_what_cannot_be_drawn_is_a_warning(tmp_path):
     diverging = dict(optimizer=dict(type='SGD', lr=1e20))
     train(mldr(), tmp_path, optim_wrapper=diverging, default_hooks=hooks())
     text = next(tmp_path.glob('*/*.log')).read_text()
     assert 'FigureHook: no figures: ConfigError: student: 30 of 30 samples are not finite' in text
     assert 'Epoch(val) [1][3/3]' in text
+
+
+@pytest.mark.slow
+def test_two_processes(tmp_path):
+    """The first one draws, and both end with the weights that they have without figures."""
+    weights = {}
+    for name, used in (('on', hooks(batches=1)), ('off', dict())):
+        folder = tmp_path / name
+        folder.mkdir()
+        config = runner_config(mldr(), folder / 'run', default_hooks=used)
+        (folder / 'config.json').write_text(json.dumps(config))
+        run_ranks(*([WORKER, rank, 2, folder] for rank in range(2)))
+        weights[name] = [torch.load(folder / f'weights{rank}.pt') for rank in range(2)]
+    assert drawn(tmp_path / 'on/run') == {f'{name}_1' for name in IMAGES}
+    for on, off in zip(weights['on'], weights['off'], strict=True):
+        for key, value in off.items():
+            assert torch.equal(on[key], value), key
 
 
 @pytest.mark.parametrize(
