@@ -54,6 +54,7 @@ def visualizer(backend, **kwargs):
     )
 
 
+@pytest.mark.slow
 def test_trains_the_same_weights(tmp_path):
     # Its stochastic depth takes random numbers in each step.
     model = mldr(student=vit())
