@@ -144,6 +144,7 @@ def test_validation_alone_builds_no_training(tmp_path):
     runner = Runner.from_cfg(Config(config))
     assert 'accuracy/top1' in runner.val()
     assert not drawn(tmp_path)
+    assert 'FigureHook' not in next(tmp_path.glob('*/*.log')).read_text().split('Epoch(val)')[-1]
 
 
 def test_what_cannot_be_drawn_is_a_warning(tmp_path):
