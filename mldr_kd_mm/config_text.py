@@ -10,13 +10,14 @@ from mldr_kd_mm.errors import ConfigError
 _NAMES = {'inf': float('inf'), 'nan': float('nan')}
 
 
-def read_config(text: str) -> dict[str, Any]:
+def read_config(text: str, field: str = "checkpoint: meta['cfg']") -> dict[str, Any]:
     """Read what mmengine's ``Config.pretty_text`` writes, of which each checkpoint has a copy.
 
     mmengine's own ``Config.fromstring`` runs the text as a program.
 
     Args:
         text: Lines of ``name = value``, the values being literals and ``dict(...)``.
+        field: Where the text is from, for the error.
 
     Returns:
         Name -> value, plain Python objects.
@@ -29,7 +30,7 @@ def read_config(text: str) -> dict[str, Any]:
         return {_target(statement): _value(statement.value) for statement in statements}
     except (AttributeError, MemoryError, RecursionError, SyntaxError, TypeError, ValueError):
         raise ConfigError(
-            "checkpoint: meta['cfg']: must be a config of plain values, as mmengine writes it"
+            f'{field}: must be a config of plain values, as mmengine writes it'
         ) from None
 
 

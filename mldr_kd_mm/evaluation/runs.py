@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Subset
 
 from mldr_kd_mm.checkpoint import load_checkpoint
 from mldr_kd_mm.classifiers import build_classifier
+from mldr_kd_mm.config_text import read_config
 from mldr_kd_mm.distiller import Distiller
 from mldr_kd_mm.errors import ConfigError, named
 from mldr_kd_mm.registry import DATASETS, MODELS
@@ -43,8 +44,14 @@ def read_records(work_dir: Path) -> list[dict[str, Any]]:
 def _read_log(log: Path, size: int, modified: int) -> list[dict[str, Any]]:
     """Return the records of a log; it is read again only when it has changed."""
     lines = log.read_text().splitlines(keepends=True)
-    # The last line may be half written.
-    return [json.loads(line) for line in lines if line.endswith('\n')]
+    try:
+        # The last line may be half written.
+        records = [json.loads(line) for line in lines if line.endswith('\n')]
+        if not all(isinstance(record['step'], int) for record in records):
+            raise ValueError('a step is no number')
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ConfigError(f'{log}: is no log of a run ({error})') from error
+    return records
 
 
 def curve(records: Sequence[dict[str, Any]], key: str) -> dict[int, float]:
@@ -95,8 +102,8 @@ class LoggedRun:
                 f'{work_dir}: must be the work directory of a run: it has no '
                 f'*/vis_data/{"config.py" if records else "scalars.json"}'
             )
-        with named(str(configs[-1])):
-            return cls(name, work_dir, Config.fromfile(configs[-1]), records)
+        config = read_config(configs[-1].read_text(), str(configs[-1]))
+        return cls(name, work_dir, Config(config), records)
 
     def curve(self, key: str) -> dict[int, float]:
         """See :func:`curve`."""
