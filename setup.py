@@ -51,5 +51,7 @@ setup(
     ],
     python_requires='>=3.10',
     install_requires=requirements('runtime'),
-    extras_require={name: requirements(name) for name in ('mamba', 'onnx', 'test', 'quickstart')},
+    extras_require={
+        name: requirements(name) for name in ('mamba', 'onnx', 'test', 'quickstart', 'docs')
+    },
 )

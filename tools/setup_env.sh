@@ -3,9 +3,9 @@
 #
 #   tools/setup_env.sh [DIR [UPSTREAM_DIR]]
 #
-# DIR (default: .venv in the project) gets the default packages, what the tests and the quickstart
-# need, and this project itself, editable. UPSTREAM_DIR, if given, gets the original OpenMMLab
-# packages over those of DIR. PYTHON names the interpreter (default: python3).
+# DIR (default: .venv in the project) gets the default packages, what the tests, the quickstart and
+# the documentation need, and this project itself, editable. UPSTREAM_DIR, if given, gets the
+# original OpenMMLab packages over those of DIR. PYTHON names the interpreter (default: python3).
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -30,7 +30,7 @@ install_default() {
     echo "installing the packages into $env (5 GB, a few minutes):"
     # setuptools is named since it builds the project itself below.
     pip_install 'setuptools>=77.0.3' -r requirements/runtime.txt -r requirements/test.txt \
-        -r requirements/quickstart.txt -r requirements/onnx.txt
+        -r requirements/quickstart.txt -r requirements/onnx.txt -r requirements/docs.txt
     # mmcv asks for opencv-python, which needs libGL and glib from the system. The headless build
     # is the same module without a window system, and needs neither.
     local opencv

@@ -1,0 +1,60 @@
+"""What the site needs beside MkDocs: pages from the top of the repository, and docstrings' markup.
+
+Read by ``mkdocs.yml``.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from latex2mathml.converter import convert
+from markdown import Extension, Markdown
+from markdown.preprocessors import Preprocessor
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+# Page -> file at the top of the repository, where readers of the code look for it.
+TOP_PAGES = {'changelog.md': 'CHANGELOG.md'}
+
+_FENCED = re.compile(r'^```math\n(.*?)\n```$', re.MULTILINE | re.DOTALL)
+_DISPLAYED = re.compile(r'^\.\. math::\s*(.*?)(?=\n\s*\n|\Z)', re.MULTILINE | re.DOTALL)
+_INLINE = re.compile(r':math:`(.*?)`', re.DOTALL)
+_ROLE = re.compile(r':(?:class|func|meth|mod):`~?(.*?)`')
+_LINK = re.compile(r'`([^`<]+) <(https?://[^`>]+)>`_')
+_LITERAL_BLOCK = re.compile(r'^::$|(?<=\w):(?=:$)', re.MULTILINE)
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Let Markdown, in pages and in docstrings, know what Sphinx calls roles and directives."""
+    config.markdown_extensions.append(_Docstrings())
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages that lie outside of docs/; their links lead from there into it."""
+    for page, name in TOP_PAGES.items():
+        text = (Path(config.config_file_path).parent / name).read_text()
+        files.append(File.generated(config, page, content=text.replace('](docs/', '](')))
+    return files
+
+
+class _Docstrings(Extension):
+    def extendMarkdown(self, md: Markdown) -> None:
+        # Between 'normalize_whitespace' (30), which drops what is stashed, and the fences (25).
+        md.preprocessors.register(_Markup(md), 'docstring_markup', 28)
+
+
+class _Markup(Preprocessor):
+    def run(self, lines: list[str]) -> list[str]:
+        text = '\n'.join(lines)
+        for pattern in (_FENCED, _DISPLAYED):
+            text = pattern.sub(lambda m: self._formula(m[1], 'block'), text)
+        text = _INLINE.sub(lambda m: self._formula(m[1], 'inline'), text)
+        text = _ROLE.sub(r'`\1`', text)
+        text = _LINK.sub(r'[\1](\2)', text)
+        return _LITERAL_BLOCK.sub('', text).split('\n')
+
+    def _formula(self, latex: str, display: str) -> str:
+        """MathML, put where Markdown does not touch it."""
+        return self.md.htmlStash.store(convert(' '.join(latex.split()), display=display))
