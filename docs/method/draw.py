@@ -11,11 +11,10 @@ import sys
 from pathlib import Path
 
 import matplotlib
-import torch
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
-from torch import Tensor
 
 TEACHER, STUDENT, NECK, LOSS, OTHER = '#dbe7f6', '#fde6cf', '#fdf3d0', '#dff0dc', '#eeeeee'
 CLASSES = ('cat', 'dog', 'fox', 'car', 'bus', 'ship')
@@ -74,7 +73,7 @@ def box(axes: Axes, x: float, y: float, width: float, height: float, text: str, 
 
 def draw_relations() -> Figure:
     """One image's logits, of a teacher and of a student, and the class relations of both."""
-    relations = {name: class_relation(torch.tensor(logits)) for name, logits in LOGITS.items()}
+    relations = {name: class_relation(np.array(logits)) for name, logits in LOGITS.items()}
     figure = Figure(figsize=(5, 5.4), layout='constrained')
     (top_left, top_right), (left, right) = figure.subplots(2, 2)
     top_left.bar(CLASSES, LOGITS['teacher'], color='#4477aa')
@@ -90,9 +89,10 @@ def draw_relations() -> Figure:
     return figure
 
 
-def class_relation(logits: Tensor) -> Tensor:
+def class_relation(logits: np.ndarray) -> np.ndarray:
     """The relation of C classes for one sample's logits (C,); each column sums to 1: (C, C)."""
-    return (torch.outer(logits, logits) * len(logits) ** -0.5).softmax(0)
+    relation = np.exp(np.outer(logits, logits) / np.sqrt(len(logits)))
+    return relation / relation.sum(axis=0)
 
 
 if __name__ == '__main__':
