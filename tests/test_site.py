@@ -1,4 +1,4 @@
-"""The documentation's site: it builds without a warning, and a reader's browser needs nothing else."""
+"""The documentation's site: it builds without a warning, and its pages need nothing else."""
 
 import json
 import os
@@ -62,14 +62,18 @@ def test_pages_load_nothing_from_elsewhere(site):
         assert urls, page
         assert [url for url in urls if re.match(r'(https?:)?//', url)] == [], page
     for style in site.rglob('*.css'):
-        assert re.findall(r'(?:url\(|@import)\s*["\']?(?:https?:)?//', style.read_text()) == [], style
+        assert re.findall(r'(?:url\(|@import)\s*["\']?(?:https?:)?//', style.read_text()) == [], (
+            style
+        )
 
 
 @pytest.mark.slow
 def test_docstrings_are_rendered(site):
     """Nothing of Sphinx's markup is left, and formulas are MathML."""
     for page in pages(site):
-        left = re.findall(r':(?:math|class|func|meth|mod):|\.\. math|\$\$|wzxhzdk', page.read_text())
+        left = re.findall(
+            r':(?:math|class|func|meth|mod):|\.\. math|\$\$|wzxhzdk', page.read_text()
+        )
         assert left == [], page
     for page in ('method.html', 'api/losses.html'):
         assert (site / page).read_text().count('<math') > 3

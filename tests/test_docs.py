@@ -1,0 +1,360 @@
+"""README and docs: every command and every Python block holds.
+
+Each command is either executed here or by another test, or there is a reason why not: ``PLACES``.
+What is not executed is read: its files exist, its script knows its flags, its config the fields.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import re
+import runpy
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from helpers import mldr
+from mmengine.config import Config
+
+from mldr_kd_mm.classifiers import build_classifier
+from mldr_kd_mm.registry import MODELS
+
+ROOT = Path(__file__).parents[1]
+TEXTS = [ROOT / 'README.md', *sorted((ROOT / 'docs').rglob('*.md'))]
+
+# The places of commands; the first pattern that fits counts. A command is executed here, executed
+# by a test that is named, or not executed for a reason.
+HERE, NOT = 'here', 'not executed: '
+PLACES = [
+    # Getting started, by test_getting_started.
+    (r'python tools/(train|test)\.py configs/quickstart/', HERE),
+    (r'python tools/model_converters/export_student\.py work_dirs/my_first/', HERE),
+    (r'python benchmarks/selective_scan\.py', HERE),
+    (r'python docs/method/draw\.py', 'test_site.py::test_pictures_of_the_method_are_drawn'),
+    (
+        r'(bash tools/quickstart\.sh|python tools/quickstart\.py)',
+        'tools/test_quickstart.py::test_table_is_what_the_runs_logged',
+    ),
+    # The main job.
+    (
+        r'bash tools/dist_train\.sh configs/mldr/deit_to_mobilenet_c100\.py \d',
+        'tools/test_main_job.py::test_two_processes_without_a_gpu',
+    ),
+    (r'bash tools/dist_train\.sh configs/', 'test_every_config.py::test_trains_a_step'),
+    (r'bash tools/dist_test\.sh', 'tools/test_dist.py::test_two_processes'),
+    (r'NNODES=', 'tools/test_dist.py::test_torchrun_arguments'),
+    (r'MAX_RESTARTS=', 'faults/test_stop_signal.py::test_torchrun_starts_the_run_again'),
+    (r'[A-Z_]+=.* tools/slurm_train\.sh', 'tools/test_dist.py::test_slurm'),
+    (r'torchrun ', NOT + 'tools/dist_train.sh is the same, which is executed'),
+    (r'CUDA_VISIBLE_DEVICES=', NOT + 'needs two GPUs'),
+    (r'python tools/test\.py', 'tools/test_distillation.py::test_train_resume_and_test'),
+    (
+        r'python tools/model_converters/export_student\.py',
+        'tools/model_converters/test_export_student.py::test_runs_as_a_command',
+    ),
+    (
+        r'python tools/train\.py configs/kd/\S+ .*views=',
+        'hooks/test_teacher_cache.py::test_a_second_run_reads',
+    ),
+    (
+        r'python tools/analysis_tools/check_teacher_cache\.py',
+        'tools/analysis_tools/test_check_teacher_cache.py::test_what_was_recorded_is_right',
+    ),
+    (r'python tools/train\.py configs/\S+_32px\.py', NOT + 'an hour, and needs CIFAR-100'),
+    (r'python tools/train\.py configs/teachers/NAME\.py', NOT + 'an hour, and needs CIFAR-100'),
+    (r'python tools/benchmark\.py', 'tools/test_benchmark.py::test_csv_is_what_the_runs_logged'),
+    (r'python docs/benchmarks/teacher_confidence\.py', NOT + 'needs the teachers, of an hour'),
+    (r'python benchmarks/faults\.py', 'faults/test_campaign.py::test_nothing_is_lost'),
+    (r'python benchmarks/', NOT + 'measures for minutes, and needs the machine for itself'),
+    # What was done before this test can run.
+    (r'git clone', NOT + 'needs a network'),
+    (r'cd ', NOT + 'belongs to the command before it'),
+    (r'pip install', NOT + 'needs a network; tools/setup_env.sh installs the same'),
+    (r'bash tools/run_tests\.sh', NOT + 'runs this test'),
+]
+
+PROGRAMS = r'(?:python|bash|pip|git|cd|torchrun|mim|mldr-kd|mkdocs)(?![\w.-])|tools/'
+COMMAND = re.compile(rf"(?:[A-Z_]+=(?:'[^']*'|\S+) +)*(?:{PROGRAMS})")
+# Bits of shell that stand beside commands in a script.
+SHELL = re.compile(r'(for|done|do|export)\b|[A-Z]+\+?=')
+
+
+class Command(NamedTuple):
+    """A command in a text."""
+
+    page: str
+    line: int
+    text: str
+
+    def __str__(self) -> str:
+        return f'{self.page}:{self.line}: {self.text}'
+
+    @property
+    def words(self) -> list[str]:
+        return shlex.split(self.text, comments=True)
+
+
+def blocks(path: Path) -> Iterator[tuple[int, str, str]]:
+    """The code blocks of a text: line number, language ('' of an indented one), content."""
+    lines = path.read_text().splitlines()
+    number = 0
+    while number < len(lines):
+        start, line = number, lines[number]
+        number += 1
+        if line.startswith('```'):
+            while lines[number] != '```':
+                number += 1
+            yield start + 2, line[3:].strip() or 'text', '\n'.join(lines[start + 1 : number])
+            number += 1
+        elif line.startswith('    ') and not lines[start - 1].strip():
+            while number < len(lines) and re.match('    |$', lines[number]):
+                number += 1
+            yield start + 1, '', '\n'.join(line[4:] for line in lines[start:number])
+
+
+def commands(path: Path) -> Iterator[Command]:
+    """The commands of a text, in blocks and within lines."""
+    page = str(path.relative_to(ROOT))
+    for number, language, content in blocks(path):
+        if language not in ('', 'bash', 'console', 'sh', 'shell'):
+            continue
+        content = re.sub(r'\\\n\s*', '', content)
+        for offset, line in enumerate(content.splitlines()):
+            for part in line.split(' && '):
+                if COMMAND.match(part):
+                    yield Command(page, number + offset, part.strip())
+                elif language and not SHELL.match(part.strip()) and part.strip():
+                    pytest.fail(f'{page}:{number + offset}: no command, as far as known: {part}')
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        for code in re.findall(r'(?<!`)`([^`]+)`(?!`)', line if line[:4].strip() else ''):
+            if COMMAND.match(code) and ' ' in code:
+                yield Command(page, number, code)
+
+
+COMMANDS = [command for path in TEXTS for command in commands(path)]
+
+
+def place_of(command: Command) -> str:
+    """Where a command is executed, or why it is not."""
+    fitting = (place for pattern, place in PLACES if re.match(pattern, command.text))
+    return next(fitting, '')
+
+
+@pytest.mark.parametrize('command', COMMANDS, ids=str)
+def test_command_has_a_place(command):
+    """It is executed here or by the test that is named, or there is a reason."""
+    place = place_of(command)
+    assert place, f'{command}: say in PLACES where it is executed, or why it is not'
+    if '::' in place:
+        file, name = place.split('::')
+        assert re.search(rf'^ *def {name}\(', (ROOT / 'tests' / file).read_text(), re.MULTILINE)
+
+
+def test_places_are_all_used():
+    firsts = {
+        next(pattern for pattern, _ in PLACES if re.match(pattern, command.text))
+        for command in COMMANDS
+        if place_of(command)
+    }
+    assert [pattern for pattern, _ in PLACES if pattern not in firsts] == []
+
+
+@pytest.mark.parametrize('command', COMMANDS, ids=str)
+def test_command_is_one_that_there_is(command, monkeypatch):
+    """Its files exist, its script knows its flags and variables, its config the fields."""
+    words = command.words
+    variables = []
+    while re.match('[A-Z_]+=', words[0]):
+        variables.append(words.pop(0).partition('=')[0])
+    program, *arguments = words
+    if program == 'pip':
+        return check_pip(arguments)
+    if program in ('git', 'cd'):
+        return None
+    if program == 'torchrun':
+        script = next(word for word in arguments if word.endswith('.py'))
+        arguments = arguments[arguments.index(script) + 1 :]
+    else:
+        script = program if program.startswith('tools/') else arguments.pop(0)
+    path = ROOT / script
+    assert path.is_file(), f'{script} does not exist'
+    if program == script:
+        assert path.stat().st_mode & 0o100, f'{script} cannot be executed'
+    launchers = ''.join(file.read_text() for file in (path, ROOT / 'tools/_launch.py'))
+    for name in variables:
+        assert name == 'CUDA_VISIBLE_DEVICES' or name in launchers, f'{script} reads no {name}'
+
+    for word in arguments:
+        if is_config(word):
+            assert (ROOT / word).is_file(), f'{word} does not exist'
+    flags = [word for word in arguments if word.startswith('--')]
+    if flags:
+        known = set(re.findall(r'--[\w-]+', help_of(python_of(script))))
+        assert [flag for flag in flags if flag.partition('=')[0] not in known] == []
+    check_options(arguments)
+
+
+def is_config(word: str) -> bool:
+    """Whether a word names a config, with no placeholder in it."""
+    return bool(re.fullmatch(r'configs/[a-z\d_/.-]+\.py', word))
+
+
+def check_pip(arguments: list[str]) -> None:
+    """The extras exist, and the requirements."""
+    for word in arguments:
+        for extra in re.findall(r'\[(.*)\]', word):
+            assert (ROOT / f'requirements/{extra}.txt').is_file()
+            assert f"'{extra}'" in (ROOT / 'setup.py').read_text()
+
+
+def python_of(script: str) -> str:
+    """The Python script that gets the arguments of a shell script."""
+    names = {'dist_train.sh': 'train.py', 'dist_test.sh': 'test.py', 'slurm_train.sh': 'train.py'}
+    path = Path(script)
+    return str(path.with_name(names.get(path.name, path.name)).with_suffix('.py'))
+
+
+@cache
+def help_of(script: str) -> str:
+    """What a script prints for ``--help``."""
+    printed, path = io.StringIO(), list(sys.path)
+    sys.path.insert(0, str((ROOT / script).parent))
+    argv, sys.argv = sys.argv, [script, '--help']
+    try:
+        with contextlib.redirect_stdout(printed), pytest.raises(SystemExit):
+            runpy.run_path(str(ROOT / script), run_name='__main__')
+    finally:
+        sys.argv, sys.path[:] = argv, path
+    return printed.getvalue()
+
+
+def check_options(arguments: list[str]) -> None:
+    """What --cfg-options sets is in the config; the last name may be new, such as an argument."""
+    configs = [word for word in arguments if is_config(word)]
+    options = [word for word in arguments if re.match(r'[a-z_]+(\.\w+)*=', word)]
+    for config, option in itertools.product(configs, options):
+        node = Config.fromfile(ROOT / config)
+        *parents, _ = option.partition('=')[0].split('.')
+        for name in parents:
+            assert name in node or name == 'subset', f'{config}: {option}: there is no {name}'
+            node = node.get(name, {})
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty directory that has configs/ and tools/, as a clone has."""
+    shutil.copytree(ROOT / 'configs', tmp_path / 'configs')
+    for name in ('tools', 'benchmarks'):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
+    # Tools set it for the whole process; this way it is put back.
+    monkeypatch.setenv('LOCAL_RANK', '0')
+    return tmp_path
+
+
+def execute(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run ``python SCRIPT ARGUMENTS`` in this process."""
+    assert words[0] == 'python'
+    monkeypatch.setattr(sys, 'argv', words[1:])
+    monkeypatch.syspath_prepend(Path(words[1]).parent.resolve())
+    runpy.run_path(words[1], run_name='__main__')
+
+
+# One epoch instead of 40 or 80, of few images, and so other names of checkpoints.
+SHORT = [f'train_cfg.{name}=1' for name in ('max_epochs', 'val_interval')]
+SHORT += ['train_dataloader.dataset.subset.per_class=2']
+ANOTHER_TEACHER = 'model.teacher_checkpoint=work_dirs/quickstart/teacher/epoch_1.pth'
+
+
+@pytest.mark.slow
+def test_getting_started(here, monkeypatch, capfd):
+    """The commands of the page, one after the other, with an epoch for each run."""
+    pytest.importorskip('sklearn', reason='needs scikit-learn')
+    page = [command for command in COMMANDS if command.page == 'docs/getting_started.md']
+    mine = [command for command in page if place_of(command) == HERE]
+    assert len(mine) == 6
+    for command in mine:
+        words = [word.replace('epoch_80', 'epoch_1') for word in command.words]
+        if 'tools/train.py' in words:
+            short = SHORT + [ANOTHER_TEACHER] * ('configs/quickstart/mldr.py' in words)
+            given = words[words.index('--cfg-options') + 1 :] if '--cfg-options' in words else []
+            words = [*words[: len(words) - len(given) - bool(given)], '--cfg-options']
+            words += [*given, *short]
+        if 'tools/test.py' in words:
+            words += ['--cfg-options', ANOTHER_TEACHER]
+        execute(words, monkeypatch)
+    assert (here / 'student.pth').is_file()
+    assert (here / 'work_dirs/another/epoch_1.pth').is_file()
+    shown = capfd.readouterr().out
+    assert 'weights matched' in shown and 'Teacher on the validation set' in shown
+
+
+@pytest.mark.slow
+def test_selective_scan(here, monkeypatch, capsys):
+    (command,) = (c for c in COMMANDS if 'benchmarks/selective_scan.py' in c.words)
+    small = ['--batch', '1', '--length', '9', '--width', '8', '--repeats', '1']
+    execute([*command.words, *small], monkeypatch)
+    assert 'ms' in capsys.readouterr().out
+
+
+def python_blocks(path: Path) -> list[tuple[int, str]]:
+    return [(number, text) for number, language, text in blocks(path) if language == 'python']
+
+
+WITH_PYTHON = [path for path in TEXTS if python_blocks(path)]
+
+
+@pytest.mark.parametrize('path', WITH_PYTHON, ids=lambda path: str(path.relative_to(ROOT)))
+def test_python(path, here):
+    """Each block runs, in the order of the page; what it configures can be built."""
+    registered = dict(MODELS.module_dict), dict(MODELS.parent.module_dict)
+    try:
+        for number, text in python_blocks(path):
+            compile(text, f'{path.name}:{number}', 'exec')
+            build(run_block(text, here))
+    finally:
+        for registry, names in zip((MODELS, MODELS.parent), registered, strict=True):
+            registry._module_dict = names
+
+
+def run_block(text: str, here: Path) -> dict:
+    """The names that a block defines; a config is read as one of configs/quickstart/."""
+    if '_base_' not in text:
+        names: dict = {}
+        exec(text, names)
+        return names
+    config = here / 'configs/quickstart/mine.py'
+    config.write_text(text)
+    return Config.fromfile(config)._cfg_dict.to_dict() | {'text': text}
+
+
+def build(names: dict) -> None:
+    """Build what a block configures, where it is whole; its files are not there."""
+    for side in ('teacher', 'student'):
+        if names.get(side):
+            build_classifier(names[side])
+    if ... not in names.get('student_recorder', {}).get('taps', {}).values():
+        if names.get('student_recorder'):
+            MODELS.build(names['student_recorder'])
+    if 'text' not in names and names.get('method'):
+        MODELS.build(mldr(**({'neck': None, 'losses': []} | names['method'])))
+    # Pairs that are shipped are built by test_every_config.py.
+    if "type='Distiller'" in names.get('text', ''):
+        MODELS.build(dict(names['model'], teacher_checkpoint=None))
+
+
+LINK = re.compile(r'\[[^\]]*\]\(([^)\s]+)\)')
+
+
+def test_links_of_the_readme():
+    """MkDocs checks those of the docs."""
+    links = [link for link in LINK.findall((ROOT / 'README.md').read_text()) if ':' not in link]
+    assert links
+    assert [link for link in links if not (ROOT / link.partition('#')[0]).exists()] == []
