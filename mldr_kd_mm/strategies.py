@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from mmengine._strategy import FSDPStrategy
 from mmengine.registry import FUNCTIONS
@@ -30,11 +32,15 @@ class StudentFSDPStrategy(FSDPStrategy):
             ``dict(type='wrap_student_blocks')``; without one all is a single unit.
         state_dict_cfg: ``'full'``: one checkpoint with the names and shapes of an unsharded run;
             ``'local'``: one a process.
-        kwargs: See mmengine's.
+        **kwargs: See mmengine's.
     """
 
     def __init__(
-        self, *, model_wrapper: dict | None = None, state_dict_cfg: str | dict = 'full', **kwargs
+        self,
+        *,
+        model_wrapper: dict | None = None,
+        state_dict_cfg: str | dict = 'full',
+        **kwargs: Any,
     ) -> None:
         wrapper = dict(type='MMFullyShardedDataParallel') | (model_wrapper or {})
         on_cpu = not torch.cuda.is_available()

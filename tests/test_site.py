@@ -26,7 +26,7 @@ def site(tmp_path_factory):
     """The folder of the built site."""
     folder = tmp_path_factory.mktemp('site')
     built = subprocess.run(
-        [sys.executable, '-m', 'mkdocs', 'build', '--strict', '--quiet', '--site-dir', folder],
+        [sys.executable, '-m', 'mkdocs', 'build', '--strict', '--site-dir', folder],
         cwd=ROOT,
         env=os.environ | {'NO_MKDOCS_2_WARNING': '1'},
         capture_output=True,

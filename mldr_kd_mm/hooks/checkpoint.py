@@ -33,10 +33,7 @@ class AtomicCheckpointHook(CheckpointHook):
     - Whatever mmengine loads runs no code of the file's.
 
     Checkpoints that are directories (DeepSpeed, FSDP's ``local``) and remote ones are written as
-    mmengine writes them.
-
-    Args:
-        kwargs: What mmengine's hook takes.
+    mmengine writes them. Its arguments are those of mmengine's hook.
     """
 
     def before_run(self, runner: Runner) -> None:
