@@ -15,7 +15,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 # Page -> file at the top of the repository, where readers of the code look for it.
-TOP_PAGES = {'changelog.md': 'CHANGELOG.md'}
+TOP_PAGES = {'changelog.md': 'CHANGELOG.md', 'contributing.md': 'CONTRIBUTING.md'}
 
 _FENCED = re.compile(r'^```math\n(.*?)\n```$', re.MULTILINE | re.DOTALL)
 _DISPLAYED = re.compile(r'^\.\. math::\s*(.*?)(?=\n\s*\n|\Z)', re.MULTILINE | re.DOTALL)

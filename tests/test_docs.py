@@ -27,7 +27,10 @@ from mldr_kd_mm.classifiers import build_classifier
 from mldr_kd_mm.registry import MODELS
 
 ROOT = Path(__file__).parents[1]
-TEXTS = [ROOT / 'README.md', *sorted((ROOT / 'docs').rglob('*.md'))]
+PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').rglob('*.md'))]
+TEXTS = [*PAGES, ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'examples').rglob('*.md'))]
+# Pages whose Python another test runs.
+PYTHON_ELSEWHERE = {'docs/export.md': 'test_export.py::test_loads_the_weights'}
 
 # The places of commands; the first pattern that fits counts. A command is executed here, executed
 # by a test that is named, or not executed for a reason.
@@ -69,10 +72,21 @@ PLACES = [
     ),
     (r'python tools/train\.py configs/\S+_32px\.py', NOT + 'an hour, and needs CIFAR-100'),
     (r'python tools/train\.py configs/teachers/NAME\.py', NOT + 'an hour, and needs CIFAR-100'),
-    (r'python tools/benchmark\.py', 'tools/test_benchmark.py::test_csv_is_what_the_runs_logged'),
+    (r'(python )?tools/benchmark\.py', 'tools/test_benchmark.py::test_csv_is_what_the_runs_logged'),
     (r'python docs/benchmarks/teacher_confidence\.py', NOT + 'needs the teachers, of an hour'),
     (r'python benchmarks/faults\.py', 'faults/test_campaign.py::test_nothing_is_lost'),
     (r'python benchmarks/', NOT + 'measures for minutes, and needs the machine for itself'),
+    # Packages and tests.
+    (
+        r'(pip install PATH|pip install -e \. +# this|python train\.py configs/mldr_resnet\.py)',
+        'test_packaging.py::test_project_outside_the_repository',
+    ),
+    (r'(mim train|python FOLDER/)', 'test_packaging.py::test_project_outside_the_repository'),
+    (r'python -m pip wheel', 'test_packaging.py::test_wheel_has_all_files'),
+    (r'python -c .*sdist', 'test_packaging.py::test_wheel_from_an_sdist_has_the_same_files'),
+    (r'\S+/python -m (pytest|ruff)', NOT + 'tools/run_tests.sh runs it'),
+    (r'(pre-commit install|git tag)', NOT + 'changes the clone'),
+    (r'bash tools/setup_env\.sh', NOT + 'needs a network; the tests run in what it made'),
     # What was done before this test can run.
     (r'git clone', NOT + 'needs a network'),
     (r'cd ', NOT + 'belongs to the command before it'),
@@ -80,8 +94,11 @@ PLACES = [
     (r'bash tools/run_tests\.sh', NOT + 'runs this test'),
 ]
 
-PROGRAMS = r'(?:python|bash|pip|git|cd|torchrun|mim|mldr-kd|mkdocs)(?![\w.-])|tools/'
-COMMAND = re.compile(rf"(?:[A-Z_]+=(?:'[^']*'|\S+) +)*(?:{PROGRAMS})")
+PROGRAMS = 'python|bash|pip|git|cd|torchrun|mim|mldr-kd|pre-commit|mkdocs'
+COMMAND = re.compile(
+    r"(?:[A-Z_]+=(?:'[^']*'|\S+) +)*"  # variables
+    rf'(?:(?:\S+/)?(?:{PROGRAMS})(?![\w./-])|tools/)'
+)
 # Bits of shell that stand beside commands in a script.
 SHELL = re.compile(r'(for|done|do|export)\b|[A-Z]+\+?=')
 
@@ -127,10 +144,10 @@ def commands(path: Path) -> Iterator[Command]:
             continue
         content = re.sub(r'\\\n\s*', '', content)
         for offset, line in enumerate(content.splitlines()):
-            for part in line.split(' && '):
+            for part in map(str.strip, line.split(' && ')):
                 if COMMAND.match(part):
-                    yield Command(page, number + offset, part.strip())
-                elif language and not SHELL.match(part.strip()) and part.strip():
+                    yield Command(page, number + offset, part)
+                elif language and not SHELL.match(part) and part:
                     pytest.fail(f'{page}:{number + offset}: no command, as far as known: {part}')
     for number, line in enumerate(path.read_text().splitlines(), 1):
         for code in re.findall(r'(?<!`)`([^`]+)`(?!`)', line if line[:4].strip() else ''):
@@ -153,8 +170,13 @@ def test_command_has_a_place(command):
     place = place_of(command)
     assert place, f'{command}: say in PLACES where it is executed, or why it is not'
     if '::' in place:
-        file, name = place.split('::')
-        assert re.search(rf'^ *def {name}\(', (ROOT / 'tests' / file).read_text(), re.MULTILINE)
+        check_test(place)
+
+
+def check_test(place: str) -> None:
+    """A test that is named exists."""
+    file, name = place.split('::')
+    assert re.search(rf'^ *def {name}\(', (ROOT / 'tests' / file).read_text(), re.MULTILINE), place
 
 
 def test_places_are_all_used():
@@ -176,16 +198,19 @@ def test_command_is_one_that_there_is(command, monkeypatch):
     program, *arguments = words
     if program == 'pip':
         return check_pip(arguments)
-    if program in ('git', 'cd'):
+    if program in ('git', 'cd', 'mim', 'pre-commit') or arguments[0] == '-c':
         return None
+    if arguments[0] == '-m':
+        return check_tests(arguments)
     if program == 'torchrun':
         script = next(word for word in arguments if word.endswith('.py'))
         arguments = arguments[arguments.index(script) + 1 :]
     else:
         script = program if program.startswith('tools/') else arguments.pop(0)
-    path = ROOT / script
+    home = (ROOT / command.page).parent
+    path = next(iter(home.glob(script)), ROOT / script.replace('FOLDER/.mim/', ''))
     assert path.is_file(), f'{script} does not exist'
-    if program == script:
+    if program == script and path.suffix == '.sh':
         assert path.stat().st_mode & 0o100, f'{script} cannot be executed'
     launchers = ''.join(file.read_text() for file in (path, ROOT / 'tools/_launch.py'))
     for name in variables:
@@ -193,7 +218,7 @@ def test_command_is_one_that_there_is(command, monkeypatch):
 
     for word in arguments:
         if is_config(word):
-            assert (ROOT / word).is_file(), f'{word} does not exist'
+            assert (home / word).is_file() or (ROOT / word).is_file(), f'{word} does not exist'
     flags = [word for word in arguments if word.startswith('--')]
     if flags:
         known = set(re.findall(r'--[\w-]+', help_of(python_of(script))))
@@ -204,6 +229,12 @@ def test_command_is_one_that_there_is(command, monkeypatch):
 def is_config(word: str) -> bool:
     """Whether a word names a config, with no placeholder in it."""
     return bool(re.fullmatch(r'configs/[a-z\d_/.-]+\.py', word))
+
+
+def check_tests(arguments: list[str]) -> None:
+    """The tests exist."""
+    for word in arguments:
+        assert not word.startswith('tests/') or (ROOT / word).exists(), f'{word} does not exist'
 
 
 def check_pip(arguments: list[str]) -> None:
@@ -308,12 +339,15 @@ def python_blocks(path: Path) -> list[tuple[int, str]]:
     return [(number, text) for number, language, text in blocks(path) if language == 'python']
 
 
-WITH_PYTHON = [path for path in TEXTS if python_blocks(path)]
+WITH_PYTHON = [path for path in PAGES if python_blocks(path)]
 
 
 @pytest.mark.parametrize('path', WITH_PYTHON, ids=lambda path: str(path.relative_to(ROOT)))
 def test_python(path, here):
     """Each block runs, in the order of the page; what it configures can be built."""
+    elsewhere = PYTHON_ELSEWHERE.get(str(path.relative_to(ROOT)))
+    if elsewhere:
+        return check_test(elsewhere)
     registered = dict(MODELS.module_dict), dict(MODELS.parent.module_dict)
     try:
         for number, text in python_blocks(path):
