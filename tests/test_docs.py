@@ -76,6 +76,7 @@ PLACES = [
     (r'python docs/benchmarks/teacher_confidence\.py', NOT + 'needs the teachers, of an hour'),
     (r'python benchmarks/faults\.py', 'faults/test_campaign.py::test_nothing_is_lost'),
     (r'python benchmarks/', NOT + 'measures for minutes, and needs the machine for itself'),
+    (r'python tools/analysis_tools/report\.py', 'visualization/test_report.py::test_tool'),
     # Packages and tests.
     (
         r'(pip install PATH|pip install -e \. +# this|python train\.py configs/mldr_resnet\.py)',
