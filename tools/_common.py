@@ -1,10 +1,8 @@
-"""What train.py and test.py share: arguments, the config, the check before a run."""
+"""What train.py and test.py share: arguments, the config, the run."""
 
-import copy
 import difflib
 import errno
 import gc
-import importlib.util
 import inspect
 import os
 import sys
@@ -15,20 +13,12 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config, DictAction
-from mmengine.logging import MMLogger
-from mmengine.optim import build_optim_wrapper
-from mmengine.registry import (
-    DATASETS,
-    MODELS,
-    OPTIMIZERS,
-    RUNNERS,
-    STRATEGIES,
-    init_default_scope,
-)
+from mmengine.registry import RUNNERS
 from mmengine.runner import FlexibleRunner, Runner
 
 from mldr_kd_mm.checkpoint import use_safe_loading
 from mldr_kd_mm.errors import ConfigError
+from mldr_kd_mm.running import RANK_VARIABLES, describe, fit_to_machine
 
 # What mmengine reads from a config: the Runners' arguments, and fields it looks up by itself.
 RUNNER_FIELDS = {
@@ -40,8 +30,6 @@ RUNNER_FIELDS = {
     'model_wrapper_cfg',
     'sync_bn',
 }
-# The variable in which each launcher gives a process its number.
-RANK_VARIABLES = {'pytorch': 'RANK', 'slurm': 'SLURM_PROCID', 'mpi': 'OMPI_COMM_WORLD_RANK'}
 
 
 class CfgOptions(DictAction):
@@ -85,17 +73,6 @@ def one_line_for(kind: type[Exception], show_traceback: bool):
         sys.exit(2)
 
 
-def describe(error: Exception) -> str:
-    """Return the message of an exception, or its type where it has none."""
-    # The str() of a KeyError is the repr() of its message.
-    message = error.args[0] if isinstance(error, KeyError) and error.args else error
-    text = str(message) or type(error).__name__
-    if 'in DataLoader worker process' in text:
-        # torch puts the worker's traceback before the message.
-        text = text.strip().splitlines()[-1].partition(': ')[2] or text
-    return text
-
-
 def load_config(args) -> Config:
     """Return the config that the arguments ask for, ready for this machine."""
     check_file('config', args.config)
@@ -108,12 +85,8 @@ def load_config(args) -> Config:
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(default_work_dir)
     cfg.launcher = args.launcher
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
-        if cfg.get(name):
-            set_loader_defaults(cfg[name])
-    if torch.cuda.is_available():
-        use_fused_optimizer(cfg)
-    elif args.launcher != 'none':
+    fit_to_machine(cfg)
+    if args.launcher != 'none' and not torch.cuda.is_available():
         use_cpu_processes(cfg)
     return cfg
 
@@ -131,23 +104,6 @@ def merge_options(cfg: Config, options: dict) -> None:
         cfg.merge_from_dict(options)
     except Exception as error:
         raise ConfigError(f'--cfg-options: {describe(error)}') from error
-
-
-def set_loader_defaults(loader: dict) -> None:
-    """Fill in what a data loader's config may leave out, and mend what cannot work here."""
-    loader.setdefault('collate_fn', dict(type='default_collate'))
-    loader.pin_memory = loader.get('pin_memory', True) and torch.cuda.is_available()
-    # torch refuses to keep workers alive where there are none.
-    workers = loader.get('num_workers', 0)
-    loader.persistent_workers = loader.get('persistent_workers', True) and workers > 0
-
-
-def use_fused_optimizer(cfg: Config) -> None:
-    """Let a GPU update all weights in one kernel, which skips a step without the host."""
-    optimizer = cfg.get('optim_wrapper', {}).get('optimizer', {})
-    if cfg.get('strategy') is None and optimizer.get('type') in ('SGD', 'Adam', 'AdamW'):
-        if 'foreach' not in optimizer:
-            optimizer.setdefault('fused', True)
 
 
 def use_cpu_processes(cfg: Config) -> None:
@@ -170,86 +126,6 @@ def check_file(field: str, path: str) -> None:
     """Raise unless the path is a file, or a URL, which is left to mmengine."""
     if '://' not in path and not os.path.isfile(path):
         raise ConfigError(f"{field}: there is no file '{path}'")
-
-
-def preflight(cfg: Config, *fields: str) -> None:
-    """Build once what a run is made of, so that a mistake is found before anything is written.
-
-    Only the first process does it. What is built is thrown away: the Runner builds all of it
-    again, under its own seed.
-
-    Args:
-        cfg: The config; it is not changed.
-        fields: The fields that the run cannot do without.
-
-    Raises:
-        ConfigError: A field is missing, or its model, data set or optimizer cannot be built.
-    """
-    for field in fields:
-        if cfg.get(field) is None:
-            raise ConfigError(f"the config has no field '{field}'")
-    if int(os.environ.get(RANK_VARIABLES.get(cfg.launcher, ''), 0)) != 0:
-        return
-    cfg = copy.deepcopy(cfg)
-    if cfg.get('data_preprocessor'):
-        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
-    init_default_scope(cfg.get('default_scope', 'mmengine'))
-    with quiet_log():
-        with named('model'):
-            model = MODELS.build(cfg.model)
-        if 'optim_wrapper' in fields:
-            check_strategy(cfg)
-            with named('optim_wrapper'):
-                check_optimizer(cfg.optim_wrapper.get('optimizer', {}).get('type'))
-                build_optim_wrapper(model, cfg.optim_wrapper)
-        for field in fields:
-            if field.endswith('_dataloader'):
-                with named(f'{field}.dataset'):
-                    DATASETS.build(cfg[field].dataset)
-
-
-def check_strategy(cfg: Config) -> None:
-    """Raise for a strategy that nobody would read, or that cannot run here."""
-    if cfg.get('strategy') is None:
-        return
-    kind = cfg.strategy.get('type')
-    if cfg.get('runner_type') != 'FlexibleRunner':
-        raise ConfigError("strategy: only runner_type='FlexibleRunner' reads it")
-    if isinstance(kind, str) and STRATEGIES.get(kind) is None:
-        raise ConfigError(f"strategy.type: there is no strategy '{kind}'")
-    if cfg.launcher == 'none':
-        raise ConfigError(f'strategy: {kind} needs a launcher: tools/dist_train.sh CONFIG GPUS')
-    if kind == 'DeepSpeedStrategy' and importlib.util.find_spec('deepspeed') is None:
-        raise ConfigError("strategy: DeepSpeedStrategy needs pip install 'deepspeed==0.16.9'")
-
-
-def check_optimizer(kind) -> None:
-    """Raise for an unknown name, which mmengine's own message would not mention."""
-    if isinstance(kind, str) and OPTIMIZERS.get(kind) is None:
-        raise ConfigError(f"optim_wrapper.optimizer.type: there is no optimizer '{kind}'")
-
-
-@contextmanager
-def quiet_log():
-    """Log warnings only: the Runner will say the rest again, in its own log."""
-    logger = MMLogger.get_current_instance()
-    level = logger.level
-    logger.setLevel('WARNING')
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-@contextmanager
-def named(field: str):
-    """Turn any exception into a ConfigError that starts with the field's name."""
-    try:
-        yield
-    except ConfigError:
-        raise
-    except Exception as error:
-        raise ConfigError(f'{field}: {describe(error)}') from error
 
 
 def run(cfg: Config, task: str) -> None:

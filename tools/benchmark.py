@@ -39,13 +39,14 @@ from pprint import pformat
 from typing import Any, NamedTuple
 
 import torch
-from _common import RUNNER_FIELDS, CfgOptions, check_file, describe, merge_options, one_line_for
+from _common import RUNNER_FIELDS, CfgOptions, check_file, merge_options, one_line_for
 from _results import SCRATCH, Result, read_results, surroundings, write_atomically, write_results
 from _runs import ACCURACY, ROOT, Ended, Run, RunFailed, check_code, positive, train_all
 from mmengine.config import Config
 from rich.console import Console
 
 from mldr_kd_mm.errors import ConfigError
+from mldr_kd_mm.running import describe
 
 PAIRS = 'configs/_base_/pairs'
 METHODS = 'configs/_base_/methods'

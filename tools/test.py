@@ -7,9 +7,10 @@ Several processes: ``bash tools/dist_test.sh CONFIG CHECKPOINT GPUS``.
 
 from argparse import ArgumentParser, Namespace
 
-from _common import add_arguments, check_file, load_config, one_line_for, preflight, run
+from _common import add_arguments, check_file, load_config, one_line_for, run
 
 from mldr_kd_mm.errors import ConfigError
+from mldr_kd_mm.running import preflight
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:

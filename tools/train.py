@@ -9,10 +9,11 @@ import os
 from argparse import ArgumentParser, Namespace
 
 import torch
-from _common import add_arguments, check_file, load_config, one_line_for, preflight, run
+from _common import add_arguments, check_file, load_config, one_line_for, run
 from mmengine.config import Config
 
 from mldr_kd_mm.errors import ConfigError
+from mldr_kd_mm.running import preflight
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:

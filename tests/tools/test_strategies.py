@@ -14,6 +14,7 @@ from mmengine.config import Config
 
 from mldr_kd_mm.errors import ConfigError
 from mldr_kd_mm.recorder import FeatureRecorder
+from mldr_kd_mm.running import check_strategy
 from mldr_kd_mm.strategies import wrap_student_blocks
 from mldr_kd_mm.teacher import Teacher
 
@@ -137,12 +138,12 @@ def test_config_differs_from_its_pair_in_the_strategy(name):
         (strategy('deepspeed'), 'pytorch', 'deepspeed==0.16.9'),
     ],
 )
-def test_mistakes(fields, launcher, message, read_tool, monkeypatch):
+def test_mistakes(fields, launcher, message, monkeypatch):
     monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
     if 'Mystery' in message:
         fields = fields | dict(runner_type='FlexibleRunner')
     with pytest.raises(ConfigError, match=message):
-        read_tool('_common')['check_strategy'](Config(fields | dict(launcher=launcher)))
+        check_strategy(Config(fields | dict(launcher=launcher)))
 
 
 def test_units_are_called_not_reached_into():

@@ -7,6 +7,7 @@ from mmpretrain.models import ImageClassifier
 from torch.utils.data import DataLoader
 
 from mldr_kd_mm.errors import ConfigError
+from mldr_kd_mm.running import describe, preflight, use_fused_optimizer
 
 NO_DATA = 'train_dataloader.dataset.data_root=/nowhere'
 
@@ -156,17 +157,17 @@ def test_processes_without_gpu(config, load):
         load('--launcher', 'slurm')
 
 
-def test_preflight_leaves_the_config(config, load, read_tool):
+def test_preflight_leaves_the_config(config, load):
     cfg = load()
     before = cfg.pretty_text
-    read_tool('_common')['preflight'](cfg, 'model', 'train_dataloader')
+    preflight(cfg, 'model', 'train_dataloader')
     assert cfg.pretty_text == before
 
 
 @pytest.mark.parametrize('optimizer', ['SGD', 'Adam', 'AdamW'])
-def test_a_gpu_gets_a_fused_optimizer(read_tool, optimizer):
+def test_a_gpu_gets_a_fused_optimizer(optimizer):
     cfg = Config(dict(optim_wrapper=dict(optimizer=dict(type=optimizer, lr=0.1))))
-    read_tool('_common')['use_fused_optimizer'](cfg)
+    use_fused_optimizer(cfg)
     assert cfg.optim_wrapper.optimizer.fused
 
 
@@ -179,11 +180,11 @@ def test_a_gpu_gets_a_fused_optimizer(read_tool, optimizer):
         dict(optim_wrapper=dict(_delete_=True, type='OptimWrapperDict')),
     ],
 )
-def test_other_optimizers_are_left_alone(read_tool, changes):
+def test_other_optimizers_are_left_alone(changes):
     cfg = Config(dict(optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1))))
     cfg.merge_from_dict(changes)
     wanted = cfg.to_dict()
-    read_tool('_common')['use_fused_optimizer'](cfg)
+    use_fused_optimizer(cfg)
     assert cfg.to_dict() == wanted
 
 
@@ -209,8 +210,8 @@ class Broken:
         raise ConfigError(f'data_root: image {index} cannot be read')
 
 
-def test_what_a_worker_meets_is_one_line(read_tool):
+def test_what_a_worker_meets_is_one_line():
     loader = DataLoader(Broken(), num_workers=1)
     with pytest.raises(ConfigError) as caught:
         next(iter(loader))
-    assert read_tool('_common')['describe'](caught.value) == 'data_root: image 0 cannot be read'
+    assert describe(caught.value) == 'data_root: image 0 cannot be read'

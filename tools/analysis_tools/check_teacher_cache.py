@@ -21,9 +21,10 @@ from mmengine.runner import Runner
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from _common import add_arguments, load_config, one_line_for, preflight
+from _common import add_arguments, load_config, one_line_for
 
 from mldr_kd_mm.errors import ConfigError, check_positive
+from mldr_kd_mm.running import preflight
 from mldr_kd_mm.teacher_cache import FINGERPRINT
 
 TOLERANCE = 1e-3

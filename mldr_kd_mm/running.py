@@ -1,0 +1,142 @@
+"""What a config needs before a Runner is built of it, and the check that finds its mistakes."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import DATASETS, MODELS, OPTIMIZERS, STRATEGIES, init_default_scope
+
+from mldr_kd_mm.errors import ConfigError
+
+# The variable in which each launcher gives a process its number.
+RANK_VARIABLES = {'pytorch': 'RANK', 'slurm': 'SLURM_PROCID', 'mpi': 'OMPI_COMM_WORLD_RANK'}
+
+
+def fit_to_machine(cfg: Config) -> None:
+    """Fill in what a config may leave out, and mend what cannot work here.
+
+    Args:
+        cfg: The config; it is changed.
+    """
+    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        if cfg.get(name):
+            set_loader_defaults(cfg[name])
+    if torch.cuda.is_available():
+        use_fused_optimizer(cfg)
+
+
+def describe(error: Exception) -> str:
+    """Return the message of an exception, or its type where it has none."""
+    # The str() of a KeyError is the repr() of its message.
+    message = error.args[0] if isinstance(error, KeyError) and error.args else error
+    text = str(message) or type(error).__name__
+    if 'in DataLoader worker process' in text:
+        # torch puts the worker's traceback before the message.
+        text = text.strip().splitlines()[-1].partition(': ')[2] or text
+    return text
+
+
+def set_loader_defaults(loader: dict) -> None:
+    """Fill in what a data loader's config may leave out, and mend what cannot work here."""
+    loader.setdefault('collate_fn', dict(type='default_collate'))
+    loader.pin_memory = loader.get('pin_memory', True) and torch.cuda.is_available()
+    # torch refuses to keep workers alive where there are none.
+    workers = loader.get('num_workers', 0)
+    loader.persistent_workers = loader.get('persistent_workers', True) and workers > 0
+
+
+def use_fused_optimizer(cfg: Config) -> None:
+    """Let a GPU update all weights in one kernel, which skips a step without the host."""
+    optimizer = cfg.get('optim_wrapper', {}).get('optimizer', {})
+    if cfg.get('strategy') is None and optimizer.get('type') in ('SGD', 'Adam', 'AdamW'):
+        if 'foreach' not in optimizer:
+            optimizer.setdefault('fused', True)
+
+
+def preflight(cfg: Config, *fields: str) -> None:
+    """Build once what a run is made of, so that a mistake is found before anything is written.
+
+    Only the first process does it. What is built is thrown away: the Runner builds all of it
+    again, under its own seed.
+
+    Args:
+        cfg: The config; it is not changed.
+        fields: The fields that the run cannot do without.
+
+    Raises:
+        ConfigError: A field is missing, or its model, data set or optimizer cannot be built.
+    """
+    for field in fields:
+        if cfg.get(field) is None:
+            raise ConfigError(f"the config has no field '{field}'")
+    if int(os.environ.get(RANK_VARIABLES.get(cfg.get('launcher'), ''), 0)) != 0:
+        return
+    cfg = copy.deepcopy(cfg)
+    if cfg.get('data_preprocessor'):
+        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    with quiet_log():
+        with named('model'):
+            model = MODELS.build(cfg.model)
+        if 'optim_wrapper' in fields:
+            check_strategy(cfg)
+            with named('optim_wrapper'):
+                check_optimizer(cfg.optim_wrapper.get('optimizer', {}).get('type'))
+                build_optim_wrapper(model, cfg.optim_wrapper)
+        for field in fields:
+            if field.endswith('_dataloader'):
+                with named(f'{field}.dataset'):
+                    DATASETS.build(cfg[field].dataset)
+
+
+def check_strategy(cfg: Config) -> None:
+    """Raise for a strategy that nobody would read, or that cannot run here."""
+    if cfg.get('strategy') is None:
+        return
+    kind = cfg.strategy.get('type')
+    if cfg.get('runner_type') != 'FlexibleRunner':
+        raise ConfigError("strategy: only runner_type='FlexibleRunner' reads it")
+    if isinstance(kind, str) and STRATEGIES.get(kind) is None:
+        raise ConfigError(f"strategy.type: there is no strategy '{kind}'")
+    if cfg.get('launcher', 'none') == 'none':
+        raise ConfigError(f'strategy: {kind} needs a launcher: tools/dist_train.sh CONFIG GPUS')
+    if kind == 'DeepSpeedStrategy' and importlib.util.find_spec('deepspeed') is None:
+        raise ConfigError("strategy: DeepSpeedStrategy needs pip install 'deepspeed==0.16.9'")
+
+
+def check_optimizer(kind: Any) -> None:
+    """Raise for an unknown name, which mmengine's own message would not mention."""
+    if isinstance(kind, str) and OPTIMIZERS.get(kind) is None:
+        raise ConfigError(f"optim_wrapper.optimizer.type: there is no optimizer '{kind}'")
+
+
+@contextmanager
+def quiet_log() -> Iterator[None]:
+    """Log warnings only: the Runner will say the rest again, in its own log."""
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel('WARNING')
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
+def named(field: str) -> Iterator[None]:
+    """Turn any exception into a ConfigError that starts with the field's name."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise ConfigError(f'{field}: {describe(error)}') from error
