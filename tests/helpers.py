@@ -10,11 +10,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed
 from mmengine.config import Config
 from mmengine.runner import Runner
 from mmpretrain.structures import DataSample
+from PIL import Image
 
 NUM_CLASSES = 10
 NORMALIZATION = dict(mean=[127.0] * 3, std=[64.0] * 3, num_classes=NUM_CLASSES)
@@ -81,6 +83,26 @@ def batch(size=8, num_classes=NUM_CLASSES, pixels=32, seed=0):
     labels = torch.randint(0, num_classes, (size,), generator=generator)
     samples = [DataSample().set_gt_label(label.reshape(1)) for label in labels]
     return dict(inputs=images.to(torch.uint8), data_samples=samples)
+
+
+def image_folder(root: Path, splits: dict[str, int], classes: str = 'abc') -> Path:
+    """Write PNG images that can be told apart by their colour.
+
+    Args:
+        root: The folder.
+        splits: Subfolder, or '' for the folder itself -> images of each class.
+        classes: Names of a letter each.
+    """
+    random = np.random.default_rng(0)
+    for split, count in splits.items():
+        for channel, name in enumerate(classes):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = random.integers(0, 80, (36, 44, 3), dtype=np.uint8)
+                pixels[..., channel % 3] += 120
+                Image.fromarray(pixels).save(folder / f'{number}.png')
+    return root
 
 
 def runner_config(model, work_dir, max_epochs=1, **kwargs):

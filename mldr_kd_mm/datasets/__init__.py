@@ -2,6 +2,7 @@
 
 from mldr_kd_mm.datasets.cifar import CIFAR100
 from mldr_kd_mm.datasets.digits import Digits
+from mldr_kd_mm.datasets.image_folder import ImageFolder
 from mldr_kd_mm.datasets.tiny_imagenet import TinyImageNet
 from mldr_kd_mm.datasets.transforms import PackPlanes, RandomResizedCropFlip
 from mldr_kd_mm.datasets.view_sampler import ViewSampler
@@ -9,6 +10,7 @@ from mldr_kd_mm.datasets.view_sampler import ViewSampler
 __all__ = [
     'CIFAR100',
     'Digits',
+    'ImageFolder',
     'PackPlanes',
     'RandomResizedCropFlip',
     'TinyImageNet',

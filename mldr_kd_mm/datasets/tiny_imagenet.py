@@ -7,10 +7,10 @@ import re
 from collections import Counter
 from typing import Any
 
-from mmcv import imfrombytes
-from mmengine.fileio import exists, get, get_text, join_path, list_dir_or_file
+from mmengine.fileio import exists, get_text, join_path, list_dir_or_file
 from mmpretrain.datasets import BaseDataset
 
+from mldr_kd_mm.datasets.images import check_image
 from mldr_kd_mm.datasets.subset import take_subset
 from mldr_kd_mm.errors import ConfigError
 from mldr_kd_mm.registry import DATASETS
@@ -129,7 +129,7 @@ class TinyImageNet(BaseDataset):
             return super().prepare_data(idx)
         except Exception:
             # Any step may have failed; only then is it worth to read the image once more.
-            _check_image(self.get_data_info(idx)['img_path'])
+            check_image(self.get_data_info(idx)['img_path'], UNPACK_AGAIN)
             raise
 
     def extra_repr(self) -> list[str]:
@@ -198,15 +198,6 @@ def _list_val(root: str, wnids: list[str]) -> list[dict]:
             )
         data_list.append({'img_path': f'{folder}/{name}', 'gt_label': label_of[wnid]})
     return data_list
-
-
-def _check_image(path: str) -> None:
-    try:
-        reason = 'it is damaged' if imfrombytes(get(path)) is None else None
-    except Exception as error:  # of OpenCV, or of whatever holds the file
-        reason = str(error).strip().splitlines()[0]
-    if reason:
-        raise ConfigError(f'{path}: cannot be read as an image ({reason}); {UNPACK_AGAIN}')
 
 
 def _list_images(folder: str) -> list[str]:
