@@ -49,6 +49,7 @@ setup(
             optional=True,
         )
     ],
+    entry_points={'console_scripts': ['mldr-kd = mldr_kd_mm.cli:main']},
     python_requires='>=3.10',
     install_requires=requirements('runtime'),
     extras_require={

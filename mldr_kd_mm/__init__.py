@@ -2,11 +2,18 @@
 
 # ruff: noqa: E402
 import warnings
+from contextlib import redirect_stdout
+from io import StringIO
 
 # Classification needs none of mmcv's compiled operations, the lack of which it warns about.
 warnings.filterwarnings('ignore', message='Fail to import ``MultiScaleDeformableAttention``')
 
+# OneDL's package prints a line where its optional data sets are missing.
+with redirect_stdout(StringIO()):
+    import mmpretrain.datasets  # noqa: F401
+
 from mldr_kd_mm import backbones, datasets, hooks, strategies
+from mldr_kd_mm.api import Distilled, distill, distill_config
 from mldr_kd_mm.config_files import config_path, list_configs
 from mldr_kd_mm.distiller import Distiller
 from mldr_kd_mm.errors import ConfigError
@@ -34,6 +41,7 @@ __all__ = [
     'DFRALoss',
     'DISTLoss',
     'DKDLoss',
+    'Distilled',
     'Distiller',
     'FeatureRecorder',
     'FitNetLoss',
@@ -47,6 +55,8 @@ __all__ = [
     'backbones',
     'config_path',
     'datasets',
+    'distill',
+    'distill_config',
     'hooks',
     'list_configs',
     'strategies',

@@ -16,6 +16,7 @@ class TeacherAccuracyHook(Hook):
     """Measures the teacher on the validation set before training, and logs what it found.
 
     A teacher whose weights, classes or normalisation are wrong shows here and not after days.
+    They are kept in the message hub too, as ``teacher_metrics``, and so in each checkpoint.
     Nothing is measured when a run is resumed, without a validation set, or if the model is no
     :class:`Distiller`.
 
@@ -39,6 +40,7 @@ class TeacherAccuracyHook(Hook):
         with torch.random.fork_rng(devices=[]):
             metrics = self._evaluate(runner, model)
         runner.visualizer.add_scalars({f'teacher/{name}': v for name, v in metrics.items()})
+        runner.message_hub.update_info('teacher_metrics', metrics)
         text = ', '.join(f'{name} {value:.2f}' for name, value in metrics.items())
         runner.logger.info(f'Teacher on the validation set: {text}')
 
