@@ -13,10 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from mmengine.config import Config
 from mmengine.logging import print_log
-from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from mldr_kd_mm.checkpoint import use_safe_loading
 from mldr_kd_mm.config_files import config_path
 from mldr_kd_mm.datasets import ImageFolder
 from mldr_kd_mm.errors import ConfigError, check_above_zero, check_positive, check_switch, is_number
@@ -28,7 +26,7 @@ from mldr_kd_mm.named_models import (
     recipe_of,
     with_pretrained_weights,
 )
-from mldr_kd_mm.running import fit_to_machine, preflight
+from mldr_kd_mm.running import fit_to_machine, preflight, start
 
 METHODS = '_base_/methods'
 AUGMENTATIONS = ('recipe', 'light')
@@ -492,15 +490,12 @@ def _read_method(name: str) -> dict[str, Any]:
 
 def _train(cfg: Config, resume: bool) -> Runner:
     """Train what a config describes, in this process."""
-    use_safe_loading()
     # mmengine reuses the logger of a run of the same name and second.
     cfg.experiment_name = Path(cfg.work_dir).name
     cfg.resume = resume
     fit_to_machine(cfg)
     preflight(cfg, *_FIELDS)
-    runner = RUNNERS.build(cfg)
-    runner.train()
-    return runner
+    return start(cfg, 'train')
 
 
 def _export(checkpoint: str, path: Path) -> str:

@@ -1,4 +1,4 @@
-"""What a config needs before a Runner is built of it, and the check that finds its mistakes."""
+"""From a config to a run: what it needs first, the check that finds its mistakes, the start."""
 
 from __future__ import annotations
 
@@ -13,9 +13,19 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import DATASETS, MODELS, OPTIMIZERS, STRATEGIES, init_default_scope
+from mmengine.registry import (
+    DATASETS,
+    MODELS,
+    OPTIMIZERS,
+    RUNNERS,
+    STRATEGIES,
+    init_default_scope,
+)
+from mmengine.runner import Runner
 
+from mldr_kd_mm.checkpoint import use_safe_loading
 from mldr_kd_mm.errors import ConfigError
+from mldr_kd_mm.hooks.progress import close_progress
 
 # The variable in which each launcher gives a process its number.
 RANK_VARIABLES = {'pytorch': 'RANK', 'slurm': 'SLURM_PROCID', 'mpi': 'OMPI_COMM_WORLD_RANK'}
@@ -140,3 +150,19 @@ def named(field: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise ConfigError(f'{field}: {describe(error)}') from error
+
+
+def start(cfg: Config, task: str) -> Runner:
+    """Build the Runner and run its method ``train`` or ``test``.
+
+    Returns:
+        The Runner, when it has ended.
+    """
+    # The hook that does it comes too late for a FlexibleRunner.
+    use_safe_loading()
+    runner = RUNNERS.build(cfg)
+    try:
+        getattr(runner, task)()
+    finally:
+        close_progress()
+    return runner

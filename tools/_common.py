@@ -13,12 +13,10 @@ from pathlib import Path
 
 import torch
 from mmengine.config import Config, DictAction
-from mmengine.registry import RUNNERS
 from mmengine.runner import FlexibleRunner, Runner
 
-from mldr_kd_mm.checkpoint import use_safe_loading
 from mldr_kd_mm.errors import ConfigError
-from mldr_kd_mm.running import RANK_VARIABLES, describe, fit_to_machine
+from mldr_kd_mm.running import RANK_VARIABLES, describe, fit_to_machine, start
 
 # What mmengine reads from a config: the Runners' arguments, and fields it looks up by itself.
 RUNNER_FIELDS = {
@@ -130,14 +128,12 @@ def check_file(field: str, path: str) -> None:
 
 def run(cfg: Config, task: str) -> None:
     """Build the Runner and run its method ``train`` or ``test``."""
-    # The hook that does it comes too late for a FlexibleRunner.
-    use_safe_loading()
     over_gloo = cfg.launcher != 'none' and not torch.cuda.is_available()
     if over_gloo:
         # mmengine would first choose a GPU for this process.
         torch.distributed.init_process_group('gloo')
     try:
-        getattr(RUNNERS.build(cfg), task)()
+        start(cfg, task)
         code = 0
     except SystemExit as stop:  # of the StopSignalHook
         code = stop.code

@@ -1,0 +1,41 @@
+"""Trains a small model with a ProgressHook, in a process of its own: WORK_DIR [OPTION]...
+
+Options: ``off`` disables the hook, ``without-rich`` hides the package, ``failing`` raises after
+some steps.
+"""
+
+import sys
+from pathlib import Path
+
+from helpers import mldr, runner_config
+from mmengine.config import Config
+from mmengine.hooks import Hook
+
+from mldr_kd_mm.registry import HOOKS
+from mldr_kd_mm.running import start
+
+
+@HOOKS.register_module()
+class FailingHook(Hook):
+    def after_train_iter(self, runner, *args, **kwargs):
+        if runner.iter == 5:
+            raise RuntimeError('on purpose')
+
+
+def main():
+    work_dir, *options = sys.argv[1:]
+    if 'without-rich' in options:
+        sys.modules['rich'] = None
+    cfg = runner_config(mldr(), Path(work_dir), max_epochs=7)
+    cfg['default_hooks']['progress'] = dict(type='ProgressHook', enabled='off' not in options)
+    if 'failing' in options:
+        cfg['custom_hooks'] = [dict(type='FailingHook', priority='LOWEST')]
+    stdout = sys.stdout
+    try:
+        start(Config(cfg), 'train')
+    finally:
+        assert sys.stdout is stdout
+        print('the end')
+
+
+main()
