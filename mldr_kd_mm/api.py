@@ -83,6 +83,7 @@ class Distillation:
         batch_size: None: 128, the recipes', or on a small folder less, down to 16, so that an epoch
             has 16 steps.
         lr: Learning rate of the student. None: the recipe's, scaled with the batch size.
+        teacher_lr: That of the teacher. None: the same of its recipe.
         augmentation: ``recipe``: crops and flips, and for Transformers and the like mixing and
             more. ``light``: the whole image, shifted by up to an eighth, for writing and such.
         val_fraction: The part that is held out where there are no images to validate on.
@@ -108,6 +109,7 @@ class Distillation:
     image_size: int | None = None
     batch_size: int | None = None
     lr: float | None = None
+    teacher_lr: float | None = None
     augmentation: str = 'recipe'
     val_fraction: float = 0.1
     seed: int = 0
@@ -125,8 +127,8 @@ class Distillation:
         check_switch(
             teacher_pretrained=self.teacher_pretrained, student_pretrained=self.student_pretrained
         )
-        if self.lr is not None:
-            check_above_zero(lr=self.lr)
+        rates = dict(lr=self.lr, teacher_lr=self.teacher_lr)
+        check_above_zero(**{name: rate for name, rate in rates.items() if rate is not None})
         for field in ('seed', 'workers'):
             value = getattr(self, field)
             if value is not None and not (is_number(value, int) and value >= 0):
@@ -332,7 +334,7 @@ def _train_teacher(
         f'epochs; later runs can take {str(checkpoint)!r}',
         'current',
     )
-    cfg = _run_config(asked, train, teacher, epochs, checkpoint.parent)
+    cfg = _run_config(asked, train, teacher, epochs, checkpoint.parent, asked.teacher_lr)
     cfg.model = copy.deepcopy(teacher.config)
     if recipe_of(teacher) != 'cnn' and asked.augmentation == 'recipe':
         cfg.model.setdefault('train_cfg', _MIXING)
@@ -348,7 +350,7 @@ def _run_config(
     trained: NamedModel,
     epochs: int,
     work_dir: Path,
-    lr: float | None = None,
+    lr: float | None,
 ) -> Config:
     """The config of a run, all but its model."""
     recipe = recipe_of(trained)

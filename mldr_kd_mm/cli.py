@@ -123,6 +123,7 @@ def _add_distill(parser: ArgumentParser) -> None:
     add('--image-size', type=int, metavar='PX', help='default: what each model was made for')
     add('--batch-size', type=int, metavar='N', help='default: 128, or less on a small folder')
     add('--lr', type=float, help="of the student; default: the recipe's, scaled with the batch")
+    add('--teacher-lr', type=float, metavar='LR', help='of a teacher that is trained; the same')
     add(
         '--augmentation',
         choices=AUGMENTATIONS,

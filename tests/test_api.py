@@ -81,7 +81,11 @@ def test_the_printed_config_trains_the_same(distilled, folder, tmp_path):
 @pytest.mark.slow
 def test_resume(folder, tmp_path):
     work_dir = tmp_path / 'run'
-    distill(**ALONE, data=folder, epochs=1, teacher_epochs=1, work_dir=str(work_dir))
+    distill(
+        **ALONE, data=folder, epochs=1, teacher_epochs=1, teacher_lr=3e-3, work_dir=str(work_dir)
+    )
+    (teacher_log,) = (work_dir / 'teacher').glob('*/vis_data/scalars.json')
+    assert '"lr": 0.003,' in teacher_log.read_text()
     teacher = work_dir / 'teacher/epoch_1.pth'
     written = teacher.stat().st_mtime_ns
 
@@ -200,6 +204,7 @@ def test_models_and_method_as_dicts(folder, tmp_path):
         (dict(batch_size=-1), 'batch_size=-1'),
         (dict(image_size='32'), "image_size='32'"),
         (dict(lr=0), 'lr=0: must be'),
+        (dict(teacher_lr='fast'), "teacher_lr='fast': must be"),
         (dict(workers=-1), 'workers=-1'),
         (dict(seed=0.5), 'seed=0.5'),
         (dict(augmentation='heavy'), "augmentation='heavy': must be one of recipe, light"),

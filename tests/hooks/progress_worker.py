@@ -7,7 +7,7 @@ some steps.
 import sys
 from pathlib import Path
 
-from helpers import mldr, runner_config
+from helpers import mldr, resnet, runner_config, vit
 from mmengine.config import Config
 from mmengine.hooks import Hook
 
@@ -26,7 +26,9 @@ def main():
     work_dir, *options = sys.argv[1:]
     if 'without-rich' in options:
         sys.modules['rich'] = None
-    cfg = runner_config(mldr(), Path(work_dir), max_epochs=7)
+    # Drop path makes the student's weights depend on each random number that is drawn.
+    model = mldr(teacher=resnet(), student=vit())
+    cfg = runner_config(model, Path(work_dir), max_epochs=7)
     cfg['default_hooks']['progress'] = dict(type='ProgressHook', enabled='off' not in options)
     if 'failing' in options:
         cfg['custom_hooks'] = [dict(type='FailingHook', priority='LOWEST')]

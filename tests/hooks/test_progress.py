@@ -9,14 +9,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import mldr, resnet, train, vit
+from helpers import mldr, resnet, runner_config, train, vit
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
 
 from mldr_kd_mm.hooks import ProgressHook
-from mldr_kd_mm.hooks.progress import _duration
+from mldr_kd_mm.hooks.progress import _cached, _duration
 
 HERE = Path(__file__).parent
 BAR = '━'
 ESCAPES = re.compile(r'\x1b\[[0-9;?]*[A-Za-z]')
+TIME = r'\d\d/\d\d \d\d:\d\d:\d\d'
 SHOWS_CURSOR, HIDES_CURSOR = '\x1b[?25h', '\x1b[?25l'
 
 
@@ -95,8 +99,8 @@ def test_log_lines_are_not_torn(terminal):
     shown = [line.rpartition('\r')[2].rstrip() for line in ESCAPES.sub('', output).splitlines()]
     for line in log_of(work_dir).splitlines():
         if 'Epoch(val)' in line or 'Saving checkpoint' in line:
-            text = line.partition(' INFO - ')[2].rstrip()
-            assert any(other.endswith(text) for other in shown), text
+            text = re.escape(line.partition(' - ')[2].rstrip())
+            assert any(re.fullmatch(f'{TIME} - {text}', other) for other in shown), text
 
 
 @pytest.mark.slow
@@ -110,11 +114,11 @@ def test_a_pipe_gets_lines_alone(pipe):
 def test_both_say_what_will_be_trained(terminal, pipe):
     for text in (log_of(terminal[0]), ESCAPES.sub('', terminal[1]), log_of(pipe[0]), pipe[1]):
         assert 'About to be trained:' in text
-        assert re.search(r'teacher +VisionTransformer, 0\.\d+ M parameters', text)
+        assert re.search(r'teacher +ResNet_CIFAR, 0\.\d+ M parameters', text)
         assert re.search(r"teacher's accuracy +\d+\.\d\d % on the validation set", text)
-        assert re.search(r'student +ResNet_CIFAR, 0\.\d+ M parameters', text)
+        assert re.search(r'student +VisionTransformer, 0\.\d+ M parameters', text)
         assert re.search('loss dfra +DFRALoss of logits, stage_logits, fused_logits', text)
-        assert re.search('taps +stage1 backbone.layer1, stage2', text)
+        assert re.search('taps +stage1 backbone.layers.0, stage2', text)
         assert re.search('data +40 images, batches of 10', text)
         assert re.search('steps +28 in 7 epochs', text)
         assert re.search(r'Expected time: \d+ s for the 3 steps that are left', text)
@@ -172,6 +176,33 @@ def test_it_comes_after_the_teachers_accuracy(tmp_path):
     )
     train(mldr(teacher=vit()), tmp_path / 'run', default_hooks=hooks)
     assert "teacher's accuracy" in log_of(tmp_path / 'run')
+
+
+class CacheStates(Hook):
+    """Notes what would be said of the teacher's cache."""
+
+    def __init__(self, states):
+        self.states = states
+
+    def after_train_epoch(self, runner):
+        self.states.append(_cached(runner))
+
+
+@pytest.mark.parametrize(
+    ('cached', 'wanted'),
+    [(False, ['', '']), (True, ['recording the teacher', 'reading the teacher'])],
+)
+def test_recording_of_the_teacher(tmp_path, cached, wanted):
+    states = []
+    config = runner_config(mldr(), tmp_path / 'run', max_epochs=2)
+    if cached:
+        config['train_dataloader']['sampler'] = dict(type='ViewSampler', shuffle=True, views=1)
+        cache = dict(type='TeacherCacheHook', dir=str(tmp_path / 'cache'))
+        config['default_hooks']['teacher_cache'] = cache
+    runner = Runner.from_cfg(Config(config))
+    runner.register_hook(CacheStates(states))
+    runner.train()
+    assert states == wanted
 
 
 @pytest.mark.parametrize(
