@@ -24,13 +24,17 @@ from helpers import mldr
 from mmengine.config import Config
 
 from mldr_kd_mm.classifiers import build_classifier
+from mldr_kd_mm.cli import make_parser
 from mldr_kd_mm.registry import MODELS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').rglob('*.md'))]
 TEXTS = [*PAGES, ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'examples').rglob('*.md'))]
 # Pages whose Python another test runs.
-PYTHON_ELSEWHERE = {'docs/export.md': 'test_export.py::test_loads_the_weights'}
+PYTHON_ELSEWHERE = {
+    'docs/export.md': 'test_export.py::test_loads_the_weights',
+    'docs/tutorial_folder.md': 'test_tutorial.py::test_from_two_names_to_a_student',
+}
 
 # The places of commands; the first pattern that fits counts. A command is executed here, executed
 # by a test that is named, or not executed for a reason.
@@ -77,6 +81,9 @@ PLACES = [
     (r'python benchmarks/faults\.py', 'faults/test_campaign.py::test_nothing_is_lost'),
     (r'python benchmarks/', NOT + 'measures for minutes, and needs the machine for itself'),
     (r'python tools/analysis_tools/report\.py', 'visualization/test_report.py::test_tool'),
+    (r'mldr-kd \w+ .*digits', 'test_tutorial.py::test_from_two_names_to_a_student'),
+    (r'mldr-kd info', 'test_cli.py::test_info_of_models'),
+    (r'mldr-kd distill', 'test_cli.py::test_distill_info_export'),
     # Packages and tests.
     (
         r'(pip install PATH|pip install -e \. +# this|python train\.py configs/mldr_resnet\.py)',
@@ -101,7 +108,7 @@ COMMAND = re.compile(
     rf'(?:(?:\S+/)?(?:{PROGRAMS})(?![\w./-])|tools/)'
 )
 # Bits of shell that stand beside commands in a script.
-SHELL = re.compile(r'(for|done|do|export)\b|[A-Z]+\+?=')
+SHELL = re.compile(r'(for|done|do|export)\b|[A-Z]+\+?=|#')
 
 
 class Command(NamedTuple):
@@ -143,8 +150,11 @@ def commands(path: Path) -> Iterator[Command]:
     for number, language, content in blocks(path):
         if language not in ('', 'bash', 'console', 'sh', 'shell'):
             continue
-        content = re.sub(r'\\\n\s*', '', content)
-        for offset, line in enumerate(content.splitlines()):
+        lines = re.sub(r'\\\n\s*', '', content).splitlines()
+        if any(line.startswith('$ ') for line in lines):
+            # The other lines are what the commands print.
+            lines = [line[2:] if line.startswith('$ ') else '' for line in lines]
+        for offset, line in enumerate(lines):
             for part in map(str.strip, line.split(' && ')):
                 if COMMAND.match(part):
                     yield Command(page, number + offset, part)
@@ -199,6 +209,8 @@ def test_command_is_one_that_there_is(command, monkeypatch):
     program, *arguments = words
     if program == 'pip':
         return check_pip(arguments)
+    if program == 'mldr-kd':
+        return check_mldr_kd(arguments)
     if program in ('git', 'cd', 'mim', 'pre-commit') or arguments[0] == '-c':
         return None
     if arguments[0] == '-m':
@@ -230,6 +242,14 @@ def test_command_is_one_that_there_is(command, monkeypatch):
 def is_config(word: str) -> bool:
     """Whether a word names a config, with no placeholder in it."""
     return bool(re.fullmatch(r'configs/[a-z\d_/.-]+\.py', word))
+
+
+def check_mldr_kd(arguments: list[str]) -> None:
+    """The command takes the arguments; without any the text only names it."""
+    if len(arguments) == 1 and arguments != ['info']:
+        assert f'\n    {arguments[0]} ' in make_parser().format_help()
+    else:
+        make_parser().parse_args(arguments)
 
 
 def check_tests(arguments: list[str]) -> None:
