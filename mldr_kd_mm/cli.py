@@ -189,10 +189,8 @@ def _add_report(parser: ArgumentParser) -> None:
 
 
 def _run_report(args: Namespace) -> None:
-    try:
-        from mldr_kd_mm.visualization.report import make_report
-    except ModuleNotFoundError as error:
-        sys.exit(f"error: report needs {error.name}: pip install 'mldr-kd[quickstart]'")
+    from mldr_kd_mm.visualization.report import make_report
+
     out = args.out or Path(args.work_dirs[0], 'report')
     with quiet_log():
         print(make_report(args.work_dirs, out, args.samples, args.checkpoint))

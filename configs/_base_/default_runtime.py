@@ -17,6 +17,7 @@ default_hooks = dict(
     broadcast_buffers=dict(type='BroadcastBuffersHook'),
     # Measured once, before training: --cfg-options default_hooks.teacher_accuracy.enabled=False
     teacher_accuracy=dict(type='TeacherAccuracyHook', enabled=True),
+    progress=dict(type='ProgressHook'),
     # What the models say, drawn for the visualizer's backends; docs/report.md.
     figures=dict(type='FigureHook', interval=10, batches=4),
     # With train_dataloader.sampler.views, see docs/teacher_cache.md
