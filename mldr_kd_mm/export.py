@@ -329,4 +329,4 @@ def _explained(what: str) -> Iterator[None]:
 def _check_onnx_packages() -> None:
     missing = [name for name in _ONNX_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
-        raise ConfigError(f"onnx: needs {', '.join(missing)}: pip install 'mldr-kd[onnx]'")
+        raise ConfigError(f"onnx: needs {', '.join(missing)}: pip install 'mldr-kd-mm[onnx]'")
