@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
 import signal
 import threading
 from collections.abc import Callable, Sequence
@@ -50,6 +52,9 @@ class StopSignalHook(Hook):
             if isinstance(loop, BaseLoop):
                 loader = loop.dataloader
                 loader.worker_init_fn = partial(_start_deaf, self.signals, loader.worker_init_fn)
+        # Before multiprocessing's own, which sends SIGTERM to what is left, and then waits.
+        atexit.unregister(_end_workers)
+        atexit.register(_end_workers)
 
     def before_train(self, runner: Runner) -> None:
         """Begin to listen."""
@@ -103,3 +108,10 @@ def _start_deaf(numbers: Sequence[int], start: Callable | None, worker: int) -> 
         signal.signal(number, signal.SIG_IGN)
     if start is not None:
         start(worker)
+
+
+def _end_workers() -> None:
+    """End, with this process, the workers that nobody has ended."""
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()

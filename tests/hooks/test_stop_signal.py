@@ -1,0 +1,36 @@
+"""Signals and what they leave, in processes that end."""
+
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+LEAVES_WORKERS = """
+import sys
+from pathlib import Path
+from helpers import resnet, runner_config
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+config = runner_config(resnet(data_preprocessor=dict(num_classes=10)), Path(sys.argv[1]))
+config['train_dataloader'].update(num_workers=1, persistent_workers=True)
+config['default_hooks']['stop_signal'] = dict(type='StopSignalHook')
+runner = Runner.from_cfg(Config(config))
+runner.train()
+runner.itself = runner
+"""
+
+
+def test_deaf_workers_end_with_their_process(tmp_path):
+    """Those of a Runner that is still there at the end do not hear multiprocessing's SIGTERM."""
+    root = Path(__file__).parents[2]
+    environment = os.environ | {'PYTHONPATH': f'{root}:{root / "tests"}', 'OMP_NUM_THREADS': '1'}
+    command = [sys.executable, '-c', LEAVES_WORKERS, str(tmp_path / 'run')]
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    try:
+        assert process.wait(timeout=120) == 0
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
