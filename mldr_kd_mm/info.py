@@ -106,7 +106,7 @@ def _checkpoint(path: str) -> Iterator[Fact]:
     yield 'checkpoint', path
     notes = f' ({", ".join(weights.notes)})' if weights.notes else ''
     yield 'weights', f'{len(weights.tensors)} tensors{notes}'
-    yield 'parameters', _millions(weights.tensors.values())
+    yield 'values', f'{_millions(weights.tensors.values())}, statistics of norms among them'
     classes = _mapping(meta, 'dataset_meta').get('classes')
     if isinstance(classes, (list, tuple)):
         more = ', ...' if len(classes) > 5 else ''
