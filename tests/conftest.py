@@ -1,5 +1,7 @@
 """What holds for every test."""
 
+import sys
+
 import pytest
 import torch
 from mmengine.registry import DefaultScope, init_default_scope
@@ -16,3 +18,6 @@ def default_scope():
     init_default_scope('mldr_kd_mm')
     yield
     DefaultScope._instance_dict.clear()
+    # What other tests compiled of the same code counts against torch's limit of recompilations.
+    if 'torch._dynamo' in sys.modules:
+        torch.compiler.reset()
