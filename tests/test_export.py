@@ -196,7 +196,8 @@ class TestGraphs:
     @pytest.mark.parametrize('package', ['onnx', 'onnxscript', 'onnxruntime'])
     def test_says_what_to_install(self, package, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, package, None)
-        with pytest.raises(ConfigError, match=rf"needs {package}: pip install 'mldr-kd\[onnx\]'"):
+        wanted = rf"needs {package}: pip install 'mldr-kd-mm\[onnx\]'"
+        with pytest.raises(ConfigError, match=wanted):
             export_student('run.pth', str(tmp_path / 'student.pth'), onnx=True)
 
 

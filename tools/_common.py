@@ -129,9 +129,7 @@ def check_file(field: str, path: str) -> None:
 def run(cfg: Config, task: str) -> None:
     """Build the Runner and run its method ``train`` or ``test``."""
     over_gloo = cfg.launcher != 'none' and not torch.cuda.is_available()
-    if over_gloo:
-        # mmengine would first choose a GPU for this process.
-        torch.distributed.init_process_group('gloo')
+    join_processes(cfg, over_gloo)
     try:
         start(cfg, task)
         code = 0
@@ -144,6 +142,24 @@ def run(cfg: Config, task: str) -> None:
         print(f'error: {message}; --resume goes on from the last checkpoint', file=sys.stderr)
         code = 1
     leave(code, over_gloo)
+
+
+def join_processes(cfg: Config, over_gloo: bool) -> None:
+    """Meet the other processes, where mmengine would not do it well."""
+    attempt = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0))
+    if over_gloo:
+        # mmengine would first choose a GPU for this process.
+        backend = 'gloo'
+    elif cfg.launcher == 'pytorch' and attempt:
+        torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
+        backend = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('backend', 'nccl')
+    else:
+        return
+    # torchrun keeps its store when it starts the processes again, and in it the addresses of those
+    # that are gone, which a process may read before they are written anew.
+    store, rank, processes = next(torch.distributed.rendezvous('env://'))
+    store = torch.distributed.PrefixStore(f'attempt{attempt}', store)
+    torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=processes)
 
 
 def fault_of_machine(error: Exception) -> str | None:
