@@ -1,15 +1,22 @@
 """What holds for every test."""
 
+import os
+import shutil
 import sys
 
 import pytest
 import torch
+from hypothesis import settings
 from mmengine.registry import DefaultScope, init_default_scope
 
 import mldr_kd_mm  # noqa: F401  registers everything
 
 # Small operations stall where threads wait for each other.
 torch.set_num_threads(1)
+# What fails is the fault of what was changed, not of new examples: those are tried with
+# --hypothesis-profile default.
+settings.register_profile('same_examples', derandomize=True)
+settings.load_profile('same_examples')
 
 
 @pytest.fixture(autouse=True)
@@ -21,3 +28,19 @@ def default_scope():
     # What other tests compiled of the same code counts against torch's limit of recompilations.
     if 'torch._dynamo' in sys.modules:
         torch.compiler.reset()
+
+
+@pytest.fixture(scope='session')
+def browser():
+    """A headless Chromium: what BROWSER names, or what is installed."""
+    playwright = pytest.importorskip('playwright.sync_api', reason='needs playwright')
+    names = (os.environ.get('BROWSER'), 'chromium', 'chromium-browser', 'google-chrome')
+    path = next(filter(None, map(shutil.which, filter(None, names))), None)
+    if path is None:
+        pytest.skip('needs Chromium: apt-get install chromium, or BROWSER=its path')
+    with playwright.sync_playwright() as context:
+        # Chromium's own sandbox does not run for root.
+        options = ['--no-sandbox'] if os.geteuid() == 0 else []
+        browser = context.chromium.launch(executable_path=path, args=options)
+        yield browser
+        browser.close()

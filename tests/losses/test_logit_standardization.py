@@ -22,9 +22,9 @@ def standardized(numbers: list[float]) -> list[float]:
 
 
 def spread(pair: tuple[torch.Tensor, torch.Tensor], least: float = 0.01):
-    """Draw every sample's logits apart, each sample in its own way."""
-    apart = least * torch.arange(pair[0].shape[1]) ** 2
-    return tuple(torch.where(x.std(-1, keepdim=True) < least, x + apart, x) for x in pair)
+    """Other logits for the samples whose own lie together."""
+    apart = least * torch.arange(pair[0].shape[1], dtype=torch.float64) ** 2
+    return tuple(torch.where(x.std(-1, keepdim=True) < least, apart, x) for x in pair)
 
 
 @many
