@@ -23,9 +23,9 @@ from mmengine.registry import (
 )
 from mmengine.runner import Runner
 
+from mldr_kd_mm.bars import close_bars
 from mldr_kd_mm.checkpoint import use_safe_loading
 from mldr_kd_mm.errors import ConfigError
-from mldr_kd_mm.hooks.progress import close_progress
 
 # The variable in which each launcher gives a process its number.
 RANK_VARIABLES = {'pytorch': 'RANK', 'slurm': 'SLURM_PROCID', 'mpi': 'OMPI_COMM_WORLD_RANK'}
@@ -164,5 +164,5 @@ def start(cfg: Config, task: str) -> Runner:
     try:
         getattr(runner, task)()
     finally:
-        close_progress()
+        close_bars()
     return runner

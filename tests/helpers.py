@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import pty
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -166,6 +167,38 @@ def read_run(folder: Path, rank: int = 0, processes: int = 1) -> Config:
             type='MMDistributedDataParallel', broadcast_buffers=False, device_ids=None
         )
     return config
+
+
+def environment(path: Path | None = None) -> dict[str, str]:
+    """Variables for a process that imports this project, and what is in ``path``."""
+    paths = ':'.join(str(each) for each in (Path(__file__).parents[1], path) if each)
+    wanted = dict(PYTHONPATH=paths, OMP_NUM_THREADS='1', PYTHONIOENCODING='utf-8')
+    return os.environ | wanted | dict(TERM='xterm', COLUMNS='160')
+
+
+def on_terminal(command: Sequence, path: Path | None = None, **streams) -> tuple[int, str]:
+    """Run a command on a terminal; return its exit code and what the terminal got.
+
+    Args:
+        command: The program and its arguments.
+        path: Where else it imports from.
+        streams: ``stdout`` or ``stderr``, if they are not to go to the terminal.
+    """
+    ours, theirs = pty.openpty()
+    streams = dict(stdout=theirs, stderr=theirs) | streams
+    process = subprocess.Popen(list(map(str, command)), env=environment(path), **streams)
+    os.close(theirs)
+    chunks = []
+    while True:
+        try:
+            chunk = os.read(ours, 65536)
+        except OSError:  # Linux says so when the other side is closed
+            break
+        if not chunk:
+            break
+        chunks.append(chunk)
+    os.close(ours)
+    return process.wait(), b''.join(chunks).decode()
 
 
 def run_ranks(*commands: Sequence, code: int = 0) -> None:

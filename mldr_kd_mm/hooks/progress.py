@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator, Mapping
-from importlib.util import find_spec
 from typing import Any
 
 from mmengine.device import get_device
-from mmengine.dist import get_world_size, is_main_process
+from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
-from mmengine.logging import MMLogger
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
 
+from mldr_kd_mm.bars import close_bars, is_open, open_bars, remove_bar, show_bar
 from mldr_kd_mm.distiller import Distiller
 from mldr_kd_mm.registry import HOOKS
 
 ACCURACY = 'accuracy/top1'
 # The first steps are slower than the rest; those after them are timed.
 _FIRST_STEPS, _TIMED_STEPS = 5, 20
-# Between two drawings of the bars, in seconds.
-_PAUSE = 0.1
 
 
 @HOOKS.register_module()
@@ -58,8 +54,8 @@ class ProgressHook(Hook):
         lines = [f'  {name:<{width}}  {value}' for name, value in facts]
         runner.logger.info('\n'.join(['About to be trained:', *lines]))
         self._first = runner.iter
-        _open(runner.logger)
-        _show('train', completed=runner.iter, total=runner.max_iters)
+        open_bars()
+        show_bar('train', completed=runner.iter, total=runner.max_iters)
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
@@ -77,14 +73,14 @@ class ProgressHook(Hook):
                 f'Expected time: {_duration(step * left)} for the {left} steps that are left, at '
                 f'{step:.3g} s a step, measured over {_TIMED_STEPS}'
             )
-        if _display is not None:
+        if is_open():
             # What RuntimeInfoHook has read from the device already.
             loss = runner.message_hub.get_scalar('train/loss').current()
-            _show('train', completed=done, state=self._state(runner, loss))
+            show_bar('train', completed=done, state=self._state(runner, loss))
 
     def after_train(self, runner: Runner) -> None:
         """Take the bar away."""
-        close_progress()
+        close_bars()
 
     def before_val_epoch(self, runner: Runner) -> None:
         """Begin a bar of validation."""
@@ -94,12 +90,12 @@ class ProgressHook(Hook):
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
         """Move it."""
-        _show('val', completed=batch_idx + 1)
+        show_bar('val', completed=batch_idx + 1)
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Take it away, and keep the accuracy for the bar of training."""
         self._accuracy = (metrics or {}).get(ACCURACY)
-        self._end('val')
+        remove_bar('val')
 
     def before_test_epoch(self, runner: Runner) -> None:
         """Begin a bar of testing."""
@@ -109,22 +105,16 @@ class ProgressHook(Hook):
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
         """Move it."""
-        _show('test', completed=batch_idx + 1)
+        show_bar('test', completed=batch_idx + 1)
 
     def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Take it away."""
-        self._end('test')
+        remove_bar('test')
 
     def _begin(self, runner: Runner, name: str, loader: Any) -> None:
         if self.enabled:
-            _open(runner.logger)
-            _show(name, completed=0, total=len(loader))
-
-    def _end(self, name: str) -> None:
-        if _display is not None:
-            _display.remove(name)
-            if _display.is_empty:
-                close_progress()
+            open_bars()
+            show_bar(name, completed=0, total=len(loader))
 
     def _state(self, runner: Runner, loss: float) -> str:
         parts = [f'epoch {runner.epoch + 1}/{runner.max_epochs}', f'loss {loss:.3f}']
@@ -133,90 +123,6 @@ class ProgressHook(Hook):
         if cached := _cached(runner):
             parts.append(cached)
         return '  '.join(parts)
-
-
-class _Display:
-    """rich's bars on the terminal that is stderr, drawn by the thread that trains.
-
-    rich's own thread could hold a lock while a data loader forks, for ever in its workers.
-    """
-
-    def __init__(self, logger: MMLogger) -> None:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-        )
-
-        self._progress = Progress(
-            TextColumn('{task.description:<5}'),
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TextColumn('{task.fields[state]}'),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            auto_refresh=False,
-            transient=True,
-            redirect_stdout=sys.stdout.isatty(),
-            speed_estimate_period=3600,  # a step may take long
-        )
-        self._tasks: dict[str, Any] = {}
-        self._drawn = 0.0
-        stdout = sys.stdout
-        self._progress.start()
-        # The logger has kept the stream that there was; on it its lines would tear the bars.
-        self._handlers = [h for h in logger.handlers if getattr(h, 'stream', None) is stdout]
-        for handler in self._handlers:
-            handler.setStream(sys.stdout)
-
-    @property
-    def is_empty(self) -> bool:
-        return not self._tasks
-
-    def show(self, name: str, **fields: Any) -> None:
-        if name not in self._tasks:
-            self._tasks[name] = self._progress.add_task(name, state='', **fields)
-            self._drawn = 0.0
-        self._progress.update(self._tasks[name], **fields)
-        if time.monotonic() - self._drawn > _PAUSE:
-            self._progress.refresh()
-            self._drawn = time.monotonic()
-
-    def remove(self, name: str) -> None:
-        if name in self._tasks:
-            self._progress.remove_task(self._tasks.pop(name))
-
-    def close(self) -> None:
-        self._progress.stop()
-        for handler in self._handlers:
-            handler.setStream(sys.stdout)
-
-
-# A terminal has one place for bars, whatever the number of hooks.
-_display: _Display | None = None
-
-
-def close_progress() -> None:
-    """Take the bars away, if there are any: after an error no hook is called."""
-    global _display
-    if _display is not None:
-        _display.close()
-        _display = None
-
-
-def _open(logger: MMLogger) -> None:
-    global _display
-    on_terminal = sys.stderr.isatty() and is_main_process()
-    if _display is None and on_terminal and find_spec('rich') is not None:
-        _display = _Display(logger)
-
-
-def _show(name: str, **fields: Any) -> None:
-    if _display is not None:
-        _display.show(name, **fields)
 
 
 def _facts(runner: Runner) -> Iterator[tuple[str, str]]:

@@ -7,7 +7,9 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
+from mldr_kd_mm.bars import track
 from mldr_kd_mm.distiller import Distiller
+from mldr_kd_mm.hooks.progress import ProgressHook
 from mldr_kd_mm.registry import HOOKS
 
 
@@ -47,7 +49,8 @@ class TeacherAccuracyHook(Hook):
     @torch.no_grad()
     def _evaluate(self, runner: Runner, model: Distiller) -> dict[str, float]:
         loop = runner.val_loop
-        for data in loop.dataloader:
+        shows = any(isinstance(hook, ProgressHook) and hook.enabled for hook in runner.hooks)
+        for data in track(loop.dataloader, 'teacher') if shows else loop.dataloader:
             batch = model.data_preprocessor(data, False)
             samples = model.predict_teacher(batch['inputs'], batch['data_samples'])
             loop.evaluator.process(data_samples=samples, data_batch=data)

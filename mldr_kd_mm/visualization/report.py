@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from mldr_kd_mm.bars import track
 from mldr_kd_mm.errors import ConfigError, check_positive, named
 from mldr_kd_mm.evaluation.measures import agreement, expected_calibration_error, softmax
 from mldr_kd_mm.evaluation.observer import Observations, Observer
@@ -104,7 +105,7 @@ def _look_at(run: LoggedRun, color: str, samples: int, checkpoint: str | None) -
         content = run.checkpoint(checkpoint)
         entry.processes = content.get('meta', {}).get('steps', {}).get('processes', 1)
         batches = run.validation_batches(samples)
-        entry.seen = _observe(run.build_model(content), batches)
+        entry.seen = _observe(run.build_model(content), batches, run.name)
     except (ConfigError, FileNotFoundError) as error:
         entry.note = f'no figures of its models: {error}'
         return entry
@@ -113,11 +114,11 @@ def _look_at(run: LoggedRun, color: str, samples: int, checkpoint: str | None) -
     return entry
 
 
-def _observe(model: torch.nn.Module, batches: Any) -> Observations:
+def _observe(model: torch.nn.Module, batches: Any, name: str) -> Observations:
     model.to('cuda' if torch.cuda.is_available() else 'cpu')
     observer = Observer(model)
     with named('val_dataloader'):
-        for data in batches:
+        for data in track(batches, name):
             batch = model.data_preprocessor(data, False)
             observer.add(batch['inputs'], batch['data_samples'])
     return observer.observations()

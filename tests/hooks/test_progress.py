@@ -1,7 +1,5 @@
 """What a run says of itself, on a real pseudo-terminal and into a pipe."""
 
-import os
-import pty
 import re
 import subprocess
 import sys
@@ -9,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import mldr, resnet, runner_config, train, vit
+from helpers import environment, mldr, on_terminal, resnet, runner_config, train, vit
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
@@ -24,36 +22,23 @@ TIME = r'\d\d/\d\d \d\d:\d\d:\d\d'
 SHOWS_CURSOR, HIDES_CURSOR = '\x1b[?25h', '\x1b[?25l'
 
 
-def start(work_dir, *options, **streams):
-    paths = f'{HERE.parents[1]}:{HERE.parent}'
-    environment = os.environ | {'PYTHONPATH': paths, 'TERM': 'xterm', 'COLUMNS': '160'}
-    environment |= {'OMP_NUM_THREADS': '1', 'PYTHONIOENCODING': 'utf-8'}
-    command = [sys.executable, HERE / 'progress_worker.py', work_dir, *options]
-    return subprocess.Popen(list(map(str, command)), env=environment, **streams)
+def command(work_dir, *options):
+    return [sys.executable, HERE / 'progress_worker.py', work_dir, *options]
 
 
-def on_terminal(work_dir, *options, **streams):
-    """Run on a terminal; return the exit code and what the terminal got."""
-    ours, theirs = pty.openpty()
-    process = start(work_dir, *options, **dict(stdout=theirs, stderr=theirs) | streams)
-    os.close(theirs)
-    chunks = []
-    while True:
-        try:
-            chunk = os.read(ours, 65536)
-        except OSError:  # Linux says so when the other side is closed
-            break
-        if not chunk:
-            break
-        chunks.append(chunk)
-    os.close(ours)
-    return process.wait(), b''.join(chunks).decode()
+def run_on_terminal(work_dir, *options, **streams):
+    return on_terminal(command(work_dir, *options), path=HERE.parent, **streams)
 
 
 def into_pipe(work_dir, *options):
-    process = start(work_dir, *options, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    output = process.communicate()[0].decode()
-    assert process.returncode == 0, output
+    done = subprocess.run(
+        command(work_dir, *options),
+        env=environment(HERE.parent),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    output = done.stdout.decode()
+    assert done.returncode == 0, output
     return output
 
 
@@ -70,7 +55,7 @@ def weights(work_dir):
 def terminal(tmp_path_factory):
     """A run on a terminal: its work directory, and what the terminal got."""
     work_dir = tmp_path_factory.mktemp('terminal') / 'run'
-    code, output = on_terminal(work_dir)
+    code, output = run_on_terminal(work_dir)
     assert code == 0, output
     return work_dir, output
 
@@ -88,6 +73,7 @@ def test_a_terminal_gets_bars(terminal):
     assert BAR in output
     assert re.search(r'train .*28/28 +epoch 7/7 +loss \d+\.\d+ +accuracy \d+\.\d %', output)
     assert re.search(r'val .*\d/3', output)
+    assert re.search(r'teacher .*\d/3', output[: output.index('About to be trained')])
     assert terminal[1].rindex(SHOWS_CURSOR) > terminal[1].rindex(HIDES_CURSOR)
     assert 'the end' in output[output.rindex(BAR) :]
 
@@ -137,7 +123,7 @@ def test_weights_are_the_same(terminal, pipe, tmp_path):
 
 @pytest.mark.slow
 def test_an_error_gives_the_terminal_back(tmp_path):
-    code, output = on_terminal(tmp_path / 'run', 'failing')
+    code, output = run_on_terminal(tmp_path / 'run', 'failing')
     assert code == 1
     assert BAR in output
     assert output.rindex(SHOWS_CURSOR) > output.rindex(HIDES_CURSOR)
@@ -145,8 +131,16 @@ def test_an_error_gives_the_terminal_back(tmp_path):
 
 
 @pytest.mark.slow
+def test_off_shows_none(tmp_path):
+    code, output = run_on_terminal(tmp_path / 'run', 'off')
+    assert code == 0, output
+    assert BAR not in output
+    assert 'Teacher on the validation set' in output
+
+
+@pytest.mark.slow
 def test_without_rich(tmp_path):
-    code, output = on_terminal(tmp_path / 'run', 'without-rich')
+    code, output = run_on_terminal(tmp_path / 'run', 'without-rich')
     assert code == 0, output
     assert BAR not in output
     assert 'About to be trained:' in output
@@ -155,7 +149,7 @@ def test_without_rich(tmp_path):
 @pytest.mark.slow
 def test_stdout_in_a_file_gets_the_log(tmp_path):
     with (tmp_path / 'out.txt').open('wb') as file:
-        code, output = on_terminal(tmp_path / 'run', stdout=file)
+        code, output = run_on_terminal(tmp_path / 'run', stdout=file)
     assert code == 0
     assert BAR in output and 'Epoch(val)' not in output
     text = (tmp_path / 'out.txt').read_text()

@@ -1,7 +1,6 @@
-"""Small runs to report on, and a browser to look at the report."""
+"""Small runs to report on."""
 
 import json
-import os
 import shutil
 
 import pytest
@@ -33,22 +32,6 @@ def copy_run(runs, tmp_path):
         return tmp_path / to
 
     return copy
-
-
-@pytest.fixture(scope='session')
-def browser():
-    """A headless Chromium: what BROWSER names, or what is installed."""
-    playwright = pytest.importorskip('playwright.sync_api', reason='needs playwright')
-    names = (os.environ.get('BROWSER'), 'chromium', 'chromium-browser', 'google-chrome')
-    path = next(filter(None, map(shutil.which, filter(None, names))), None)
-    if path is None:
-        pytest.skip('needs Chromium: apt-get install chromium, or BROWSER=its path')
-    with playwright.sync_playwright() as context:
-        # Chromium's own sandbox does not run for root.
-        options = ['--no-sandbox'] if os.geteuid() == 0 else []
-        browser = context.chromium.launch(executable_path=path, args=options)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -3,13 +3,15 @@
 import re
 import runpy
 import shutil
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import train
+from helpers import on_terminal, train
+from legibility import LEAST_CONTRAST, contrasts
 from mmengine.config import Config
 from mmengine.runner import Runner
 
@@ -20,28 +22,6 @@ from mldr_kd_mm.visualization.report import describe_model, make_report
 
 TOOL = Path(__file__).parents[2] / 'tools/analysis_tools/report.py'
 HOSTILE = '<img src=x onerror=alert(1)>&$x^{"'
-
-# Of each text that is shown its contrast with the nearest background, as WCAG defines it.
-CONTRASTS = """() => {
-  const parse = text => text.match(/[\\d.]+/g).map(Number);
-  const luminance = color => {
-    const [r, g, b] = parse(color).map(c => c / 255)
-      .map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-  };
-  const background = node => {
-    const color = getComputedStyle(node).backgroundColor;
-    return parse(color)[3] === 0 ? background(node.parentElement) : color;
-  };
-  const shown = [...document.querySelectorAll('h1,h2,p,th,td,svg text')]
-    .filter(node => node.getClientRects().length && node.textContent.trim());
-  return shown.map(node => {
-    const style = getComputedStyle(node);
-    const ink = node.closest('svg') ? style.fill : style.color;
-    const [low, high] = [luminance(ink), luminance(background(node))].sort((a, b) => a - b);
-    return [node.textContent.trim(), (high + 0.05) / (low + 0.05)];
-  });
-}"""
 
 
 class Page(HTMLParser):
@@ -251,6 +231,14 @@ def test_tool(copy_run, capsys):
     assert 'up to 10 samples' in (run / 'report/report.html').read_text()
 
 
+def test_a_terminal_gets_a_bar(copy_run):
+    run = copy_run('mldr', 'run')
+    code, output = on_terminal([sys.executable, TOOL, run, '--samples', 10])
+    assert code == 0, output
+    assert re.search(r'run .*━.*\d/\d', output)
+    assert output.splitlines()[-1].endswith(f'{run}/report/report.html')
+
+
 @pytest.mark.parametrize(
     ('args', 'message'),
     [
@@ -298,9 +286,9 @@ def test_in_a_browser(made, browser, scheme, width):
     for left, right, figure_width, height, label in figures:
         assert 0 <= left and right <= width, label
         assert figure_width > 200 and height > 80 and label
-    contrasts = page.evaluate(CONTRASTS)
-    assert len(contrasts) > 200
-    assert [item for item in contrasts if item[1] < 4.5] == []
+    texts = contrasts(page, 'h1,h2,p,th,td,svg text')
+    assert len(texts) > 200
+    assert [text for text in texts if text[1] < LEAST_CONTRAST] == []
     dark = page.evaluate('getComputedStyle(document.body).backgroundColor')
     assert (dark == 'rgb(21, 24, 28)') == (scheme == 'dark')
     context.close()
