@@ -160,6 +160,12 @@ def load_checkpoint(
     return content
 
 
+def is_of_a_run(content: dict[str, Any]) -> bool:
+    """Whether a file holds the state of a run, and not weights alone as of an exported student."""
+    meta = content.get('meta')
+    return isinstance(meta, dict) and 'iter' in meta
+
+
 def use_safe_loading() -> None:
     """Let mmengine read checkpoints with :func:`load_checkpoint`, until this process ends.
 

@@ -1,4 +1,5 @@
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -50,7 +51,7 @@ def arguments(folder):
 
 
 @pytest.mark.slow
-def test_distill_info_export(command, arguments, tmp_path):
+def test_distill_info_export_report(command, arguments, tmp_path):
     work_dir = tmp_path / 'run'
 
     code, out, _ = command(*arguments, '--work-dir', work_dir)
@@ -70,6 +71,12 @@ def test_distill_info_export(command, arguments, tmp_path):
     code, out, _ = command('export', work_dir / 'epoch_1.pth', student)
     assert code == 0 and str(student) in out
     assert command('export', work_dir / 'epoch_1.pth', student)[0] == 2
+
+    code, out, _ = command('report', work_dir, '--samples', '4', '--out', tmp_path / 'report')
+    assert code == 0 and out.splitlines()[-1] == f'{tmp_path / "report/report.html"}'
+    page = (tmp_path / 'report/report.html').read_text()
+    assert 'up to 4 samples' in page
+    assert re.findall('no figures of its models[^<]*', page) == []
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from mmengine.registry import init_default_scope
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 
-from mldr_kd_mm.checkpoint import load_checkpoint
+from mldr_kd_mm.checkpoint import is_of_a_run, load_checkpoint
 from mldr_kd_mm.classifiers import build_classifier
 from mldr_kd_mm.config_text import read_config
 from mldr_kd_mm.distiller import Distiller
@@ -137,10 +137,11 @@ class LoggedRun:
         if name is not None:
             return load_checkpoint(str(self.work_dir / name))
         # Not what last_checkpoint names: the work directory may have been moved.
-        saved = list(self.work_dir.glob('*.pth'))
-        if not saved:
-            raise FileNotFoundError(f'{self.work_dir}: there is no checkpoint')
-        return load_checkpoint(str(max(saved, key=_age)))
+        for path in sorted(self.work_dir.glob('*.pth'), key=_age, reverse=True):
+            content = load_checkpoint(str(path))
+            if is_of_a_run(content):
+                return content
+        raise FileNotFoundError(f'{self.work_dir}: there is no checkpoint')
 
     def build_student(self) -> nn.Module:
         """The student alone, with random weights: what it is, not what it learnt."""

@@ -11,7 +11,7 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 
-from mldr_kd_mm.checkpoint import load_checkpoint, use_safe_loading
+from mldr_kd_mm.checkpoint import is_of_a_run, load_checkpoint, use_safe_loading
 from mldr_kd_mm.errors import ConfigError
 from mldr_kd_mm.files import UNFINISHED, WholeFileBackend, write_whole_files
 from mldr_kd_mm.processes import failing_together, from_main_process
@@ -174,19 +174,21 @@ def newest_checkpoint(runner: Runner) -> str | None:
     Raises:
         ConfigError: If there are checkpoints and none can be read.
     """
-    candidates = _candidates(Path(runner.work_dir))
-    for path in candidates:
+    broken = 0
+    for path in _candidates(Path(runner.work_dir)):
         if path.is_dir():
             return str(path)
         try:
-            load_checkpoint(str(path), 'resume')
+            content = load_checkpoint(str(path), 'resume')
         except (ConfigError, FileNotFoundError) as error:
             runner.logger.warning(f'{error}: looking for the checkpoint before it')
+            broken += 1
         else:
-            return str(path)
-    if candidates:
+            if is_of_a_run(content):
+                return str(path)
+    if broken:
         raise ConfigError(
-            f'resume: none of the {len(candidates)} checkpoints of {runner.work_dir} can be read: '
+            f'resume: none of the {broken} checkpoints of {runner.work_dir} can be read: '
             'remove them and last_checkpoint to begin anew'
         )
     return None

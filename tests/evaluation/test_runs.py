@@ -78,7 +78,8 @@ def test_checkpoint_by_name(trained, tmp_path):
     with pytest.raises(FileNotFoundError, match='lost.pth'):
         run.checkpoint('lost.pth')
     for epoch, name in ((0, 'epoch_0.pth'), (9, 'best_accuracy_top1_epoch_9.pth')):
-        torch.save(dict(meta=dict(epoch=epoch)), work_dir / name)
+        torch.save(dict(meta=dict(epoch=epoch, iter=3 * epoch)), work_dir / name)
+    torch.save(dict(meta=dict(dataset_meta={}), state_dict={}), work_dir / 'student_10.pth')
     for path in work_dir.glob('*.pth'):
         os.utime(path, (0, 0))
     assert run.checkpoint()['meta']['epoch'] == 1, 'the higher number, and no best one'

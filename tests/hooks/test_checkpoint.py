@@ -11,6 +11,7 @@ from faults.campaign import small_disk
 from helpers import NORMALIZATION, resnet, run_ranks, train
 
 from mldr_kd_mm import ConfigError
+from mldr_kd_mm.checkpoint import load_checkpoint
 from mldr_kd_mm.hooks import AtomicCheckpointHook
 
 MODEL = resnet(data_preprocessor=dict(NORMALIZATION))
@@ -102,8 +103,11 @@ def test_goes_on_from_the_newest_whole_one(tmp_path, damage):
 
 def test_says_so_if_none_is_whole(tmp_path):
     run(tmp_path, max_epochs=2)
+    # Weights alone, such as an exported student's, are nothing to go on from.
+    whole = load_checkpoint(str(tmp_path / 'epoch_2.pth'))
     for path in tmp_path.glob('*.pth'):
         truncate(path)
+    torch.save(dict(state_dict=whole['state_dict'], meta={}), tmp_path / 'student.pth')
 
     with pytest.raises(ConfigError, match='none of the 2 checkpoints of .* can be read'):
         run(tmp_path, resume=True)
