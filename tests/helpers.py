@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import pickle
 import pty
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from mmpretrain.structures import DataSample
 from PIL import Image
+
+from mldr_kd_mm.datasets import CIFAR100
 
 NUM_CLASSES = 10
 NORMALIZATION = dict(mean=[127.0] * 3, std=[64.0] * 3, num_classes=NUM_CLASSES)
@@ -103,6 +106,29 @@ def image_folder(root: Path, splits: dict[str, int], classes: str = 'abc') -> Pa
                 pixels = random.integers(0, 80, (36, 44, 3), dtype=np.uint8)
                 pixels[..., channel % 3] += 120
                 Image.fromarray(pixels).save(folder / f'{number}.png')
+    return root
+
+
+def make_split(per_class: int, seed: int) -> dict:
+    """Random images of CIFAR-100, as one of its files holds them."""
+    rng = np.random.default_rng(seed)
+    labels = rng.permutation(np.repeat(np.arange(100), per_class)).tolist()
+    data = rng.integers(0, 256, (len(labels), 3072), dtype=np.uint8)
+    return {'data': data, 'fine_labels': labels, 'filenames': [f'{i}.png' for i in labels]}
+
+
+def write_file(path: Path, content: object) -> None:
+    """Pickle it, as the official files are."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(pickle.dumps(content, protocol=2))
+
+
+def make_cifar100(root: Path) -> Path:
+    """Write CIFAR-100 with 2 training images and 1 test image a class; return its root."""
+    folder = root / 'cifar-100-python'
+    write_file(folder / 'train', make_split(per_class=2, seed=0))
+    write_file(folder / 'test', make_split(per_class=1, seed=1))
+    write_file(folder / 'meta', {'fine_label_names': list(CIFAR100.METAINFO['classes'])})
     return root
 
 

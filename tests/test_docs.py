@@ -79,11 +79,15 @@ PLACES = [
     (r'(python )?tools/benchmark\.py', 'tools/test_benchmark.py::test_csv_is_what_the_runs_logged'),
     (r'python docs/benchmarks/teacher_confidence\.py', NOT + 'needs the teachers, of an hour'),
     (r'python benchmarks/faults\.py', 'faults/test_campaign.py::test_nothing_is_lost'),
-    (r'python benchmarks/', NOT + 'measures for minutes, and needs the machine for itself'),
+    (r'python benchmarks/data\.py', 'test_benchmarks.py::test_data'),
+    (r'python benchmarks/dfra\.py', 'test_benchmarks.py::test_dfra'),
+    (r'python benchmarks/step\.py', 'test_benchmarks.py::test_step'),
+    (r'python benchmarks/scale\.py', 'test_benchmarks.py::test_scale'),
+    (r'python benchmarks/run_all\.py', 'test_benchmarks.py::test_run_all'),
     (r'python tools/analysis_tools/report\.py', 'visualization/test_report.py::test_tool'),
     (r'mldr-kd \w+ .*digits', 'test_tutorial.py::test_from_two_names_to_a_student'),
     (r'mldr-kd info', 'test_cli.py::test_info_of_models'),
-    (r'mldr-kd distill', 'test_cli.py::test_distill_info_export'),
+    (r'mldr-kd distill', 'test_cli.py::test_distill_info_export_report'),
     # Packages and tests.
     (
         r'(pip install PATH|pip install -e \. +# this|python train\.py configs/mldr_resnet\.py)',

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pickle
 import subprocess
 import sys
 import tarfile
@@ -15,6 +14,7 @@ import mmpretrain.datasets
 import numpy as np
 import pytest
 import torch
+from helpers import make_cifar100, make_split, write_file
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import DefaultScope
@@ -27,27 +27,6 @@ from mldr_kd_mm.registry import DATASETS
 PROJECT = Path(__file__).resolve().parents[2]
 SHARED_DATA = PROJECT.parent / 'shared' / 'data'
 NAMES = CIFAR100.METAINFO['classes']
-
-
-def make_split(per_class: int, seed: int) -> dict:
-    rng = np.random.default_rng(seed)
-    labels = rng.permutation(np.repeat(np.arange(100), per_class)).tolist()
-    data = rng.integers(0, 256, (len(labels), 3072), dtype=np.uint8)
-    return {'data': data, 'fine_labels': labels, 'filenames': [f'{i}.png' for i in labels]}
-
-
-def write_file(path: Path, content: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(pickle.dumps(content, protocol=2))
-
-
-def make_set(root: Path) -> Path:
-    """Write a set with 2 training images and 1 test image a class, and return its root."""
-    folder = root / 'cifar-100-python'
-    write_file(folder / 'train', make_split(per_class=2, seed=0))
-    write_file(folder / 'test', make_split(per_class=1, seed=1))
-    write_file(folder / 'meta', {'fine_label_names': list(NAMES)})
-    return root
 
 
 def md5(path: Path) -> str:
@@ -65,7 +44,7 @@ def snapshot(root: Path) -> dict[str, tuple[bytes, int]]:
 
 def official_attributes(folder: Path) -> dict:
     """Make a set and its archive; return the class attributes under which they are the official."""
-    root = make_set(folder)
+    root = make_cifar100(folder)
     archive = folder / 'archive.tar.gz'
     with tarfile.open(archive, 'w:gz') as tar:
         tar.add(root / 'cifar-100-python', 'cifar-100-python')
@@ -89,7 +68,7 @@ def official(tmp_path, monkeypatch) -> Path:
 @pytest.fixture
 def other(tmp_path) -> Path:
     """The root of a set with other checksums than the official ones."""
-    return make_set(tmp_path / 'other')
+    return make_cifar100(tmp_path / 'other')
 
 
 def test_reads_what_mmpretrain_reads(other, monkeypatch):

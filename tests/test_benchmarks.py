@@ -1,0 +1,111 @@
+"""The benchmarks run, on as little as they can; what they measure here says nothing."""
+
+import csv
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import make_cifar100
+
+FOLDER = Path(__file__).parents[1] / 'benchmarks'
+
+
+@pytest.fixture
+def load(monkeypatch):
+    """A function that imports a benchmark."""
+    monkeypatch.syspath_prepend(FOLDER)
+
+    def load(name):
+        spec = importlib.util.spec_from_file_location(name, FOLDER / f'{name}.py')
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, name, module)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """A function that runs a benchmark with arguments; returns what it printed."""
+
+    def run(module, *arguments):
+        monkeypatch.setattr(sys, 'argv', [module.__file__, *map(str, arguments)])
+        module.main()
+        return capsys.readouterr().out
+
+    return run
+
+
+def targets(output):
+    """What was measured, by the text before it, of the lines that name a target."""
+    found = re.findall(r'^(.*): (?:.* = )?([\d.]+)\S*.*, target [<>]', output, re.MULTILINE)
+    return {name: float(number) for name, number in found}
+
+
+@pytest.mark.slow
+def test_data(load, run, tmp_path):
+    output = run(
+        load('data'), '--data-root', make_cifar100(tmp_path), *'--batch-size 4 --batches 2'.split()
+    )
+    assert list(targets(output)) == ['images of CIFAR-100 at 224 px, train']
+    assert all(f'\n{name} ' in output for name in ('train', 'train, strong', 'test'))
+
+
+@pytest.mark.slow
+def test_dfra(load, run, monkeypatch):
+    dfra = load('dfra')
+    monkeypatch.setattr(dfra, 'TARGETS', {(4, 10): 1})
+    # Each of these is measured in a process of its own, which takes them as arguments.
+    monkeypatch.setattr(dfra, 'MEMORY_SHAPE', (16, 100))
+    monkeypatch.setattr(dfra, 'LARGE_SHAPE', (2, 200))
+    output = run(dfra, '--repeats', '1')
+    assert len(targets(output)) == 3
+    errors = re.findall(r'(?:error of value|of gradient) (\S+?),?$', output, re.MULTILINE)
+    assert len(errors) == 3 and all(float(error) < 1e-5 for error in errors)
+
+
+@pytest.mark.slow
+def test_step(load, run):
+    output = run(load('step'), '--batch-size', '2', '--repeats', '1')
+    cached, live = targets(output).values()
+    assert cached > 0.5 and live > 0.5
+
+
+@pytest.mark.slow
+def test_scale(load, run, tmp_path, monkeypatch):
+    load('dfra')
+    scale = load('scale')
+    small = {
+        'classes': {c: (2, 4, c) for c in (3, 5, 40)},
+        'batch': {b: (2, b, 5) for b in (2, 4)},
+        'stages': {s: (s + 2, 4, 5) for s in (0, 1)},
+    }
+    monkeypatch.setattr(scale, 'SWEEPS', small)
+    output = run(scale, '--out', tmp_path)
+    with open(tmp_path / 'results.csv', newline='') as file:
+        rows = list(csv.DictReader(file))
+    assert {row['sweep'] for row in rows} == {*small, 'processes'}
+    assert sorted({row['form'] for row in rows}) == ['auto', 'dense', 'gloo', 'written out']
+    assert all(float(row['measured']) > 0 for row in rows)
+    pictures = {path.stem for path in tmp_path.glob('*.png')}
+    assert pictures == {row['sweep'] for row in rows}
+    assert output.count('measured / model') == 10
+
+
+def test_run_all(tmp_path):
+    """All scripts beside it, the targets once more at the end, and an exit code."""
+    copy = tmp_path / 'run_all.py'
+    copy.write_text((FOLDER / 'run_all.py').read_text())
+    (tmp_path / 'good.py').write_text("print('speed: 2.0x, target >= 1x')\nprint('more')\n")
+    (tmp_path / 'bad.py').write_text("raise SystemExit('broken')\n")
+    everything = subprocess.run([sys.executable, copy], capture_output=True, text=True)
+    assert everything.returncode == 1
+    assert everything.stderr.splitlines() == ['broken', 'failed: bad.py']
+    end = everything.stdout.partition('== all targets')[2].split('\n')
+    assert end == ['', 'speed: 2.0x, target >= 1x', '']
+    one = subprocess.run([sys.executable, copy, 'good'], capture_output=True, text=True)
+    assert one.returncode == 0 and '== bad.py' not in one.stdout
