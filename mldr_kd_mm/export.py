@@ -289,6 +289,11 @@ def _write_onnx(
             dynamic_shapes={'images': {0: 'batch'}} if _is_free(program) else None,
             verbose=False,
         ).model_proto
+        if _is_free(program):
+            # torch 2.6 names it after its example's, and of some models gives it that size between.
+            for value in (*model.graph.input, *model.graph.output):
+                value.type.tensor_type.shape.dim[0].dim_param = 'batch'
+            del model.graph.value_info[:]
         onnx.helper.set_model_props(model, texts)
         onnx.save(model, path)
         session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -225,6 +226,17 @@ def on_terminal(command: Sequence, path: Path | None = None, **streams) -> tuple
         chunks.append(chunk)
     os.close(ours)
     return process.wait(), b''.join(chunks).decode()
+
+
+def leave_group() -> NoReturn:
+    """End a process of a group over gloo.
+
+    A thread of gloo's that lets go of a tensor while Python shuts down or ends the group can wait
+    for it for ever (torch 2.6).
+    """
+    torch.distributed.barrier()
+    sys.stdout.flush()
+    os._exit(0)
 
 
 def run_ranks(*commands: Sequence, code: int = 0) -> None:

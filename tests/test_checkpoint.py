@@ -6,6 +6,7 @@ import copy
 import os
 import pathlib
 import pickle
+import re
 import subprocess
 import sys
 import time
@@ -164,13 +165,14 @@ class TestOfTheRunner:
 
     @pytest.mark.parametrize('core', [b'numpy.core', b'numpy._core'])
     def test_is_read_whatever_numpy_wrote_it(self, run, tmp_path, core):
+        """numpy 2 has another name for the module that its pickles ask for."""
         path = str(tmp_path / 'other.pth')
         with ZipFile(checkpoint_of(run)) as written, ZipFile(path, 'w') as other:
             for record in written.infolist():
                 content = written.read(record)
                 if record.filename.endswith('data.pkl'):
-                    assert b'numpy._core.multiarray\n' in content  # as numpy 2 calls it
-                    content = content.replace(b'numpy._core', core)
+                    content, count = re.subn(rb'numpy\._?core(?=\.multiarray\n)', core, content)
+                    assert count > 0
                 other.writestr(record.filename, content)
         assert comparable(load_checkpoint(path)) == comparable(load_checkpoint(checkpoint_of(run)))
 

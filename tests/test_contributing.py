@@ -106,7 +106,11 @@ def test_workflow_calls_the_scripts():
     # The environments are those that the tests take.
     assert commands[0].removeprefix('bash ') in (ROOT / 'tools/run_tests.sh').read_text()
     oldest = re.search(r"python_requires='>=(.+?)'", (ROOT / 'setup.py').read_text())[1]
-    assert workflow['jobs']['test']['strategy']['matrix']['python'][0] == oldest
+    lowest, *newest = workflow['jobs']['test']['strategy']['matrix']['include']
+    assert lowest == dict(python=oldest, versions='requirements/lowest.txt')
+    assert (ROOT / lowest['versions']).is_file()
+    assert workflow['jobs']['test']['env'] == dict(PIP_CONSTRAINT='${{ matrix.versions }}')
+    assert [each.keys() for each in newest] == [{'python'}] * 3
 
 
 def test_pre_commit_takes_the_ruff_of_the_tests():

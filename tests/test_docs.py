@@ -103,7 +103,8 @@ PLACES = [
     (r'git clone', NOT + 'needs a network'),
     (r'cd ', NOT + 'belongs to the command before it'),
     (r'pip install', NOT + 'needs a network; tools/setup_env.sh installs the same'),
-    (r'bash tools/run_tests\.sh', NOT + 'runs this test'),
+    (r'(PYTHON=.* )?bash tools/run_tests\.sh', NOT + 'runs this test'),
+    (r'pip uninstall', NOT + 'changes this environment'),
 ]
 
 PROGRAMS = 'python|bash|pip|git|cd|torchrun|mim|mldr-kd|pre-commit|mkdocs'

@@ -10,6 +10,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
 SOURCES = [
@@ -81,6 +83,22 @@ def install(folder, *what):
     pip = [python, '-m', 'pip', 'install', '--no-deps', '--no-build-isolation']
     run(*pip, '--ignore-installed', *what, cwd=folder)
     return python
+
+
+def test_lowest_versions_are_the_lower_bounds():
+    """What requirements/lowest.txt pins is what the others begin with."""
+
+    def read(name):
+        lines = (ROOT / 'requirements' / f'{name}.txt').read_text().splitlines()
+        return [Requirement(line) for line in lines if line and not line.startswith('#')]
+
+    lowest = {pin.name: pin.specifier for pin in read('lowest') if pin.name != 'protobuf'}
+    wanted = [*read('runtime'), *read('onnx'), *read('quickstart')]
+    assert lowest.keys() == {requirement.name for requirement in wanted}
+    for requirement in wanted:
+        (bound,) = (str(part)[2:] for part in requirement.specifier if part.operator == '>=')
+        (pinned,) = lowest[requirement.name]
+        assert pinned.operator == '==' and Version(pinned.version) == Version(bound)
 
 
 @pytest.fixture(scope='module')

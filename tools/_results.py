@@ -85,13 +85,14 @@ class Result:
 
 def surroundings() -> dict[str, str]:
     """Return the fields of a :class:`Result` that say where it was made."""
-    distributions = metadata.packages_distributions()
     versions = {}
-    for module in MODULES:
-        # Of two that are installed, the first is the one that is imported.
-        name = distributions[module][0]
-        version = metadata.version(name)
-        versions[module] = version if name == module else f'{name} {version}'
+    # packages_distributions() of Python 3.10 does not know every wheel.
+    for distribution in metadata.distributions():
+        folders = {file.parts[0] for file in distribution.files or ()}
+        for module in folders.intersection(MODULES):
+            name, version = distribution.name, distribution.version
+            # Of two that are installed, the first is the one that is imported.
+            versions.setdefault(module, version if name == module else f'{name} {version}')
     return versions | dict(commit=commit(), device=device(), python=platform.python_version())
 
 

@@ -5,7 +5,8 @@
 #
 # DIR (default: .venv in the project) gets the default packages, what the tests, the quickstart and
 # the documentation need, and this project itself, editable. UPSTREAM_DIR, if given, gets the
-# original OpenMMLab packages over those of DIR. PYTHON names the interpreter (default: python3).
+# original OpenMMLab packages over those of DIR. PYTHON names the interpreter (default: python3);
+# PIP_CONSTRAINT, which is pip's own, a file of versions, as requirements/lowest.txt.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -71,7 +72,7 @@ make_env() {
     env=$(cd "$2" && pwd)
     local stamp
     stamp=$({
-        echo "$root $env"
+        echo "$root $env ${PIP_CONSTRAINT:-}"
         "$python" -VV
         cat requirements/*.txt setup.py pyproject.toml tools/setup_env.sh
         cat mldr_kd_mm/losses/relation.c

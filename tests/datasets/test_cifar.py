@@ -393,6 +393,7 @@ def test_feeds_a_pipeline_in_worker_processes(other):
 TWO_PROCESSES = """
 import datetime, json, sys
 import torch.distributed
+from helpers import leave_group
 from mldr_kd_mm.datasets import CIFAR100
 from mldr_kd_mm.errors import ConfigError
 
@@ -411,7 +412,7 @@ for name, value in attributes.items():
     setattr(CIFAR100, name, value)
 result.append(len(CIFAR100(data_root=f'{folder}/data')))
 print(json.dumps(result))
-torch.distributed.destroy_process_group()
+leave_group()
 """
 
 
@@ -421,7 +422,8 @@ def test_two_processes_end_with_one_error_or_one_download(tmp_path):
         subprocess.Popen(
             [sys.executable, '-c', TWO_PROCESSES, str(rank), str(tmp_path), json.dumps(attributes)],
             cwd=PROJECT,
-            env={**os.environ, 'OMP_NUM_THREADS': '1', 'GLOO_SOCKET_IFNAME': 'lo'},
+            env={**os.environ, 'OMP_NUM_THREADS': '1', 'GLOO_SOCKET_IFNAME': 'lo'}
+            | {'PYTHONPATH': str(PROJECT / 'tests')},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -124,6 +124,7 @@ import torch
 sys.path.insert(0, sys.argv[3])
 from mmengine.registry import init_default_scope
 import mldr_kd_mm
+from helpers import leave_group
 from datasets.test_view_sampler import images, loader
 rank, folder = int(sys.argv[1]), sys.argv[2]
 torch.distributed.init_process_group(
@@ -131,7 +132,7 @@ torch.distributed.init_process_group(
 )
 init_default_scope('mldr_kd_mm')
 torch.save([tuple(pair) for pair in images(loader(), (0, 1, 2)).items()], f'{folder}/{rank}.pt')
-torch.distributed.destroy_process_group()
+leave_group()
 """
     tests = Path(__file__).parents[1]
     run_ranks(*(('-c', script, rank, tmp_path, tests) for rank in (0, 1)))

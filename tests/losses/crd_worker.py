@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed
+from helpers import leave_group
 
 from mldr_kd_mm.losses import CRDLoss
 
@@ -18,4 +19,4 @@ loss = CRDLoss(**given['arguments']).double()
 loss.load_state_dict(given['state'])
 values = [loss(*batch).item() for batch in given['batches'][rank]]
 torch.save(dict(values=values, state=loss.state_dict()), folder / f'found{rank}.pt')
-torch.distributed.destroy_process_group()
+leave_group()

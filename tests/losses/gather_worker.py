@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed
+from helpers import leave_group
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -31,4 +32,4 @@ for name, case in torch.load(folder / 'cases.pt').items():
     alone = loss.eval()(logits, teacher)
     found[name] = dict(value=value.detach(), gradient=student.weight.grad, alone=alone.detach())
 torch.save(found, folder / f'found{rank}.pt')
-torch.distributed.destroy_process_group()
+leave_group()

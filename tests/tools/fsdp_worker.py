@@ -3,7 +3,7 @@
 import sys
 
 import torch
-from helpers import batch, mldr, resnet, timm_resnet, vit
+from helpers import batch, leave_group, mldr, resnet, timm_resnet, vit
 from mmengine.registry import MODEL_WRAPPERS, init_default_scope
 from torch import distributed
 from torch.distributed.fsdp import FullyShardedDataParallel, StateDictType
@@ -72,4 +72,4 @@ if __name__ == '__main__':
     init_default_scope('mldr_kd_mm')
     distributed.init_process_group('gloo')
     main(sys.argv[1], int(sys.argv[2]))
-    distributed.destroy_process_group()
+    leave_group()
