@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Lint, and run all tests, in the environments that tools/setup_env.sh makes.
+# Lint, and run all tests, in the environments that tools/setup_env.sh makes, which PYTHON and
+# PIP_CONSTRAINT are for.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
