@@ -41,7 +41,9 @@ pytestmark = pytest.mark.slow
 
 def run(*command, cwd):
     """Run a program that knows nothing of the repository; it must succeed. Returns its output."""
-    environment = {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}
+    # A constraint's path may be relative to the repository.
+    dropped = ('PYTHONPATH', 'PIP_CONSTRAINT')
+    environment = {name: value for name, value in os.environ.items() if name not in dropped}
     done = subprocess.run(
         [str(part) for part in command],
         cwd=cwd,
