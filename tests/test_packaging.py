@@ -80,6 +80,9 @@ def install(folder, *what):
     # file names is not read, and so not that of the repository's editable install.
     others = [path for path in sys.path if Path(path).name == 'site-packages']
     (site_packages / 'others.pth').write_text('\n'.join(others))
+    # Nor is that of setuptools, which gives mmengine its distutils from Python 3.12 on.
+    for path in Path(others[0]).glob('distutils-precedence.pth'):
+        shutil.copy(path, site_packages / 'setuptools.pth')
     python = folder / 'bin/python'
     # Ignored are the installed packages that it would replace.
     pip = [python, '-m', 'pip', 'install', '--no-deps', '--no-build-isolation']
