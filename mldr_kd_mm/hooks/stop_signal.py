@@ -112,6 +112,8 @@ def _start_deaf(numbers: Sequence[int], start: Callable | None, worker: int) -> 
 
 def _end_workers() -> None:
     """End, with this process, the workers that nobody has ended."""
+    # torch's handler would call it a failure.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for child in multiprocessing.active_children():
         if child.daemon:
             child.kill()

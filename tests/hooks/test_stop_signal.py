@@ -15,7 +15,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 config = runner_config(resnet(data_preprocessor=dict(num_classes=10)), Path(sys.argv[1]))
-config['train_dataloader'].update(num_workers=1, persistent_workers=True)
+config['train_dataloader'].update(num_workers=2, persistent_workers=True)
 config['default_hooks']['stop_signal'] = dict(type='StopSignalHook')
 runner = Runner.from_cfg(Config(config))
 runner.train()
@@ -28,9 +28,13 @@ def test_deaf_workers_end_with_their_process(tmp_path):
     root = Path(__file__).parents[2]
     environment = os.environ | {'PYTHONPATH': f'{root}:{root / "tests"}', 'OMP_NUM_THREADS': '1'}
     command = [sys.executable, '-c', LEAVES_WORKERS, str(tmp_path / 'run')]
-    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    process = subprocess.Popen(
+        command, env=environment, start_new_session=True, stderr=subprocess.PIPE, text=True
+    )
     try:
-        assert process.wait(timeout=120) == 0
+        stderr = process.communicate(timeout=120)[1]
+        assert process.returncode == 0
+        assert 'Traceback' not in stderr
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
