@@ -32,7 +32,8 @@ class _Display:
         )
 
         self._progress = Progress(
-            TextColumn('{task.description:<7}'),
+            # A name may be that of a folder, with brackets.
+            TextColumn('{task.description:<7}', markup=False),
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
             TextColumn('{task.fields[state]}'),

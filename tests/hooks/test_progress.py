@@ -132,19 +132,15 @@ def test_an_error_gives_the_terminal_back(tmp_path):
 
 
 @pytest.mark.slow
-def test_off_shows_none(tmp_path):
-    code, output = run_on_terminal(tmp_path / 'run', 'off')
+@pytest.mark.parametrize(
+    ('option', 'said'),
+    [('off', 'Teacher on the validation set'), ('without-rich', 'About to be trained:')],
+)
+def test_no_bar(tmp_path, option, said):
+    code, output = run_on_terminal(tmp_path / 'run', option)
     assert code == 0, output
     assert BAR not in output
-    assert 'Teacher on the validation set' in output
-
-
-@pytest.mark.slow
-def test_without_rich(tmp_path):
-    code, output = run_on_terminal(tmp_path / 'run', 'without-rich')
-    assert code == 0, output
-    assert BAR not in output
-    assert 'About to be trained:' in output
+    assert said in output
 
 
 @pytest.mark.slow

@@ -232,10 +232,10 @@ def test_tool(copy_run, capsys):
 
 
 def test_a_terminal_gets_a_bar(copy_run):
-    run = copy_run('mldr', 'run')
+    run = copy_run('mldr', '[bold]run')
     code, output = on_terminal([sys.executable, TOOL, run, '--samples', 10])
     assert code == 0, output
-    assert re.search(r'run .*━.*\d/\d', output)
+    assert re.search(r'\[bold\]run .*━.*\d/\d', output)
     assert output.splitlines()[-1].endswith(f'{run}/report/report.html')
 
 
