@@ -43,8 +43,8 @@ setup(
     # Loaded by losses/relation.py, which does without it where there is no C compiler.
     ext_modules=[
         Extension(
-            'mldr_kd_mm.losses._relation',
-            ['mldr_kd_mm/losses/relation.c'],
+            'mldr_kd_mm.models.losses._relation',
+            ['mldr_kd_mm/models/losses/relation.c'],
             extra_compile_args=['-O3', '-Wno-psabi'],
             optional=True,
         )

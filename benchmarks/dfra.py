@@ -22,8 +22,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mldr_kd_mm.losses import DFRALoss
-from mldr_kd_mm.losses import relation as forms
+from mldr_kd_mm.models.losses import DFRALoss
+from mldr_kd_mm.models.losses import relation as forms
 
 HEADS = 6
 # Samples, classes and by how much the loss is to be faster.

@@ -4,8 +4,9 @@ python benchmarks/scale.py [--out docs/performance]
 
 Writes ``results.csv`` and a picture a sweep. DFRA, forward and backward, float32, one thread, is
 timed as the process's CPU time, medians of five. Its model counts what
-:mod:`mldr_kd_mm.losses.relation` does, rows x their length x polynomials, or x their length again
-where a relation is made. The seconds of one count are fitted to the sweep over the classes alone;
+:mod:`mldr_kd_mm.models.losses.relation` does: rows x their length x polynomials, or x their length
+again where a relation is made. The seconds of one count are fitted to the sweep over the classes
+alone;
 of the other two sweeps the curves are predictions.
 
 Processes are real ones, over gloo: a step of MLDR-KD at 32 px in DistributedDataParallel. The model
@@ -38,8 +39,8 @@ from mmengine.registry import init_default_scope
 from mmpretrain.structures import DataSample
 from torch import Tensor, distributed, nn
 
-from mldr_kd_mm.losses import DFRALoss
-from mldr_kd_mm.losses.relation import _degree
+from mldr_kd_mm.models.losses import DFRALoss
+from mldr_kd_mm.models.losses.relation import _degree
 from mldr_kd_mm.registry import MODELS
 
 matplotlib.use('Agg')

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mldr_kd_mm.backbones.selective_scan import selective_scan
+from mldr_kd_mm.models.backbones.selective_scan import selective_scan
 
 TARGET_MS, TARGET_RATIO = 300, 6
 Scan = Callable[..., Tensor]

@@ -26,9 +26,9 @@ from mmengine.registry import init_default_scope
 from mmpretrain.structures import DataSample
 from torch.profiler import profile
 
+from mldr_kd_mm.models.distillers.teacher_cache import TeacherCache
 from mldr_kd_mm.registry import MODELS
-from mldr_kd_mm.teacher_cache import TeacherCache
-from mldr_kd_mm.views import View
+from mldr_kd_mm.structures.view import View
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 CACHED_TARGET, LIVE_TARGET = 1.15, 1.10

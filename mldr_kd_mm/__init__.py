@@ -12,12 +12,11 @@ warnings.filterwarnings('ignore', message='Fail to import ``MultiScaleDeformable
 with redirect_stdout(StringIO()):
     import mmpretrain.datasets  # noqa: F401
 
-from mldr_kd_mm import backbones, datasets, hooks, strategies
-from mldr_kd_mm.api import Distilled, distill, distill_config
-from mldr_kd_mm.config_files import config_path, list_configs
-from mldr_kd_mm.distiller import Distiller
-from mldr_kd_mm.errors import ConfigError
-from mldr_kd_mm.losses import (
+from mldr_kd_mm import datasets, engine, models
+from mldr_kd_mm.apis.configs import config_path, list_configs
+from mldr_kd_mm.apis.distill import Distilled, distill, distill_config
+from mldr_kd_mm.models.distillers.distiller import Distiller
+from mldr_kd_mm.models.losses import (
     CCLoss,
     CRDLoss,
     DFRALoss,
@@ -30,8 +29,9 @@ from mldr_kd_mm.losses import (
     RKDLoss,
     RSDLoss,
 )
-from mldr_kd_mm.necks import MSDFNeck
-from mldr_kd_mm.recorder import FeatureRecorder
+from mldr_kd_mm.models.necks import MSDFNeck
+from mldr_kd_mm.models.taps.recorder import FeatureRecorder
+from mldr_kd_mm.utils.errors import ConfigError
 from mldr_kd_mm.version import __version__
 
 __all__ = [
@@ -52,12 +52,11 @@ __all__ = [
     'RKDLoss',
     'RSDLoss',
     '__version__',
-    'backbones',
     'config_path',
     'datasets',
     'distill',
     'distill_config',
-    'hooks',
+    'engine',
     'list_configs',
-    'strategies',
+    'models',
 ]

@@ -8,10 +8,10 @@ from argparse import ArgumentParser, BooleanOptionalAction, Namespace, RawDescri
 from collections.abc import Callable
 from pathlib import Path
 
-from mldr_kd_mm.api import AUGMENTATIONS, distill, distill_config
-from mldr_kd_mm.info import describe
-from mldr_kd_mm.running import describe as describe_error
-from mldr_kd_mm.running import quiet_log
+from mldr_kd_mm.apis.distill import AUGMENTATIONS, distill, distill_config
+from mldr_kd_mm.apis.info import describe
+from mldr_kd_mm.utils.errors import describe as describe_error
+from mldr_kd_mm.utils.logging import quiet_log
 
 _USAGE = """Distil one kind of image network into another.
 
@@ -168,7 +168,7 @@ def _add_export(parser: ArgumentParser) -> None:
 
 
 def _run_export(args: Namespace) -> None:
-    from mldr_kd_mm.export import export_student
+    from mldr_kd_mm.apis.export import export_student
 
     exported = export_student(**vars(args))
     for note in exported.notes:

@@ -46,9 +46,9 @@ class ChildRegistry(Registry):
 RUNNERS = ChildRegistry(mmpretrain_registry.RUNNERS)
 RUNNER_CONSTRUCTORS = ChildRegistry(mmpretrain_registry.RUNNER_CONSTRUCTORS)
 # mmpretrain has none.
-STRATEGIES = ChildRegistry(mmengine_registry.STRATEGIES, 'mldr_kd_mm.strategies')
+STRATEGIES = ChildRegistry(mmengine_registry.STRATEGIES, 'mldr_kd_mm.engine.strategies')
 LOOPS = ChildRegistry(mmpretrain_registry.LOOPS)
-HOOKS = ChildRegistry(mmpretrain_registry.HOOKS, 'mldr_kd_mm.hooks')
+HOOKS = ChildRegistry(mmpretrain_registry.HOOKS, 'mldr_kd_mm.engine.hooks')
 LOG_PROCESSORS = ChildRegistry(mmpretrain_registry.LOG_PROCESSORS)
 OPTIMIZERS = ChildRegistry(mmpretrain_registry.OPTIMIZERS)
 OPTIM_WRAPPERS = ChildRegistry(mmpretrain_registry.OPTIM_WRAPPERS)
@@ -59,12 +59,12 @@ DATA_SAMPLERS = ChildRegistry(mmpretrain_registry.DATA_SAMPLERS, 'mldr_kd_mm.dat
 TRANSFORMS = ChildRegistry(mmpretrain_registry.TRANSFORMS, 'mldr_kd_mm.datasets')
 MODELS = ChildRegistry(
     mmpretrain_registry.MODELS,
-    'mldr_kd_mm.backbones',
-    'mldr_kd_mm.data_preprocessor',
-    'mldr_kd_mm.losses',
-    'mldr_kd_mm.necks',
-    'mldr_kd_mm.recorder',
-    'mldr_kd_mm.distiller',
+    'mldr_kd_mm.models.backbones',
+    'mldr_kd_mm.models.data_preprocessor',
+    'mldr_kd_mm.models.losses',
+    'mldr_kd_mm.models.necks',
+    'mldr_kd_mm.models.taps.recorder',
+    'mldr_kd_mm.models.distillers.distiller',
 )
 MODEL_WRAPPERS = ChildRegistry(mmpretrain_registry.MODEL_WRAPPERS)
 WEIGHT_INITIALIZERS = ChildRegistry(mmpretrain_registry.WEIGHT_INITIALIZERS)

@@ -16,8 +16,8 @@ from torch import nn
 from zoo import FAMILIES, MMPRETRAIN, TIMM, backbone, kind_of, row, stages_of, timm
 
 from mldr_kd_mm import FeatureRecorder, MSDFNeck
+from mldr_kd_mm.models.taps.stages import STAGES, stage_layout
 from mldr_kd_mm.registry import MODELS
-from mldr_kd_mm.stages import STAGES, stage_layout
 
 PAGE = (Path(__file__).parents[1] / 'docs/architectures.md').read_text()
 

@@ -16,8 +16,8 @@ from mmengine.registry import HOOKS, PARAM_SCHEDULERS
 from mmengine.runner.checkpoint import load_checkpoint
 from PIL import Image
 
+from mldr_kd_mm.models.taps.stages import stage_taps
 from mldr_kd_mm.registry import DATASETS, MODELS
-from mldr_kd_mm.stages import stage_taps
 
 ROOT = Path(__file__).parents[1]
 # METHOD.md, section 4, and two Mamba students.

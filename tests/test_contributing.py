@@ -24,9 +24,9 @@ LOSS, METHOD, BACKBONE = re.findall('```python\n(.*?)```', PAGE, re.DOTALL)
 TO_BE_WRITTEN = {
     'configs/_base_/methods/sp.py',
     'configs/sp/',
-    'mldr_kd_mm/backbones/plain_cnn.py',
-    'mldr_kd_mm/losses/sp.py',
-    'tests/losses/test_sp.py',
+    'mldr_kd_mm/models/backbones/plain_cnn.py',
+    'mldr_kd_mm/models/losses/sp.py',
+    'tests/models/losses/test_sp.py',
 }
 TEMPLATES = sorted((ROOT / '.github/ISSUE_TEMPLATE').iterdir())
 

@@ -23,8 +23,8 @@ import pytest
 from helpers import mldr
 from mmengine.config import Config
 
-from mldr_kd_mm.classifiers import build_classifier
 from mldr_kd_mm.cli import make_parser
+from mldr_kd_mm.models.builder import build_classifier
 from mldr_kd_mm.registry import MODELS
 
 ROOT = Path(__file__).parents[1]

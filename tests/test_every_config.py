@@ -11,8 +11,8 @@ from mmengine.dataset import Compose
 from mmengine.optim import build_optim_wrapper
 from PIL import Image
 
+from mldr_kd_mm.models.taps.stages import STAGES
 from mldr_kd_mm.registry import MODELS
-from mldr_kd_mm.stages import STAGES
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(

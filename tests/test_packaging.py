@@ -152,7 +152,7 @@ def test_wheel_from_an_sdist_has_the_same_files(source, wheel, tmp_path):
     with tarfile.open(sdist) as archive:
         archive.extractall(tmp_path, filter='data')
     unpacked = tmp_path / sdist.name.removesuffix('.tar.gz')
-    for name in ('LICENSE', 'README.md', 'mldr_kd_mm/losses/relation.c'):
+    for name in ('LICENSE', 'README.md', 'mldr_kd_mm/models/losses/relation.c'):
         assert (unpacked / name).read_bytes() == (ROOT / name).read_bytes()
     assert not any(path.is_symlink() for path in unpacked.rglob('*'))
     again = build_wheel(unpacked, tmp_path)

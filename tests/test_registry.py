@@ -16,7 +16,7 @@ from mmengine.registry import DefaultScope, Registry
 import mldr_kd_mm
 from mldr_kd_mm import registry
 from mldr_kd_mm.datasets import CIFAR100
-from mldr_kd_mm.hooks import TeacherAccuracyHook
+from mldr_kd_mm.engine.hooks import TeacherAccuracyHook
 
 SCOPES = ['mldr_kd_mm', 'mmpretrain']
 PACKAGES = [mmengine, mmpretrain, mldr_kd_mm]
@@ -104,8 +104,8 @@ print(*(type(thing).__module__ for thing in built))
     run = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert run.stdout.splitlines()[-1].split() == [
-        'mldr_kd_mm.hooks.teacher_accuracy',
-        'mldr_kd_mm.distiller',
+        'mldr_kd_mm.engine.hooks.teacher_accuracy',
+        'mldr_kd_mm.models.distillers.distiller',
         'mldr_kd_mm.datasets.cifar',
     ]
     assert 'Failed' not in run.stdout + run.stderr

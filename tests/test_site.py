@@ -86,11 +86,11 @@ def test_reference_has_all_that_is_public(site):
         name
         for module in (
             mldr_kd_mm,
-            mldr_kd_mm.backbones,
+            mldr_kd_mm.models.backbones,
             mldr_kd_mm.datasets,
-            mldr_kd_mm.hooks,
-            mldr_kd_mm.losses,
-            mldr_kd_mm.necks,
+            mldr_kd_mm.engine.hooks,
+            mldr_kd_mm.models.losses,
+            mldr_kd_mm.models.necks,
         )
         for name in module.__all__
         if callable(getattr(module, name))

@@ -13,8 +13,8 @@ import torch
 from mmengine.registry import init_default_scope
 
 from mldr_kd_mm import FeatureRecorder
+from mldr_kd_mm.models.taps.stages import STAGES, stage_layout
 from mldr_kd_mm.registry import MODELS
-from mldr_kd_mm.stages import STAGES, stage_layout
 
 NUM_CLASSES = 10
 _BEGIN, _END = '<!-- tables: python tests/zoo.py -->', '<!-- end of tables -->'

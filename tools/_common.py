@@ -15,8 +15,8 @@ import torch
 from mmengine.config import Config, DictAction
 from mmengine.runner import FlexibleRunner, Runner
 
-from mldr_kd_mm.errors import ConfigError
-from mldr_kd_mm.running import RANK_VARIABLES, describe, fit_to_machine, start
+from mldr_kd_mm.engine.launch import RANK_VARIABLES, fit_to_machine, start
+from mldr_kd_mm.utils.errors import ConfigError, describe
 
 # What mmengine reads from a config: the Runners' arguments, and fields it looks up by itself.
 RUNNER_FIELDS = {

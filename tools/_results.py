@@ -18,8 +18,8 @@ from _runs import ROOT, mean_and_std
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mldr_kd_mm.errors import ConfigError
-from mldr_kd_mm.files import whole_file
+from mldr_kd_mm.utils.atomic_files import whole_file
+from mldr_kd_mm.utils.errors import ConfigError
 from mldr_kd_mm.version import __version__
 
 SCRATCH = 'scratch'

@@ -22,7 +22,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from mldr_kd_mm.evaluation.runs import curve, read_records
+from mldr_kd_mm.evaluation.logged_run import curve, read_records
 
 ROOT = Path(__file__).resolve().parents[1]
 ACCURACY = 'accuracy/top1'

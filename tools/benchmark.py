@@ -45,8 +45,7 @@ from _runs import ACCURACY, ROOT, Ended, Run, RunFailed, check_code, positive, t
 from mmengine.config import Config
 from rich.console import Console
 
-from mldr_kd_mm.errors import ConfigError
-from mldr_kd_mm.running import describe
+from mldr_kd_mm.utils.errors import ConfigError, describe
 
 PAIRS = 'configs/_base_/pairs'
 METHODS = 'configs/_base_/methods'

@@ -7,22 +7,22 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # The tests that also run on the original OpenMMLab packages.
 core=(
     tests/test_registry.py
-    tests/test_recorder.py
-    tests/test_layout.py
-    tests/test_stages.py
+    tests/models/taps/test_recorder.py
+    tests/models/taps/test_layout.py
+    tests/models/taps/test_stages.py
     tests/test_architectures.py
-    tests/test_distiller.py
-    tests/test_checkpoint.py
-    tests/test_files.py
+    tests/models/distillers/test_distiller.py
+    tests/utils/test_checkpoint.py
+    tests/utils/test_atomic_files.py
     tests/faults/test_exact_resume.py
-    tests/test_config_files.py
+    tests/apis/test_configs.py
     tests/test_packaging.py
     tests/faults/test_hostile_files.py
-    tests/hooks/test_checkpoint.py
-    tests/hooks/test_teacher_accuracy.py
-    tests/backbones
-    tests/losses
-    tests/necks
+    tests/engine/hooks/test_checkpoint.py
+    tests/engine/hooks/test_teacher_accuracy.py
+    tests/models/backbones
+    tests/models/losses
+    tests/models/necks
 )
 
 failed=()

@@ -75,7 +75,7 @@ make_env() {
         echo "$root $env ${PIP_CONSTRAINT:-}"
         "$python" -VV
         cat requirements/*.txt setup.py pyproject.toml tools/setup_env.sh
-        cat mldr_kd_mm/losses/relation.c
+        cat mldr_kd_mm/models/losses/relation.c
     } | sha256sum)
     if [ "$(cat "$env/setup.stamp" 2>/dev/null)" = "$stamp" ]; then
         return

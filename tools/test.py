@@ -9,8 +9,8 @@ from argparse import ArgumentParser, Namespace
 
 from _common import add_arguments, check_file, load_config, one_line_for, run
 
-from mldr_kd_mm.errors import ConfigError
-from mldr_kd_mm.running import preflight
+from mldr_kd_mm.engine.launch import preflight
+from mldr_kd_mm.utils.errors import ConfigError
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:

@@ -1,6 +1,6 @@
 """The teacher: Vim-S on CIFAR-100 at 224 px, from the authors' ImageNet weights.
 
-    python -c "import torch, mldr_kd_mm.checkpoint as c; torch.save(
+    python -c "import torch, mldr_kd_mm.utils.checkpoint as c; torch.save(
         c.read_weights('AUTHORS_FILE', 'weights')[0], 'vim-small.pth')"
     bash tools/dist_train.sh configs/teachers/vim-small_c100.py 4 \
         --cfg-options load_from=vim-small.pth

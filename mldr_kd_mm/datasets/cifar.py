@@ -14,12 +14,12 @@ from mmengine.logging import print_log
 from mmpretrain.datasets import CIFAR100 as MMPretrainCIFAR100
 from mmpretrain.datasets.utils import check_md5
 
-from mldr_kd_mm.datasets.archive import fetch, unpack
-from mldr_kd_mm.datasets.safe_pickle import load_dict
 from mldr_kd_mm.datasets.subset import take_subset
-from mldr_kd_mm.errors import ConfigError
-from mldr_kd_mm.processes import main_process_first
 from mldr_kd_mm.registry import DATASETS
+from mldr_kd_mm.utils.archive import fetch, unpack
+from mldr_kd_mm.utils.dist import main_process_first
+from mldr_kd_mm.utils.errors import ConfigError
+from mldr_kd_mm.utils.safe_pickle import load_dict
 
 SHAPE = (32, 32, 3)
 LARGEST = 1_000_000_000  # bytes; the archive has 169 million, unpacked it has 186 million

@@ -9,8 +9,8 @@ import numpy as np
 from mmpretrain.datasets import BaseDataset
 
 from mldr_kd_mm.datasets.subset import take_subset
-from mldr_kd_mm.errors import ConfigError
 from mldr_kd_mm.registry import DATASETS
+from mldr_kd_mm.utils.errors import ConfigError
 
 NUM_TRAIN = 1200
 BRIGHTEST = 16  # of the original images

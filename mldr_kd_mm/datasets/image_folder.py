@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from mmpretrain.datasets import BaseDataset
 
-from mldr_kd_mm.datasets.images import check_image
-from mldr_kd_mm.errors import ConfigError, is_number
+from mldr_kd_mm.datasets.folder import check_image
 from mldr_kd_mm.registry import DATASETS
+from mldr_kd_mm.utils.errors import ConfigError, is_number
 
 EXTENSIONS = ('.bmp', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')
 VAL_FOLDERS = ('val', 'test')

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mldr_kd_mm.errors import ConfigError
+from mldr_kd_mm.utils.errors import ConfigError
 
 
 def take_subset(

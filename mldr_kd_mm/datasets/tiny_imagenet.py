@@ -10,10 +10,10 @@ from typing import Any
 from mmengine.fileio import exists, get_text, join_path, list_dir_or_file
 from mmpretrain.datasets import BaseDataset
 
-from mldr_kd_mm.datasets.images import check_image
+from mldr_kd_mm.datasets.folder import check_image
 from mldr_kd_mm.datasets.subset import take_subset
-from mldr_kd_mm.errors import ConfigError
 from mldr_kd_mm.registry import DATASETS
+from mldr_kd_mm.utils.errors import ConfigError
 
 FOLDER = 'tiny-imagenet-200'
 URL = 'http://cs231n.stanford.edu/tiny-imagenet-200.zip'

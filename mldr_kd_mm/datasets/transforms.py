@@ -13,8 +13,8 @@ import torch
 from mmpretrain.datasets import PackInputs, RandomResizedCrop
 from torch import Tensor
 
-from mldr_kd_mm.errors import ConfigError
 from mldr_kd_mm.registry import TRANSFORMS
+from mldr_kd_mm.utils.errors import ConfigError
 
 
 @TRANSFORMS.register_module()

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any
 
 from mmengine.dataset import DefaultSampler
+from mmpretrain.structures import DataSample
 
-from mldr_kd_mm.errors import check_positive
 from mldr_kd_mm.registry import DATA_SAMPLERS
-from mldr_kd_mm.views import View, ViewIndex, draw_by_view
+from mldr_kd_mm.structures.view import View, ViewIndex
+from mldr_kd_mm.utils.errors import check_positive
+from mldr_kd_mm.utils.random import global_rng_kept, seed_global_rng
 
 
 @DATA_SAMPLERS.register_module()
@@ -56,3 +59,30 @@ class ViewSampler(DefaultSampler):
             position: How many.
         """
         self._start = position
+
+
+def draw_by_view(dataset: Any) -> None:
+    """Let a data set draw what a data loader asks for by :class:`ViewIndex` seeded.
+
+    The whole of ``dataset[index]`` is seeded: the pipeline, what wrappers around the data set draw,
+    and the choice of another sample where one cannot be read. The ``data_samples`` of an item then
+    have a ``view``. Batches asked for by plain numbers stay as they are.
+    """
+    # DataLoader asks for the items of a batch by this method, if there is one.
+    dataset.__getitems__ = partial(_items, dataset)
+
+
+def _items(dataset: Any, indices: Sequence[int]) -> list:
+    if not isinstance(indices[0], ViewIndex):
+        return [dataset[index] for index in indices]
+    with global_rng_kept():
+        return [_item(dataset, index.view) for index in indices]
+
+
+def _item(dataset: Any, view: View) -> Any:
+    seed_global_rng(*view)
+    item = dataset[view.index]
+    sample = item.get('data_samples') if isinstance(item, dict) else None
+    if isinstance(sample, DataSample):
+        sample.set_field(view, 'view', field_type='metainfo')
+    return item

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mldr_kd_mm.errors import ConfigError, check_positive
+from mldr_kd_mm.utils.errors import ConfigError, check_positive
 
 Array = NDArray[np.floating]
 Labels = NDArray[np.integer]
@@ -150,7 +150,7 @@ def class_relation(logits: Array, classes: Sequence[int] | None = None) -> Array
     r"""The mean over the samples of the class relation that DFRA aligns.
 
     Of logits z its entry (i, j) is the softmax over i of :math:`C^{-1/2} z_i z_j`, as in
-    :class:`mldr_kd_mm.losses.DFRALoss` at temperature 1.
+    :class:`mldr_kd_mm.models.losses.DFRALoss` at temperature 1.
 
     Args:
         logits: (N, C).

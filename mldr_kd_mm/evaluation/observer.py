@@ -12,11 +12,11 @@ import torch
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
-from mldr_kd_mm.distiller import Distiller
-from mldr_kd_mm.errors import ConfigError
 from mldr_kd_mm.evaluation.measures import Array, Labels
-from mldr_kd_mm.recorder import FeatureRecorder
-from mldr_kd_mm.stages import stage_layout
+from mldr_kd_mm.models.distillers.distiller import Distiller
+from mldr_kd_mm.models.taps.recorder import FeatureRecorder
+from mldr_kd_mm.models.taps.stages import stage_layout
+from mldr_kd_mm.utils.errors import ConfigError
 
 _STAGE = re.compile(r'stage\d+')
 

@@ -9,15 +9,15 @@ from typing import Any
 
 import torch
 
-from mldr_kd_mm.bars import track
-from mldr_kd_mm.errors import ConfigError, check_positive, named
+from mldr_kd_mm.evaluation.logged_run import LoggedRun
 from mldr_kd_mm.evaluation.measures import agreement, expected_calibration_error, softmax
 from mldr_kd_mm.evaluation.observer import Observations, Observer
-from mldr_kd_mm.evaluation.runs import LoggedRun
-from mldr_kd_mm.files import whole_file
+from mldr_kd_mm.utils.atomic_files import whole_file
+from mldr_kd_mm.utils.errors import ConfigError, check_positive, named
+from mldr_kd_mm.utils.progress import track
 from mldr_kd_mm.version import __version__
 from mldr_kd_mm.visualization import figures
-from mldr_kd_mm.visualization.observed import class_names
+from mldr_kd_mm.visualization.model_figures import class_names
 from mldr_kd_mm.visualization.page import Row, render
 from mldr_kd_mm.visualization.sections import ACCURACY, SECTIONS, Entry
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from mldr_kd_mm.evaluation.logged_run import LoggedRun
 from mldr_kd_mm.evaluation.measures import ConfusedPair, changed_pairs
 from mldr_kd_mm.evaluation.observer import Observations
-from mldr_kd_mm.evaluation.runs import LoggedRun
-from mldr_kd_mm.visualization import figures, observed
+from mldr_kd_mm.visualization import figures, model_figures
 from mldr_kd_mm.visualization.page import Picture, Section
 
 ACCURACY = 'accuracy/top1'
@@ -97,7 +97,7 @@ def _fusion(entries: Sequence[Entry]) -> Section:
             entries, f'run{number}_fusion', title, stages, 'mean weight', bands=bands
         )
         if entry.seen:
-            drawn = observed.fusion_by_class(entry.seen, entry.classes, entry.name)
+            drawn = model_figures.fusion_by_class(entry.seen, entry.classes, entry.name)
             pictures += _numbered(number, drawn)
         groups.append(pictures)
     return Section(
@@ -148,9 +148,9 @@ def _relations(entries: Sequence[Entry]) -> Section:
         'logits go together, a softmax over each column, mean over the samples, at temperature 1. '
         'In the differences blue means that the student relates the two more than the teacher '
         'does, orange less; an empty matrix means that the relations are the same. Of more than '
-        f'{observed.MOST_CLASSES} classes so many are drawn, evenly spaced.',
+        f'{model_figures.MOST_CLASSES} classes so many are drawn, evenly spaced.',
         [
-            _numbered(number, observed.relations(entry.seen, entry.classes, entry.name))
+            _numbered(number, model_figures.relations(entry.seen, entry.classes, entry.name))
             for number, entry in enumerate(entries)
             if entry.seen
         ],
@@ -168,7 +168,7 @@ def _calibration(entries: Sequence[Entry]) -> Section:
                 picture
                 for number, entry in enumerate(entries)
                 if entry.seen
-                for picture in _numbered(number, observed.calibration(entry.seen, entry.name))
+                for picture in _numbered(number, model_figures.calibration(entry.seen, entry.name))
             ]
             + _observed(entries, 'student_ece', 'ECE of the student in training')
         ],
@@ -185,7 +185,7 @@ def _similarity(entries: Sequence[Entry]) -> Section:
                 picture
                 for number, entry in enumerate(entries)
                 if entry.seen
-                for picture in _numbered(number, observed.similarity(entry.seen, entry.name))
+                for picture in _numbered(number, model_figures.similarity(entry.seen, entry.name))
             ]
         ],
     )

@@ -21,8 +21,8 @@ from mmengine.registry import DefaultScope
 from torch.utils.data import DataLoader
 
 from mldr_kd_mm.datasets import CIFAR100
-from mldr_kd_mm.errors import ConfigError
 from mldr_kd_mm.registry import DATASETS
+from mldr_kd_mm.utils.errors import ConfigError
 
 PROJECT = Path(__file__).resolve().parents[2]
 SHARED_DATA = PROJECT.parent / 'shared' / 'data'
@@ -395,7 +395,7 @@ import datetime, json, sys
 import torch.distributed
 from helpers import leave_group
 from mldr_kd_mm.datasets import CIFAR100
-from mldr_kd_mm.errors import ConfigError
+from mldr_kd_mm.utils.errors import ConfigError
 
 rank, folder, attributes = int(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
 torch.distributed.init_process_group(

@@ -13,8 +13,8 @@ from mmengine.registry import DefaultScope
 from torch.utils.data import DataLoader
 
 from mldr_kd_mm.datasets import Digits
-from mldr_kd_mm.errors import ConfigError
 from mldr_kd_mm.registry import DATASETS
+from mldr_kd_mm.utils.errors import ConfigError
 
 sklearn_datasets = pytest.importorskip('sklearn.datasets', reason='needs scikit-learn')
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mldr_kd_mm.datasets import ImageFolder
-from mldr_kd_mm.errors import ConfigError
+from mldr_kd_mm.utils.errors import ConfigError
 
 READ = [dict(type='LoadImageFromFile')]
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mldr_kd_mm.datasets.subset import take_subset
-from mldr_kd_mm.errors import ConfigError
+from mldr_kd_mm.utils.errors import ConfigError
 
 CLASSES = ('ant', 'bee', 'cat', 'dog')
 

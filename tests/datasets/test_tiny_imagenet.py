@@ -23,8 +23,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from mldr_kd_mm.datasets import TinyImageNet, tiny_imagenet
-from mldr_kd_mm.errors import ConfigError
 from mldr_kd_mm.registry import DATASETS, MODELS, TRANSFORMS
+from mldr_kd_mm.utils.errors import ConfigError
 
 PROJECT = Path(__file__).resolve().parents[2]
 BASES = PROJECT / 'configs' / '_base_' / 'datasets'

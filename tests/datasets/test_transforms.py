@@ -16,8 +16,8 @@ from PIL import Image
 from scipy.stats import binomtest, ks_2samp
 
 from mldr_kd_mm.datasets import PackPlanes, RandomResizedCropFlip
-from mldr_kd_mm.errors import ConfigError
 from mldr_kd_mm.registry import TRANSFORMS
+from mldr_kd_mm.utils.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 BASES = ROOT / 'configs/_base_/datasets'

@@ -19,7 +19,7 @@ from mmpretrain.registry import TRANSFORMS
 
 from mldr_kd_mm import ConfigError
 from mldr_kd_mm.datasets import Digits, ViewSampler
-from mldr_kd_mm.views import views_of
+from mldr_kd_mm.structures.view import views_of
 
 PIPELINE = [
     dict(type='RandomResizedCrop', scale=16),

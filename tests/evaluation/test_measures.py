@@ -7,7 +7,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from mldr_kd_mm.errors import ConfigError
 from mldr_kd_mm.evaluation.measures import (
     agreement,
     changed_pairs,
@@ -18,6 +17,7 @@ from mldr_kd_mm.evaluation.measures import (
     reliability,
     softmax,
 )
+from mldr_kd_mm.utils.errors import ConfigError
 
 PROBABILITIES = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.4, 0.6]])
 LABELS = np.array([0, 1, 1, 0])

@@ -21,9 +21,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mmengine.config import ConfigDict
 
-from mldr_kd_mm import ConfigError, Distiller, losses
-from mldr_kd_mm.comparison import Comparison, Probe
-from mldr_kd_mm.layout import Layout
+from mldr_kd_mm import ConfigError, Distiller
+from mldr_kd_mm.models import losses
+from mldr_kd_mm.models.distillers.loss_entry import Comparison, Probe
+from mldr_kd_mm.models.taps.layout import Layout
 from mldr_kd_mm.registry import MODELS
 
 MISSING = object()

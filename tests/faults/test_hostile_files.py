@@ -19,9 +19,9 @@ from mmengine.config import Config
 from mmengine.runner import CheckpointLoader, FlexibleRunner, load_checkpoint
 
 from mldr_kd_mm import ConfigError
-from mldr_kd_mm.checkpoint import use_safe_loading
 from mldr_kd_mm.datasets import CIFAR100
 from mldr_kd_mm.registry import MODELS
+from mldr_kd_mm.utils.checkpoint import use_safe_loading
 
 ROOT = Path(__file__).parents[2]
 

@@ -15,7 +15,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 import mldr_kd_mm
-from mldr_kd_mm.views import views_of
+from mldr_kd_mm.structures.view import views_of
 
 
 class Batches(Hook):

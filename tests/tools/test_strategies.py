@@ -12,11 +12,11 @@ import torch
 from helpers import mldr, runner_config, vit
 from mmengine.config import Config
 
-from mldr_kd_mm.errors import ConfigError
-from mldr_kd_mm.recorder import FeatureRecorder
-from mldr_kd_mm.running import check_strategy
-from mldr_kd_mm.strategies import wrap_student_blocks
-from mldr_kd_mm.teacher import Teacher
+from mldr_kd_mm.engine.launch import check_strategy
+from mldr_kd_mm.engine.strategies import wrap_student_blocks
+from mldr_kd_mm.models.distillers.teacher import Teacher
+from mldr_kd_mm.models.taps.recorder import FeatureRecorder
+from mldr_kd_mm.utils.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 on_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason='processes share no GPU over gloo')

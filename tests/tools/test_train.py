@@ -6,8 +6,8 @@ from mmengine.config import Config
 from mmpretrain.models import ImageClassifier
 from torch.utils.data import DataLoader
 
-from mldr_kd_mm.errors import ConfigError
-from mldr_kd_mm.running import describe, preflight, use_fused_optimizer
+from mldr_kd_mm.engine.launch import preflight, use_fused_optimizer
+from mldr_kd_mm.utils.errors import ConfigError, describe
 
 NO_DATA = 'train_dataloader.dataset.data_root=/nowhere'
 

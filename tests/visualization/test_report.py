@@ -15,8 +15,8 @@ from legibility import LEAST_CONTRAST, contrasts
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from mldr_kd_mm.errors import ConfigError
-from mldr_kd_mm.evaluation.runs import LoggedRun
+from mldr_kd_mm.evaluation.logged_run import LoggedRun
+from mldr_kd_mm.utils.errors import ConfigError
 from mldr_kd_mm.visualization import report
 from mldr_kd_mm.visualization.report import describe_model, make_report
 

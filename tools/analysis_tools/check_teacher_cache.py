@@ -23,9 +23,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from _common import add_arguments, load_config, one_line_for
 
-from mldr_kd_mm.errors import ConfigError, check_positive
-from mldr_kd_mm.running import preflight
-from mldr_kd_mm.teacher_cache import FINGERPRINT
+from mldr_kd_mm.engine.launch import preflight
+from mldr_kd_mm.models.distillers.teacher_cache import FINGERPRINT
+from mldr_kd_mm.utils.errors import ConfigError, check_positive
 
 TOLERANCE = 1e-3
 """Of the largest value. Half precision rounds by half of it, another device by far less."""

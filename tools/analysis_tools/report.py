@@ -16,8 +16,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from _common import one_line_for
 
-from mldr_kd_mm.errors import ConfigError
-from mldr_kd_mm.running import quiet_log
+from mldr_kd_mm.utils.errors import ConfigError
+from mldr_kd_mm.utils.logging import quiet_log
 from mldr_kd_mm.visualization.report import make_report
 
 

@@ -15,8 +15,8 @@ as the run's checkpoint does. docs/export.md says more.
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 
-from mldr_kd_mm.errors import ConfigError
-from mldr_kd_mm.export import ExportError, export_student
+from mldr_kd_mm.apis.export import ExportError, export_student
+from mldr_kd_mm.utils.errors import ConfigError
 
 
 def main(argv: list[str] | None = None) -> None:

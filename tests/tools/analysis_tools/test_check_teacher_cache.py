@@ -12,7 +12,7 @@ from helpers import mldr, resnet, runner_config
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from mldr_kd_mm.teacher_cache import _mark
+from mldr_kd_mm.models.distillers.teacher_cache import _mark
 
 CHECKER = Path(__file__).parents[3] / 'tools/analysis_tools/check_teacher_cache.py'
 MIXING = dict(augments=[dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)])

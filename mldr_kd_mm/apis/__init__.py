@@ -1,0 +1,1 @@
+"""What users call: distill, export, report on models and configs."""

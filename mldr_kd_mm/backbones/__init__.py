@@ -1,6 +1,0 @@
-"""Backbones that mmpretrain lacks."""
-
-from mldr_kd_mm.backbones.mobilenet_v2_cifar import MobileNetV2_CIFAR
-from mldr_kd_mm.backbones.vision_mamba import VisionMamba
-
-__all__ = ['MobileNetV2_CIFAR', 'VisionMamba']

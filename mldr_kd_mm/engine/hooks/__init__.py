@@ -1,0 +1,23 @@
+"""Hooks that mmengine's Runner lacks."""
+
+from mldr_kd_mm.engine.hooks.broadcast_buffers import BroadcastBuffersHook
+from mldr_kd_mm.engine.hooks.checkpoint import AtomicCheckpointHook
+from mldr_kd_mm.engine.hooks.exact_resume import ExactResumeHook
+from mldr_kd_mm.engine.hooks.figures import FigureHook
+from mldr_kd_mm.engine.hooks.non_finite import NonFiniteHook
+from mldr_kd_mm.engine.hooks.progress import ProgressHook
+from mldr_kd_mm.engine.hooks.stop_signal import StopSignalHook
+from mldr_kd_mm.engine.hooks.teacher_accuracy import TeacherAccuracyHook
+from mldr_kd_mm.engine.hooks.teacher_cache import TeacherCacheHook
+
+__all__ = [
+    'AtomicCheckpointHook',
+    'BroadcastBuffersHook',
+    'ExactResumeHook',
+    'FigureHook',
+    'NonFiniteHook',
+    'ProgressHook',
+    'StopSignalHook',
+    'TeacherAccuracyHook',
+    'TeacherCacheHook',
+]

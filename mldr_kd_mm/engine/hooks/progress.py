@@ -1,0 +1,196 @@
+"""What is about to be trained, how long it will take, and a bar on a terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mmengine.device import get_device
+from mmengine.dist import get_world_size
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from torch import nn
+
+from mldr_kd_mm.models.distillers.distiller import Distiller
+from mldr_kd_mm.registry import HOOKS
+from mldr_kd_mm.utils.progress import close_bars, is_open, open_bars, remove_bar, show_bar
+
+ACCURACY = 'accuracy/top1'
+# The first steps are slower than the rest; those after them are timed.
+_FIRST_STEPS, _TIMED_STEPS = 5, 20
+
+
+@HOOKS.register_module()
+class ProgressHook(Hook):
+    """Says what is about to be trained, and shows how far it is.
+
+    Before training the log gets teacher, its accuracy, student, parameters, taps, data and steps,
+    and after the first steps how long the others will take.
+
+    If stderr is a terminal and ``rich`` is installed, a bar of steps with loss, accuracy and the
+    time that is left follows, in validation a second one; what is printed meanwhile appears above
+    them. Elsewhere there are mmengine's own lines alone. Nothing of a run's results depends on it.
+
+    Args:
+        enabled: Whether to do any of this.
+    """
+
+    # After TeacherAccuracyHook, whose result is shown, and before StopSignalHook, which may exit.
+    priority = 95
+
+    def __init__(self, enabled: bool = True) -> None:
+        self.enabled = enabled
+        self._accuracy: float | None = None
+        self._started = 0.0
+
+    def before_train(self, runner: Runner) -> None:
+        """Log what will be trained, and begin to show it."""
+        if not self.enabled:
+            return
+        facts = list(_facts(runner))
+        width = max(len(name) for name, _ in facts)
+        lines = [f'  {name:<{width}}  {value}' for name, value in facts]
+        runner.logger.info('\n'.join(['About to be trained:', *lines]))
+        self._first = runner.iter
+        open_bars()
+        show_bar('train', completed=runner.iter, total=runner.max_iters)
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        """Move the bar, and tell the expected time once it can be told."""
+        if not self.enabled:
+            return
+        done = runner.iter + 1
+        if done == self._first + _FIRST_STEPS:
+            self._started = time.monotonic()
+        elif done == self._first + _FIRST_STEPS + _TIMED_STEPS:
+            step = (time.monotonic() - self._started) / _TIMED_STEPS
+            left = runner.max_iters - done
+            runner.logger.info(
+                f'Expected time: {_duration(step * left)} for the {left} steps that are left, at '
+                f'{step:.3g} s a step, measured over {_TIMED_STEPS}'
+            )
+        if is_open():
+            # What RuntimeInfoHook has read from the device already.
+            loss = runner.message_hub.get_scalar('train/loss').current()
+            show_bar('train', completed=done, state=self._state(runner, loss))
+
+    def after_train(self, runner: Runner) -> None:
+        """Take the bar away."""
+        close_bars()
+
+    def before_val_epoch(self, runner: Runner) -> None:
+        """Begin a bar of validation."""
+        self._begin(runner, 'val', runner.val_dataloader)
+
+    def after_val_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        """Move it."""
+        show_bar('val', completed=batch_idx + 1)
+
+    def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Take it away, and keep the accuracy for the bar of training."""
+        self._accuracy = (metrics or {}).get(ACCURACY)
+        remove_bar('val')
+
+    def before_test_epoch(self, runner: Runner) -> None:
+        """Begin a bar of testing."""
+        self._begin(runner, 'test', runner.test_dataloader)
+
+    def after_test_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        """Move it."""
+        show_bar('test', completed=batch_idx + 1)
+
+    def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Take it away."""
+        remove_bar('test')
+
+    def _begin(self, runner: Runner, name: str, loader: Any) -> None:
+        if self.enabled:
+            open_bars()
+            show_bar(name, completed=0, total=len(loader))
+
+    def _state(self, runner: Runner, loss: float) -> str:
+        parts = [f'epoch {runner.epoch + 1}/{runner.max_epochs}', f'loss {loss:.3f}']
+        if self._accuracy is not None:
+            parts.append(f'accuracy {self._accuracy:.1f} %')
+        if cached := _cached(runner):
+            parts.append(cached)
+        return '  '.join(parts)
+
+
+def _facts(runner: Runner) -> Iterator[tuple[str, str]]:
+    """What is about to be trained, as names and values."""
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    config = runner.cfg.get('model')
+    if isinstance(model, Distiller):
+        yield from _facts_of_distiller(runner, model, config)
+    else:
+        yield 'model', _describe(model, config)
+    loader = runner.train_dataloader
+    batch = f'{loader.batch_size}'
+    if get_world_size() > 1:
+        batch += f' x {get_world_size()} processes'
+    yield 'data', f'{len(loader.dataset)} images, batches of {batch}'
+    steps = f'{runner.max_iters} in {runner.max_epochs} epochs'
+    yield 'steps', steps if runner.iter == 0 else f'{steps}, {runner.iter} of them done'
+    yield 'device', f'{get_device()}, {type(runner.optim_wrapper).__name__}'
+
+
+def _facts_of_distiller(runner: Runner, model: Distiller, config: Any) -> Iterator[tuple[str, str]]:
+    teacher = model.teacher
+    source = teacher.checkpoint or 'the weights that its config gives it'
+    yield 'teacher', f'{_describe(teacher.model, teacher.config)}, {source}'
+    metrics = runner.message_hub.runtime_info.get('teacher_metrics', {})
+    if ACCURACY in metrics:
+        yield "teacher's accuracy", f'{metrics[ACCURACY]:.2f} % on the validation set'
+    own = config.get('student') if isinstance(config, Mapping) else None
+    yield 'student', _describe(model.student, own)
+    for comparison in model.losses:
+        reads = ', '.join(comparison.student)
+        yield f'loss {comparison.name}', f'{_type(comparison.config)} of {reads}'
+    if model.neck is not None:
+        yield 'neck', _describe(model.neck, None)
+    taps = model.student_recorder.taps
+    if isinstance(taps, Mapping):
+        yield 'taps', ', '.join(f'{name} {path}' for name, path in taps.items())
+    if model.teacher_cache is not None:
+        yield 'teacher cache', 'its outputs are recorded once and read afterwards'
+
+
+def _describe(model: nn.Module, config: Any) -> str:
+    """A model's name, and how many parameters it has."""
+    name = type(model).__name__
+    if isinstance(config, Mapping):
+        backbone = config.get('backbone') or config
+        name = backbone.get('model_name') or _type(backbone)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    return f'{name}, {count / 1e6:.2f} M parameters'
+
+
+def _type(config: Mapping) -> str:
+    kind = config.get('type')
+    return getattr(kind, '__name__', str(kind).rpartition('.')[2])
+
+
+def _cached(runner: Runner) -> str:
+    """What happens to the teacher's outputs, where there is a cache of them."""
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    if getattr(model, 'teacher_cache', None) is None:
+        return ''
+    views = runner.train_dataloader.batch_sampler.sampler.views
+    return 'recording the teacher' if runner.epoch < views else 'reading the teacher'
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f'{hours} h {minutes} min'
+    return f'{minutes} min {seconds} s' if minutes else f'{seconds} s'

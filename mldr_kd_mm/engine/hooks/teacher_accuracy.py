@@ -1,0 +1,57 @@
+"""The teacher's accuracy, measured before it teaches."""
+
+from __future__ import annotations
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+
+from mldr_kd_mm.engine.hooks.progress import ProgressHook
+from mldr_kd_mm.models.distillers.distiller import Distiller
+from mldr_kd_mm.registry import HOOKS
+from mldr_kd_mm.utils.progress import track
+
+
+@HOOKS.register_module()
+class TeacherAccuracyHook(Hook):
+    """Measures the teacher on the validation set before training, and logs what it found.
+
+    A teacher whose weights, classes or normalisation are wrong shows here and not after days.
+    They are kept in the message hub too, as ``teacher_metrics``, and so in each checkpoint.
+    Nothing is measured when a run is resumed, without a validation set, or if the model is no
+    :class:`Distiller`.
+
+    Args:
+        enabled: Whether to measure at all; the default runtime has this hook, and
+            ``--cfg-options default_hooks.teacher_accuracy.enabled=False`` turns it off.
+    """
+
+    priority = 'VERY_LOW'
+
+    def __init__(self, enabled: bool = True) -> None:
+        self.enabled = enabled
+
+    def before_train(self, runner: Runner) -> None:
+        """Log the teacher's metrics, each as ``teacher/<metric>``."""
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        has_teacher = isinstance(model, Distiller)
+        if not (self.enabled and has_teacher and runner.val_loop) or runner.iter > 0:
+            return
+        # The loader draws a seed from the global generator, which training must not notice.
+        with torch.random.fork_rng(devices=[]):
+            metrics = self._evaluate(runner, model)
+        runner.visualizer.add_scalars({f'teacher/{name}': v for name, v in metrics.items()})
+        runner.message_hub.update_info('teacher_metrics', metrics)
+        text = ', '.join(f'{name} {value:.2f}' for name, value in metrics.items())
+        runner.logger.info(f'Teacher on the validation set: {text}')
+
+    @torch.no_grad()
+    def _evaluate(self, runner: Runner, model: Distiller) -> dict[str, float]:
+        loop = runner.val_loop
+        shows = any(isinstance(hook, ProgressHook) and hook.enabled for hook in runner.hooks)
+        for data in track(loop.dataloader, 'teacher') if shows else loop.dataloader:
+            batch = model.data_preprocessor(data, False)
+            samples = model.predict_teacher(batch['inputs'], batch['data_samples'])
+            loop.evaluator.process(data_samples=samples, data_batch=data)
+        return loop.evaluator.evaluate(len(loop.dataloader.dataset))

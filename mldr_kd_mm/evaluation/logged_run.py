@@ -1,0 +1,217 @@
+"""What a run leaves in its work directory: its log, its config, its checkpoints."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import init_default_scope
+from torch import nn
+from torch.utils.data import DataLoader, Subset
+
+from mldr_kd_mm.models.builder import build_classifier
+from mldr_kd_mm.models.distillers.distiller import Distiller
+from mldr_kd_mm.registry import DATASETS, MODELS
+from mldr_kd_mm.utils.checkpoint import is_of_a_run, load_checkpoint
+from mldr_kd_mm.utils.errors import ConfigError, named
+from mldr_kd_mm.utils.safe_config import read_config
+
+
+def read_records(work_dir: Path) -> list[dict[str, Any]]:
+    """Return all that a run logged so far, in the order of time.
+
+    Args:
+        work_dir: The Runner's work directory.
+    """
+    # A run that was continued has a log for each part; their names are times.
+    logs = sorted(work_dir.glob('*/vis_data/scalars.json'))
+    return [
+        record
+        for log, state in ((log, log.stat()) for log in logs)
+        for record in _read_log(log, state.st_size, state.st_mtime_ns)
+    ]
+
+
+@lru_cache
+def _read_log(log: Path, size: int, modified: int) -> list[dict[str, Any]]:
+    """Return the records of a log; it is read again only when it has changed."""
+    lines = log.read_text().splitlines(keepends=True)
+    try:
+        # The last line may be half written.
+        records = [json.loads(line) for line in lines if line.endswith('\n')]
+        if not all(isinstance(record['step'], int) for record in records):
+            raise ValueError('a step is no number')
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ConfigError(f'{log}: is no log of a run ({error})') from error
+    return records
+
+
+def curve(records: Sequence[dict[str, Any]], key: str) -> dict[int, float]:
+    """Return what was logged under a name: epoch -> value, of which the latest counts.
+
+    Of a run that counts iterations it is iteration -> value.
+
+    Args:
+        records: Those of a run, in the order of time.
+        key: The name.
+    """
+    values = {
+        # Training is logged by iteration, validation by epoch.
+        record.get('epoch', record['step']): record[key]
+        for record in records
+        if key in record
+    }
+    return dict(sorted(values.items()))
+
+
+@dataclass(eq=False)
+class LoggedRun:
+    """A run that began to train.
+
+    Args:
+        name: What figures call it.
+        work_dir: The Runner's work directory.
+        config: What it ran, in its last part if it was continued.
+        records: What it logged.
+    """
+
+    name: str
+    work_dir: Path
+    config: Config
+    records: list[dict[str, Any]]
+
+    @classmethod
+    def read(cls, work_dir: Path, name: str) -> LoggedRun:
+        """Read a work directory.
+
+        Raises:
+            ConfigError: If no run logged there, or its config cannot be read.
+        """
+        records = read_records(work_dir)
+        configs = sorted(work_dir.glob('*/vis_data/config.py'))
+        if not records or not configs:
+            raise ConfigError(
+                f'{work_dir}: must be the work directory of a run: it has no '
+                f'*/vis_data/{"config.py" if records else "scalars.json"}'
+            )
+        config = read_config(configs[-1].read_text(), str(configs[-1]))
+        return cls(name, work_dir, Config(config), records)
+
+    def curve(self, key: str) -> dict[int, float]:
+        """See :func:`curve`."""
+        return curve(self.records, key)
+
+    def names(self, prefix: str = '') -> list[str]:
+        """All names with this prefix that the run logged, in the order of their first value."""
+        logged = dict.fromkeys(key for record in self.records for key in record)
+        return [key for key in logged if key.startswith(prefix)]
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether its model is a Distiller."""
+        return 'teacher' in self.config.model
+
+    @property
+    def student(self) -> dict[str, Any]:
+        """The config of what is trained."""
+        return self.config.model.student if self.has_teacher else self.config.model
+
+    def checkpoint(self, name: str | None = None) -> dict[str, Any]:
+        """Read a checkpoint.
+
+        Args:
+            name: Of a file in the work directory. None: the newest, which need not be the best.
+
+        Raises:
+            FileNotFoundError: If there is none.
+            ConfigError: If it cannot be read.
+        """
+        if name is not None:
+            return load_checkpoint(str(self.work_dir / name))
+        # Not what last_checkpoint names: the work directory may have been moved.
+        for path in sorted(self.work_dir.glob('*.pth'), key=_age, reverse=True):
+            content = load_checkpoint(str(path))
+            if is_of_a_run(content):
+                return content
+        raise FileNotFoundError(f'{self.work_dir}: there is no checkpoint')
+
+    def build_student(self) -> nn.Module:
+        """The student alone, with random weights: what it is, not what it learnt."""
+        init_default_scope(self.config.get('default_scope', 'mldr_kd_mm'))
+        return build_classifier(_without_download(self.student))
+
+    def build_model(self, checkpoint: dict[str, Any]) -> nn.Module:
+        """The run's model with the weights of a checkpoint, ready to be evaluated.
+
+        Raises:
+            FileNotFoundError: If the teacher's weights are gone.
+            ConfigError: If the model cannot be built, or the weights are of another one.
+        """
+        init_default_scope(self.config.get('default_scope', 'mldr_kd_mm'))
+        config = self.config.model.to_dict() | dict(
+            data_preprocessor=self.config.get('data_preprocessor')
+            or self.config.model.get('data_preprocessor')
+        )
+        if self.has_teacher:
+            config |= dict(student=_without_download(self.student), teacher_compile=False)
+        else:
+            config = _without_download(config)
+        with named('model'):
+            model = MODELS.build(config) if self.has_teacher else build_classifier(config)
+            if isinstance(model, Distiller):
+                model.teacher.init_weights()
+        try:
+            model.load_state_dict(checkpoint['state_dict'])
+        except (KeyError, RuntimeError) as error:
+            # The first line of torch's names the model alone.
+            reason = f'{error}'.splitlines()[:2][-1].strip()
+            raise ConfigError(f'checkpoint: is not of the model of the config: {reason}') from error
+        return model.eval()
+
+    def validation_batches(self, samples: int) -> DataLoader:
+        """Some samples of the validation set, spread over all of it.
+
+        Args:
+            samples: How many at most.
+
+        Returns:
+            A loader of the batches; its data set is a ``Subset`` of the run's.
+
+        Raises:
+            ConfigError: If the run has no validation set, or its files are gone.
+        """
+        loader = self.config.get('val_dataloader')
+        if not loader:
+            raise ConfigError('val_dataloader: the run has none')
+        with named('val_dataloader.dataset'):
+            dataset = DATASETS.build(loader.dataset)
+            # Data sets are often sorted by class.
+            chosen = np.linspace(0, len(dataset) - 1, min(samples, len(dataset))).round()
+            return DataLoader(
+                Subset(dataset, chosen.astype(int).tolist()),
+                batch_size=loader.get('batch_size', 1),
+                num_workers=loader.get('num_workers', 0),
+                collate_fn=pseudo_collate,
+            )
+
+
+def _age(checkpoint: Path) -> tuple[bool, float, int]:
+    """What is the larger, the newer a checkpoint is; a best one counts less than the others."""
+    numbers = re.findall(r'\d+', checkpoint.stem)
+    # Copies may all be of the same time.
+    number = int(numbers[-1]) if numbers else 0
+    return not checkpoint.name.startswith('best_'), checkpoint.stat().st_mtime, number
+
+
+def _without_download(classifier: dict[str, Any]) -> dict[str, Any]:
+    """A classifier's config without the weights it begins with."""
+    config = {k: v for k, v in dict(classifier).items() if k not in ('init_cfg', 'checkpoint_path')}
+    return config | ({'pretrained': False} if 'pretrained' in config else {})

@@ -1,0 +1,5 @@
+"""Everything with a forward pass."""
+
+from mldr_kd_mm.models import backbones, data_preprocessor
+
+__all__ = ['backbones', 'data_preprocessor']

@@ -1,0 +1,1 @@
+"""The Distiller, its teacher and the comparisons between teacher and student."""

@@ -1,0 +1,330 @@
+"""A teacher's outputs on disk: recorded once for each view of each sample, read from then on."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import shutil
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.logging import print_log
+from torch import Tensor
+
+from mldr_kd_mm.structures.view import View, digest
+from mldr_kd_mm.utils.atomic_files import whole_file
+from mldr_kd_mm.utils.checkpoint import printable
+from mldr_kd_mm.utils.dist import main_process_first
+from mldr_kd_mm.utils.errors import ConfigError
+
+FORMAT = 1
+DTYPES = dict(fp16=np.float16, fp32=np.float32)
+FINGERPRINT = 'fingerprint.json'
+LOCK = 'lock'
+
+
+class TeacherCache:
+    """Runs the teacher on what is not stored yet, and stores it.
+
+    ``<name>.bin`` holds one tensor of each sample in each view, (views, samples, ...), mapped into
+    the memory of all processes; ``<name>.crc`` holds a checksum for each, which is written after
+    it. What was cut off half-way, or has changed since, does not fit its checksum and is computed
+    again. ``fingerprint.json`` says what the outputs depend on.
+
+    What is returned is what is stored, also in the step that stores it: a run that records and one
+    that reads see the same numbers.
+
+    Args:
+        folder: Where the files are; all processes must see the same.
+        fingerprint: What the outputs depend on, plain values by name. It must have ``views``,
+            ``samples`` and ``dtype``, ``'fp16'`` or ``'fp32'``. Where ``mixing`` is not None, an
+            output also depends on the batch that its image was mixed in.
+        outputs: Name -> ``dict(tap=..., shape=[...])``, where the teacher gives it and the shape of
+            one sample. A name that the folder lacks is recorded beside those it has.
+
+    Raises:
+        ConfigError: If the folder holds outputs that depend on something else, a file of it is not
+            whole, or the disk has too little space; nothing has been written then.
+    """
+
+    def __init__(
+        self, folder: str | Path, fingerprint: Mapping[str, Any], outputs: Mapping[str, dict]
+    ) -> None:
+        self.folder = Path(folder)
+        # As it is after being written and read.
+        self.fingerprint = json.loads(json.dumps(fingerprint, default=str))
+        outputs = json.loads(json.dumps(outputs))
+        self.mixed = self.fingerprint.get('mixing') is not None
+        self.dtype = np.dtype(DTYPES[fingerprint['dtype']])
+        self.entries = (fingerprint['views'], fingerprint['samples'])
+        main_process_first(lambda: self._prepare(outputs))
+        self._arrays = {
+            name: _Array(self.folder / name, self.entries, output['shape'], self.dtype)
+            for name, output in outputs.items()
+        }
+
+    @torch.compiler.disable
+    @torch.no_grad()
+    def __call__(
+        self, views: Sequence[View], device: torch.device, run: Callable[[], Mapping[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """What the teacher makes of a batch.
+
+        Args:
+            views: The batch's views.
+            device: Where the outputs are wanted.
+            run: Runs the teacher on the batch; called if an output is not stored.
+
+        Returns:
+            Name -> float32 (B, ...).
+
+        Raises:
+            ConfigError: If an output does not fit what is stored.
+        """
+        found = self.read(views)
+        if None in found.values():
+            found = self._write(views, run())
+        return {name: _to_device(values, device) for name, values in found.items()}
+
+    def read(self, views: Sequence[View]) -> dict[str, Tensor | None]:
+        """What is stored of a batch: name -> (B, ...), or None where an entry is not valid."""
+        return {
+            name: array.read(_place(views), self._key(views))
+            for name, array in self._arrays.items()
+        }
+
+    def _write(self, views: Sequence[View], outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        found = {}
+        for name, array in self._arrays.items():
+            exact = outputs[name].float().cpu().numpy()
+            with np.errstate(over='ignore'):
+                values = exact.astype(self.dtype)
+            if values.shape[1:] != array.values.shape[2:]:
+                raise ConfigError(
+                    f'teacher_cache: {name} has the shape {values.shape[1:]}, and '
+                    f'{array.values.shape[2:]} before: all images must have one size'
+                )
+            if self.dtype == np.float16 and not np.isfinite(values).all():
+                raise ConfigError(
+                    f"teacher_cache: dtype='fp16': {name} has the value {np.abs(exact).max():.4g}, "
+                    "which it cannot hold: must be 'fp32'"
+                )
+            array.write(_place(views), values, self._key(views))
+            found[name] = torch.from_numpy(values)
+        return found
+
+    def _key(self, views: Sequence[View]) -> int:
+        """What the checksums start from, so that those of another batch's mixture never fit."""
+        return digest(views) if self.mixed else 0
+
+    def _prepare(self, outputs: dict[str, dict]) -> None:
+        """Make the files, or check those that are there."""
+        stored = self._stored_outputs(outputs)
+        self._say(stored, outputs)
+        if stored.keys() >= outputs.keys():
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with _locked(self.folder / LOCK):
+            # Another run may have been faster.
+            stored = self._stored_outputs(outputs)
+            for name in outputs.keys() - stored.keys():
+                shape = outputs[name]['shape']
+                _Array.make(self.folder / name, self.entries, shape, self.dtype)
+            # It comes last, and at once: without it the files count for nothing.
+            content = dict(fingerprint=self.fingerprint, outputs=stored | outputs)
+            with whole_file(self.folder / FINGERPRINT) as file:
+                file.write(json.dumps(content, indent=1).encode())
+
+    def _stored_outputs(self, outputs: dict[str, dict]) -> dict[str, dict]:
+        path = self.folder / FINGERPRINT
+        if not path.is_file():
+            self._check_free()
+            return {}
+        known, stored = _read_fingerprint(path)
+        wanted = dict(self.fingerprint, outputs={n: o for n, o in outputs.items() if n in stored})
+        there = dict(known, outputs={n: o for n, o in stored.items() if n in outputs})
+        differences = _differences(there, wanted)
+        if differences:
+            more = f' and {len(differences) - 4} more' if len(differences) > 4 else ''
+            raise ConfigError(
+                f'teacher_cache: dir={str(self.folder)!r} was recorded otherwise: '
+                f'{"; ".join(differences[:4])}{more}: name another dir, or delete this one'
+            )
+        for name, output in stored.items():
+            _Array.check(self.folder / name, self.entries, output['shape'], self.dtype)
+        return stored
+
+    def _check_free(self) -> None:
+        """Raise if the folder is somebody else's: files of it would be overwritten."""
+        # The lock is the first file of a cache, also of one that came to nothing.
+        if self.folder.is_dir() and not (self.folder / LOCK).is_file():
+            other = next(self.folder.iterdir(), None)
+            if other is not None:
+                raise ConfigError(
+                    f'teacher_cache: dir={str(self.folder)!r}: is no teacher cache, and holds '
+                    f'{other.name!r}: must be an empty or a new folder'
+                )
+
+    def _say(self, stored: dict[str, dict], outputs: dict[str, dict]) -> None:
+        """Log the sizes; raise if the disk has no room for what is not stored."""
+        needed = 0
+        for name, output in outputs.items():
+            size = sum(_sizes(self.entries, output['shape'], self.dtype))
+            needed += 0 if name in stored else size
+            print_log(
+                f'teacher_cache: {name} {tuple(output["shape"])} in {self.folder} '
+                f'{"is there" if name in stored else "will be recorded"}: {self.entries[0]} views '
+                f'of {self.entries[1]} samples, {_bytes(size)}',
+                'current',
+            )
+        folders = (self.folder, *self.folder.absolute().parents)
+        free = shutil.disk_usage(next(path for path in folders if path.is_dir())).free
+        if needed > free:
+            raise ConfigError(
+                f'teacher_cache: dir={str(self.folder)!r}: needs {_bytes(needed)}, the disk has '
+                f"{_bytes(free)} left: fewer views, dtype='fp16' or another disk would help"
+            )
+
+    def __deepcopy__(self, memo: dict) -> TeacherCache:
+        return self
+
+
+class _Array:
+    """One tensor of each sample in each view, and a checksum for each."""
+
+    def __init__(
+        self, path: Path, entries: tuple[int, int], shape: Sequence[int], dtype: np.dtype
+    ) -> None:
+        values, marks = _files(path)
+        self.values = np.memmap(values, dtype, 'r+', shape=(*entries, *shape))
+        self.marks = np.memmap(marks, np.uint32, 'r+', shape=entries)
+
+    @staticmethod
+    def make(path: Path, entries: tuple[int, int], shape: Sequence[int], dtype: np.dtype) -> None:
+        """Make files in which no entry is valid."""
+        for file_path, size in zip(_files(path), _sizes(entries, shape, dtype), strict=True):
+            file_path.unlink(missing_ok=True)  # where it is a link, what it points to stays
+            with open(file_path, 'xb') as file:
+                # A disk that is full later would end the process without a message.
+                os.posix_fallocate(file.fileno(), 0, size)
+
+    @staticmethod
+    def check(path: Path, entries: tuple[int, int], shape: Sequence[int], dtype: np.dtype) -> None:
+        """Raise unless the files are whole."""
+        for file, size in zip(_files(path), _sizes(entries, shape, dtype), strict=True):
+            if file.is_symlink():
+                raise ConfigError(
+                    f'teacher_cache: {file} is a link, and would be written to: delete '
+                    f'{path.parent}'
+                )
+            found = file.stat().st_size if file.exists() else 0
+            if found != size:
+                raise ConfigError(
+                    f'teacher_cache: {file} has {found} bytes, must have {size}: delete '
+                    f'{path.parent}'
+                )
+
+    def read(self, place: tuple[np.ndarray, np.ndarray], key: int) -> Tensor | None:
+        """The entries (B, ...), or None if one is not valid."""
+        marks = self.marks[place]
+        if not marks.all():
+            return None
+        values = self.values[place]
+        valid = all(mark == _mark(value, key) for mark, value in zip(marks, values, strict=True))
+        return torch.from_numpy(values) if valid else None
+
+    def write(self, place: tuple[np.ndarray, np.ndarray], values: np.ndarray, key: int) -> None:
+        """Store entries, their checksums last."""
+        self.values[place] = values
+        self.marks[place] = [_mark(value, key) for value in values]
+
+
+def _read_fingerprint(path: Path) -> tuple[dict[str, Any], dict[str, dict]]:
+    """What the stored outputs depend on, and name -> ``dict(shape=[...], ...)`` of each."""
+    try:
+        content = json.loads(path.read_text())
+        known, stored = content['fingerprint'], content['outputs']
+        sizes = [size for output in stored.values() for size in output['shape']]
+        names_are_plain = all(Path(name).name == name for name in stored)
+        sizes_are_sizes = all(type(size) is int and size > 0 for size in sizes)
+        if not (isinstance(known, dict) and names_are_plain and sizes_are_sizes):
+            raise ValueError('it is none that was written here')
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ConfigError(
+            f'teacher_cache: {path} cannot be read ({error}): delete {path.parent}'
+        ) from error
+    return known, stored
+
+
+def _files(path: Path) -> tuple[Path, Path]:
+    return path.with_name(f'{path.name}.bin'), path.with_name(f'{path.name}.crc')
+
+
+def _sizes(entries: tuple[int, int], shape: Sequence[int], dtype: np.dtype) -> tuple[int, int]:
+    count = math.prod(entries)
+    return count * math.prod(shape) * dtype.itemsize, count * np.dtype(np.uint32).itemsize
+
+
+def _mark(value: np.ndarray, key: int) -> int:
+    """The checksum of an entry, never 0, which stands for none."""
+    return zlib.crc32(value.tobytes(), key) or 1
+
+
+def _place(views: Sequence[View]) -> tuple[np.ndarray, np.ndarray]:
+    return np.array([view.epoch for view in views]), np.array([view.index for view in views])
+
+
+def _to_device(values: Tensor, device: torch.device) -> Tensor:
+    if device.type == 'cuda':
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True).float()
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Let one run at a time pass."""
+    with open(path, 'a') as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _differences(there: Any, here: Any, name: str = '') -> list[str]:
+    """What differs between two nested values, each by its dotted name."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        return [
+            difference
+            for key in {**there, **here}
+            for difference in _differences(
+                there.get(key, 'nothing'), here.get(key, 'nothing'), f'{name}.{key}'
+            )
+        ]
+    if isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
+        return [
+            difference
+            for number, pair in enumerate(zip(there, here, strict=True))
+            for difference in _differences(*pair, f'{name}[{number}]')
+        ]
+    if there == here:
+        return []
+    name = printable(name.removeprefix('.'))
+    return [f'{name} was {_short(there)}, is {_short(here)}']
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f'{text[:57]}...'
+
+
+def _bytes(number: int) -> str:
+    for unit in ('B', 'kB', 'MB', 'GB'):
+        if number < 1000:
+            return f'{number:.4g} {unit}'
+        number /= 1000
+    return f'{number:.4g} TB'

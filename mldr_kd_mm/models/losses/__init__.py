@@ -1,0 +1,27 @@
+"""The losses that compare a student's outputs with a teacher's, one file a method."""
+
+from mldr_kd_mm.models.losses.cc import CCLoss
+from mldr_kd_mm.models.losses.crd import CRDLoss
+from mldr_kd_mm.models.losses.dfra import DFRALoss
+from mldr_kd_mm.models.losses.dist import DISTLoss
+from mldr_kd_mm.models.losses.dkd import DKDLoss
+from mldr_kd_mm.models.losses.fitnet import FitNetLoss
+from mldr_kd_mm.models.losses.kd import KDLoss
+from mldr_kd_mm.models.losses.logit_standardization import LogitStandardizationLoss
+from mldr_kd_mm.models.losses.ofa import OFALoss
+from mldr_kd_mm.models.losses.rkd import RKDLoss
+from mldr_kd_mm.models.losses.rsd import RSDLoss
+
+__all__ = [
+    'CCLoss',
+    'CRDLoss',
+    'DFRALoss',
+    'DISTLoss',
+    'DKDLoss',
+    'FitNetLoss',
+    'KDLoss',
+    'LogitStandardizationLoss',
+    'OFALoss',
+    'RKDLoss',
+    'RSDLoss',
+]

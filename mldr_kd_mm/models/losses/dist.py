@@ -1,0 +1,82 @@
+"""Distillation from a stronger teacher: correlations instead of an exact match."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mldr_kd_mm.models.losses.common import check_logits, full_precision
+from mldr_kd_mm.registry import MODELS
+from mldr_kd_mm.utils.errors import check_above_zero, check_not_negative
+
+# Below it, what is left of a constant row after its mean is taken off is rounding of float32.
+_CONSTANT = 1e-7
+
+
+@MODELS.register_module()
+class DISTLoss(nn.Module):
+    r"""Lets the student's probabilities correlate with the teacher's.
+
+    With :math:`p = softmax(z / \tau)` of shape (B, C) and Pearson's correlation :math:`\rho`:
+
+    .. math:: \tau^2 \, \bigl( \beta \, (1 - \overline{\rho(p_s[b,:], p_t[b,:])})
+              + \gamma \, (1 - \overline{\rho(p_s[:,c], p_t[:,c])}) \bigr),
+
+    the first over the classes of each sample, the second over the batch for each class.
+
+    A row or column that is constant has no correlation: it counts as 0 and gives no gradient, where
+    the quotient's would be without bound (a student whose head starts at zero). In a batch of one
+    the second term is 0.
+
+    Source: Knowledge Distillation from A Stronger Teacher (arXiv 2205.10536), equations 9 and 10;
+    the factor :math:`\tau^2` is that of the authors' code.
+
+    Args:
+        beta: Weight of the correlation over the classes; at least 0.
+        gamma: Weight of the correlation over the batch; at least 0.
+        temperature: Divides the logits of both; above 0.
+
+    Raises:
+        ConfigError: For a value out of range.
+    """
+
+    compares_logits = True
+
+    def __init__(self, beta: float = 1.0, gamma: float = 1.0, temperature: float = 1.0) -> None:
+        super().__init__()
+        check_not_negative(beta=beta, gamma=gamma)
+        check_above_zero(temperature=temperature)
+        self.beta = beta
+        self.gamma = gamma
+        self.temperature = temperature
+
+    @full_precision
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Compare the student's logits with the teacher's.
+
+        Args:
+            student: Logits (B, C), or (K, B, C) of K heads.
+            teacher: Logits (B, C); no gradient flows into them.
+
+        Returns:
+            A scalar, or (K,), one value a head.
+
+        Raises:
+            ConfigError: If the shapes do not fit.
+        """
+        check_logits(student, teacher)
+        student, teacher = ((z / self.temperature).softmax(-1) for z in (student, teacher))
+        loss = self.beta * (1 - _correlation(student, teacher).mean(-1))
+        if len(teacher) > 1:
+            loss = loss + self.gamma * (1 - _correlation(student.mT, teacher.mT).mean(-1))
+        return self.temperature**2 * loss
+
+
+def _correlation(student: Tensor, teacher: Tensor) -> Tensor:
+    """Pearson's correlation over the last dimension: (..., M) -> (...)."""
+    student, teacher = (x - x.mean(-1, keepdim=True) for x in (student, teacher))
+    norms = torch.linalg.vector_norm(student, dim=-1), torch.linalg.vector_norm(teacher, dim=-1)
+    varies = (norms[0] > _CONSTANT) & (norms[1] > _CONSTANT)
+    # The 1e-8 is that of the authors' code.
+    correlation = (student * teacher).sum(-1) / (norms[0] * norms[1] + 1e-8)
+    return torch.where(varies, correlation, 0.0)

@@ -1,0 +1,77 @@
+"""Decoupled knowledge distillation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mldr_kd_mm.models.losses.common import check_logits, class_of, full_precision, kl_div
+from mldr_kd_mm.registry import MODELS
+from mldr_kd_mm.utils.errors import check_above_zero, check_not_negative
+
+
+@MODELS.register_module()
+class DKDLoss(nn.Module):
+    r"""Aligns how sure the models are of the target, and apart from it what else they see.
+
+    With the probability :math:`b = (p_{target}, 1 - p_{target})` and, of the other classes alone,
+    :math:`\hat p = softmax(z_{i \ne target} / \tau)`:
+
+    .. math:: \tau^2 \, (\alpha \, KL(b_t \,\|\, b_s) + \beta \, KL(\hat p_t \,\|\, \hat p_s)).
+
+    Source: Decoupled Knowledge Distillation (arXiv 2203.08679), equation 7.
+
+    Args:
+        alpha: Weight of the target's part (TCKD); at least 0.
+        beta: Weight of the other classes' part (NCKD); at least 0. OFA-KD compares with 2, the
+            classic setting for CIFAR has 8.
+        temperature: Divides the logits of both; above 0.
+
+    Raises:
+        ConfigError: For a value out of range.
+    """
+
+    compares_logits = True
+
+    def __init__(self, alpha: float = 1.0, beta: float = 2.0, temperature: float = 1.0) -> None:
+        super().__init__()
+        check_not_negative(alpha=alpha, beta=beta)
+        check_above_zero(temperature=temperature)
+        self.alpha = alpha
+        self.beta = beta
+        self.temperature = temperature
+
+    @full_precision
+    def forward(self, student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
+        """Compare the student's logits with the teacher's.
+
+        Args:
+            student: Logits (B, C), or (K, B, C) of K heads.
+            teacher: Logits (B, C); no gradient flows into them.
+            target: Labels (B,), or soft labels (B, C), of which the largest counts.
+
+        Returns:
+            A scalar, or (K,), one value a head.
+
+        Raises:
+            ConfigError: If the shapes do not fit or a label is outside the classes.
+        """
+        check_logits(student, teacher)
+        target = class_of(target, teacher)
+        target_s, others_s = _decouple(student / self.temperature, target)
+        target_t, others_t = _decouple(teacher / self.temperature, target)
+        values = self.alpha * kl_div(target_s, target_t) + self.beta * kl_div(others_s, others_t)
+        return self.temperature**2 * values.mean(-1)
+
+
+def _decouple(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits of (target, any other), (..., B, 2), and of the others alone, (..., B, C-1).
+
+    The target's column is left out, not masked with a large number, so that no value is too large
+    for any dtype.
+    """
+    columns = torch.arange(logits.shape[-1] - 1, device=logits.device)
+    columns = columns + (columns >= target.unsqueeze(-1))
+    others = logits.gather(-1, columns.expand(*logits.shape[:-1], -1))
+    of_target = logits.gather(-1, target.unsqueeze(-1).expand(*logits.shape[:-1], 1))
+    return torch.cat([of_target, others.logsumexp(-1, keepdim=True)], -1), others

@@ -1,0 +1,91 @@
+"""Hints from the teacher's intermediate features (FitNet)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mldr_kd_mm.models.losses.common import check_widths, full_precision
+from mldr_kd_mm.registry import MODELS
+from mldr_kd_mm.utils.errors import ConfigError, check_sizes
+
+
+@MODELS.register_module()
+class FitNetLoss(nn.Module):
+    r"""Lets a 1x1 convolution of the student's feature predict the teacher's.
+
+    .. math:: \overline{(W f_s - f_t)^2},
+
+    averaged over the batch, the width and the grid. Models of two families give maps and tokens of
+    several grids, so both are first brought to a common layout: tokens, without the class token,
+    become the map that they stand for, and the finer map is averaged down to the coarser grid.
+
+    Source: FitNets: Hints for Thin Deep Nets (arXiv 1412.6550), equation 3; the common layout is
+    ours.
+
+    Args:
+        student_width: Width of the student's feature. The Distiller finds it when it is None.
+        teacher_width: Width of the teacher's. The Distiller finds it when it is None.
+        student_grid: (H, W) that the student's tokens stand for, None for a map. The Distiller
+            finds it when it is None.
+        teacher_grid: The same of the teacher's.
+
+    Raises:
+        ConfigError: If a width is missing or not positive, or a grid is not two sizes.
+    """
+
+    def __init__(
+        self,
+        student_width: int | None = None,
+        teacher_width: int | None = None,
+        student_grid: Sequence[int] | None = None,
+        teacher_grid: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__()
+        check_widths(student_width, teacher_width)
+        grids = dict(student_grid=student_grid, teacher_grid=teacher_grid)
+        check_sizes(2, **{field: grid for field, grid in grids.items() if grid is not None})
+        self.student_grid = student_grid
+        self.teacher_grid = teacher_grid
+        self.predict = nn.Conv2d(student_width, teacher_width, kernel_size=1)
+
+    @full_precision
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Compare the student's feature with the teacher's.
+
+        Args:
+            student: A map (B, C_s, H, W) or tokens (B, [1 +] H * W, C_s).
+            teacher: The same of the teacher; no gradient flows into it.
+
+        Returns:
+            A scalar.
+
+        Raises:
+            ConfigError: If a feature is neither, its tokens do not fill the grid, or the batches
+                differ.
+        """
+        if len(student) != len(teacher):
+            raise ConfigError(
+                f'features: student {tuple(student.shape)}, teacher {tuple(teacher.shape)}: must '
+                'be of the same samples'
+            )
+        student = _as_map(student, self.student_grid, 'student')
+        teacher = _as_map(teacher, self.teacher_grid, 'teacher')
+        grid = [min(sides) for sides in zip(student.shape[-2:], teacher.shape[-2:], strict=True)]
+        student, teacher = (F.adaptive_avg_pool2d(feature, grid) for feature in (student, teacher))
+        return F.mse_loss(self.predict(student), teacher)
+
+
+def _as_map(feature: Tensor, grid: Sequence[int] | None, whose: str) -> Tensor:
+    """(B, C, H, W) as it is, or (B, [1 +] H * W, C) -> (B, C, H, W)."""
+    if feature.dim() == 4:
+        return feature
+    if feature.dim() != 3 or grid is None or feature.shape[1] - math.prod(grid) not in (0, 1):
+        raise ConfigError(
+            f'{whose}_grid={grid}: the feature has the shape {tuple(feature.shape)}: must be a map '
+            '(B, C, H, W), or tokens (B, H * W, C) beside a class token or not'
+        )
+    return feature[:, -math.prod(grid) :].mT.unflatten(-1, tuple(grid))

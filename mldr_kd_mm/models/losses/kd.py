@@ -1,0 +1,55 @@
+"""Knowledge distillation by softened probabilities."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from mldr_kd_mm.models.losses.common import check_logits, full_precision, kl_div
+from mldr_kd_mm.registry import MODELS
+from mldr_kd_mm.utils.errors import check_above_zero
+
+
+@MODELS.register_module()
+class KDLoss(nn.Module):
+    r"""Aligns the class probabilities.
+
+    With logits :math:`z` divided by the temperature :math:`\tau`:
+
+    .. math:: \tau^2 \, KL(softmax(z_t / \tau) \,\|\, softmax(z_s / \tau)),
+
+    summed over the classes, averaged over the batch.
+
+    Source: Distilling the Knowledge in a Neural Network (arXiv 1503.02531), section 2.
+
+    Args:
+        temperature: Divides the logits of both; above 0. OFA-KD compares with 1, the classic
+            setting for CIFAR has 4.
+
+    Raises:
+        ConfigError: For a temperature out of range.
+    """
+
+    compares_logits = True
+
+    def __init__(self, temperature: float = 1.0) -> None:
+        super().__init__()
+        check_above_zero(temperature=temperature)
+        self.temperature = temperature
+
+    @full_precision
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Compare the student's logits with the teacher's.
+
+        Args:
+            student: Logits (B, C), or (K, B, C) of K heads.
+            teacher: Logits (B, C); no gradient flows into them.
+
+        Returns:
+            A scalar, or (K,), one value a head.
+
+        Raises:
+            ConfigError: If the shapes do not fit.
+        """
+        check_logits(student, teacher)
+        values = kl_div(student / self.temperature, teacher / self.temperature)
+        return self.temperature**2 * values.mean(-1)

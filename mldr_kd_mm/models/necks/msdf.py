@@ -1,0 +1,184 @@
+"""Multi-Scale Dynamic Fusion, the neck of MLDR-KD."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+
+from mldr_kd_mm.models.necks.projectors import map_projector, token_projector
+from mldr_kd_mm.registry import MODELS
+from mldr_kd_mm.utils.errors import ConfigError, are_sizes, check_positive, is_number
+
+
+class MSDFOutput(NamedTuple):
+    """What :class:`MSDFNeck` returns, for S stages, B samples and C classes."""
+
+    stage_logits: Tensor
+    """(S, B, C): the logits of each stage."""
+    fused_logits: Tensor
+    """(B, C): their sum, weighted for each sample and class."""
+    fusion_weights: Tensor
+    """(B, S, C): the weights, which sum to 1 over the stages."""
+
+
+@MODELS.register_module()
+class MSDFNeck(BaseModule):
+    """Projects the stages of a student to logits and fuses them with learned weights.
+
+    A projector brings stage s of S to a descriptor of ``project_dim`` channels, a map through S - s
+    convolutional blocks that halve the resolution, tokens through merges of neighbours and
+    transformer blocks, and a linear layer makes its logits. One gate, shared by the stages, scores
+    each class of each descriptor; a softmax of the scores over the stages gives the weights of the
+    fusion.
+
+    Source: MLDR-KD (arXiv 2502.06189), section "Multi-Scale Dynamic Fusion", and the authors'
+    release; the projectors of tokens, which it lacks, are OFA-KD's.
+
+    Args:
+        in_channels: Width of each stage's feature, from the first to the last. The Distiller finds
+            it when it is None.
+        project_dim: Width of the descriptors. None: the width of the last stage; if that is a map,
+            the Distiller takes the teacher's final width where it is larger, as the paper does.
+        grids: For each stage that gives tokens the (H, W) of their grid, for each that gives a map
+            None. None: all give maps. The Distiller finds it when it is None.
+        num_classes: Number of classes C. The Distiller finds it when it is not given.
+        gate_dim: Hidden width of the gate. None: 4C. 0: no gate, all stages weigh the same (an
+            ablation of the paper's).
+
+    Raises:
+        ConfigError: If a width is missing or not positive, or ``grids`` do not fit the stages.
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int] | None = None,
+        project_dim: int | None = None,
+        grids: Sequence[tuple[int, int] | None] | None = None,
+        *,
+        num_classes: int,
+        gate_dim: int | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(in_channels, Sequence) or not in_channels:
+            raise ConfigError(
+                f'in_channels={in_channels!r}: must list the width of each stage '
+                '(inside a Distiller it is found)'
+            )
+        for channels in in_channels:
+            check_positive(in_channels=channels)
+        check_positive(num_classes=num_classes)
+        project_dim = in_channels[-1] if project_dim is None else project_dim
+        gate_dim = 4 * num_classes if gate_dim is None else gate_dim
+        check_positive(project_dim=project_dim)
+        self.in_channels = tuple(in_channels)
+        self.grids = _check_grids(grids, len(in_channels))
+        last = len(in_channels) - 1
+        self.projectors = nn.ModuleList(
+            nn.ModuleDict(
+                {
+                    'project': _projector(channels, grid, project_dim, num_blocks=last - stage),
+                    'classifier': nn.Linear(project_dim, num_classes),
+                }
+            )
+            for stage, (channels, grid) in enumerate(zip(in_channels, self.grids, strict=True))
+        )
+        self.gate = _gate(project_dim, gate_dim, num_classes)
+        self.apply(_init)
+
+    def forward(self, features: Sequence[Tensor]) -> MSDFOutput:
+        """Project and fuse.
+
+        Args:
+            features: From the first stage to the last, a map (B, C_s, H_s, W_s) or tokens
+                (B, H_s * W_s, C_s) each, the class token, if there is one, before the others.
+
+        Returns:
+            The logits of the stages, the fused logits and the weights of the fusion.
+
+        Raises:
+            ConfigError: If the features are not of the number, widths and grids that were given.
+        """
+        self._check(features)
+        descriptors = torch.stack(
+            [
+                projector['project'](feature)
+                for projector, feature in zip(self.projectors, features, strict=True)
+            ]
+        )
+        stage_logits = torch.stack(
+            [
+                projector['classifier'](descriptor)
+                for projector, descriptor in zip(self.projectors, descriptors, strict=True)
+            ]
+        )
+        scores = stage_logits.new_zeros(()).expand_as(stage_logits)
+        if self.gate is not None:
+            scores = self.gate(descriptors)
+        weights = scores.softmax(dim=0)
+        fused_logits = (weights * stage_logits).sum(dim=0)
+        return MSDFOutput(stage_logits, fused_logits, weights.transpose(0, 1))
+
+    def _check(self, features: Sequence[Tensor]) -> None:
+        shapes = [tuple(feature.shape) for feature in features]
+        if any(len(shape) not in (3, 4) for shape in shapes):
+            raise ConfigError(
+                f'features: shapes {shapes}: must be maps (B, C, H, W) or tokens (B, N, C)'
+            )
+        widths = tuple(shape[1 if len(shape) == 4 else 2] for shape in shapes)
+        if widths != self.in_channels:
+            raise ConfigError(f'in_channels={self.in_channels}: the features have widths {widths}')
+        for grid, shape in zip(self.grids, shapes, strict=True):
+            if (grid is None) != (len(shape) == 4):
+                raise ConfigError(
+                    f'grids={self.grids}: the shapes are {shapes}: must have (H, W) for tokens '
+                    '(B, N, C), None for a map (B, C, H, W)'
+                )
+            if grid and shape[1] - math.prod(grid) not in (0, 1):
+                raise ConfigError(
+                    f'grids={self.grids}: {grid} makes {math.prod(grid)} tokens, beside a class '
+                    f'token or not; the feature has {shape[1]}'
+                )
+
+
+def _projector(
+    channels: int, grid: tuple[int, int] | None, project_dim: int, num_blocks: int
+) -> nn.Module:
+    if grid is None:
+        return map_projector(channels, project_dim, num_blocks)
+    return token_projector(grid, channels, project_dim, num_blocks)
+
+
+def _gate(project_dim: int, gate_dim: int, num_classes: int) -> nn.Module | None:
+    if gate_dim == 0 and is_number(gate_dim):
+        return None
+    check_positive(gate_dim=gate_dim)
+    return nn.Sequential(
+        nn.Linear(project_dim, gate_dim), nn.GELU(), nn.Linear(gate_dim, num_classes)
+    )
+
+
+def _check_grids(
+    grids: Sequence[Sequence[int] | None] | None, num_stages: int
+) -> tuple[tuple[int, int] | None, ...]:
+    if grids is None:
+        return (None,) * num_stages
+    is_list = isinstance(grids, Sequence) and len(grids) == num_stages
+    if not is_list or not all(grid is None or are_sizes(grid, 2) for grid in grids):
+        raise ConfigError(
+            f'grids={grids!r}: must have, for each of {num_stages} stages, (H, W) or None for a map'
+        )
+    return tuple(grid and tuple(grid) for grid in grids)
+
+
+def _init(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode='fan_out')
+    elif isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

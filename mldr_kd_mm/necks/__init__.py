@@ -1,5 +1,0 @@
-"""Necks turn a student's stage features into logits that a loss can compare."""
-
-from mldr_kd_mm.necks.msdf import MSDFNeck, MSDFOutput
-
-__all__ = ['MSDFNeck', 'MSDFOutput']

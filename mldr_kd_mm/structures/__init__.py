@@ -1,0 +1,1 @@
+"""Data types that data sets and models share."""

@@ -1,0 +1,224 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from helpers import image_folder, resnet, vit
+from mmengine.config import Config
+
+from mldr_kd_mm import ConfigError, distill, distill_config
+from mldr_kd_mm.apis.models import config_names
+from mldr_kd_mm.registry import MODELS
+from mldr_kd_mm.utils.checkpoint import load_checkpoint, student_state_dict
+
+ROOT = Path(__file__).parents[2]
+SMALL = dict(teacher='timm/test_vit', student='test_resnet', image_size=32, workers=0)
+ALONE = dict(SMALL, teacher_pretrained=False)
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    return str(image_folder(tmp_path_factory.mktemp('images'), {'train': 16, 'val': 4}))
+
+
+@pytest.fixture(scope='module')
+def distilled(folder, tmp_path_factory):
+    """A run of two epochs, and of its teacher."""
+    work_dir = tmp_path_factory.mktemp('run')
+    return distill(**ALONE, data=folder, epochs=2, work_dir=str(work_dir))
+
+
+@pytest.fixture
+def load_base():
+    return lambda name: Config.fromfile(ROOT / f'configs/_base_/{name}.py')
+
+
+def test_what_comes_out(distilled, folder):
+    work_dir = Path(distilled.work_dir)
+    logs = sorted(work_dir.glob('2*/vis_data/scalars.json'))
+    records = [json.loads(line) for line in logs[0].read_text().splitlines()]
+    accuracies = [r['accuracy/top1'] for r in records if 'accuracy/top1' in r]
+    teacher = [r['teacher/accuracy/top1'] for r in records if 'teacher/accuracy/top1' in r]
+
+    assert distilled.accuracy == pytest.approx(accuracies[-1])
+    assert distilled.best_accuracy == pytest.approx(max(accuracies))
+    assert distilled.teacher_accuracy == pytest.approx(teacher[0])
+    assert Path(distilled.checkpoint).name == 'epoch_2.pth'
+    assert (work_dir / 'teacher/epoch_2.pth').is_file()
+
+
+def test_the_student_loads_in_timm(distilled):
+    student = timm.create_model('test_resnet', num_classes=3, checkpoint_path=distilled.student)
+    trained = student_state_dict(load_checkpoint(distilled.checkpoint))
+    assert all(torch.equal(trained[key], value) for key, value in student.state_dict().items())
+    assert (Path(distilled.work_dir) / 'student.md').is_file()
+
+
+@pytest.mark.slow
+def test_the_printed_config_trains_the_same(distilled, folder, tmp_path):
+    teacher = str(Path(distilled.work_dir, 'teacher/epoch_2.pth'))
+    cfg = distill_config(**ALONE, data=folder, epochs=2, teacher_checkpoint=teacher)
+    config = tmp_path / 'printed.py'
+    config.write_text(cfg.pretty_text)
+
+    train = [sys.executable, ROOT / 'tools/train.py', config, '--work-dir', tmp_path / 'run']
+    environment = os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)}
+    done = subprocess.run(train, env=environment, capture_output=True, text=True)
+
+    assert done.returncode == 0, done.stderr
+    wanted, got = (
+        load_checkpoint(str(path))['state_dict']
+        for path in (distilled.checkpoint, tmp_path / 'run/epoch_2.pth')
+    )
+    assert wanted.keys() == got.keys()
+    assert all(torch.equal(wanted[key], got[key]) for key in wanted)
+
+
+@pytest.mark.slow
+def test_resume(folder, tmp_path):
+    work_dir = tmp_path / 'run'
+    distill(
+        **ALONE, data=folder, epochs=1, teacher_epochs=1, teacher_lr=3e-3, work_dir=str(work_dir)
+    )
+    (teacher_log,) = (work_dir / 'teacher').glob('*/vis_data/scalars.json')
+    assert '"lr": 0.003,' in teacher_log.read_text()
+    teacher = work_dir / 'teacher/epoch_1.pth'
+    written = teacher.stat().st_mtime_ns
+
+    options = dict(ALONE, data=folder, epochs=2, teacher_epochs=1, work_dir=str(work_dir))
+    result = distill(**options, resume=True)
+    again = distill(**options, resume=True)
+
+    assert teacher.stat().st_mtime_ns == written
+    assert Path(result.checkpoint).name == 'epoch_2.pth'
+    log = sorted(work_dir.glob('2*/*.log'))[1].read_text()
+    assert 'resumed epoch: 1' in log and 'Epoch(train) [1]' not in log
+    assert again == result
+
+
+def test_a_teacher_of_other_classes(distilled, tmp_path):
+    other = str(image_folder(tmp_path / 'two', {'': 20}, classes='ab'))
+    teacher = str(Path(distilled.work_dir, 'teacher/epoch_2.pth'))
+    with pytest.raises(ConfigError, match=r'its head has 3 classes, the model 2'):
+        distill(**SMALL, data=other, epochs=1, teacher_checkpoint=teacher)
+
+
+def test_pretrained_weights_of_other_classes(folder):
+    with pytest.raises(ConfigError, match=r"weights of 'test_vit' are of 1000 classes.* has 3"):
+        distill_config(**SMALL, data=folder, teacher_epochs=0)
+
+
+@pytest.mark.parametrize('epochs', [300, 40])
+@pytest.mark.parametrize(
+    ('student', 'schedule'), [('test_resnet', 'cnn'), ('timm/test_vit', 'transformer')]
+)
+def test_the_recipe_is_the_shipped_one(folder, load_base, student, schedule, epochs):
+    options = dict(SMALL, student=student, data=folder, epochs=epochs, batch_size=128)
+    cfg, base = distill_config(**options), load_base(f'schedules/{schedule}_{epochs}e')
+    assert cfg.param_scheduler == base.param_scheduler
+    assert cfg.optim_wrapper == base.optim_wrapper
+    assert cfg.default_hooks == load_base('default_runtime').default_hooks
+
+
+@pytest.mark.parametrize('epochs', [1, 2, 7, 8, 25])
+def test_a_short_recipe_fits_its_epochs(folder, epochs):
+    cfg = distill_config(**SMALL, data=folder, epochs=epochs)
+    *warm_up, cosine = cfg.param_scheduler
+    assert cosine.end == cfg.train_cfg.max_epochs == epochs
+    assert cosine.begin + cosine.T_max <= epochs
+    assert all(scheduler.end == cosine.begin + 1 <= epochs for scheduler in warm_up)
+    assert bool(warm_up) == (epochs >= 8)
+
+
+def test_rates_go_with_the_batch(folder):
+    cfg = distill_config(**SMALL, data=folder, batch_size=32)
+    assert cfg.optim_wrapper.optimizer.lr == pytest.approx(0.05 / 4)
+    assert cfg.param_scheduler[-1].eta_min == pytest.approx(1e-3 / 4)
+    cfg = distill_config(**SMALL, data=folder, batch_size=32, lr=0.1)
+    assert cfg.optim_wrapper.optimizer.lr == pytest.approx(0.1)
+    assert cfg.param_scheduler[-1].eta_min == pytest.approx(2e-3)
+
+
+def test_a_small_folder_gets_small_batches(folder):
+    assert distill_config(**SMALL, data=folder).train_dataloader.batch_size == 16
+
+
+@pytest.mark.parametrize('method', config_names('_base_/methods'))
+def test_methods(folder, method):
+    cfg = distill_config(**SMALL, data=folder, method=method, teacher_checkpoint='later.pth')
+    cfg.model.teacher_checkpoint = None
+    cfg.model.data_preprocessor = cfg.data_preprocessor
+    assert MODELS.build(cfg.model).losses
+    assert cfg.work_dir == f'work_dirs/test_vit_to_test_resnet_{method}'
+
+
+def test_each_model_gets_what_it_was_made_for(folder):
+    cfg = distill_config('test_vit', 'mobilenetv2_100', folder)
+    assert cfg.model.input_size == (3, 224, 224)
+    assert cfg.model.teacher_input_size == (3, 160, 160)
+    assert cfg.model.teacher.data_preprocessor.mean == [127.5] * 3
+    assert cfg.data_preprocessor.mean == [123.675, 116.28, 103.53]
+
+
+def test_a_transformer_is_augmented_more(folder):
+    def types(cfg):
+        return [step.type for step in cfg.train_dataloader.dataset.pipeline]
+
+    strong = distill_config('test_vit', 'test_vit', folder)
+    assert 'RandAugment' in types(strong) and strong.model.student.train_cfg.augments
+    light = distill_config('test_vit', 'test_vit', folder, augmentation='light')
+    assert types(light) == ['LoadImageFromFile', 'Resize', 'RandomCrop', 'PackInputs']
+    assert 'train_cfg' not in light.model.student
+    assert 'RandAugment' not in types(distill_config('test_vit', 'test_resnet', folder))
+
+
+def test_models_and_method_as_dicts(folder, tmp_path):
+    method = dict(losses=[dict(loss=dict(type='KDLoss'), name='kd')])
+    result = distill(
+        vit(3),
+        resnet(3),
+        folder,
+        method,
+        epochs=1,
+        image_size=32,
+        workers=0,
+        augmentation='light',
+        work_dir=str(tmp_path / 'run'),
+    )
+    assert Path(result.student).is_file()
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        (dict(data='/nowhere'), 'there is no such folder'),
+        (dict(data=3), 'data=3: must be the path'),
+        (dict(method='mldrr'), "method='mldrr': must be one of cc, crd"),
+        (dict(method={}), 'method={}: must be a name, a path, or a dict with losses'),
+        (dict(student='test_resnot'), "student='test_resnot': neither .*did you mean test_resnet"),
+        (dict(epochs=0), 'epochs=0: must be a whole number'),
+        (dict(batch_size=-1), 'batch_size=-1'),
+        (dict(image_size='32'), "image_size='32'"),
+        (dict(lr=0), 'lr=0: must be'),
+        (dict(teacher_lr='fast'), "teacher_lr='fast': must be"),
+        (dict(workers=-1), 'workers=-1'),
+        (dict(seed=0.5), 'seed=0.5'),
+        (dict(augmentation='heavy'), "augmentation='heavy': must be one of recipe, light"),
+        (dict(teacher_pretrained='no'), "teacher_pretrained='no': must be True or False"),
+        (dict(speed=3), "no argument 'speed': it takes teacher, student"),
+    ],
+)
+def test_mistakes(folder, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        distill_config(**dict(SMALL, data=folder) | changes)
+
+
+def test_a_misfit_is_found_before_the_teacher_is_trained(folder, tmp_path):
+    method = dict(losses=[dict(loss=dict(type='KDLoss'), teacher='stage9')])
+    with pytest.raises(ConfigError, match="teacher='stage9': nobody records it"):
+        distill(**ALONE, data=folder, method=method, work_dir=str(tmp_path / 'run'))
+    assert not (tmp_path / 'run').exists()

@@ -1,0 +1,348 @@
+"""A student's files, and the model card, each read back as a user would."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import onnx
+import onnxruntime
+import pytest
+import torch
+from helpers import mldr, resnet, timm_resnet, vit
+from mmengine.config import Config
+from mmpretrain.models import BaseClassifier
+from torch import nn
+from torch.testing import assert_close
+from zoo import FAMILIES, image_classifier, timm
+
+from mldr_kd_mm.apis.export import ExportError, export_student
+from mldr_kd_mm.registry import MODELS
+from mldr_kd_mm.utils.errors import ConfigError
+
+ON_LOGITS = [dict(loss=dict(type='KDLoss'), student='logits', teacher='logits')]
+MKDIR = dict(type='os.mkdir', path='CANARY')
+LOGITS_ALONE = dict(neck=None, losses=ON_LOGITS)
+
+
+class _Odd(BaseClassifier):
+    def __init__(self, data_preprocessor):
+        data_preprocessor.setdefault('type', 'ClsDataPreprocessor')
+        super().__init__(data_preprocessor=data_preprocessor)
+        self.fc = nn.Linear(3, 10)
+
+    def extract_feat(self, inputs):
+        return inputs.mean((2, 3))
+
+    def loss(self, inputs, data_samples):
+        raise NotImplementedError
+
+
+@MODELS.register_module()
+class AColour(_Odd):
+    """A small one."""
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        return self.fc(self.extract_feat(inputs))
+
+
+@MODELS.register_module()
+class OtherWhenExported(_Odd):
+    """Its graph is not what it computes."""
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        return self.fc(self.extract_feat(inputs)) + torch.compiler.is_compiling()
+
+
+@MODELS.register_module()
+class LooksAtTheImages(_Odd):
+    """It has no graph."""
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        logits = self.fc(self.extract_feat(inputs))
+        return logits if logits.sum() > 0 else -logits
+
+
+def save_run(folder, student, pixels=32, **config):
+    """Write a checkpoint as of a run; returns its path and the Distiller."""
+    torch.manual_seed(0)
+    model = mldr(student=student, input_size=(3, pixels, pixels), **LOGITS_ALONE)
+    text = Config(dict(model=model, **config)).pretty_text
+    distiller = MODELS.build(model)
+    with torch.no_grad():
+        for parameter in distiller.student.parameters():  # some layers begin as zeros
+            parameter.add_(torch.randn_like(parameter), alpha=0.05)
+        for module in distiller.student.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = None  # statistics of what comes are then its average
+        distiller.student(torch.randn(8, 3, pixels, pixels))
+    path = folder / 'run.pth'
+    torch.save({'state_dict': distiller.state_dict(), 'meta': {'cfg': text}}, path)
+    return str(path), distiller.eval()
+
+
+@torch.no_grad()
+def student_logits(distiller, images):
+    logits = distiller.student(images, mode='tensor')
+    spread = logits.std(0, unbiased=False).max()
+    assert len(images) == 1 or spread > 1e-2, 'the images must matter'
+    return logits
+
+
+STUDENTS = {
+    'ResNet': (resnet(), 32),
+    'ViT': (vit(), 32),
+    'timm ResNet': (timm_resnet(), 32),
+    'timm ViT': (
+        timm('vit_tiny_patch16_224', img_size=32, depth=2, embed_dim=32, num_heads=2),
+        32,
+    ),
+    'Vision Mamba': (FAMILIES['Mamba'] | dict(depth=1), 32),
+}
+SLOW_STUDENTS = {
+    'timm Mixer': (timm('mixer_s32_224', img_size=64), 64),
+    'MobileNetV2': (image_classifier(1280, type='MobileNetV2_CIFAR', widen_factor=0.25), 32),
+    'timm Swin': (
+        timm(
+            'swin_tiny_patch4_window7_224',
+            img_size=64,
+            window_size=4,
+            embed_dim=24,
+            depths=(1, 2, 1, 1),
+            num_heads=(1, 2, 4, 8),
+        ),
+        64,
+    ),
+}
+
+
+class TestGraphs:
+    @pytest.mark.parametrize(
+        'name', [*STUDENTS, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW_STUDENTS)]
+    )
+    def test_same_logits_for_any_batch(self, name, tmp_path):
+        student, pixels = (STUDENTS | SLOW_STUDENTS)[name]
+        checkpoint, distiller = save_run(tmp_path, student, pixels)
+        out = tmp_path / 'out' / 'student.pth'
+        exported = export_student(checkpoint, str(out), onnx=True, torch_export=True)
+        assert not exported.notes
+
+        session = onnxruntime.InferenceSession(out.with_suffix('.onnx'))
+        assert session.get_inputs()[0].shape == ['batch', 3, pixels, pixels]
+        assert session.get_outputs()[0].shape == ['batch', 10]
+        graph = torch.export.load(out.with_suffix('.pt2')).module()
+        for batch in (1, 2, 5):
+            images = torch.randn(batch, 3, pixels, pixels)
+            expected = student_logits(distiller, images)
+            of_onnx = session.run(['logits'], {'images': images.numpy()})[0]
+            assert_close(torch.from_numpy(of_onnx), expected, atol=1e-4, rtol=0)
+            assert_close(graph(images), expected, atol=1e-4, rtol=0)
+
+    def test_batch_that_the_code_fixes(self, tmp_path):
+        """mmpretrain's Swin computes the batch with int()."""
+        backbone = dict(
+            type='SwinTransformer',
+            arch=dict(embed_dims=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2]),
+            img_size=64,
+            window_size=2,
+        )
+        checkpoint, distiller = save_run(tmp_path, image_classifier(64, **backbone), 64)
+        out = tmp_path / 'student.pth'
+        exported = export_student(checkpoint, str(out), torch_export=True)
+        assert exported.notes == ("the graph's batch is 1, for the student's code fixes the batch",)
+        images = torch.randn(1, 3, 64, 64)
+        logits = torch.export.load(out.with_suffix('.pt2')).module()(images)
+        assert_close(logits, student_logits(distiller, images), atol=1e-4, rtol=0)
+
+    def test_says_what_the_images_must_be(self, tmp_path):
+        normalisation = dict(mean=[1.0, 2.0, 3.0], std=[4.0, 5.0, 6.0], to_rgb=True)
+        student = dict(type='AColour', data_preprocessor=normalisation)
+        pipeline = [dict(type='LoadImageFromFile'), dict(type='Resize', scale=32)]
+        val = dict(dataset=dict(type='CustomDataset', data_root='/home/me', pipeline=pipeline))
+        checkpoint, _ = save_run(tmp_path, student, val_dataloader=val)
+        out = tmp_path / 'student.pth'
+        export_student(checkpoint, str(out), onnx=True, torch_export=True)
+        properties = onnx.load(out.with_suffix('.onnx')).metadata_props
+        texts = {entry.key: entry.value for entry in properties}
+        assert {key: json.loads(text) for key, text in texts.items()} == dict(
+            input_size=[3, 32, 32],
+            channel_order='RGB',
+            mean=[1, 2, 3],
+            std=[4, 5, 6],
+            pipeline=pipeline,
+            output='logits',
+            classes=None,
+        )
+        beside = {'metadata.json': ''}
+        torch.export.load(out.with_suffix('.pt2'), extra_files=beside)
+        assert json.loads(beside['metadata.json']) == texts
+
+    @pytest.mark.parametrize(
+        ('kind', 'message'),
+        [
+            (
+                'OtherWhenExported',
+                r'differs from the student by 1\.0e\+00, more than \S+e-04',
+            ),
+            ('LooksAtTheImages', 'the student cannot be exported: '),
+        ],
+    )
+    def test_wrong_graph_is_not_written(self, kind, message, tmp_path):
+        checkpoint, _ = save_run(tmp_path, dict(type=kind))
+        with pytest.raises(ExportError, match=message) as raised:
+            export_student(checkpoint, str(tmp_path / 'out/student.pth'), torch_export=True)
+        assert '\n' not in str(raised.value)
+        assert not list((tmp_path / 'out').iterdir())
+
+    def test_large_logits_are_compared_by_their_size(self, tmp_path):
+        """In float32 those of thousands are not known to 1e-4."""
+        checkpoint, _ = save_run(tmp_path, resnet())
+        content = torch.load(checkpoint, weights_only=False)
+        for name, tensor in content['state_dict'].items():
+            if name.endswith('head.fc.weight'):
+                tensor.mul_(1e5)
+        torch.save(content, checkpoint)
+        out = tmp_path / 'student.pth'
+        export_student(checkpoint, str(out), onnx=True)
+        session = onnxruntime.InferenceSession(out.with_suffix('.onnx'))
+        (logits,) = session.run(None, {'images': torch.randn(2, 3, 32, 32).numpy()})
+        assert abs(logits).max() > 1000
+
+    @pytest.mark.parametrize('package', ['onnx', 'onnxscript', 'onnxruntime'])
+    def test_says_what_to_install(self, package, tmp_path, monkeypatch):
+        monkeypatch.setitem(sys.modules, package, None)
+        wanted = rf"needs {package}: pip install 'mldr-kd-mm\[onnx\]'"
+        with pytest.raises(ConfigError, match=wanted):
+            export_student('run.pth', str(tmp_path / 'student.pth'), onnx=True)
+
+
+class TestUntrustedConfig:
+    """A checkpoint's config comes from whoever wrote the file."""
+
+    @pytest.mark.parametrize(
+        'model',
+        [
+            dict(student=MKDIR),
+            dict(student=dict(type='mmengine.dump', obj=[], file='CANARY.json')),
+            dict(student=dict(type='ImageClassifier', backbone=MKDIR)),
+            dict(student=resnet(data_preprocessor=MKDIR)),
+            dict(student=resnet(), data_preprocessor=MKDIR),
+        ],
+    )
+    def test_calls_only_what_is_registered(self, model, tmp_path, monkeypatch):
+        text = Config(dict(model=model)).pretty_text
+        torch.save(
+            {'state_dict': {'student.w': torch.ones(1)}, 'meta': {'cfg': text}},
+            tmp_path / 'run.pth',
+        )
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(ConfigError, match='is not registered: give the config'):
+            export_student('run.pth', 'student.pth', torch_export=True)
+        assert [path.name for path in tmp_path.iterdir()] == ['run.pth']
+
+    @pytest.mark.parametrize(
+        'config',
+        [
+            {},
+            dict(model=3),
+            dict(model=dict(student=3)),
+            dict(model=dict(student=resnet(), input_size='all')),
+            dict(model=dict(student=resnet(num_classes=7))),
+            dict(model=dict(student=resnet(), losses=3, teacher=[]), train_dataloader=1),
+            dict(model=dict(student=timm_resnet())),
+            dict(model=dict(student=dict(type='ImageClassifier'))),
+        ],
+    )
+    def test_odd_config(self, config, tmp_path):
+        """The weights come out all the same, and no graph does, for a reason of one line."""
+        text = Config(config).pretty_text
+        checkpoint, distiller = save_run(tmp_path, resnet(num_classes=10))
+        content = torch.load(checkpoint)
+        del content['state_dict']['student.head.fc.bias']
+        torch.save(content | {'meta': {'cfg': text}}, checkpoint)
+        with pytest.raises(ConfigError) as raised:
+            export_student(checkpoint, str(tmp_path / 'student.pth'), torch_export=True)
+        assert '\n' not in str(raised.value)
+        exported = export_student(checkpoint, str(tmp_path / 'student.pth'))
+        assert exported.notes == (
+            f'the card says little, for the student cannot be built: {raised.value}',
+        )
+        assert 'How to load it' not in (tmp_path / 'student.md').read_text()
+
+    def test_fetches_nothing(self, tmp_path):
+        student = timm_resnet(checkpoint_path='no.pth', init_cfg=dict(type='Pretrained'))
+        checkpoint, _ = save_run(tmp_path, timm_resnet())
+        content = torch.load(checkpoint)
+        content['meta']['cfg'] = Config(dict(model=dict(student=student))).pretty_text
+        torch.save(content, checkpoint)
+        exported = export_student(checkpoint, str(tmp_path / 'student.pth'))
+        assert not exported.notes
+
+    def test_config_of_the_users(self, tmp_path):
+        """Names a package with a backbone, which only the user may have imported."""
+        checkpoint, _ = save_run(tmp_path, resnet())
+        content = torch.load(checkpoint)
+        path = tmp_path / 'config.py'
+        path.write_text(content['meta'].pop('cfg'))
+        torch.save(content, checkpoint)
+        out = str(tmp_path / 'student.pth')
+        with pytest.raises(ConfigError, match="give the config's path"):
+            export_student(checkpoint, out, torch_export=True)
+        export_student(checkpoint, out, torch_export=True, config=str(path))
+        with pytest.raises(FileNotFoundError):
+            export_student(checkpoint, str(tmp_path / 'b.pth'), config='no.py')
+
+
+class TestCardsCode:
+    """Each block of the card is run in the folder of the files."""
+
+    @pytest.mark.parametrize(
+        ('student', 'needs_us'),
+        [
+            (resnet(), False),
+            (timm('vit_tiny_patch16_224', img_size=32, depth=2), False),
+            (FAMILIES['Mamba'] | dict(depth=1), True),
+        ],
+        ids=['mmpretrain', 'timm', 'ours'],
+    )
+    def test_loads_the_weights(self, student, needs_us, tmp_path):
+        checkpoint, distiller = save_run(tmp_path, student)
+        blocks = []
+        for name in ('a.pth', 'b.safetensors'):
+            export_student(checkpoint, str(tmp_path / name))
+            blocks += code_blocks(tmp_path / name)
+        images = torch.randn(3, 3, 32, 32)
+        torch.save(images, tmp_path / 'images')
+        run_python(
+            'import sys, torch',
+            '' if needs_us else "sys.modules['mldr_kd_mm'] = None",
+            'torch.set_num_threads(1)',
+            "images = torch.load('images')",
+            blocks[0],
+            'logits = [model(images)]',
+            blocks[1],
+            "torch.save([*logits, model(images)], 'logits')",
+            cwd=tmp_path,
+        )
+        expected = student_logits(distiller, images)
+        for logits in torch.load(tmp_path / 'logits'):
+            assert torch.equal(logits, expected)
+
+    def test_runs_the_graphs(self, tmp_path):
+        out = tmp_path / 'student.pth'
+        checkpoint, _ = save_run(tmp_path, dict(type='AColour'))
+        export_student(checkpoint, str(out), onnx=True, torch_export=True)
+        _, of_torch, of_onnx = code_blocks(out)
+        check = 'assert tuple(logits.shape) == (1, 10)'
+        run_python(of_onnx, check, of_torch, check, cwd=tmp_path)
+
+
+def code_blocks(weights: Path) -> list[str]:
+    card = weights.with_suffix('.md').read_text()
+    return re.findall('```python\n(.*?)```', card, re.DOTALL)
+
+
+def run_python(*lines, cwd):
+    script = '\n'.join(lines)
+    subprocess.run([sys.executable, '-c', script], cwd=cwd, check=True)

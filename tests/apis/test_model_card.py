@@ -1,0 +1,130 @@
+"""What the card of an exported student says: what its checkpoint does, and no more."""
+
+import hashlib
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import mldr, train
+from mmengine.config import Config
+
+from mldr_kd_mm.apis.export import export_student, rebuild_student
+from mldr_kd_mm.apis.model_card import image_texts, model_card
+from mldr_kd_mm.models.builder import build_classifier
+from mldr_kd_mm.utils.safe_config import read_config
+
+CONFIGS = Path(__file__).parents[2] / 'configs'
+HOOKS = dict(
+    checkpoint=dict(type='AtomicCheckpointHook', interval=1, save_best='accuracy/top1'),
+    exact_resume=dict(type='ExactResumeHook'),
+)
+
+
+@pytest.fixture(scope='module')
+def work_dir(tmp_path_factory):
+    """Of a run of two epochs, the second of which is as good as the first at best."""
+    folder = tmp_path_factory.mktemp('runs') / 'card'
+    train(mldr(), folder, max_epochs=2, default_hooks=HOOKS)
+    return folder
+
+
+def card_of(checkpoint, folder) -> dict[str, str]:
+    """The card's items, name -> text, and the whole of it under ''."""
+    export_student(str(checkpoint), str(folder / 'student.pth'))
+    text = (folder / 'student.md').read_text()
+    return dict(re.findall('^- (.+?): (.*)$', text, re.MULTILINE)) | {'': text}
+
+
+def card_of_config(name, **content) -> tuple[dict[str, str], dict]:
+    """The card's items for one of our configs, and what the graphs say of the images."""
+    run = read_config(Config.fromfile(CONFIGS / name).pretty_text)
+    weights = build_classifier(run['model']['student'].copy()).state_dict()
+    student = rebuild_student(run, weights)
+    text = model_card(content, run, student, {'student.pth': (Path(__file__), 'weights')})
+    items = dict(re.findall('^- (.+?): (.*)$', text, re.MULTILINE)) | {'': text}
+    return items, image_texts(content, run, student)
+
+
+def test_what_a_run_recorded(work_dir, tmp_path):
+    card = card_of(work_dir / 'epoch_2.pth', tmp_path)
+    content = torch.load(work_dir / 'epoch_2.pth', weights_only=False)
+    assert card['Trained for'] == '2 epochs, 8 iterations (the config asks for 2)'
+    assert (card['Images in a batch'], card['Processes']) == ('10, in each process', '1')
+    assert card['Optimizer'] == '`SGD(lr=0.01)`'
+    assert card['Seed'] == '0'
+    assert card['Run'] == content['meta']['experiment_name']
+    assert card['Weights'] == 'those of the last step, no average'
+    assert card['Parameters'] == '176,402'
+    assert card['`dfra`, weight 1.0'] == (
+        "`DFRALoss` of logits, stage_logits, fused_logits against the teacher's logits"
+    )
+    assert card['Licence of the data'] == 'unknown: ask its owner'
+    assert card['Output'].endswith(': 0, 1, 2, 3, 4, 5, 6, 7, 8, 9')
+    recorded = content['meta']['mmengine_version']
+    commit = card['Commit of the folder it was trained in'].strip('`')
+    version = card['Trained with'].removeprefix('mmengine ').partition(';')[0]
+    assert recorded in (version + commit, f'{version}unknown')
+    sha256 = hashlib.sha256((tmp_path / 'student.pth').read_bytes()).hexdigest()
+    assert card['`student.pth`'].endswith(f'sha256 `{sha256}`')
+    assert str(work_dir) not in card['']
+
+
+def test_whose_accuracy_it_is(work_dir, tmp_path):
+    """mmengine saves an epoch's checkpoint before it validates, and the best one after."""
+    best = next(work_dir.glob('best_*_epoch_*.pth'))
+    for name in ('epoch_2', best.stem):
+        (tmp_path / name).mkdir()
+        card = card_of(work_dir / f'{name}.pth', tmp_path / name)
+        history = torch.load(work_dir / f'{name}.pth', weights_only=False)['message_hub'][
+            'log_scalars'
+        ]['val/accuracy/top1'].data[0]
+        assert card['accuracy/top1'] == (
+            f'last {history[-1]:.2f}, highest of {len(history)} validations {max(history):.2f}'
+        )
+        assert card['Measured on'] == "`Digits(split='test', subset={'per_class': 3})`"
+        if name == 'epoch_2':
+            assert (
+                'The last validation was after epoch 1; these weights, of epoch 2, were saved '
+                'before theirs' in card['']
+            )
+        else:
+            assert 'The last validation was of these weights' in card['']
+
+
+def test_cifar():
+    card, images = card_of_config('mldr/deit_to_mobilenet_c100_32px.py')
+    assert 'MobileNetV2_CIFAR distilled from VisionTransformer on CIFAR-100\n' in card['']
+    assert card["Teacher's weights"] == '`epoch_40.pth`'
+    assert card['Images'] == '3 x 32 x 32, channels in the order RGB'
+    assert card['Licence of the data'].startswith('its authors state no licence')
+    assert card['Trained on'] == "`CIFAR100(split='train')`"
+    assert images['channel_order'] == '"RGB"'
+    assert 'work_dirs' not in card[''] and 'data/cifar100' not in card['']
+
+
+def test_what_is_not_recorded():
+    card, _ = card_of_config('kd/vit-small_to_resnet18_c100.py')
+    assert card['Trained for'].startswith('not recorded epochs, not recorded iterations')
+    for name in ('Seed', 'Processes', 'Run', 'Finished', 'Accuracy'):
+        assert card[name] == 'not recorded'
+    assert card['Trained with'] == 'mmengine not recorded; torch not recorded'
+
+
+def test_images_that_are_read_as_bgr():
+    card, _ = card_of_config('mldr/vit-small_to_resnet18_tiny_64px.py')
+    assert card['Images'] == '3 x 64 x 64, channels in the order RGB'
+    assert 'non-commercial' in card['Licence of the data']
+    assert card['Before that'].startswith('`LoadImageFromFile`')
+
+
+def test_texts_stay_in_their_lines(work_dir, tmp_path):
+    content = torch.load(work_dir / 'epoch_2.pth', weights_only=False)
+    content['meta'] |= dict(
+        experiment_name='a\n# Not a title\n- Seed: 1`', dataset_meta=dict(classes=['x\n# y'])
+    )
+    torch.save(content, tmp_path / 'run.pth')
+    card = card_of(tmp_path / 'run.pth', tmp_path)
+    assert card['Run'] == "a# Not a title- Seed: 1'"
+    assert card['Seed'] == '0'
+    assert '\n# y' not in card['']

@@ -1,0 +1,97 @@
+import pytest
+import torch
+from helpers import resnet
+
+from mldr_kd_mm.apis.models import (
+    fetch_pretrained,
+    find_model,
+    recipe_of,
+    with_pretrained_weights,
+)
+from mldr_kd_mm.models.builder import build_classifier
+from mldr_kd_mm.utils.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ('name', 'size', 'recipe', 'weights'),
+    [
+        ('timm/test_vit', 160, 'transformer', 'timm'),
+        ('test_resnet', 160, 'cnn', 'timm'),
+        ('test_resnet.r160_in1k', 160, 'cnn', 'timm'),
+        ('mobilenetv2_100', 224, 'cnn', 'timm'),
+        ('test_convnext', 160, 'transformer', 'timm'),
+        ('levit_128s', 224, 'transformer', 'timm'),
+        ('swin-tiny', 224, 'transformer', 'timm'),
+        ('vim-tiny', 224, 'mamba', None),
+        ('mobilenet-v2_32px', 32, 'cnn', None),
+        ('deit-small', 224, 'transformer', None),
+        ('mmpretrain/resnet18_8xb32_in1k', 224, 'cnn', 'https://'),
+    ],
+)
+def test_names(name, size, recipe, weights):
+    model = find_model(name, num_classes=7)
+
+    assert model.image_size == size or name == 'mobilenet-v2_32px'
+    assert recipe_of(model) == recipe
+    assert weights is None or model.weights.startswith(weights)
+    built = build_classifier(model.config).eval()
+    with torch.no_grad():
+        assert built(torch.zeros(1, 3, size, size), mode='tensor').shape == (1, 7)
+
+
+@pytest.mark.parametrize('name', ['test_vit', 'test_resnet', 'deit-small', 'swin-tiny', 'vim-tiny'])
+def test_another_image_size(name):
+    model = find_model(name, num_classes=7, image_size=64)
+    assert model.image_size == 64
+    with torch.no_grad():
+        built = build_classifier(model.config).eval()
+        assert built(torch.zeros(1, 3, 64, 64), mode='tensor').shape == (1, 7)
+
+
+def test_normalization_is_the_models_own():
+    assert find_model('test_vit', 7).normalization['mean'] == [127.5] * 3
+    assert find_model('mobilenetv2_100', 7).normalization['mean'] == [123.675, 116.28, 103.53]
+
+
+def test_a_dict_and_a_config_are_taken_as_they_are(tmp_path):
+    assert find_model(resnet(5), 7).config == resnet(5)
+    path = tmp_path / 'mine.py'
+    path.write_text(f'model = {resnet(5)!r}')
+    found = find_model(str(path), 7)
+    assert (found.name, found.config) == ('mine', resnet(5))
+
+
+@pytest.mark.parametrize(
+    ('name', 'message'),
+    [
+        ('mobilenetv2_10', "student='mobilenetv2_10': neither .* did you mean mobilenetv2_1"),
+        ('timm/vim-tiny', 'neither timm nor mmpretrain'),
+        ('test_vit.nowhere', "student='test_vit.nowhere': .*nowhere"),
+        ('lost.py', "student='lost.py': there is no such file"),
+    ],
+)
+def test_mistakes(name, message):
+    with pytest.raises(ConfigError, match=message):
+        find_model(name, 7, field='student')
+
+
+def test_pretrained_weights():
+    config = with_pretrained_weights(find_model('test_vit', 7), 'student')
+    assert config['pretrained']
+    model = find_model('mmpretrain/resnet18_8xb32_in1k', 7)
+    config = with_pretrained_weights(model, 'student')
+    assert config['init_cfg']['checkpoint'] == model.weights
+    assert model.pretrained_classes == 1000
+
+
+def test_no_pretrained_weights(tmp_path):
+    with pytest.raises(ConfigError, match=r"teacher='vim-tiny': there are no .*teacher_checkpoint"):
+        fetch_pretrained(find_model('vim-tiny', 7), tmp_path / 'weights.pth', 'teacher')
+
+
+def test_finding_a_model_draws_no_random_numbers():
+    torch.manual_seed(0)
+    wanted = torch.rand(1)
+    torch.manual_seed(0)
+    recipe_of(find_model('test_resnet', 7))
+    assert torch.rand(1) == wanted

@@ -1,0 +1,210 @@
+"""What a run says of itself, on a real pseudo-terminal and into a pipe."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import environment, mldr, on_terminal, resnet, runner_config, train, vit
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from mldr_kd_mm.engine.hooks import ProgressHook
+from mldr_kd_mm.engine.hooks.progress import _cached, _duration
+
+HERE = Path(__file__).parent
+BAR = '━'
+ESCAPES = re.compile(r'\x1b\[[0-9;?]*[A-Za-z]')
+TIME = r'\d\d/\d\d \d\d:\d\d:\d\d'
+SHOWS_CURSOR, HIDES_CURSOR = '\x1b[?25h', '\x1b[?25l'
+
+
+def command(work_dir, *options):
+    return [sys.executable, HERE / 'progress_worker.py', work_dir, *options]
+
+
+def run_on_terminal(work_dir, *options, **streams):
+    return on_terminal(command(work_dir, *options), path=HERE.parent, **streams)
+
+
+def into_pipe(work_dir, *options):
+    done = subprocess.run(
+        command(work_dir, *options),
+        env=environment(HERE.parent),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    output = done.stdout.decode()
+    assert done.returncode == 0, output
+    return output
+
+
+def log_of(work_dir):
+    (path,) = work_dir.glob('*/*.log')
+    return path.read_text()
+
+
+def weights(work_dir):
+    return torch.load(work_dir / 'epoch_7.pth', weights_only=False)['state_dict']
+
+
+@pytest.fixture(scope='module')
+def terminal(tmp_path_factory):
+    """A run on a terminal: its work directory, and what the terminal got."""
+    work_dir = tmp_path_factory.mktemp('terminal') / 'run'
+    code, output = run_on_terminal(work_dir)
+    assert code == 0, output
+    return work_dir, output
+
+
+@pytest.fixture(scope='module')
+def pipe(tmp_path_factory):
+    """The same run into a pipe."""
+    work_dir = tmp_path_factory.mktemp('pipe') / 'run'
+    return work_dir, into_pipe(work_dir)
+
+
+@pytest.mark.slow
+def test_a_terminal_gets_bars(terminal):
+    output = ESCAPES.sub('', terminal[1])
+    assert BAR in output
+    assert re.search(r'train .*28/28 +epoch 7/7 +loss \d+\.\d+ +accuracy \d+\.\d %', output)
+    assert re.search(r'val .*\d/3', output)
+    assert re.search(r'teacher .*\d/3', output[: output.index('About to be trained')])
+    assert terminal[1].rindex(SHOWS_CURSOR) > terminal[1].rindex(HIDES_CURSOR)
+    assert 'the end' in output[output.rindex(BAR) :]
+
+
+@pytest.mark.slow
+def test_log_lines_are_not_torn(terminal):
+    work_dir, output = terminal
+    # Where the cursor goes back to the start of a line, what was there is gone.
+    shown = [line.rpartition('\r')[2].rstrip() for line in ESCAPES.sub('', output).splitlines()]
+    for line in log_of(work_dir).splitlines():
+        if 'Epoch(val)' in line or 'Saving checkpoint' in line:
+            text = re.escape(line.partition(' - ')[2].rstrip())
+            assert any(re.fullmatch(f'{TIME} - {text}', other) for other in shown), text
+
+
+@pytest.mark.slow
+def test_a_pipe_gets_lines_alone(pipe):
+    assert BAR not in pipe[1]
+    assert '\x1b[' not in pipe[1]
+    assert 'Epoch(val) [7][3/3]' in pipe[1]
+
+
+@pytest.mark.slow
+def test_both_say_what_will_be_trained(terminal, pipe):
+    for text in (log_of(terminal[0]), ESCAPES.sub('', terminal[1]), log_of(pipe[0]), pipe[1]):
+        assert 'About to be trained:' in text
+        assert re.search(r'teacher +ResNet_CIFAR, 0\.\d+ M parameters', text)
+        assert re.search(r"teacher's accuracy +\d+\.\d\d % on the validation set", text)
+        assert re.search(r'student +VisionTransformer, 0\.\d+ M parameters', text)
+        assert re.search('loss dfra +DFRALoss of logits, stage_logits, fused_logits', text)
+        assert re.search('taps +stage1 backbone.layers.0, stage2', text)
+        assert re.search('data +40 images, batches of 10', text)
+        assert re.search('steps +28 in 7 epochs', text)
+        assert re.search(r'Expected time: \d+ s for the 3 steps that are left', text)
+
+
+@pytest.mark.slow
+def test_weights_are_the_same(terminal, pipe, tmp_path):
+    work_dir = tmp_path / 'run'
+    assert 'About to be trained' not in into_pipe(work_dir, 'off')
+    wanted = weights(work_dir)
+    for other in (terminal[0], pipe[0]):
+        got = weights(other)
+        assert wanted.keys() == got.keys()
+        assert all(torch.equal(wanted[key], got[key]) for key in wanted)
+
+
+@pytest.mark.slow
+def test_an_error_gives_the_terminal_back(tmp_path):
+    code, output = run_on_terminal(tmp_path / 'run', 'failing')
+    assert code == 1
+    assert BAR in output
+    assert output.rindex(SHOWS_CURSOR) > output.rindex(HIDES_CURSOR)
+    # Python 3.13 colours it.
+    assert 'RuntimeError: on purpose' in ESCAPES.sub('', output[output.rindex(SHOWS_CURSOR) :])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('option', 'said'),
+    [('off', 'Teacher on the validation set'), ('without-rich', 'About to be trained:')],
+)
+def test_no_bar(tmp_path, option, said):
+    code, output = run_on_terminal(tmp_path / 'run', option)
+    assert code == 0, output
+    assert BAR not in output
+    assert said in output
+
+
+@pytest.mark.slow
+def test_stdout_in_a_file_gets_the_log(tmp_path):
+    with (tmp_path / 'out.txt').open('wb') as file:
+        code, output = run_on_terminal(tmp_path / 'run', stdout=file)
+    assert code == 0
+    assert BAR in output and 'Epoch(val)' not in output
+    text = (tmp_path / 'out.txt').read_text()
+    assert 'Epoch(val) [7][3/3]' in text and BAR not in text and '\x1b[?25' not in text
+
+
+def test_a_model_without_a_teacher(tmp_path):
+    hooks = dict(progress=dict(type='ProgressHook'))
+    model = resnet(data_preprocessor=dict(num_classes=10))
+    runner = train(model, tmp_path / 'run', default_hooks=hooks)
+    assert any(isinstance(hook, ProgressHook) for hook in runner.hooks)
+    assert re.search(r'model +ResNet_CIFAR, 0\.\d+ M parameters', log_of(tmp_path / 'run'))
+
+
+def test_it_comes_after_the_teachers_accuracy(tmp_path):
+    hooks = dict(
+        progress=dict(type='ProgressHook'), teacher_accuracy=dict(type='TeacherAccuracyHook')
+    )
+    train(mldr(teacher=vit()), tmp_path / 'run', default_hooks=hooks)
+    assert "teacher's accuracy" in log_of(tmp_path / 'run')
+
+
+class CacheStates(Hook):
+    """Notes what would be said of the teacher's cache."""
+
+    def __init__(self, states):
+        self.states = states
+
+    def after_train_epoch(self, runner):
+        self.states.append(_cached(runner))
+
+
+@pytest.mark.parametrize(
+    ('cached', 'wanted'),
+    [(False, ['', '']), (True, ['recording the teacher', 'reading the teacher'])],
+)
+def test_recording_of_the_teacher(tmp_path, cached, wanted):
+    states = []
+    config = runner_config(mldr(), tmp_path / 'run', max_epochs=2)
+    if cached:
+        config['train_dataloader']['sampler'] = dict(type='ViewSampler', shuffle=True, views=1)
+        cache = dict(type='TeacherCacheHook', dir=str(tmp_path / 'cache'))
+        config['default_hooks']['teacher_cache'] = cache
+    runner = Runner.from_cfg(Config(config))
+    runner.register_hook(CacheStates(states))
+    runner.train()
+    assert states == wanted
+
+
+@pytest.mark.parametrize(
+    ('seconds', 'text'),
+    [
+        (0.2, '0 s'),
+        (59.6, '1 min 0 s'),
+        (61, '1 min 1 s'),
+        (3600, '1 h 0 min'),
+        (90000, '25 h 0 min'),
+    ],
+)
+def test_durations(seconds, text):
+    assert _duration(seconds) == text

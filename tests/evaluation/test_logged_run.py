@@ -1,0 +1,105 @@
+"""What a run leaves, read back."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import mldr, resnet, train
+
+from mldr_kd_mm.evaluation.logged_run import LoggedRun, curve, read_records
+from mldr_kd_mm.utils.errors import ConfigError
+
+
+def write(work_dir, part, *records, end='\n'):
+    """Write the log of a part of a run."""
+    log = work_dir / part / 'vis_data/scalars.json'
+    log.parent.mkdir(parents=True)
+    log.write_text('\n'.join(json.dumps(record) for record in records) + end)
+
+
+def test_curve_of_a_run_in_two_parts(tmp_path):
+    first = [
+        dict(loss=3.0, epoch=1, step=10),
+        dict(acc=5.0, step=1),
+        dict(loss=2.5, epoch=2, step=20),
+    ]
+    write(tmp_path, '20260101_000000', *first)
+    write(tmp_path, '20260101_010000', dict(loss=2.0, epoch=2, step=20), dict(acc=7.0, step=2))
+    records = read_records(tmp_path)
+    assert curve(records, 'loss') == {1: 3.0, 2: 2.0}
+    assert curve(records, 'acc') == {1: 5.0, 2: 7.0}
+    assert curve(records, 'lost') == {}
+
+
+def test_line_that_is_half_written(tmp_path):
+    write(tmp_path, 'a', dict(loss=3.0, step=1), dict(loss=2.0, step=2), end='\n{"loss": 1.')
+    assert curve(read_records(tmp_path), 'loss') == {1: 3.0, 2: 2.0}
+
+
+def test_no_run(tmp_path):
+    with pytest.raises(
+        ConfigError, match='must be the work directory of a run: it has no .*scalars'
+    ):
+        LoggedRun.read(tmp_path, 'none')
+    write(tmp_path, 'a', dict(loss=3.0, step=1))
+    with pytest.raises(ConfigError, match='it has no .*config.py'):
+        LoggedRun.read(tmp_path, 'none')
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """Runners of a distilled student and of one alone."""
+    folder = tmp_path_factory.mktemp('runs')
+    alone = resnet(data_preprocessor=dict(num_classes=10))
+    return dict(mldr=train(mldr(), folder / 'mldr'), alone=train(alone, folder / 'alone'))
+
+
+@pytest.mark.parametrize('kind', ['mldr', 'alone'])
+def test_model_is_the_one_that_was_trained(trained, kind):
+    runner = trained[kind]
+    run = LoggedRun.read(Path(runner.work_dir), kind)
+    assert run.has_teacher == (kind == 'mldr')
+    model = run.build_model(run.checkpoint())
+    assert not any(module.training for module in model.modules())
+    for name, value in runner.model.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value), name
+    student = getattr(model, 'student', model)
+    count = sum(p.numel() for p in run.build_student().parameters())
+    assert count == sum(p.numel() for p in student.parameters())
+
+
+def test_checkpoint_by_name(trained, tmp_path):
+    work_dir = tmp_path / 'run'
+    shutil.copytree(trained['alone'].work_dir, work_dir)
+    run = LoggedRun.read(work_dir, 'run')
+    with pytest.raises(FileNotFoundError, match='lost.pth'):
+        run.checkpoint('lost.pth')
+    for epoch, name in ((0, 'epoch_0.pth'), (9, 'best_accuracy_top1_epoch_9.pth')):
+        torch.save(dict(meta=dict(epoch=epoch, iter=3 * epoch)), work_dir / name)
+    torch.save(dict(meta=dict(dataset_meta={}), state_dict={}), work_dir / 'student_10.pth')
+    for path in work_dir.glob('*.pth'):
+        os.utime(path, (0, 0))
+    assert run.checkpoint()['meta']['epoch'] == 1, 'the higher number, and no best one'
+    os.utime(work_dir / 'epoch_0.pth')
+    assert run.checkpoint()['meta']['epoch'] == 0, 'the newer one'
+    assert run.checkpoint('epoch_1.pth')['meta']['epoch'] == 1
+    for path in work_dir.glob('epoch_*.pth'):
+        path.unlink()
+    assert run.checkpoint()['meta']['epoch'] == 9
+    (work_dir / 'best_accuracy_top1_epoch_9.pth').unlink()
+    with pytest.raises(FileNotFoundError, match='there is no checkpoint'):
+        run.checkpoint()
+
+
+def test_samples_are_spread_over_the_set(trained):
+    def labels(samples):
+        batches = run.validation_batches(samples)
+        return [int(sample.gt_label) for batch in batches for sample in batch['data_samples']]
+
+    run = LoggedRun.read(Path(trained['alone'].work_dir), 'run')
+    everything = labels(1000)
+    assert len(everything) == 30
+    assert labels(10) == [everything[round(i * 29 / 9)] for i in range(10)]

@@ -1,0 +1,49 @@
+"""Processes that fail together; how they are used is tested with what uses them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch.distributed
+from helpers import run_ranks
+from mmengine.dist import all_gather_object
+
+from mldr_kd_mm import ConfigError
+from mldr_kd_mm.utils.dist import failing_together, from_main_process
+
+HERE = Path(__file__)
+
+
+@pytest.mark.parametrize('fails', ['inner', 'outer', 'in the middle'])
+def test_an_error_within_is_told_once(tmp_path, fails):
+    run_ranks(*((HERE, rank, tmp_path / 'store', fails) for rank in range(2)))
+
+
+def main(rank, store, fails):
+    """One of two processes; the first one fails."""
+    torch.distributed.init_process_group(
+        'gloo', init_method=f'file://{store}', rank=rank, world_size=2
+    )
+
+    def fail(place):
+        if rank == 0 and fails == place:
+            raise OSError('the disk')
+
+    with pytest.raises(OSError if rank == 0 else ConfigError, match='the disk'):
+        with failing_together():
+            fail('in the middle')
+            with failing_together():
+                fail('inner')
+            fail('outer')
+    # Neither waits for the other now.
+    assert all_gather_object(rank) == [0, 1]
+    assert from_main_process(lambda: rank) == 0
+
+
+if __name__ == '__main__':
+    main(int(sys.argv[1]), *sys.argv[2:])
+    # A thread of gloo's may abort a process that shuts down as usual.
+    os._exit(0)
