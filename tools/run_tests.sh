@@ -43,6 +43,7 @@ fi
 export OMP_NUM_THREADS=1
 part 'lint' .venv/bin/python -m ruff check .
 part 'format' .venv/bin/python -m ruff format --check .
+part 'imports' .venv/bin/lint-imports --no-cache
 part 'core tests on the original OpenMMLab packages' \
     .venv-upstream/bin/python -m pytest -n 2 "${core[@]}"
 part 'tests' .venv/bin/python -m pytest -n 2
