@@ -24,14 +24,14 @@ from mmengine.config import Config
 from mmengine.dataset import BaseDataset, default_collate
 from torch import Tensor
 
-from mldr_kd_mm.datasets import CIFAR100
+from mldr_kd_mm.datasets import VerifiedCIFAR100
 
 TARGET_RATIO = 2
 BASES = Path(__file__).resolve().parents[1] / 'configs' / '_base_' / 'datasets'
 SIDES = ('ours', 'mmpretrain')
 
 
-class Pickled(CIFAR100):
+class Pickled(VerifiedCIFAR100):
     """The images as mmengine keeps them."""
 
     _serialize_data = BaseDataset._serialize_data
@@ -49,16 +49,16 @@ def mmpretrains(step: dict) -> list[dict]:
     return [step]
 
 
-def build(loader: dict, data_root: str) -> dict[str, CIFAR100]:
+def build(loader: dict, data_root: str) -> dict[str, VerifiedCIFAR100]:
     """Both sides of one loader's data set."""
     pipeline = loader.dataset.pipeline
     options = dict(data_root=data_root, split=loader.dataset.split, verify=False, download=False)
     theirs = [each for step in pipeline for each in mmpretrains(step)]
-    sides = (CIFAR100(pipeline=pipeline, **options), Pickled(pipeline=theirs, **options))
+    sides = (VerifiedCIFAR100(pipeline=pipeline, **options), Pickled(pipeline=theirs, **options))
     return dict(zip(SIDES, sides, strict=True))
 
 
-def make(dataset: CIFAR100, batches: np.ndarray, seed: int) -> tuple[float, float, Tensor]:
+def make(dataset: VerifiedCIFAR100, batches: np.ndarray, seed: int) -> tuple[float, float, Tensor]:
     """Seconds of the process and of the clock that ``batches`` take, and the last one's images."""
     random.seed(seed)
     np.random.seed(seed)
@@ -68,7 +68,9 @@ def make(dataset: CIFAR100, batches: np.ndarray, seed: int) -> tuple[float, floa
     return time.process_time() - cpu, time.perf_counter() - wall, batch['inputs']
 
 
-def compare(sides: dict[str, CIFAR100], batches: np.ndarray, repeats: int) -> dict[str, list]:
+def compare(
+    sides: dict[str, VerifiedCIFAR100], batches: np.ndarray, repeats: int
+) -> dict[str, list]:
     """Median images a second of each side, ``[of a core, by the clock]``."""
     seconds = {name: [] for name in sides}
     for repeat in range(repeats + 1):

@@ -11,7 +11,7 @@ from pathlib import Path
 from mldr_kd_mm.apis.distill import AUGMENTATIONS, distill, distill_config
 from mldr_kd_mm.apis.info import describe
 from mldr_kd_mm.utils.errors import describe as describe_error
-from mldr_kd_mm.utils.logging import quiet_log
+from mldr_kd_mm.utils.logging import log_warnings_only
 
 _USAGE = """Distil one kind of image network into another.
 
@@ -148,7 +148,7 @@ def _run_distill(args: Namespace) -> None:
     options = vars(args)
     resume, only_print = options.pop('resume'), options.pop('print_config')
     if only_print:
-        with quiet_log():
+        with log_warnings_only():
             print(distill_config(**options).pretty_text)
         return
     result = distill(**options, resume=resume)
@@ -192,7 +192,7 @@ def _run_report(args: Namespace) -> None:
     from mldr_kd_mm.visualization.report import make_report
 
     out = args.out or Path(args.work_dirs[0], 'report')
-    with quiet_log():
+    with log_warnings_only():
         print(make_report(args.work_dirs, out, args.samples, args.checkpoint))
 
 

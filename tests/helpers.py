@@ -21,7 +21,7 @@ from mmengine.runner import Runner
 from mmpretrain.structures import DataSample
 from PIL import Image
 
-from mldr_kd_mm.datasets import CIFAR100
+from mldr_kd_mm.datasets import VerifiedCIFAR100
 
 NUM_CLASSES = 10
 NORMALIZATION = dict(mean=[127.0] * 3, std=[64.0] * 3, num_classes=NUM_CLASSES)
@@ -129,7 +129,7 @@ def make_cifar100(root: Path) -> Path:
     folder = root / 'cifar-100-python'
     write_file(folder / 'train', make_split(per_class=2, seed=0))
     write_file(folder / 'test', make_split(per_class=1, seed=1))
-    write_file(folder / 'meta', {'fine_label_names': list(CIFAR100.METAINFO['classes'])})
+    write_file(folder / 'meta', {'fine_label_names': list(VerifiedCIFAR100.METAINFO['classes'])})
     return root
 
 

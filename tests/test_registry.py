@@ -15,7 +15,7 @@ from mmengine.registry import DefaultScope, Registry
 
 import mldr_kd_mm
 from mldr_kd_mm import registry
-from mldr_kd_mm.datasets import CIFAR100
+from mldr_kd_mm.datasets import VerifiedCIFAR100
 from mldr_kd_mm.engine.hooks import TeacherAccuracyHook
 
 SCOPES = ['mldr_kd_mm', 'mmpretrain']
@@ -67,9 +67,9 @@ def test_every_spelling(package, scope, kind, prefix, expected, own):
 @pytest.mark.parametrize(
     ('scope', 'type_', 'expected'),
     [
-        ('mldr_kd_mm', 'CIFAR100', CIFAR100),
+        ('mldr_kd_mm', 'CIFAR100', VerifiedCIFAR100),
         ('mmpretrain', 'CIFAR100', mmpretrain.datasets.CIFAR100),
-        *((scope, 'mldr_kd_mm.CIFAR100', CIFAR100) for scope in SCOPES),
+        *((scope, 'mldr_kd_mm.CIFAR100', VerifiedCIFAR100) for scope in SCOPES),
         *((scope, 'mmpretrain.CIFAR100', mmpretrain.datasets.CIFAR100) for scope in SCOPES),
     ],
 )

@@ -18,7 +18,7 @@ from _runs import ROOT, mean_and_std
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mldr_kd_mm.utils.atomic_files import whole_file
+from mldr_kd_mm.utils.atomic_files import atomic_write
 from mldr_kd_mm.utils.errors import ConfigError
 from mldr_kd_mm.version import __version__
 
@@ -125,7 +125,7 @@ def device() -> str:
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a text that is whole as soon as it is there."""
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         file.write(text.encode())
 
 

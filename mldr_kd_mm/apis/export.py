@@ -23,8 +23,8 @@ from mldr_kd_mm.apis.model_card import Student, image_texts, mapping, model_card
 from mldr_kd_mm.models.builder import build_classifier, fill
 from mldr_kd_mm.models.taps.stages import fixed_size
 from mldr_kd_mm.registry import MODELS, SCOPE
-from mldr_kd_mm.utils.checkpoint import load_checkpoint, printable, student_state_dict
-from mldr_kd_mm.utils.errors import ConfigError, check_sizes, named
+from mldr_kd_mm.utils.checkpoint import load_checkpoint, student_state_dict
+from mldr_kd_mm.utils.errors import ConfigError, check_sizes, named, printable
 from mldr_kd_mm.utils.safe_config import read_config
 
 TOLERANCE = 1e-4

@@ -17,8 +17,9 @@ from mldr_kd_mm.models.builder import build_classifier
 from mldr_kd_mm.models.losses import relation
 from mldr_kd_mm.models.taps.recorder import FeatureRecorder
 from mldr_kd_mm.models.taps.stages import stage_layout
-from mldr_kd_mm.utils.checkpoint import load_checkpoint, printable, read_weights
-from mldr_kd_mm.utils.logging import quiet_log
+from mldr_kd_mm.utils.checkpoint import load_checkpoint, read_weights
+from mldr_kd_mm.utils.errors import printable
+from mldr_kd_mm.utils.logging import log_warnings_only
 from mldr_kd_mm.version import __version__
 
 Fact = tuple[str, str]
@@ -82,7 +83,7 @@ def _installation() -> Iterator[Fact]:
 def _model(name: str) -> Iterator[Fact]:
     found = find_model(name, num_classes=1000)
     size = (3, found.image_size, found.image_size)
-    with quiet_log():
+    with log_warnings_only():
         model = build_classifier(found.config).eval()
         recorder = FeatureRecorder()
         recorder.find_stages(model, size)

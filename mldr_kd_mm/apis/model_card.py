@@ -35,11 +35,12 @@ _NO_LICENCE = (
 _DATA = {
     'CIFAR10': ('CIFAR-10', _NO_LICENCE),
     'CIFAR100': ('CIFAR-100', _NO_LICENCE),
+    'VerifiedCIFAR100': ('CIFAR-100', _NO_LICENCE),
     'TinyImageNet': ('Tiny-ImageNet', f'a part of ImageNet; {_NON_COMMERCIAL}'),
     'ImageNet': ('ImageNet-1K', _NON_COMMERCIAL),
 }
 # The order of the channels as mmpretrain's data sets have them before any `to_rgb`.
-_RGB_DATA = {'CIFAR10', 'CIFAR100'}
+_RGB_DATA = {'CIFAR10', 'CIFAR100', 'VerifiedCIFAR100'}
 # Paths of the machine of the run, and what the card has in a line of its own.
 _NOT_SHOWN = {'type', 'data_root', 'data_prefix', 'ann_file', 'checkpoint_path', 'pipeline'}
 # Arguments of a TimmClassifier that are not timm's.

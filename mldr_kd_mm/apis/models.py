@@ -19,7 +19,7 @@ from mldr_kd_mm.apis.configs import CONFIGS, config_path
 from mldr_kd_mm.models.backbones import VisionMamba
 from mldr_kd_mm.models.builder import build_classifier
 from mldr_kd_mm.utils.errors import ConfigError, named
-from mldr_kd_mm.utils.logging import quiet_log
+from mldr_kd_mm.utils.logging import log_warnings_only
 
 MODELS = '_base_/models'
 IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -92,7 +92,7 @@ def recipe_of(model: NamedModel) -> str:
     A network with BatchNorm and without attention gets the CNN recipe, Vision Mamba its own, any
     other the Transformer's.
     """
-    with torch.random.fork_rng(devices=[]), quiet_log(), named(f'model {model.name!r}'):
+    with torch.random.fork_rng(devices=[]), log_warnings_only(), named(f'model {model.name!r}'):
         modules = list(build_classifier(copy.deepcopy(model.config)).modules())
     if any(isinstance(module, VisionMamba) for module in modules):
         return 'mamba'

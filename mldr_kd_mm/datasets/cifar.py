@@ -11,23 +11,24 @@ import numpy as np
 from mmengine.dataset import force_full_init
 from mmengine.fileio import LocalBackend, exists, get_file_backend, join_path
 from mmengine.logging import print_log
-from mmpretrain.datasets import CIFAR100 as MMPretrainCIFAR100
+from mmpretrain.datasets import CIFAR100
 from mmpretrain.datasets.utils import check_md5
 
 from mldr_kd_mm.datasets.subset import take_subset
 from mldr_kd_mm.registry import DATASETS
-from mldr_kd_mm.utils.archive import fetch, unpack
-from mldr_kd_mm.utils.dist import main_process_first
+from mldr_kd_mm.utils.archive import download, extract
+from mldr_kd_mm.utils.dist import run_on_main_process
 from mldr_kd_mm.utils.errors import ConfigError
-from mldr_kd_mm.utils.safe_pickle import load_dict
+from mldr_kd_mm.utils.safe_pickle import load_pickle
 
 SHAPE = (32, 32, 3)
 LARGEST = 1_000_000_000  # bytes; the archive has 169 million, unpacked it has 186 million
 RECORD = 1 + 32 * 32 * 3  # bytes of an image in memory: its label and its pixels
 
 
-@DATASETS.register_module()
-class CIFAR100(MMPretrainCIFAR100):
+# A bare 'CIFAR100' is ours under this package's default scope and mmpretrain's under its own.
+@DATASETS.register_module(name=['VerifiedCIFAR100', 'CIFAR100'])
+class VerifiedCIFAR100(CIFAR100):
     """`CIFAR-100 <https://www.cs.toronto.edu/~kriz/cifar.html>`_, 32 px RGB, 100 classes.
 
     mmpretrain's data set of the same name, with five differences: its files are read by an
@@ -74,7 +75,7 @@ class CIFAR100(MMPretrainCIFAR100):
 
     def load_data_list(self) -> list[dict]:
         """Return one ``{'img': uint8 (32, 32, 3), 'gt_label': int}`` an image."""
-        main_process_first(self._provide_files)
+        run_on_main_process(self._provide_files)
         # The file of a split has the split's name.
         path = join_path(self.data_prefix['root'], self.base_folder, self.split)
         pixels, labels = _read(path, num_classes=len(self.METAINFO['classes']))
@@ -154,12 +155,12 @@ class CIFAR100(MMPretrainCIFAR100):
             if not archive.exists():
                 fetched = Path(unfinished, self.filename)
                 print_log(f'Downloading {self.url} to {archive}', 'current')
-                fetch(self.url, fetched, LARGEST)
+                download(self.url, fetched, LARGEST)
                 if not check_md5(fetched, self.tgz_md5):
                     raise ConfigError(f'{self.url} has another MD5 checksum than the official file')
                 os.replace(fetched, archive)
             names = ('train', 'test', 'meta')
-            unpack(
+            extract(
                 archive, [f'{self.base_folder}/{name}' for name in names], Path(unfinished), LARGEST
             )
             folder.mkdir(exist_ok=True)
@@ -170,7 +171,7 @@ class CIFAR100(MMPretrainCIFAR100):
 
 def _read(path: str, num_classes: int) -> tuple[np.ndarray, list[int]]:
     """Return the pixels, uint8 (N, 3072), and the N labels of one file in the official layout."""
-    content = load_dict(path)
+    content = load_pickle(path)
     for key in ('data', 'fine_labels'):
         if key not in content:
             raise ConfigError(f'{path}: should hold {key!r}, holds {sorted(map(str, content))}')

@@ -13,7 +13,7 @@ from mmpretrain.structures import DataSample
 from mldr_kd_mm.registry import DATA_SAMPLERS
 from mldr_kd_mm.structures.view import View, ViewIndex
 from mldr_kd_mm.utils.errors import check_positive
-from mldr_kd_mm.utils.random import global_rng_kept, seed_global_rng
+from mldr_kd_mm.utils.random import preserve_global_rng, seed_global_rng
 
 
 @DATA_SAMPLERS.register_module()
@@ -40,7 +40,7 @@ class ViewSampler(DefaultSampler):
         super().__init__(dataset, **kwargs)
         self.views = views
         self._start = 0
-        draw_by_view(dataset)
+        seed_by_view(dataset)
 
     def __iter__(self) -> Iterator[ViewIndex]:
         """Iterate over the indices of this process."""
@@ -61,7 +61,7 @@ class ViewSampler(DefaultSampler):
         self._start = position
 
 
-def draw_by_view(dataset: Any) -> None:
+def seed_by_view(dataset: Any) -> None:
     """Let a data set draw what a data loader asks for by :class:`ViewIndex` seeded.
 
     The whole of ``dataset[index]`` is seeded: the pipeline, what wrappers around the data set draw,
@@ -75,7 +75,7 @@ def draw_by_view(dataset: Any) -> None:
 def _items(dataset: Any, indices: Sequence[int]) -> list:
     if not isinstance(indices[0], ViewIndex):
         return [dataset[index] for index in indices]
-    with global_rng_kept():
+    with preserve_global_rng():
         return [_item(dataset, index.view) for index in indices]
 
 

@@ -22,7 +22,7 @@ from mmengine.runner import Runner
 
 from mldr_kd_mm.utils.checkpoint import use_safe_loading
 from mldr_kd_mm.utils.errors import ConfigError, named
-from mldr_kd_mm.utils.logging import quiet_log
+from mldr_kd_mm.utils.logging import log_warnings_only
 from mldr_kd_mm.utils.progress import close_bars
 
 # The variable in which each launcher gives a process its number.
@@ -81,7 +81,7 @@ def preflight(cfg: Config, *fields: str) -> None:
     if cfg.get('data_preprocessor'):
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
     init_default_scope(cfg.get('default_scope', 'mmengine'))
-    with quiet_log():
+    with log_warnings_only():
         with named('model'):
             model = MODELS.build(cfg.model)
         if 'optim_wrapper' in fields:

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Subset
 from mldr_kd_mm.models.builder import build_classifier
 from mldr_kd_mm.models.distillers.distiller import Distiller
 from mldr_kd_mm.registry import DATASETS, MODELS
-from mldr_kd_mm.utils.checkpoint import is_of_a_run, load_checkpoint
+from mldr_kd_mm.utils.checkpoint import has_training_state, load_checkpoint
 from mldr_kd_mm.utils.errors import ConfigError, named
 from mldr_kd_mm.utils.safe_config import read_config
 
@@ -139,7 +139,7 @@ class LoggedRun:
         # Not what last_checkpoint names: the work directory may have been moved.
         for path in sorted(self.work_dir.glob('*.pth'), key=_age, reverse=True):
             content = load_checkpoint(str(path))
-            if is_of_a_run(content):
+            if has_training_state(content):
                 return content
         raise FileNotFoundError(f'{self.work_dir}: there is no checkpoint')
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from mldr_kd_mm.models.taps import stages
 from mldr_kd_mm.registry import MODELS
-from mldr_kd_mm.utils.checkpoint import printable, read_weights
-from mldr_kd_mm.utils.errors import ConfigError
+from mldr_kd_mm.utils.checkpoint import read_weights
+from mldr_kd_mm.utils.errors import ConfigError, printable
 
 
 class LoadReport(NamedTuple):

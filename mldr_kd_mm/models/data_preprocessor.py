@@ -7,8 +7,8 @@ from mmpretrain.models import ClsDataPreprocessor as MMPretrainClsDataPreprocess
 from torch import Tensor, nn
 
 from mldr_kd_mm.registry import MODELS
-from mldr_kd_mm.structures.view import digest, views_of
-from mldr_kd_mm.utils.random import global_rng_kept, seed_global_rng
+from mldr_kd_mm.structures.view import get_views, hash_views
+from mldr_kd_mm.utils.random import preserve_global_rng, seed_global_rng
 
 
 @MODELS.register_module()
@@ -21,11 +21,11 @@ class ClsDataPreprocessor(MMPretrainClsDataPreprocessor):
 
     def forward(self, data: dict, training: bool = False) -> dict:
         """As mmpretrain has it: ``inputs`` (B, 3, H, W) and ``data_samples``."""
-        views = views_of(data.get('data_samples'))
+        views = get_views(data.get('data_samples'))
         if not training or self.batch_augments is None or views is None:
             return super().forward(data, training)
-        with global_rng_kept():
-            seed_global_rng(views[0].seed, views[0].epoch, digest(views), 1)
+        with preserve_global_rng():
+            seed_global_rng(views[0].seed, views[0].epoch, hash_views(views), 1)
             return super().forward(data, training)
 
 

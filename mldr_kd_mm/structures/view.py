@@ -35,12 +35,12 @@ class ViewIndex(int):
         return (self.view,)
 
 
-def views_of(data_samples: Sequence[DataSample] | None) -> list[View] | None:
+def get_views(data_samples: Sequence[DataSample] | None) -> list[View] | None:
     """The views of a batch, or None if it was drawn otherwise."""
     views = [getattr(sample, 'view', None) for sample in data_samples or ()]
     return views if views and None not in views else None
 
 
-def digest(views: Sequence[View]) -> int:
+def hash_views(views: Sequence[View]) -> int:
     """A number of 32 bits for a batch: that of its views and their order."""
     return zlib.crc32(np.array(views, np.int64).tobytes())

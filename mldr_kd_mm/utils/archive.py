@@ -31,7 +31,7 @@ class _AtMost:
         return content
 
 
-def fetch(url: str, path: Path, limit: int) -> None:
+def download(url: str, path: Path, limit: int) -> None:
     """Write what a URL gives to a new file.
 
     Raises:
@@ -42,7 +42,7 @@ def fetch(url: str, path: Path, limit: int) -> None:
         shutil.copyfileobj(_AtMost(source, limit), file)
 
 
-def unpack(archive: Path, names: Collection[str], folder: Path, limit: int) -> None:
+def extract(archive: Path, names: Collection[str], folder: Path, limit: int) -> None:
     """Take files out of a ``.tar.gz``, and nothing else that it holds.
 
     Args:

@@ -14,7 +14,7 @@ UNFINISHED = '.unfinished'
 
 
 @contextmanager
-def whole_file(path: str | Path) -> Iterator[BinaryIO]:
+def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
     """Write a file that takes the place of the old one once all of it is on the disk.
 
     Until then it has another name, ``path`` with ``.unfinished`` behind it. After an error nothing
@@ -46,13 +46,13 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
         os.close(folder)
 
 
-class WholeFileBackend(LocalBackend):
+class AtomicFileBackend(LocalBackend):
     """mmengine's backend for local files; what it writes replaces the old file at once."""
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
         """Write bytes."""
         Path(filepath).parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(filepath) as file:
+        with atomic_write(filepath) as file:
             file.write(obj)
 
     def put_text(self, obj: str, filepath: str | Path, encoding: str = 'utf-8') -> None:
@@ -60,6 +60,6 @@ class WholeFileBackend(LocalBackend):
         self.put(obj.encode(encoding), filepath)
 
 
-def write_whole_files() -> None:
+def use_atomic_writes() -> None:
     """From now on let mmengine write its local files, checkpoints among them, as whole ones."""
-    register_backend('local', WholeFileBackend, force=True, prefixes='')
+    register_backend('local', AtomicFileBackend, force=True, prefixes='')

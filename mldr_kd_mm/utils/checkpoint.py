@@ -16,7 +16,7 @@ from mmengine.runner import CheckpointLoader
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mldr_kd_mm.utils.errors import ConfigError
+from mldr_kd_mm.utils.errors import ConfigError, printable
 from mldr_kd_mm.utils.safe_pickle import STAND_INS, PickledArray, PickledDType
 
 
@@ -159,7 +159,7 @@ def load_checkpoint(
     return content
 
 
-def is_of_a_run(content: dict[str, Any]) -> bool:
+def has_training_state(content: dict[str, Any]) -> bool:
     """Whether a file holds the state of a run, and not weights alone as of an exported student."""
     meta = content.get('meta')
     return isinstance(meta, dict) and 'iter' in meta
@@ -290,11 +290,6 @@ def _reason(error: Exception) -> str:
             return f'refused: it asks for {name}, and weights are tensors and plain containers'
     first_line = (text.strip() or type(error).__name__).splitlines()[0]
     return f'cannot be read as weights: {printable(first_line)}'
-
-
-def printable(content: Any) -> str:
-    """What of a file's content may go into a message of one line."""
-    return ''.join(filter(str.isprintable, str(content)))[:200]
 
 
 def read_weights(path: str, field: str = 'checkpoint') -> Weights:

@@ -1,4 +1,4 @@
-"""What the processes of a run do for each other, and agree on."""
+"""Agreement between the processes of a distributed run."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ T = TypeVar('T')
 
 
 @contextmanager
-def failing_together() -> Iterator[None]:
-    """Raise in every process what was raised in one; all must come to the end of the ``with``.
+def raise_on_all_ranks() -> Iterator[None]:
+    """Raise an exception of any rank on every rank.
 
-    A process that failed alone would leave the others waiting for it. One may be within another.
+    A rank that failed alone would leave the others waiting for it. Every rank must reach the end of
+    the ``with`` block. Blocks may be nested.
 
     Raises:
-        Exception: What this process raised; a ConfigError with its message in the others.
+        Exception: The exception of this rank. The other ranks raise a ConfigError with its message.
     """
     error = None
     try:
         yield
     except Exception as caught:
-        if getattr(caught, 'known_to_all', False):  # raised by one within this one
+        if getattr(caught, 'known_to_all', False):  # raised by a nested block
             raise
         error = caught
     message = None if error is None else f'{error}' or repr(error)
@@ -41,59 +42,61 @@ def failing_together() -> Iterator[None]:
         raise error
 
 
-def main_process_first(work: Callable[[], None]) -> None:
-    """Let the main process work while the others wait for its success or error.
-
-    Raises:
-        Exception: What the work raised; in the other processes a ConfigError with its message.
-    """
-    with failing_together():
-        if dist.is_main_process():
-            work()
-
-
-def from_main_process(work: Callable[[], T]) -> T:
-    """Let the main process find a value for all; see :func:`main_process_first` for errors."""
-    found = [None]
-    main_process_first(lambda: found.__setitem__(0, work()))
-    dist.broadcast_object_list(found)
-    return found[0]
-
-
-class Votes:
-    """The flags of each step, the largest over all processes; no host waits for its GPU.
-
-    On a CPU they are known at once. On a GPU they are given out some steps later, when it has long
-    computed them, and at the same step in all processes.
+def run_on_main_process(work: Callable[[], T]) -> T:
+    """Run a function on the main process and return its result on every rank.
 
     Args:
-        lag: How many steps later.
+        work: The function. The other ranks wait until it returns or raises.
+
+    Returns:
+        What ``work`` returned, sent to the other ranks by pickle.
+
+    Raises:
+        Exception: What ``work`` raised. The other ranks raise a ConfigError with its message.
+    """
+    result: list[T | None] = [None]
+    with raise_on_all_ranks():
+        if dist.is_main_process():
+            result[0] = work()
+    dist.broadcast_object_list(result)
+    return result[0]
+
+
+class DeferredAllReduce:
+    """All-reduce (max) of small flags that never makes the host wait for its GPU.
+
+    On a CPU the result is available at once. On a GPU it is returned a few steps later, when it was
+    computed long ago, and at the same step on all ranks.
+
+    Args:
+        lag: How many steps later a GPU's result is returned.
     """
 
     def __init__(self, lag: int = 2) -> None:
         self.lag = lag
-        self._open: deque[tuple[Tensor, torch.cuda.Event]] = deque()
+        self._pending: deque[tuple[Tensor, torch.cuda.Event]] = deque()
 
-    def cast(self, flags: Tensor) -> Tensor | None:
-        """Vote; every process must.
+    def reduce(self, flags: Tensor) -> Tensor | None:
+        """Reduce the flags of a step in place; every rank must call it.
 
         Args:
-            flags: This process's flags (N,) of this step, on the device that trains.
+            flags: This rank's flags (N,) on the training device. They become the maximum over all
+                ranks.
 
         Returns:
-            The flags (N,) of all processes, on the CPU: of this step, or on a GPU of the step
-            ``lag`` steps ago, None before there is one.
+            The maximum over all ranks (N,) on the CPU: of this step, or on a GPU of the step
+            ``lag`` steps ago and None during the first ``lag`` steps.
         """
         dist.all_reduce(flags, 'max')
         if flags.device.type == 'cpu':
             return flags
-        here = torch.empty_like(flags, device='cpu', pin_memory=True)
-        here.copy_(flags, non_blocking=True)
-        done = torch.cuda.Event()
-        done.record()
-        self._open.append((here, done))
-        if len(self._open) <= self.lag:
+        on_host = torch.empty_like(flags, device='cpu', pin_memory=True)
+        on_host.copy_(flags, non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record()
+        self._pending.append((on_host, copied))
+        if len(self._pending) <= self.lag:
             return None
-        here, done = self._open.popleft()
-        done.synchronize()
-        return here
+        on_host, copied = self._pending.popleft()
+        copied.synchronize()
+        return on_host

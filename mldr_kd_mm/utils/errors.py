@@ -143,3 +143,8 @@ def describe(error: BaseException) -> str:
     text = ' '.join(lines)
     # A single word, such as the key of a KeyError, says nothing without the type.
     return text if ' ' in text else f'{type(error).__name__}: {text}'.rstrip(': ')
+
+
+def printable(content: Any) -> str:
+    """Return the content of an untrusted file as text that fits into a message of one line."""
+    return ''.join(filter(str.isprintable, str(content)))[:200]

@@ -9,7 +9,7 @@ from mmengine.logging import MMLogger
 
 
 @contextmanager
-def quiet_log() -> Iterator[None]:
+def log_warnings_only() -> Iterator[None]:
     """Log warnings only: the Runner will say the rest again, in its own log."""
     logger = MMLogger.get_current_instance()
     level = logger.level

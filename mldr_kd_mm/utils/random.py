@@ -12,7 +12,7 @@ import torch
 
 
 @contextmanager
-def global_rng_kept() -> Iterator[None]:
+def preserve_global_rng() -> Iterator[None]:
     """Put the generators of Python, NumPy and torch (CPU) back to where they were."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:

@@ -113,7 +113,7 @@ class _ArrayUnpickler(pickle.Unpickler):
         return _DATA_STAND_INS[module, name]
 
 
-def load_dict(path: str) -> dict:
+def load_pickle(path: str) -> dict:
     """Return the dict of arrays, lists, numbers and strings that a pickle file holds.
 
     Written by any Python and numpy, with any pickle protocol.

@@ -12,7 +12,7 @@ import torch
 from mldr_kd_mm.evaluation.logged_run import LoggedRun
 from mldr_kd_mm.evaluation.measures import agreement, expected_calibration_error, softmax
 from mldr_kd_mm.evaluation.observer import Observations, Observer
-from mldr_kd_mm.utils.atomic_files import whole_file
+from mldr_kd_mm.utils.atomic_files import atomic_write
 from mldr_kd_mm.utils.errors import ConfigError, check_positive, named
 from mldr_kd_mm.utils.progress import track
 from mldr_kd_mm.version import __version__
@@ -70,7 +70,7 @@ def make_report(
     sections = [section(entries) for section in SECTIONS]
     for section in sections:
         for picture in section.pictures:
-            with whole_file(out / 'figures' / f'{picture.name}.png') as file:
+            with atomic_write(out / 'figures' / f'{picture.name}.png') as file:
                 file.write(figures.to_png(picture.figure))
     page = render(
         'Distillation report',
@@ -81,7 +81,7 @@ def make_report(
         [f'{entry.name}: {entry.note}' for entry in entries if entry.note],
         sections,
     )
-    with whole_file(out / 'report.html') as file:
+    with atomic_write(out / 'report.html') as file:
         file.write(page.encode())
     return out / 'report.html'
 

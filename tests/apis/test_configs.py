@@ -65,7 +65,7 @@ def test_inherited(base, tmp_path):
     assert parent.model.student.head.pop('num_classes') == 100
     assert cfg.model.student.to_dict() == parent.model.student.to_dict()
     assert cfg.model.losses == parent.model.losses
-    assert cfg.train_dataloader.dataset.type == 'mldr_kd_mm.CIFAR100'
+    assert cfg.train_dataloader.dataset.type == 'mldr_kd_mm.VerifiedCIFAR100'
 
 
 def test_by_mmengine_hub():

@@ -98,7 +98,7 @@ def test_cifar():
     assert card["Teacher's weights"] == '`epoch_40.pth`'
     assert card['Images'] == '3 x 32 x 32, channels in the order RGB'
     assert card['Licence of the data'].startswith('its authors state no licence')
-    assert card['Trained on'] == "`CIFAR100(split='train')`"
+    assert card['Trained on'] == "`VerifiedCIFAR100(split='train')`"
     assert images['channel_order'] == '"RGB"'
     assert 'work_dirs' not in card[''] and 'data/cifar100' not in card['']
 

@@ -20,13 +20,13 @@ from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import DefaultScope
 from torch.utils.data import DataLoader
 
-from mldr_kd_mm.datasets import CIFAR100
+from mldr_kd_mm.datasets import VerifiedCIFAR100
 from mldr_kd_mm.registry import DATASETS
 from mldr_kd_mm.utils.errors import ConfigError
 
 PROJECT = Path(__file__).resolve().parents[2]
 SHARED_DATA = PROJECT.parent / 'shared' / 'data'
-NAMES = CIFAR100.METAINFO['classes']
+NAMES = VerifiedCIFAR100.METAINFO['classes']
 
 
 def md5(path: Path) -> str:
@@ -61,7 +61,7 @@ def official(tmp_path, monkeypatch) -> Path:
     """The root of a set whose checksums count as official and whose archive can be downloaded."""
     folder = tmp_path / 'official'
     for name, value in official_attributes(folder).items():
-        monkeypatch.setattr(CIFAR100, name, value)
+        monkeypatch.setattr(VerifiedCIFAR100, name, value)
     return folder
 
 
@@ -77,7 +77,7 @@ def test_reads_what_mmpretrain_reads(other, monkeypatch):
     monkeypatch.setattr(theirs, 'test_list', [['test', None]])
     for split, length in (('train', 200), ('test', 100)):
         expected = theirs(data_root=str(other), split=split)
-        dataset = CIFAR100(data_root=str(other), split=split, verify=False)
+        dataset = VerifiedCIFAR100(data_root=str(other), split=split, verify=False)
         assert len(dataset) == len(expected) == length
         assert dataset.metainfo == expected.metainfo
         for ours, info in zip(dataset, expected, strict=True):
@@ -89,7 +89,7 @@ def test_reads_what_mmpretrain_reads(other, monkeypatch):
 
 
 def test_accepts_the_official_checksums(official):
-    assert len(CIFAR100(data_root=str(official), download=False)) == 200
+    assert len(VerifiedCIFAR100(data_root=str(official), download=False)) == 200
 
 
 @pytest.mark.parametrize('split', ['train', 'test'])
@@ -100,31 +100,31 @@ def test_refuses_other_checksums_and_touches_nothing(official, other, split):
     write_file(other / 'cifar-100-python' / 'train', content)
     before = snapshot(other)
     with pytest.raises(ConfigError) as caught:
-        CIFAR100(data_root=str(other), split=split, download=True)
+        VerifiedCIFAR100(data_root=str(other), split=split, download=True)
     message = str(caught.value)
     assert '\n' not in message
     assert f'data_root={str(other)!r}' in message
     assert str(other / 'cifar-100-python' / 'train') in message
     assert 'verify=False' in message
     assert snapshot(other) == before
-    assert len(CIFAR100(data_root=str(other), split=split, verify=False)) > 0
+    assert len(VerifiedCIFAR100(data_root=str(other), split=split, verify=False)) > 0
 
 
 def test_missing_files_without_download(tmp_path):
     with pytest.raises(ConfigError) as caught:
-        CIFAR100(data_root=str(tmp_path), download=False)
+        VerifiedCIFAR100(data_root=str(tmp_path), download=False)
     message = str(caught.value)
     assert '\n' not in message
     assert f'data_root={str(tmp_path)!r} lacks cifar-100-python/train' in message
-    assert CIFAR100.url in message
+    assert VerifiedCIFAR100.url in message
     assert 'download=True' in message
     assert list(tmp_path.iterdir()) == []
 
 
 def test_missing_files_without_network(tmp_path, monkeypatch):
-    monkeypatch.setattr(CIFAR100, 'url', (tmp_path / 'no such archive').as_uri())
+    monkeypatch.setattr(VerifiedCIFAR100, 'url', (tmp_path / 'no such archive').as_uri())
     with pytest.raises(ConfigError, match='download failed .*No such file.*; unpack') as caught:
-        CIFAR100(data_root=str(tmp_path / 'data'))
+        VerifiedCIFAR100(data_root=str(tmp_path / 'data'))
     assert '\n' not in str(caught.value)
     assert isinstance(caught.value.__cause__, OSError)
     assert snapshot(tmp_path) == {}
@@ -133,13 +133,13 @@ def test_missing_files_without_network(tmp_path, monkeypatch):
 def test_missing_files_in_remote_storage(tmp_path, monkeypatch):
     monkeypatch.setattr('mldr_kd_mm.datasets.cifar.get_file_backend', lambda path: object())
     with pytest.raises(ConfigError, match='only a local directory can be downloaded to'):
-        CIFAR100(data_root=str(tmp_path))
+        VerifiedCIFAR100(data_root=str(tmp_path))
 
 
 @pytest.mark.parametrize('verify', [True, False])
 def test_downloads_missing_files(official, tmp_path, verify):
     root = tmp_path / 'data'
-    dataset = CIFAR100(data_root=str(root), split='test', verify=verify)
+    dataset = VerifiedCIFAR100(data_root=str(root), split='test', verify=verify)
     assert len(dataset) == 100
     assert sorted(snapshot(root)) == [
         'cifar-100-python.tar.gz',
@@ -151,9 +151,9 @@ def test_downloads_missing_files(official, tmp_path, verify):
 def test_an_archive_that_is_there_needs_no_network(official, tmp_path, monkeypatch):
     root = tmp_path / 'data'
     root.mkdir()
-    (root / CIFAR100.filename).write_bytes((official / 'archive.tar.gz').read_bytes())
-    monkeypatch.setattr(CIFAR100, 'url', (tmp_path / 'no such archive').as_uri())
-    assert len(CIFAR100(data_root=str(root))) == 200
+    (root / VerifiedCIFAR100.filename).write_bytes((official / 'archive.tar.gz').read_bytes())
+    monkeypatch.setattr(VerifiedCIFAR100, 'url', (tmp_path / 'no such archive').as_uri())
+    assert len(VerifiedCIFAR100(data_root=str(root))) == 200
 
 
 def test_a_download_completes_a_set_and_overwrites_nothing(official, tmp_path):
@@ -163,7 +163,7 @@ def test_a_download_completes_a_set_and_overwrites_nothing(official, tmp_path):
     (folder / 'train').write_bytes((official / 'cifar-100-python' / 'train').read_bytes())
     (folder / 'meta').write_text('my own notes')
     before = snapshot(root)
-    assert len(CIFAR100(data_root=str(root), split='test')) == 100
+    assert len(VerifiedCIFAR100(data_root=str(root), split='test')) == 100
     after = snapshot(root)
     assert {name: after[name] for name in before} == before
     assert after['cifar-100-python/test'][0] == (official / 'cifar-100-python/test').read_bytes()
@@ -172,10 +172,10 @@ def test_a_download_completes_a_set_and_overwrites_nothing(official, tmp_path):
 def test_an_archive_with_another_checksum_is_kept(official, tmp_path):
     root = tmp_path / 'data'
     root.mkdir()
-    (root / CIFAR100.filename).write_text('half a download')
+    (root / VerifiedCIFAR100.filename).write_text('half a download')
     before = snapshot(root)
     with pytest.raises(ConfigError, match='tar.gz is there with another MD5 checksum, remove it'):
-        CIFAR100(data_root=str(root))
+        VerifiedCIFAR100(data_root=str(root))
     assert snapshot(root) == before
 
 
@@ -197,13 +197,13 @@ def test_a_download_that_is_no_set_leaves_nothing(official, tmp_path, monkeypatc
             with tarfile.open(archive, 'w:gz') as tar:
                 tar.addfile(link('cifar-100-python/train', '/etc/passwd'))
             message = 'its cifar-100-python/train is no regular file'
-        monkeypatch.setattr(CIFAR100, 'tgz_md5', md5(archive))
+        monkeypatch.setattr(VerifiedCIFAR100, 'tgz_md5', md5(archive))
     root = tmp_path / 'data'
     with pytest.raises(ConfigError, match=f'lacks .* download failed .*{message}') as caught:
-        CIFAR100(data_root=str(root))
+        VerifiedCIFAR100(data_root=str(root))
     assert str(caught.value).isprintable()
     # What has the official checksum is not fetched again.
-    kept = [CIFAR100.filename] if fault in ('damaged', 'a link') else []
+    kept = [VerifiedCIFAR100.filename] if fault in ('damaged', 'a link') else []
     assert [path.name for path in root.iterdir()] == kept
 
 
@@ -217,7 +217,7 @@ def test_official_files_are_not_mixed_with_others(official, other):
     (other / 'cifar-100-python' / 'test').unlink()
     before = snapshot(other)
     with pytest.raises(ConfigError, match=r'lacks cifar-100-python/test, .*verify=False'):
-        CIFAR100(data_root=str(other), verify=False, download=True)
+        VerifiedCIFAR100(data_root=str(other), verify=False, download=True)
     assert snapshot(other) == before
 
 
@@ -240,7 +240,7 @@ def test_runs_no_code_of_a_file(other, tmp_path, place):
     path = other / 'cifar-100-python' / 'train'
     write_file(path, content)
     with pytest.raises(ConfigError, match=r'train: refused, it asks for (posix|nt)\.mkdir'):
-        CIFAR100(data_root=str(other), verify=False)
+        VerifiedCIFAR100(data_root=str(other), verify=False)
     assert not canary.exists()
 
 
@@ -250,7 +250,7 @@ def test_refuses_a_truncated_file(other, kept):
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * kept)])
     with pytest.raises(ConfigError, match='train: cannot be read') as caught:
-        CIFAR100(data_root=str(other), verify=False)
+        VerifiedCIFAR100(data_root=str(other), verify=False)
     assert '\n' not in str(caught.value)
 
 
@@ -274,7 +274,7 @@ def test_refuses_another_layout(other, change, message):
     path = other / 'cifar-100-python' / 'train'
     write_file(path, {**make_split(per_class=2, seed=0), **change})
     with pytest.raises(ConfigError, match=message) as caught:
-        CIFAR100(data_root=str(other), verify=False)
+        VerifiedCIFAR100(data_root=str(other), verify=False)
     assert str(path) in str(caught.value)
     assert '\n' not in str(caught.value)
 
@@ -285,14 +285,14 @@ def test_refuses_a_missing_key(other, key):
     del content[key]
     write_file(other / 'cifar-100-python' / 'train', content)
     with pytest.raises(ConfigError, match=f"should hold '{key}', holds .*'filenames'"):
-        CIFAR100(data_root=str(other), verify=False)
+        VerifiedCIFAR100(data_root=str(other), verify=False)
 
 
 @pytest.mark.parametrize('split', ['train', 'test'])
 def test_subset(other, split):
-    whole = CIFAR100(data_root=str(other), split=split, verify=False)
+    whole = VerifiedCIFAR100(data_root=str(other), split=split, verify=False)
     labels = [40, 7, 99]
-    dataset = CIFAR100(
+    dataset = VerifiedCIFAR100(
         data_root=str(other), split=split, verify=False, subset=dict(labels=labels, per_class=1)
     )
     assert dataset.metainfo['classes'] == tuple(NAMES[label] for label in labels)
@@ -302,12 +302,12 @@ def test_subset(other, split):
     for info in dataset:
         first = whole[all_labels.index(labels[info['gt_label']])]
         np.testing.assert_array_equal(info['img'], first['img'])
-    assert CIFAR100.METAINFO['classes'] == NAMES and len(NAMES) == 100
+    assert VerifiedCIFAR100.METAINFO['classes'] == NAMES and len(NAMES) == 100
 
 
 def test_memory_is_the_pixels_and_labels_and_an_image_is_a_copy(other):
-    pickled = CIFAR100(data_root=str(other), verify=False, serialize_data=False)
-    dataset = CIFAR100(data_root=str(other), verify=False)
+    pickled = VerifiedCIFAR100(data_root=str(other), verify=False, serialize_data=False)
+    dataset = VerifiedCIFAR100(data_root=str(other), verify=False)
     assert dataset.data_bytes.nbytes == 200 * 3073
     for index in (0, 199, -1, np.int64(5)):
         ours, theirs = dataset.get_data_info(index), pickled.get_data_info(index)
@@ -326,7 +326,9 @@ class Index(int):
 
 def test_an_index_reaches_the_pipeline_as_it_is(other):
     index = Index(3)
-    dataset = CIFAR100(data_root=str(other), verify=False, pipeline=[lambda results: results])
+    dataset = VerifiedCIFAR100(
+        data_root=str(other), verify=False, pipeline=[lambda results: results]
+    )
     assert dataset[index]['sample_idx'] is index
 
 
@@ -334,10 +336,10 @@ def test_an_index_reaches_the_pipeline_as_it_is(other):
     ('indices', 'chosen'), [(7, range(7)), (-7, range(193, 200)), ([5, 199, 0], [5, 199, 0])]
 )
 def test_part_of_the_images(other, indices, chosen):
-    whole = CIFAR100(data_root=str(other), verify=False)
+    whole = VerifiedCIFAR100(data_root=str(other), verify=False)
     for part in (
         whole.get_subset(indices),
-        CIFAR100(data_root=str(other), verify=False, indices=indices),
+        VerifiedCIFAR100(data_root=str(other), verify=False, indices=indices),
     ):
         assert len(part) == len(chosen)
         for ours, index in zip(part, chosen, strict=True):
@@ -347,18 +349,20 @@ def test_part_of_the_images(other, indices, chosen):
 
 def test_refuses_an_unknown_split(other):
     with pytest.raises(ConfigError, match="split='val': should be 'train' or 'test'"):
-        CIFAR100(data_root=str(other), split='val', verify=False)
+        VerifiedCIFAR100(data_root=str(other), split='val', verify=False)
 
 
 def test_subset_that_is_not_there(other):
     with pytest.raises(ConfigError, match='class 0 .apple. should have 3 or more .* it has 2'):
-        CIFAR100(data_root=str(other), verify=False, subset=dict(per_class=3))
+        VerifiedCIFAR100(data_root=str(other), verify=False, subset=dict(per_class=3))
 
 
 @pytest.mark.parametrize(
     ('scope', 'name', 'is_ours'),
     [
         ('mldr_kd_mm', 'CIFAR100', True),
+        ('mldr_kd_mm', 'VerifiedCIFAR100', True),
+        ('mmpretrain', 'VerifiedCIFAR100', True),
         ('mldr_kd_mm', 'mldr_kd_mm.CIFAR100', True),
         ('mldr_kd_mm', 'mmpretrain.CIFAR100', False),
         ('mmpretrain', 'CIFAR100', False),
@@ -369,7 +373,7 @@ def test_subset_that_is_not_there(other):
 def test_every_spelling_is_found(scope, name, is_ours, registry):
     with DefaultScope.overwrite_default_scope(scope):
         dataset = registry.build(dict(type=name, data_root='anywhere', lazy_init=True))
-    assert isinstance(dataset, CIFAR100) == is_ours
+    assert isinstance(dataset, VerifiedCIFAR100) == is_ours
     assert isinstance(dataset, mmpretrain.datasets.CIFAR100)
 
 
@@ -379,7 +383,7 @@ def test_feeds_a_pipeline_in_worker_processes(other):
         dict(type='RandomFlip', prob=0.5, direction='horizontal'),
         dict(type='PackInputs'),
     ]
-    dataset = CIFAR100(data_root=str(other), verify=False, pipeline=pipeline)
+    dataset = VerifiedCIFAR100(data_root=str(other), verify=False, pipeline=pipeline)
     loader = DataLoader(dataset, batch_size=64, num_workers=2, collate_fn=pseudo_collate)
     labels = []
     for batch in loader:
@@ -394,7 +398,7 @@ TWO_PROCESSES = """
 import datetime, json, sys
 import torch.distributed
 from helpers import leave_group
-from mldr_kd_mm.datasets import CIFAR100
+from mldr_kd_mm.datasets import VerifiedCIFAR100
 from mldr_kd_mm.utils.errors import ConfigError
 
 rank, folder, attributes = int(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
@@ -404,13 +408,13 @@ torch.distributed.init_process_group(
 result = []
 for keywords in (dict(download=False), dict(download=True)):
     try:
-        CIFAR100(data_root=f'{folder}/data', **keywords)
+        VerifiedCIFAR100(data_root=f'{folder}/data', **keywords)
     except ConfigError as error:
         result.append(str(error))
-    CIFAR100.url = f'file://{folder}/absent'
+    VerifiedCIFAR100.url = f'file://{folder}/absent'
 for name, value in attributes.items():
-    setattr(CIFAR100, name, value)
-result.append(len(CIFAR100(data_root=f'{folder}/data')))
+    setattr(VerifiedCIFAR100, name, value)
+result.append(len(VerifiedCIFAR100(data_root=f'{folder}/data')))
 print(json.dumps(result))
 leave_group()
 """
@@ -461,9 +465,9 @@ def test_the_real_images(tmp_path):
         stdout=subprocess.DEVNULL,
     )
     with pytest.raises(ConfigError, match='verify=False'):
-        CIFAR100(data_root=str(tmp_path))
+        VerifiedCIFAR100(data_root=str(tmp_path))
     for split in ('train', 'test'):
-        dataset = CIFAR100(data_root=str(tmp_path), split=split, verify=False)
+        dataset = VerifiedCIFAR100(data_root=str(tmp_path), split=split, verify=False)
         assert np.bincount(dataset.get_gt_labels()).tolist() == [5] * 100
         images = np.stack([info['img'] for info in dataset]) / 255
         # The published means of red, green and blue, and neighbours that resemble each other.

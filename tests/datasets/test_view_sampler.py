@@ -19,7 +19,7 @@ from mmpretrain.registry import TRANSFORMS
 
 from mldr_kd_mm import ConfigError
 from mldr_kd_mm.datasets import Digits, ViewSampler
-from mldr_kd_mm.structures.view import views_of
+from mldr_kd_mm.structures.view import get_views
 
 PIPELINE = [
     dict(type='RandomResizedCrop', scale=16),
@@ -72,7 +72,7 @@ def images(data_loader, epochs=(0,)):
     for epoch in epochs:
         data_loader.sampler.set_epoch(epoch)
         for batch in data_loader:
-            found |= zip(views_of(batch['data_samples']), batch['inputs'], strict=True)
+            found |= zip(get_views(batch['data_samples']), batch['inputs'], strict=True)
     return found
 
 
@@ -193,7 +193,7 @@ def test_leaves_the_global_state_alone():
 def test_items_asked_for_otherwise_are_as_ever():
     data_loader = loader()
     assert 'view' not in data_loader.dataset[3]['data_samples']
-    assert views_of([data_loader.dataset[3]['data_samples']]) is None
+    assert get_views([data_loader.dataset[3]['data_samples']]) is None
 
 
 @pytest.mark.parametrize('workers', [0, 2])

@@ -19,7 +19,7 @@ from mmengine.config import Config
 from mmengine.runner import CheckpointLoader, FlexibleRunner, load_checkpoint
 
 from mldr_kd_mm import ConfigError
-from mldr_kd_mm.datasets import CIFAR100
+from mldr_kd_mm.datasets import VerifiedCIFAR100
 from mldr_kd_mm.registry import MODELS
 from mldr_kd_mm.utils.checkpoint import use_safe_loading
 
@@ -177,7 +177,7 @@ def test_cifar(tmp_path, canary, place):
     canary.rmdir()
 
     with pytest.raises(ConfigError, match=rf'train: refused, it asks for {os.name}\.mkdir'):
-        CIFAR100(data_root=str(tmp_path / 'data'), verify=False)
+        VerifiedCIFAR100(data_root=str(tmp_path / 'data'), verify=False)
 
 
 @pytest.mark.usefixtures('safe_loading')

@@ -15,7 +15,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 import mldr_kd_mm
-from mldr_kd_mm.structures.view import views_of
+from mldr_kd_mm.structures.view import get_views
 
 
 class Batches(Hook):
@@ -25,7 +25,7 @@ class Batches(Hook):
         self.seen = []
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
-        views = views_of(data_batch['data_samples']) or ()
+        views = get_views(data_batch['data_samples']) or ()
         samples = [view.index for view in views]
         self.seen.append((runner.epoch, batch_idx, samples))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mldr_kd_mm.utils.archive import fetch, unpack
+from mldr_kd_mm.utils.archive import download, extract
 
 NAMES = ['set/train', 'set/test']
 LIMIT = 1_000_000
@@ -50,7 +50,7 @@ def files(root: Path) -> set[str]:
 
 
 def test_takes_the_members(tmp_path, folder):
-    unpack(pack(tmp_path, member('set/notes~', b'x')), NAMES, folder, LIMIT)
+    extract(pack(tmp_path, member('set/notes~', b'x')), NAMES, folder, LIMIT)
     assert sorted(os.listdir(folder)) == ['test', 'train']
     assert (folder / 'train').read_bytes() == b'1' * 5000
     assert (folder / 'test').read_bytes() == b'2'
@@ -62,7 +62,7 @@ def test_takes_the_members(tmp_path, folder):
 @pytest.mark.parametrize('kind', [tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.FIFOTYPE])
 def test_nothing_else_is_written(tmp_path, folder, name, kind):
     archive = pack(tmp_path, member(name, type=kind, linkname='/etc/passwd'))
-    unpack(archive, NAMES, folder, LIMIT)
+    extract(archive, NAMES, folder, LIMIT)
     assert files(tmp_path) == {'archive.tar.gz', 'a/b/folder/train', 'a/b/folder/test'}
 
 
@@ -73,13 +73,13 @@ def test_nothing_else_is_written(tmp_path, folder, name, kind):
 def test_a_member_must_be_a_file(tmp_path, folder, kind):
     archive = pack(tmp_path, member('set/train', type=kind, linkname='/etc/passwd'))
     with pytest.raises(ValueError, match='its set/train is no regular file'):
-        unpack(archive, NAMES, folder, LIMIT)
+        extract(archive, NAMES, folder, LIMIT)
     assert os.listdir(folder) == []
 
 
 def test_a_member_that_is_missing(tmp_path, folder):
     with pytest.raises(ValueError, match='it lacks set/meta'):
-        unpack(pack(tmp_path), [*NAMES, 'set/meta'], folder, LIMIT)
+        extract(pack(tmp_path), [*NAMES, 'set/meta'], folder, LIMIT)
 
 
 @pytest.mark.parametrize('name', ['set/train', 'other', 'pax header'])
@@ -94,7 +94,7 @@ def test_a_bomb_is_stopped(tmp_path, folder, name):
     tracemalloc.start()
     try:
         with pytest.raises(ValueError, match='it is larger than 1 MB'):
-            unpack(archive, NAMES, folder, LIMIT)
+            extract(archive, NAMES, folder, LIMIT)
         assert tracemalloc.get_traced_memory()[1] < 5 * LIMIT
     finally:
         tracemalloc.stop()
@@ -105,7 +105,7 @@ def test_zeros_after_the_last_member_are_counted(tmp_path, folder):
     archive = pack(tmp_path)
     archive.write_bytes(archive.read_bytes() + gzip.compress(bytes(10_000_000)))
     with pytest.raises(ValueError, match='it is larger than 1 MB'):
-        unpack(archive, NAMES, folder, LIMIT)
+        extract(archive, NAMES, folder, LIMIT)
 
 
 def test_any_truncation_is_an_error(tmp_path, folder):
@@ -114,7 +114,7 @@ def test_any_truncation_is_an_error(tmp_path, folder):
     for length in range(len(content)):
         archive.write_bytes(content[:length])
         with pytest.raises(ValueError, match='it is damaged|it lacks'):
-            unpack(archive, NAMES, folder, LIMIT)
+            extract(archive, NAMES, folder, LIMIT)
         for path in folder.iterdir():
             path.unlink()
 
@@ -125,7 +125,7 @@ def test_fetch_knows_when_to_stop(tmp_path, limit):
     source.write_bytes(bytes(1000))
     if limit < 1000:
         with pytest.raises(ValueError, match='it is larger than'):
-            fetch(source.as_uri(), path, limit)
+            download(source.as_uri(), path, limit)
     else:
-        fetch(source.as_uri(), path, limit)
+        download(source.as_uri(), path, limit)
         assert path.read_bytes() == bytes(1000)

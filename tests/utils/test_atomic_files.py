@@ -9,14 +9,14 @@ import signal
 import pytest
 from mmengine.fileio import LocalBackend, get_file_backend, register_backend
 
-from mldr_kd_mm.utils.atomic_files import WholeFileBackend, whole_file, write_whole_files
+from mldr_kd_mm.utils.atomic_files import AtomicFileBackend, atomic_write, use_atomic_writes
 
 
 def test_replaces_the_old_file(tmp_path):
     path = tmp_path / 'file'
     path.write_text('old')
 
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         file.write(b'new')
         assert path.read_text() == 'old'
 
@@ -28,7 +28,7 @@ def test_leaves_the_old_file_after_an_error(tmp_path):
     path = tmp_path / 'file'
     path.write_text('old')
 
-    with pytest.raises(KeyboardInterrupt), whole_file(path) as file:
+    with pytest.raises(KeyboardInterrupt), atomic_write(path) as file:
         file.write(b'new')
         raise KeyboardInterrupt
 
@@ -42,7 +42,7 @@ def test_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
         real = getattr(os, name)
         monkeypatch.setattr(os, name, lambda *a, n=name, r=real: (done.append(n), r(*a))[1])
 
-    with whole_file(tmp_path / 'file') as file:
+    with atomic_write(tmp_path / 'file') as file:
         file.write(b'new')
 
     assert done == ['fsync', 'replace', 'fsync']  # the file, its name, the folder
@@ -56,7 +56,7 @@ def test_a_killed_process_leaves_the_old_file(tmp_path, moment):
     child = os.fork()
     if child == 0:
         setattr(os, moment, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-        with whole_file(path) as file:
+        with atomic_write(path) as file:
             file.write(b'new')
         os._exit(0)
 
@@ -67,7 +67,10 @@ def test_a_killed_process_leaves_the_old_file(tmp_path, moment):
 def test_a_file_that_cannot_be_written_raises_and_leaves_nothing(tmp_path):
     (tmp_path / 'file').mkdir()
 
-    with pytest.raises(OSError, match='directory') as caught, whole_file(tmp_path / 'file') as file:
+    with (
+        pytest.raises(OSError, match='directory') as caught,
+        atomic_write(tmp_path / 'file') as file,
+    ):
         file.write(b'new')
 
     assert caught.value.errno == errno.EISDIR
@@ -76,11 +79,11 @@ def test_a_file_that_cannot_be_written_raises_and_leaves_nothing(tmp_path):
 
 def test_mmengine_writes_through_it(tmp_path):
     try:
-        write_whole_files()
+        use_atomic_writes()
         backend = get_file_backend(str(tmp_path / 'folder' / 'file'))
         backend.put_text('text', str(tmp_path / 'folder' / 'file'))
     finally:
         register_backend('local', LocalBackend, force=True, prefixes='')
 
-    assert type(backend) is WholeFileBackend
+    assert type(backend) is AtomicFileBackend
     assert (tmp_path / 'folder' / 'file').read_text() == 'text'

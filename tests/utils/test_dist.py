@@ -12,7 +12,7 @@ from helpers import run_ranks
 from mmengine.dist import all_gather_object
 
 from mldr_kd_mm import ConfigError
-from mldr_kd_mm.utils.dist import failing_together, from_main_process
+from mldr_kd_mm.utils.dist import raise_on_all_ranks, run_on_main_process
 
 HERE = Path(__file__)
 
@@ -33,14 +33,14 @@ def main(rank, store, fails):
             raise OSError('the disk')
 
     with pytest.raises(OSError if rank == 0 else ConfigError, match='the disk'):
-        with failing_together():
+        with raise_on_all_ranks():
             fail('in the middle')
-            with failing_together():
+            with raise_on_all_ranks():
                 fail('inner')
             fail('outer')
     # Neither waits for the other now.
     assert all_gather_object(rank) == [0, 1]
-    assert from_main_process(lambda: rank) == 0
+    assert run_on_main_process(lambda: rank) == 0
 
 
 if __name__ == '__main__':

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mldr_kd_mm.utils.errors import ConfigError
-from mldr_kd_mm.utils.safe_pickle import load_dict
+from mldr_kd_mm.utils.safe_pickle import load_pickle
 
 ARRAY = np.arange(2 * 300, dtype=np.uint8).reshape(2, 300)  # values from 0 to 255, latin1 or not
 CONTENT = {'data': ARRAY, 'fine_labels': [3, 4], 'filenames': ['á.png', 'b.png']}
@@ -46,7 +46,7 @@ def as_python2_wrote_it(array: np.ndarray) -> bytes:
 def test_reads_what_pickle_writes(tmp_path, protocol):
     fortran = np.asfortranarray(ARRAY[:, :3])
     content = {**CONTENT, 'fortran': fortran, 'big': ARRAY.astype('>i2'), 'scalar': np.int64(7)}
-    read = load_dict(write(tmp_path, pickle.dumps(content, protocol)))
+    read = load_pickle(write(tmp_path, pickle.dumps(content, protocol)))
     assert read.keys() == content.keys()
     assert read['fine_labels'] == [3, 4]
     assert read['filenames'] == CONTENT['filenames']
@@ -61,14 +61,14 @@ def test_reads_the_files_of_numpy_1_and_2(tmp_path, core):
     # Protocol 2 ends a name with a newline, so that a name of another length can stand there.
     content = pickle.dumps(CONTENT, 2).replace(b'numpy._core', b'numpy.core')
     assert b'numpy.core.multiarray\n' in content
-    read = load_dict(write(tmp_path, content.replace(b'numpy.core', core)))
+    read = load_pickle(write(tmp_path, content.replace(b'numpy.core', core)))
     np.testing.assert_array_equal(read['data'], ARRAY)
 
 
 def test_reads_the_dialect_of_the_official_files(tmp_path):
     content = as_python2_wrote_it(ARRAY)
     np.testing.assert_array_equal(pickle.loads(content, encoding='latin1')['data'], ARRAY)
-    np.testing.assert_array_equal(load_dict(write(tmp_path, content))['data'], ARRAY)
+    np.testing.assert_array_equal(load_pickle(write(tmp_path, content))['data'], ARRAY)
 
 
 class Calls:
@@ -89,7 +89,7 @@ def test_runs_no_code(tmp_path, protocol, function, name):
     content = pickle.dumps({**CONTENT, 'evil': Calls(function, argument)}, protocol)
     path = write(tmp_path, content)
     with pytest.raises(ConfigError) as caught:
-        load_dict(path)
+        load_pickle(path)
     assert not canary.exists()
     assert path in str(caught.value)
     assert name in str(caught.value)
@@ -115,7 +115,7 @@ def test_refuses_arrays_of_anything_but_numbers(tmp_path, content):
     if not isinstance(content, bytes):
         content = pickle.dumps(content, 2)
     with pytest.raises(ConfigError, match='train'):
-        load_dict(write(tmp_path, content))
+        load_pickle(write(tmp_path, content))
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_refuses_arrays_of_anything_but_numbers(tmp_path, content):
 )
 def test_refuses_what_is_no_pickle_of_a_dict(tmp_path, content):
     with pytest.raises(ConfigError, match='train: cannot be read .* pickle file that holds a dict'):
-        load_dict(write(tmp_path, content))
+        load_pickle(write(tmp_path, content))
 
 
 @pytest.mark.parametrize('protocol', [2, 4])
@@ -131,12 +131,12 @@ def test_refuses_a_truncated_file(tmp_path, protocol):
     content = pickle.dumps(CONTENT, protocol)
     for length in range(0, len(content), 7):
         with pytest.raises(ConfigError, match='train: cannot be read'):
-            load_dict(write(tmp_path, content[:length]))
+            load_pickle(write(tmp_path, content[:length]))
 
 
 def test_refuses_a_missing_file(tmp_path):
     with pytest.raises(ConfigError, match='absent: cannot be read'):
-        load_dict(str(tmp_path / 'absent'))
+        load_pickle(str(tmp_path / 'absent'))
 
 
 @settings(max_examples=300, deadline=None)
@@ -147,6 +147,6 @@ def test_a_damaged_file_is_read_or_refused(tmp_path_factory, data):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     path = write(tmp_path_factory.getbasetemp(), bytes(content))
     try:
-        assert isinstance(load_dict(path), dict)
+        assert isinstance(load_pickle(path), dict)
     except ConfigError as error:
         assert path in str(error)

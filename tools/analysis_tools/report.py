@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from _common import one_line_for
 
 from mldr_kd_mm.utils.errors import ConfigError
-from mldr_kd_mm.utils.logging import quiet_log
+from mldr_kd_mm.utils.logging import log_warnings_only
 from mldr_kd_mm.visualization.report import make_report
 
 
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
     """Write the report; a mistake of the user's ends in one line and exit code 2."""
     args = parse_args(argv)
     out = args.out or Path(args.work_dirs[0], 'report')
-    with one_line_for((ConfigError, OSError), args.traceback), quiet_log():
+    with one_line_for((ConfigError, OSError), args.traceback), log_warnings_only():
         print(make_report(args.work_dirs, out, args.samples, args.checkpoint))
 
 

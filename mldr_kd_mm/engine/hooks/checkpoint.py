@@ -12,9 +12,9 @@ from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 
 from mldr_kd_mm.registry import HOOKS
-from mldr_kd_mm.utils.atomic_files import UNFINISHED, WholeFileBackend, write_whole_files
-from mldr_kd_mm.utils.checkpoint import is_of_a_run, load_checkpoint, use_safe_loading
-from mldr_kd_mm.utils.dist import failing_together, from_main_process
+from mldr_kd_mm.utils.atomic_files import UNFINISHED, AtomicFileBackend, use_atomic_writes
+from mldr_kd_mm.utils.checkpoint import has_training_state, load_checkpoint, use_safe_loading
+from mldr_kd_mm.utils.dist import raise_on_all_ranks, run_on_main_process
 from mldr_kd_mm.utils.errors import ConfigError
 
 _INTERIM = 'interim_ckpt'
@@ -40,14 +40,14 @@ class AtomicCheckpointHook(CheckpointHook):
         """Choose the checkpoint that a run with ``resume=True`` goes on from."""
         use_safe_loading()
         if runner._resume and runner._load_from is None and not runner._has_loaded:
-            runner._load_from = from_main_process(lambda: newest_checkpoint(runner))
+            runner._load_from = run_on_main_process(lambda: newest_checkpoint(runner))
 
     def before_train(self, runner: Runner) -> None:
         """Set up the paths, and sweep up what a kill has left half written."""
-        write_whole_files()
+        use_atomic_writes()
         super().before_train(runner)
         self.last_ckpt = runner.message_hub.runtime_info.get('last_ckpt')
-        if is_main_process() and isinstance(self.file_backend, WholeFileBackend):
+        if is_main_process() and isinstance(self.file_backend, AtomicFileBackend):
             for path in Path(self.out_dir).glob(f'*.pth{UNFINISHED}'):
                 path.unlink()
 
@@ -120,13 +120,13 @@ class AtomicCheckpointHook(CheckpointHook):
                 **self.args,
             )
             if is_main_process():
-                WholeFileBackend().put_text(path, Path(runner.work_dir, 'last_checkpoint'))
+                AtomicFileBackend().put_text(path, Path(runner.work_dir, 'last_checkpoint'))
         self.last_ckpt = path
 
     @contextmanager
     def _explained(self, previous: str | None) -> Iterator[None]:
         """Turn what the disk refuses into one line, in all processes."""
-        with failing_together():
+        with raise_on_all_ranks():
             try:
                 yield
             except OSError as error:
@@ -184,7 +184,7 @@ def newest_checkpoint(runner: Runner) -> str | None:
             runner.logger.warning(f'{error}: looking for the checkpoint before it')
             broken += 1
         else:
-            if is_of_a_run(content):
+            if has_training_state(content):
                 return str(path)
     if broken:
         raise ConfigError(

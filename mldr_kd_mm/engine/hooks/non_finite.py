@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 
 from mldr_kd_mm.registry import HOOKS
-from mldr_kd_mm.utils.dist import Votes
+from mldr_kd_mm.utils.dist import DeferredAllReduce
 from mldr_kd_mm.utils.errors import ConfigError, check_positive
 
 
@@ -88,7 +88,7 @@ class NonFiniteHook(Hook):
         scaler = getattr(runner.optim_wrapper, 'loss_scaler', None)
         self._scales = scaler is not None and scaler.is_enabled()
         self._statistics = _Statistics(runner.model)
-        self._votes = Votes()
+        self._votes = DeferredAllReduce()
         # Of the update that is under way, and of those whose votes are not known.
         self._forwards: list[_Forward] = []
         self._has_voted = False
@@ -120,7 +120,7 @@ class NonFiniteHook(Hook):
             handle.remove()
         vars(self._optimizer).pop('found_inf', None)
         while self._open:
-            self._agreed = self._votes.cast(torch.zeros(2, device=self._device))
+            self._agreed = self._votes.reduce(torch.zeros(2, device=self._device))
             self._settle(runner)
 
     @torch.compiler.disable
@@ -169,7 +169,7 @@ class NonFiniteHook(Hook):
         gradients = _gradients(optimizer) if optimizer else []
         if gradients:
             flags[1] = ~nn.utils.get_total_norm(gradients).isfinite()
-        self._agreed = self._votes.cast(flags)
+        self._agreed = self._votes.reduce(flags)
         self._has_voted = True
         bad = flags.amax()
         self._statistics.put_back(bad)

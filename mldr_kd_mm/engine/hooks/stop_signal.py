@@ -17,7 +17,7 @@ from mmengine.runner import BaseLoop, Runner
 
 from mldr_kd_mm.engine.hooks.checkpoint import AtomicCheckpointHook
 from mldr_kd_mm.registry import HOOKS
-from mldr_kd_mm.utils.dist import Votes
+from mldr_kd_mm.utils.dist import DeferredAllReduce
 from mldr_kd_mm.utils.errors import ConfigError
 
 
@@ -59,7 +59,7 @@ class StopSignalHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Begin to listen."""
         self._asked = self._agreed = 0
-        self._votes = Votes()
+        self._votes = DeferredAllReduce()
         hooks = [hook for hook in runner.hooks if isinstance(hook, AtomicCheckpointHook)]
         self._checkpoints = hooks[0] if hooks else AtomicCheckpointHook()
         if not hooks:
@@ -73,7 +73,7 @@ class StopSignalHook(Hook):
     ) -> None:
         """Save and exit if any process was told to stop."""
         device = next(runner.model.parameters()).device
-        votes = self._votes.cast(torch.tensor([self._asked], device=device))
+        votes = self._votes.reduce(torch.tensor([self._asked], device=device))
         if votes is not None:
             self._agreed = max(self._agreed, int(votes))
         if not self._agreed or not _has_stepped(runner):

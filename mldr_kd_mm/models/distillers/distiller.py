@@ -24,7 +24,7 @@ from mldr_kd_mm.models.taps.layout import Layout
 from mldr_kd_mm.models.taps.recorder import FeatureRecorder
 from mldr_kd_mm.models.taps.stages import STAGES, fixed_size, stage_layout
 from mldr_kd_mm.registry import MODELS
-from mldr_kd_mm.structures.view import views_of
+from mldr_kd_mm.structures.view import get_views
 from mldr_kd_mm.utils.errors import ConfigError, check_config, check_sizes, checked_arguments, named
 
 _NECK_OUTPUTS = (STAGE_LOGITS, 'fused_logits')
@@ -227,7 +227,7 @@ class Distiller(BaseClassifier):
         """What the losses read of the teacher, run or read from its cache."""
         if self.teacher_cache is None:
             return self.run_teacher(inputs)
-        views = views_of(data_samples)
+        views = get_views(data_samples)
         if views is None:
             raise ConfigError(
                 'teacher_cache: the batch has no views: train_dataloader.sampler must be a '

@@ -18,11 +18,10 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor
 
-from mldr_kd_mm.structures.view import View, digest
-from mldr_kd_mm.utils.atomic_files import whole_file
-from mldr_kd_mm.utils.checkpoint import printable
-from mldr_kd_mm.utils.dist import main_process_first
-from mldr_kd_mm.utils.errors import ConfigError
+from mldr_kd_mm.structures.view import View, hash_views
+from mldr_kd_mm.utils.atomic_files import atomic_write
+from mldr_kd_mm.utils.dist import run_on_main_process
+from mldr_kd_mm.utils.errors import ConfigError, printable
 
 FORMAT = 1
 DTYPES = dict(fp16=np.float16, fp32=np.float32)
@@ -64,7 +63,7 @@ class TeacherCache:
         self.mixed = self.fingerprint.get('mixing') is not None
         self.dtype = np.dtype(DTYPES[fingerprint['dtype']])
         self.entries = (fingerprint['views'], fingerprint['samples'])
-        main_process_first(lambda: self._prepare(outputs))
+        run_on_main_process(lambda: self._prepare(outputs))
         self._arrays = {
             name: _Array(self.folder / name, self.entries, output['shape'], self.dtype)
             for name, output in outputs.items()
@@ -122,7 +121,7 @@ class TeacherCache:
 
     def _key(self, views: Sequence[View]) -> int:
         """What the checksums start from, so that those of another batch's mixture never fit."""
-        return digest(views) if self.mixed else 0
+        return hash_views(views) if self.mixed else 0
 
     def _prepare(self, outputs: dict[str, dict]) -> None:
         """Make the files, or check those that are there."""
@@ -139,7 +138,7 @@ class TeacherCache:
                 _Array.make(self.folder / name, self.entries, shape, self.dtype)
             # It comes last, and at once: without it the files count for nothing.
             content = dict(fingerprint=self.fingerprint, outputs=stored | outputs)
-            with whole_file(self.folder / FINGERPRINT) as file:
+            with atomic_write(self.folder / FINGERPRINT) as file:
                 file.write(json.dumps(content, indent=1).encode())
 
     def _stored_outputs(self, outputs: dict[str, dict]) -> dict[str, dict]:

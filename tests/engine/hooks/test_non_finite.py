@@ -19,7 +19,7 @@ from mmengine.runner import Runner
 from mldr_kd_mm import ConfigError
 from mldr_kd_mm.engine.hooks import non_finite
 from mldr_kd_mm.registry import OPTIM_WRAPPERS
-from mldr_kd_mm.utils.dist import Votes
+from mldr_kd_mm.utils.dist import DeferredAllReduce
 
 WORKER = Path(__file__).with_name('rank_worker.py')
 SGD = dict(type='SGD', lr=0.01, momentum=0.9, weight_decay=0.1)
@@ -152,16 +152,16 @@ def test_any_optimizer(tmp_path, optimizer, fused):
     assert not hasattr(runner.optim_wrapper.optimizer, 'found_inf')
 
 
-class LateVotes(Votes):
-    """Votes of a CPU, given out as late as a GPU's."""
+class LateAllReduce(DeferredAllReduce):
+    """A DeferredAllReduce on the CPU that is as late as on a GPU."""
 
-    def cast(self, flags):
-        self._open.append(super().cast(flags))
-        return self._open.popleft() if len(self._open) > self.lag else None
+    def reduce(self, flags):
+        self._pending.append(super().reduce(flags))
+        return self._pending.popleft() if len(self._pending) > self.lag else None
 
 
 def test_flags_that_come_late(tmp_path, monkeypatch):
-    monkeypatch.setattr(non_finite, 'Votes', LateVotes)
+    monkeypatch.setattr(non_finite, 'DeferredAllReduce', LateAllReduce)
     model = classifier(loss=[1, 7], gradient=[6])
     _, snapshots = train(model, tmp_path / 'run')
     assert snapshots.unchanged() == [1, 6, 7]
