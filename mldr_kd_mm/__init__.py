@@ -1,62 +1,55 @@
-"""mldr_kd_mm: distil one kind of image network into another, inside mmengine's Runner."""
+"""mldr_kd_mm: train image classifiers from teachers of another architecture, inside mmengine."""
 
-# ruff: noqa: E402
-import warnings
-from contextlib import redirect_stdout
-from io import StringIO
+import sys
+from importlib import import_module
+from os.path import basename
+from typing import TYPE_CHECKING, Any
 
-# Classification needs none of mmcv's compiled operations, the lack of which it warns about.
-warnings.filterwarnings('ignore', message='Fail to import ``MultiScaleDeformableAttention``')
+from mldr_kd_mm.version import __version__ as __version__
 
-# OneDL's package prints a line where its optional data sets are missing.
-with redirect_stdout(StringIO()):
-    import mmpretrain.datasets  # noqa: F401
+_SUBPACKAGES = ('datasets', 'engine', 'models')
 
-from mldr_kd_mm import datasets, engine, models
-from mldr_kd_mm.apis.configs import config_path, list_configs
-from mldr_kd_mm.apis.distill import Distilled, distill, distill_config
-from mldr_kd_mm.models.distillers.distiller import Distiller
-from mldr_kd_mm.models.losses import (
-    CCLoss,
-    CRDLoss,
-    DFRALoss,
-    DISTLoss,
-    DKDLoss,
-    FitNetLoss,
-    KDLoss,
-    LogitStandardizationLoss,
-    OFALoss,
-    RKDLoss,
-    RSDLoss,
-)
-from mldr_kd_mm.models.necks import MSDFNeck
-from mldr_kd_mm.models.taps.recorder import FeatureRecorder
-from mldr_kd_mm.utils.errors import ConfigError
-from mldr_kd_mm.version import __version__
 
-__all__ = [
-    'CCLoss',
-    'CRDLoss',
-    'ConfigError',
-    'DFRALoss',
-    'DISTLoss',
-    'DKDLoss',
-    'Distilled',
-    'Distiller',
-    'FeatureRecorder',
-    'FitNetLoss',
-    'KDLoss',
-    'LogitStandardizationLoss',
-    'MSDFNeck',
-    'OFALoss',
-    'RKDLoss',
-    'RSDLoss',
-    '__version__',
-    'config_path',
-    'datasets',
-    'distill',
-    'distill_config',
-    'engine',
-    'list_configs',
-    'models',
-]
+def _is_command_line() -> bool:
+    """Whether this process is ``mldr-kd`` or ``python -m mldr_kd_mm``."""
+    script = getattr(sys.modules['__main__'], '__file__', None)
+    if script is not None:
+        return basename(script) == 'mldr-kd'
+    # While Python looks for the module of `-m`, sys.argv is ['-m', *arguments].
+    return sys.argv[:1] == ['-m'] and sys.orig_argv[-len(sys.argv)] == __name__
+
+
+def _import_public_names() -> None:
+    """Import the whole package, which registers its modules, and bind the public names."""
+    apis = import_module('mldr_kd_mm.apis')
+    public = {name: import_module(f'mldr_kd_mm.{name}') for name in _SUBPACKAGES}
+    public |= {name: getattr(apis, name) for name in apis.__all__}
+    globals().update(public, __all__=['__version__', *public])
+
+
+# `import mldr_kd_mm` registers everything under mmpretrain's registries and lets configs inherit
+# `mldr_kd_mm::…`, so it has to import torch, mmengine and mmpretrain (several seconds of CPU time).
+# Python imports the package before the command line too, which must answer `--help` at once. There,
+# and nowhere else, the import waits until the first public name is used: before a command runs.
+if TYPE_CHECKING:
+    from mldr_kd_mm import datasets as datasets
+    from mldr_kd_mm import engine as engine
+    from mldr_kd_mm import models as models
+    from mldr_kd_mm.apis import *  # noqa: F403
+elif not _is_command_line():
+    _import_public_names()
+
+
+def __getattr__(name: str) -> Any:
+    is_public = name == '__all__' or not name.startswith('_')
+    if is_public and '__all__' not in globals():
+        _import_public_names()
+        if name in globals():
+            return globals()[name]
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
+
+def __dir__() -> list[str]:
+    if '__all__' not in globals():
+        _import_public_names()
+    return sorted(globals())

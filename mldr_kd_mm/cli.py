@@ -1,63 +1,69 @@
-"""The command ``mldr-kd``: distill, export, report, info."""
+"""The command ``mldr-kd``: distill, export, report, info.
+
+A command imports what it needs when it runs: at the top of this module are only cheap imports, so
+that ``--help``, ``--version`` and a wrong option answer at once.
+"""
 
 from __future__ import annotations
 
-import sys
-import traceback
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable
 from pathlib import Path
 
-from mldr_kd_mm.apis.distill import AUGMENTATIONS, distill, distill_config
-from mldr_kd_mm.apis.info import describe
-from mldr_kd_mm.utils.errors import describe as describe_error
-from mldr_kd_mm.utils.logging import log_warnings_only
+from mldr_kd_mm.utils.errors import one_line_for
+from mldr_kd_mm.version import __version__
 
-_USAGE = """Distil one kind of image network into another.
+_USAGE = """Train a small image classifier from a larger one of a different architecture.
 
-    mldr-kd distill --teacher vit_small_patch16_224 --student mobilenetv2_100 --data my/images
-    mldr-kd info work_dirs/vit_small_patch16_224_to_mobilenetv2_100_mldr/epoch_100.pth
-    mldr-kd report work_dirs/vit_small_patch16_224_to_mobilenetv2_100_mldr
-    mldr-kd export work_dirs/vit_small_patch16_224_to_mobilenetv2_100_mldr/epoch_100.pth student.pth
+    mldr-kd distill --teacher vit_small_patch16_224 --student mobilenetv2_100 \\
+        --data my/images --work-dir run
+    mldr-kd info run/epoch_100.pth
+    mldr-kd report run
+    mldr-kd export run/epoch_100.pth student.pth
 
-`mldr-kd COMMAND --help` says more of each.
+`mldr-kd COMMAND --help` lists the options of a command.
 """
-_DISTILL = """Let a teacher teach a student on a folder of images.
+_DISTILL = """Train a student on a folder of images with the help of a teacher.
 
-The folder holds train/ and val/ (or test/) with a folder of images for each class, or the folders
-of the classes alone, of which a tenth is then held out.
+The folder has train/ and val/ (or test/), each with one subfolder per class. A folder with only
+the classes' subfolders works too: a tenth of the images is then held out for validation.
 
-    mldr-kd distill --teacher vit_small_patch16_224 --student mobilenetv2_100 --data my/images
+    mldr-kd distill --teacher vit_small_patch16_224 --student mobilenetv2_100 \\
+        --data my/images
 
-trains the teacher on the folder, from its pretrained weights, then the student, and writes
-checkpoints, logs and student.pth, the plain student, into
+fine-tunes the pretrained teacher on the folder, then trains the student. Checkpoints, logs and
+student.pth, an ordinary timm or mmpretrain checkpoint, are written to
 work_dirs/vit_small_patch16_224_to_mobilenetv2_100_mldr.
 
-With a teacher that is trained already, and another method:
+With your own teacher and another method:
 
     mldr-kd distill --teacher vit_small_patch16_224 --teacher-checkpoint my_teacher.pth \\
         --student resnet18 --data my/images --method dist --epochs 50
 
-Without a network:  --no-teacher-pretrained
-On several GPUs:    --print-config > my_config.py, then tools/dist_train.sh my_config.py GPUS
+Offline:         add --no-teacher-pretrained
+On several GPUs: add --print-config > my_config.py, then run
+                 bash tools/dist_train.sh my_config.py GPUS
 """
-_EXPORT = """Write the plain student of a run, which loads with nothing of mldr-kd installed.
+_EXPORT = """Export the student of a run to files that load without mldr-kd.
 
     mldr-kd export work_dirs/RUN/epoch_100.pth student.pth --onnx
 
-writes student.pth, student.md (a model card) and student.onnx. The end of the output's name chooses
-the format, .pth or .safetensors. Nothing that is there already is overwritten.
+writes student.pth, student.md (a model card) and student.onnx. The suffix of the output selects
+the format of the weights: .pth or .safetensors. Existing files are never overwritten.
 """
-_REPORT = """Show what runs logged, and what their models say of the validation set, on one page.
+_REPORT = """Compare runs on one HTML page: training curves, and figures of the models' predictions.
 
     mldr-kd report work_dirs/ONE_RUN work_dirs/ANOTHER --out report
 
-writes report/report.html, which needs no network and no other file, and its figures.
+writes report/report.html, which works offline on its own, and report/figures/*.png. Several runs
+share the figures. If one of them trained the student without a teacher, the page also shows which
+errors distillation fixed. Run the command in the directory where you started the runs, because the
+paths in their configs are relative to it.
 """
-_INFO = """Say what a checkpoint, a model or this installation is.
+_INFO = """Describe a checkpoint, a model or this installation.
 
-    mldr-kd info work_dirs/RUN/epoch_100.pth    which run, its accuracies, which weights
-    mldr-kd info mobilenetv2_100                parameters, and the stages that are found
+    mldr-kd info work_dirs/RUN/epoch_100.pth    run, accuracy, weights
+    mldr-kd info mobilenetv2_100                parameters and the stages to distil
     mldr-kd info                                versions, GPUs, compiled kernels
 """
 
@@ -67,6 +73,7 @@ def make_parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog='mldr-kd', description=_USAGE, formatter_class=RawDescriptionHelpFormatter
     )
+    parser.add_argument('--version', action='version', version=f'mldr-kd {__version__}')
     commands = parser.add_subparsers(metavar='COMMAND', required=True)
 
     def add(name: str, run: Callable[[Namespace], None], help: str, text: str) -> ArgumentParser:
@@ -74,77 +81,124 @@ def make_parser() -> ArgumentParser:
             name, help=help, description=text, formatter_class=RawDescriptionHelpFormatter
         )
         command.add_argument(
-            '--traceback', action='store_true', help='show where an error came from'
+            '--traceback', action='store_true', help='on an error, print its traceback too'
         )
         command.set_defaults(run=run)
         return command
 
-    _add_distill(add('distill', _run_distill, 'teach a student on a folder of images', _DISTILL))
-    _add_export(add('export', _run_export, 'write the plain student of a run', _EXPORT))
-    _add_report(add('report', _run_report, 'runs on one page of figures', _REPORT))
-    info = add('info', _run_info, 'what a checkpoint, a model or this installation is', _INFO)
-    info.add_argument('subject', nargs='?', help='a checkpoint or a model')
+    _add_distill(add('distill', _run_distill, 'train a student on a folder of images', _DISTILL))
+    _add_export(add('export', _run_export, 'export the student of a run', _EXPORT))
+    _add_report(add('report', _run_report, 'compare runs on one HTML page', _REPORT))
+    info = add('info', _run_info, 'describe a checkpoint, a model or this installation', _INFO)
+    info.add_argument('subject', nargs='?', help='checkpoint or model name')
     return parser
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run a command; a mistake of the user's ends in one line and exit code 2."""
+    """Run a command; an error ends it with one line and exit code 2.
+
+    Args:
+        argv: The arguments, by default those of the process.
+    """
     args = vars(make_parser().parse_args(argv))
     run, show_traceback = args.pop('run'), args.pop('traceback')
-    try:
+    with one_line_for(Exception, show_traceback):
+        import mldr_kd_mm.apis  # noqa: F401  registers every module of the package
+
         run(Namespace(**args))
-    # Whatever a name, a folder or a file leads to; --traceback tells where it came from.
-    except Exception as error:
-        if show_traceback:
-            traceback.print_exc()
-        print(f'error: {describe_error(error)}', file=sys.stderr)
-        sys.exit(2)
 
 
 def _add_distill(parser: ArgumentParser) -> None:
     add = parser.add_argument
-    names = "timm/NAME, mmpretrain/NAME, a bare NAME, or a config's path"
-    add('--teacher', required=True, help=names)
-    add('--student', required=True, help='the same')
-    add('--data', required=True, metavar='FOLDER', help='of images')
-    add('--method', default='mldr', help='mldr (default), kd, dkd, dist, ofa, ... or a path')
-    add('--epochs', type=int, default=100, help='of the student; default: 100')
-    add('--teacher-checkpoint', metavar='PATH', help='a teacher of these classes: path or URL')
+    model = "timm/NAME, mmpretrain/NAME, NAME (looked up in both), or a config file's path"
+    add('--teacher', required=True, help=f'teacher: {model}')
+    add('--student', required=True, help='student, given like the teacher')
+    add('--data', required=True, metavar='FOLDER', help='folder of images')
+    add(
+        '--method',
+        default='mldr',
+        help=f'distillation method: {", ".join(_method_names())} or the path of a method file; '
+        'default: mldr',
+    )
+    add('--epochs', type=int, default=100, help="student's training epochs; default: 100")
+    add(
+        '--teacher-checkpoint',
+        metavar='PATH',
+        help='path or URL of a teacher trained on these classes; skips training the teacher',
+    )
     add(
         '--teacher-epochs',
         type=int,
         metavar='N',
-        help='how long a teacher without a checkpoint is trained first; default: as long as the '
-        'student; 0: not at all, its pretrained weights are of these classes',
+        help="teacher's training epochs, if it has no checkpoint; default: as many as the "
+        "student's; 0: no training, its pretrained weights already fit the classes",
     )
     switch = dict(action=BooleanOptionalAction)
-    add('--teacher-pretrained', default=True, **switch, help='from pretrained weights')
-    add('--student-pretrained', default=False, **switch, help='the same of the student')
-    add('--image-size', type=int, metavar='PX', help='default: what each model was made for')
-    add('--batch-size', type=int, metavar='N', help='default: 128, or less on a small folder')
-    add('--lr', type=float, help="of the student; default: the recipe's, scaled with the batch")
-    add('--teacher-lr', type=float, metavar='LR', help='of a teacher that is trained; the same')
+    add(
+        '--teacher-pretrained',
+        default=True,
+        **switch,
+        help='start the teacher from pretrained weights; default: on',
+    )
+    add(
+        '--student-pretrained',
+        default=False,
+        **switch,
+        help='start the student from pretrained weights; default: off',
+    )
+    add('--image-size', type=int, metavar='PX', help="default: each model's native size")
+    add('--batch-size', type=int, metavar='N', help='default: 128, less for a small folder')
+    add(
+        '--lr',
+        type=float,
+        help="student's learning rate; default: the recipe's, scaled with the batch size",
+    )
+    add(
+        '--teacher-lr',
+        type=float,
+        metavar='LR',
+        help="teacher's learning rate; default: the recipe's, scaled with the batch size",
+    )
     add(
         '--augmentation',
-        choices=AUGMENTATIONS,
+        choices=('recipe', 'light'),
         default='recipe',
-        help='recipe: crops, flips and more; light: small shifts, for writing and such',
+        help='recipe: crops, flips and, for Transformers, mixing; light: small shifts, for '
+        'handwriting and similar images',
     )
     add(
         '--val-fraction',
         type=float,
         default=0.1,
-        help='held out of a folder without val/ or test/; default: 0.1',
+        help='part to hold out if the folder has no val/ or test/; default: 0.1',
     )
-    add('--seed', type=int, default=0)
-    add('--workers', type=int, metavar='N', help='that load images; default: one a core, up to 8')
-    add('--amp', default=None, **switch, help='mixed precision; default: on a GPU')
+    add('--seed', type=int, default=0, help='random seed; default: 0')
+    add(
+        '--workers',
+        type=int,
+        metavar='N',
+        help='data-loading processes; default: one per core, up to 8',
+    )
+    add('--amp', default=None, **switch, help='mixed precision; default: on with a GPU')
     add('--work-dir', metavar='FOLDER', help='default: work_dirs/TEACHER_to_STUDENT_METHOD')
-    add('--resume', action='store_true', help='go on from the last checkpoint in the work dir')
-    add('--print-config', action='store_true', help='print what tools/train.py would take; no more')
+    add('--resume', action='store_true', help='continue from the last checkpoint in the work dir')
+    add(
+        '--print-config',
+        action='store_true',
+        help='print the config for tools/train.py instead of training',
+    )
+
+
+def _method_names() -> list[str]:
+    """Names of the shipped methods without their variants, which have an underscore."""
+    files = Path(__file__).parent.glob('.mim/configs/_base_/methods/*.py')
+    return sorted(file.stem for file in files if '_' not in file.stem)
 
 
 def _run_distill(args: Namespace) -> None:
+    from mldr_kd_mm.apis.distill import distill, distill_config
+    from mldr_kd_mm.utils.logging import log_warnings_only
+
     options = vars(args)
     resume, only_print = options.pop('resume'), options.pop('print_config')
     if only_print:
@@ -160,11 +214,15 @@ def _run_distill(args: Namespace) -> None:
 
 
 def _add_export(parser: ArgumentParser) -> None:
-    parser.add_argument('checkpoint', help='of a distillation run')
-    parser.add_argument('out', help='file to write, .pth or .safetensors')
-    parser.add_argument('--onnx', action='store_true', help='write an ONNX file too')
-    parser.add_argument('--torch-export', action='store_true', help='write a .pt2 file too')
-    parser.add_argument('--config', help='of the run, where the copy in the checkpoint is not it')
+    parser.add_argument('checkpoint', help='checkpoint of a distillation run')
+    parser.add_argument('out', help='weights file to write, .pth or .safetensors')
+    parser.add_argument('--onnx', action='store_true', help='also write an ONNX file')
+    parser.add_argument('--torch-export', action='store_true', help='also write a .pt2 file')
+    parser.add_argument(
+        '--config',
+        help="the run's config, needed if its custom_imports define the student; default: the "
+        'copy in the checkpoint',
+    )
 
 
 def _run_export(args: Namespace) -> None:
@@ -173,22 +231,28 @@ def _run_export(args: Namespace) -> None:
     exported = export_student(**vars(args))
     for note in exported.notes:
         print(f'note: {note}')
-    for path, words in exported.files.items():
-        print(f'{path}: {words}')
+    for path, description in exported.files.items():
+        print(f'{path}: {description}')
 
 
 def _add_report(parser: ArgumentParser) -> None:
-    parser.add_argument('work_dirs', nargs='+', metavar='WORK_DIR', help='of a run')
-    parser.add_argument('--out', help='folder to write to; default: report in the first WORK_DIR')
+    parser.add_argument('work_dirs', nargs='+', metavar='WORK_DIR', help='work directory of a run')
+    parser.add_argument('--out', help='output folder; default: report in the first WORK_DIR')
     parser.add_argument(
-        '--samples', type=int, default=2000, help='that the models are run on; default: 2000'
+        '--samples',
+        type=int,
+        default=2000,
+        help='maximum number of validation samples to run the models on; default: 2000',
     )
     parser.add_argument(
-        '--checkpoint', metavar='NAME', help='a file in each WORK_DIR; default: the newest'
+        '--checkpoint',
+        metavar='NAME',
+        help='checkpoint file to load from each WORK_DIR; default: the newest',
     )
 
 
 def _run_report(args: Namespace) -> None:
+    from mldr_kd_mm.utils.logging import log_warnings_only
     from mldr_kd_mm.visualization.report import make_report
 
     out = args.out or Path(args.work_dirs[0], 'report')
@@ -197,11 +261,9 @@ def _run_report(args: Namespace) -> None:
 
 
 def _run_info(args: Namespace) -> None:
+    from mldr_kd_mm.apis.info import describe
+
     facts = list(describe(args.subject))
     width = max(len(name) for name, _ in facts)
     for name, value in facts:
         print(f'{name:<{width}}  {value}')
-
-
-if __name__ == '__main__':
-    main()

@@ -1,3 +1,3 @@
-"""The one place that states the version."""
+"""The package's version; ``setup.py`` and the documentation read it from here."""
 
 __version__ = '0.1.0'

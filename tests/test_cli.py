@@ -10,6 +10,7 @@ import timm
 from helpers import image_folder
 
 from mldr_kd_mm import cli
+from mldr_kd_mm.apis.distill import AUGMENTATIONS
 
 ROOT = Path(__file__).parents[1]
 
@@ -30,12 +31,13 @@ def command(capfd):
     return run
 
 
-def in_a_process(*args, cwd=None, **variables):
+def python(*args, cwd=None, **variables):
+    """Run Python in a process of its own."""
     here = {'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)}
     variables = {name: str(value) for name, value in variables.items()}
-    start = [sys.executable, '-m', 'mldr_kd_mm.cli', *map(str, args)]
+    command = [sys.executable, *map(str, args)]
     return subprocess.run(
-        start, cwd=cwd, env=os.environ | here | variables, capture_output=True, text=True
+        command, cwd=cwd, env=os.environ | here | variables, capture_output=True, text=True
     )
 
 
@@ -54,8 +56,8 @@ def arguments(folder):
 def test_distill_info_export_report(command, arguments, tmp_path):
     work_dir = tmp_path / 'run'
 
-    code, out, _ = command(*arguments, '--work-dir', work_dir)
-    assert code == 0
+    code, out, err = command(*arguments, '--work-dir', work_dir)
+    assert code == 0, err
     results = dict(line.split(':', 1) for line in out.splitlines()[-4:])
     assert {*results} == {'teacher', 'student', 'checkpoint', 'exported'}
     timm.create_model('test_resnet', num_classes=3, checkpoint_path=results['exported'].strip())
@@ -81,7 +83,7 @@ def test_distill_info_export_report(command, arguments, tmp_path):
 
 @pytest.mark.slow
 def test_print_config_is_nothing_but_a_config(arguments, tmp_path):
-    done = in_a_process(*arguments, '--print-config', cwd=tmp_path)
+    done = python('-m', 'mldr_kd_mm', *arguments, '--print-config', cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     fields = {}
     exec(done.stdout, fields)
@@ -145,9 +147,8 @@ def test_mistakes_of_distill(command, arguments, tmp_path, monkeypatch, args, me
 @pytest.mark.slow
 def test_weights_that_cannot_be_fetched_are_one_line(arguments, tmp_path):
     there = [arg for arg in arguments if arg != '--no-teacher-pretrained']
-    done = in_a_process(
-        *there, '--work-dir', tmp_path / 'run', HF_HUB_OFFLINE='1', HF_HOME=tmp_path
-    )
+    command = ['-m', 'mldr_kd_mm', *there, '--work-dir', tmp_path / 'run']
+    done = python(*command, HF_HUB_OFFLINE='1', HF_HOME=tmp_path)
     line = mistake((done.returncode, done.stdout, done.stderr))
     assert 'its pretrained weights cannot be fetched' in line
     assert 'give teacher_checkpoint, or set teacher_pretrained=False' in line
@@ -169,5 +170,121 @@ def test_help_has_examples_that_parse(command, name):
         cli.make_parser().parse_args(shlex.split(example)[1:])
 
 
+def test_the_choices_are_those_of_distill():
+    distill = cli.make_parser().parse_args
+    for name in AUGMENTATIONS:
+        distill(['distill', *'--teacher a --student b --data c --augmentation'.split(), name])
+    with pytest.raises(SystemExit):
+        distill(['distill', *'--teacher a --student b --data c --augmentation x'.split()])
+    assert {'mldr', 'kd', 'ofa'} < set(cli._method_names())
+
+
 def test_the_command_is_installed_by_setup():
     assert "'mldr-kd = mldr_kd_mm.cli:main'" in (ROOT / 'setup.py').read_text()
+
+
+# What pip installs as `mldr-kd`.
+CONSOLE_SCRIPT = """
+import sys
+from mldr_kd_mm.cli import main
+if __name__ == '__main__':
+    sys.exit(main())
+"""
+BY_FILE, BY_MODULE = ['mldr-kd'], ['-m', 'mldr_kd_mm']
+
+
+@pytest.mark.parametrize(
+    ('start', 'args', 'code'),
+    [
+        (BY_FILE, '--help', 0),
+        (BY_FILE, 'export --help', 0),
+        (BY_FILE, 'distill --augmentation none', 2),
+        (BY_MODULE, '--version', 0),
+        (BY_MODULE, 'distill --help', 0),
+        (BY_MODULE, 'info --wrong', 2),
+    ],
+)
+def test_answers_at_once(start, args, code, tmp_path):
+    (tmp_path / 'mldr-kd').write_text(CONSOLE_SCRIPT)
+    done = python('-X', 'importtime', *start, *args.split(), cwd=tmp_path)
+    assert done.returncode == code
+    assert 'mldr-kd' in (done.stdout if code == 0 else done.stderr)
+    imported = {line.split('|')[-1].strip().split('.')[0] for line in done.stderr.splitlines()}
+    assert 'mldr_kd_mm' in imported
+    assert not imported & {'torch', 'numpy', 'mmengine', 'mmpretrain', 'timm', 'matplotlib'}
+
+
+# Each is a process that imports the package and is not the command; an import of torch fails.
+IMPORT = "import sys; sys.modules['torch'] = None; import mldr_kd_mm"
+SPAWN = """
+import multiprocessing, sys
+def work():
+    import mldr_kd_mm
+if __name__ == '__main__':
+    sys.argv[0] = 'mldr-kd'  # spawned processes get it
+    process = multiprocessing.get_context('spawn').Process(target=work)
+    process.start()
+    process.join()
+    sys.exit(process.exitcode)
+else:
+    sys.modules['torch'] = None
+"""
+
+
+@pytest.mark.parametrize(
+    'start',
+    [
+        ['script.py'],
+        ['-c', IMPORT],
+        ['-m', 'script', 'mldr_kd_mm'],
+        ['-m', 'pack.age', 'mldr_kd_mm'],
+        ['-m', 'pytest', '-p', 'no:cacheprovider', 'test_it.py'],
+        ['spawn.py'],
+    ],
+    ids=' '.join,
+)
+def test_any_other_process_imports_everything(start, tmp_path):
+    (tmp_path / 'pack').mkdir()
+    for name in ('script.py', 'test_it.py', 'pack/__init__.py', 'pack/age.py'):
+        (tmp_path / name).write_text(IMPORT)
+    (tmp_path / 'spawn.py').write_text(SPAWN)
+    done = python(*start, cwd=tmp_path)
+    assert done.returncode != 0
+    assert 'import of torch halted' in done.stdout + done.stderr
+
+
+SCRIPT = """
+import mldr_kd_mm
+from mmengine.config import Config
+from mmpretrain.registry import MODELS
+
+assert 'Distiller' in MODELS.module_dict
+open('config.py', 'w').write("_base_ = 'mldr_kd_mm::mldr/deit_to_mobilenet_c100.py'")
+assert Config.fromfile('config.py').model.type == 'Distiller'
+assert {*mldr_kd_mm.__all__} <= {*dir(mldr_kd_mm)}
+"""
+USERS = """
+from mldr_kd_mm import DFRALoss, datasets
+import mldr_kd_mm
+names = {}
+exec('from mldr_kd_mm import *', names)
+assert {*mldr_kd_mm.__all__} < {*names} and {*mldr_kd_mm.__all__} <= {*dir(mldr_kd_mm)}
+assert datasets.Digits and not hasattr(mldr_kd_mm, 'lost')
+open('found', 'w').write(DFRALoss.__name__)
+"""
+CONFIG = """
+custom_imports = dict(imports=['users'])
+_base_ = 'mldr_kd_mm::_base_/models/resnet18_32px.py'
+"""
+
+
+@pytest.mark.slow
+def test_public_names_in_a_script_and_in_a_users_module(tmp_path):
+    (tmp_path / 'script.py').write_text(SCRIPT)
+    (tmp_path / 'users.py').write_text(USERS)
+    (tmp_path / 'model.py').write_text(CONFIG)
+    (tmp_path / 'mldr-kd').write_text(CONSOLE_SCRIPT)
+    for start in (['script.py'], ['mldr-kd', 'info', 'model.py']):
+        done = python(*start, cwd=tmp_path, PYTHONPATH=f'{ROOT}:{tmp_path}')
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / 'found').read_text() == 'DFRALoss'

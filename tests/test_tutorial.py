@@ -36,6 +36,6 @@ def test_from_two_names_to_a_student(tmp_path):
         command = re.sub(r'--epochs \d+', '--epochs 1', command).replace('epoch_20', 'epoch_1')
         name, *args = command.replace('\\\n', ' ').split()
         assert name == 'mldr-kd'
-        run('-m', 'mldr_kd_mm.cli', *args)
+        run('-m', 'mldr_kd_mm', *args)
     assert run('-c', use) == 'torch.Size([1, 10])\n'
     assert (tmp_path / 'digits.safetensors').is_file()

@@ -6,9 +6,7 @@ import gc
 import inspect
 import os
 import sys
-import traceback
 from argparse import ArgumentParser
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -17,6 +15,7 @@ from mmengine.runner import FlexibleRunner, Runner
 
 from mldr_kd_mm.engine.launch import RANK_VARIABLES, fit_to_machine, start
 from mldr_kd_mm.utils.errors import ConfigError, describe
+from mldr_kd_mm.utils.errors import one_line_for as one_line_for
 
 # What mmengine reads from a config: the Runners' arguments, and fields it looks up by itself.
 RUNNER_FIELDS = {
@@ -57,18 +56,6 @@ def add_arguments(parser: ArgumentParser) -> None:
     # torch.distributed.launch passes this, in either spelling; torchrun sets LOCAL_RANK.
     parser.add_argument('--local-rank', '--local_rank', type=int, default=0)
     parser.add_argument('--traceback', action='store_true', help='show where an error came from')
-
-
-@contextmanager
-def one_line_for(kind: type[Exception], show_traceback: bool):
-    """End the program with the message of an exception of this kind, and exit code 2."""
-    try:
-        yield
-    except kind as error:
-        if show_traceback:
-            traceback.print_exc()
-        print(f'error: {describe(error)}', file=sys.stderr)
-        sys.exit(2)
 
 
 def load_config(args) -> Config:

@@ -3,6 +3,8 @@
 import functools
 import inspect
 import math
+import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from numbers import Real
@@ -148,3 +150,20 @@ def describe(error: BaseException) -> str:
 def printable(content: Any) -> str:
     """Return the content of an untrusted file as text that fits into a message of one line."""
     return ''.join(filter(str.isprintable, str(content)))[:200]
+
+
+@contextmanager
+def one_line_for(kind: type[Exception], show_traceback: bool) -> Iterator[None]:
+    """End the program with exit code 2 and the message of an exception on one line.
+
+    Args:
+        kind: The exceptions to catch. Others are passed on.
+        show_traceback: Whether to print the traceback before the message.
+    """
+    try:
+        yield
+    except kind as error:
+        if show_traceback:
+            traceback.print_exc()
+        print(f'error: {describe(error)}', file=sys.stderr)
+        sys.exit(2)

@@ -1,7 +1,6 @@
 """The report of real runs: what it says, and how a real browser shows it."""
 
 import re
-import runpy
 import shutil
 import sys
 from html.parser import HTMLParser
@@ -15,6 +14,7 @@ from legibility import LEAST_CONTRAST, contrasts
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from mldr_kd_mm.cli import main
 from mldr_kd_mm.evaluation.logged_run import LoggedRun
 from mldr_kd_mm.utils.errors import ConfigError
 from mldr_kd_mm.visualization import report
@@ -213,20 +213,19 @@ def test_describe_model():
     assert describe_model(vit) == 'VisionTransformer deit-small'
 
 
-def run_tool(capsys, *args):
-    """Run the tool in this process; returns its exit code, stdout and stderr."""
-    main = runpy.run_path(TOOL)['main']
+def run_report(capsys, *args):
+    """Run the command in this process; returns its exit code, stdout and stderr."""
     capsys.readouterr()
     try:
-        main([str(arg) for arg in args])
+        main(['report', *map(str, args)])
     except SystemExit as end:
         return end.code, *capsys.readouterr()
     return 0, *capsys.readouterr()
 
 
-def test_tool(copy_run, capsys):
+def test_command(copy_run, capsys):
     run = copy_run('mldr', 'run')
-    code, out, _ = run_tool(capsys, run, '--samples', 10, '--checkpoint', 'epoch_1.pth')
+    code, out, _ = run_report(capsys, run, '--samples', 10, '--checkpoint', 'epoch_1.pth')
     assert code == 0 and out.splitlines()[-1] == f'{run}/report/report.html'
     assert 'up to 10 samples' in (run / 'report/report.html').read_text()
 
@@ -248,7 +247,7 @@ def test_a_terminal_gets_a_bar(copy_run):
 )
 def test_mistake_is_one_line(capsys, tmp_path, monkeypatch, args, message):
     monkeypatch.chdir(tmp_path)
-    code, _, err = run_tool(capsys, *args)
+    code, _, err = run_report(capsys, *args)
     assert code == 2
     assert len(err.splitlines()) == 1 and message in err
     assert not list(tmp_path.iterdir())

@@ -2,7 +2,6 @@
 
 import os
 import re
-import runpy
 import shutil
 import subprocess
 import sys
@@ -12,6 +11,8 @@ import pytest
 import torch
 from helpers import mldr, resnet, timm_resnet, train
 from torch.testing import assert_close
+
+from mldr_kd_mm.cli import main
 
 EXPORTER = Path(__file__).parents[3] / 'tools/model_converters/export_student.py'
 
@@ -60,11 +61,10 @@ def runs(tmp_path_factory):
 @pytest.fixture
 def tool(capsys):
     """A function that runs the exporter; returns its exit code and what it said."""
-    main = runpy.run_path(str(EXPORTER))['main']
 
     def run(*args):
         try:
-            main([str(arg) for arg in args])
+            main(['export', *map(str, args)])
             code = 0
         except SystemExit as stop:
             code = stop.code
