@@ -1,18 +1,20 @@
-"""Data sets that mmpretrain lacks or reads less carefully, and how they are drawn and prepared."""
+"""Data sets, transforms and the sampler that makes augmented samples reproducible."""
 
 from mldr_kd_mm.datasets.cifar import VerifiedCIFAR100
 from mldr_kd_mm.datasets.digits import Digits
+from mldr_kd_mm.datasets.folder import FolderDataset
 from mldr_kd_mm.datasets.image_folder import ImageFolder
 from mldr_kd_mm.datasets.tiny_imagenet import TinyImageNet
 from mldr_kd_mm.datasets.transforms import PackPlanes, RandomResizedCropFlip
 from mldr_kd_mm.datasets.view_sampler import ViewSampler
 
 __all__ = [
-    'VerifiedCIFAR100',
     'Digits',
+    'FolderDataset',
     'ImageFolder',
     'PackPlanes',
     'RandomResizedCropFlip',
     'TinyImageNet',
+    'VerifiedCIFAR100',
     'ViewSampler',
 ]

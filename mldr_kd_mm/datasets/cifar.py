@@ -1,4 +1,4 @@
-"""CIFAR-100, read without trusting its files."""
+"""CIFAR-100, read without executing code of its files."""
 
 from __future__ import annotations
 
@@ -18,42 +18,41 @@ from mldr_kd_mm.datasets.subset import take_subset
 from mldr_kd_mm.registry import DATASETS
 from mldr_kd_mm.utils.archive import download, extract
 from mldr_kd_mm.utils.dist import run_on_main_process
-from mldr_kd_mm.utils.errors import ConfigError
+from mldr_kd_mm.utils.errors import ConfigError, check_choice
 from mldr_kd_mm.utils.safe_pickle import load_pickle
 
 SHAPE = (32, 32, 3)
-LARGEST = 1_000_000_000  # bytes; the archive has 169 million, unpacked it has 186 million
-RECORD = 1 + 32 * 32 * 3  # bytes of an image in memory: its label and its pixels
+MAX_BYTES = 1_000_000_000  # the archive has 169 MB, 186 MB uncompressed
+RECORD = 1 + 32 * 32 * 3  # bytes per image in memory: its label and its pixels
 
 
-# A bare 'CIFAR100' is ours under this package's default scope and mmpretrain's under its own.
+# 'mldr_kd_mm.CIFAR100' is the old name. mmpretrain keeps its own class of that name.
 @DATASETS.register_module(name=['VerifiedCIFAR100', 'CIFAR100'])
 class VerifiedCIFAR100(CIFAR100):
     """`CIFAR-100 <https://www.cs.toronto.edu/~kriz/cifar.html>`_, 32 px RGB, 100 classes.
 
-    mmpretrain's data set of the same name, with five differences: its files are read by an
-    unpickler that runs no code, files that are there are never overwritten, a set with other
-    checksums can be accepted, a subset can be taken, and an image is copied from the array that
-    the workers share instead of unpickled from it.
+    Differences to mmpretrain's CIFAR100: the files are read by an unpickler that executes no code,
+    existing files are never overwritten, data with other checksums can be accepted, a subset can be
+    taken, and images are copied from the array that the workers share instead of unpickled.
 
-    Every item that enters the pipeline is a dict with ``img``, uint8 (32, 32, 3), and ``gt_label``.
+    The pipeline receives a dict with ``img``, uint8 (32, 32, 3), and ``gt_label``.
 
     Args:
-        data_root: The directory that holds ``cifar-100-python/`` with its files ``train`` and
-            ``test``. Missing files are downloaded into it, by the main process alone.
+        data_root: Directory that holds ``cifar-100-python/`` with the files ``train`` and ``test``.
+            The main process downloads missing files into it.
         split: ``'train'`` or ``'test'``.
-        verify: Whether the files must have the official MD5 checksums. With False any set in the
-            official layout is accepted; its layout is checked in both cases.
+        verify: Whether to require the official MD5 checksums. False accepts any data in the
+            official layout, which is checked in both cases.
         subset: None for the whole split, or ``dict(labels=[...], per_class=N)``, see
             :func:`~mldr_kd_mm.datasets.subset.take_subset`.
-        **kwargs: ``download`` (default True), ``pipeline`` and the other arguments of mmpretrain's
+        **kwargs: ``download`` (default True), ``pipeline`` and other arguments of mmpretrain's
             CIFAR100.
 
     Raises:
-        ConfigError: Unknown ``split``; files are missing and not to be had, have other checksums,
-            do not follow the layout or hold more than arrays; or ``subset`` asks for what is not
-            there. Where the main process fails to provide the files, every process raises its
-            message.
+        ConfigError: Unknown ``split``; files are missing and cannot be downloaded, have other
+            checksums, do not follow the layout or hold more than arrays; or ``subset`` asks for
+            images that do not exist. If the main process cannot provide the files, every rank
+            raises its message.
     """
 
     def __init__(
@@ -65,8 +64,7 @@ class VerifiedCIFAR100(CIFAR100):
         subset: dict | None = None,
         **kwargs: Any,
     ) -> None:
-        if split not in ('train', 'test'):
-            raise ConfigError(f"split={split!r}: should be 'train' or 'test'")
+        check_choice(('train', 'test'), split=split)
         if not data_root:
             raise ConfigError("data_root='': must be the directory that holds cifar-100-python/")
         self.verify = verify
@@ -74,9 +72,9 @@ class VerifiedCIFAR100(CIFAR100):
         super().__init__(data_root=os.path.expanduser(data_root), split=split, **kwargs)
 
     def load_data_list(self) -> list[dict]:
-        """Return one ``{'img': uint8 (32, 32, 3), 'gt_label': int}`` an image."""
+        """Return ``{'img': uint8 (32, 32, 3), 'gt_label': int}`` for each image."""
         run_on_main_process(self._provide_files)
-        # The file of a split has the split's name.
+        # Each split has a file of its name.
         path = join_path(self.data_prefix['root'], self.base_folder, self.split)
         pixels, labels = _read(path, num_classes=len(self.METAINFO['classes']))
         images = pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
@@ -88,9 +86,9 @@ class VerifiedCIFAR100(CIFAR100):
         return data_list
 
     def _serialize_data(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return a record of ``RECORD`` bytes an image, one after the other, and where each ends.
+        """Return one record of ``RECORD`` bytes per image, concatenated, and where each ends.
 
-        mmengine keeps pickles, from which an image takes three times as long to get.
+        mmengine stores pickles, which take three times as long to read.
         """
         records = np.empty((len(self.data_list), RECORD), np.uint8)
         for record, info in zip(records, self.data_list, strict=True):
@@ -100,10 +98,10 @@ class VerifiedCIFAR100(CIFAR100):
 
     @force_full_init
     def get_data_info(self, idx: int) -> dict:
-        """Return ``img`` and ``gt_label`` of one image, and its index as ``sample_idx``."""
+        """Return ``img``, ``gt_label`` and ``sample_idx`` of one image."""
         if not self.serialize_data:
             return super().get_data_info(idx)
-        # A copy, as steps of a pipeline may write into the image.
+        # Transforms may write into the image, so they get a copy.
         record = self.data_bytes.reshape(-1, RECORD)[idx].copy()
         return {
             'img': record[1:].reshape(SHAPE),
@@ -112,7 +110,7 @@ class VerifiedCIFAR100(CIFAR100):
         }
 
     def _provide_files(self) -> None:
-        """Check the files that are there, download those that are not."""
+        """Verify the existing files and download the missing ones."""
         root = self.data_prefix['root']
         missing = []
         for name, md5 in self.train_list + self.test_list:
@@ -121,71 +119,66 @@ class VerifiedCIFAR100(CIFAR100):
                 missing.append(name)
             elif self.verify and not check_md5(path, md5):
                 raise ConfigError(
-                    f'data_root={self.data_root!r}: {path} has another MD5 checksum than the '
-                    'official file; replace it, or give verify=False to accept this set as it is'
+                    f'data_root={self.data_root!r}: {path} does not have the official MD5 '
+                    'checksum; replace it, or set verify=False to accept it'
                 )
         if not missing:
             return
 
-        lacking = f'data_root={self.data_root!r} lacks {self.base_folder}/{missing[0]}'
-        advice = f'unpack {self.url} there, so that it holds {self.base_folder}/'
+        problem = f'data_root={self.data_root!r} lacks {self.base_folder}/{missing[0]}'
+        remedy = f'unpack {self.url} there, so that it holds {self.base_folder}/'
         if not self.download:
-            raise ConfigError(f'{lacking}; {advice}, or give download=True')
+            raise ConfigError(f'{problem}; {remedy}, or set download=True')
         if not isinstance(get_file_backend(root), LocalBackend):
-            raise ConfigError(
-                f'{lacking}, and only a local directory can be downloaded to; {advice}'
-            )
+            raise ConfigError(f'{problem}, and only local directories support download; {remedy}')
         if not self.verify and len(missing) < len(self.train_list + self.test_list):
             raise ConfigError(
-                f'{lacking}, and with verify=False the official file is not put beside others that '
-                'may not be; complete the set, or give verify=True'
+                f'{problem}, and verify=False does not mix official files with others; add the '
+                'missing file, or set verify=True'
             )
         try:
             self._download(root)
         except Exception as error:
-            raise ConfigError(f'{lacking}, and its download failed ({error}); {advice}') from error
+            raise ConfigError(f'{problem}, and its download failed ({error}); {remedy}') from error
 
     def _download(self, root: str) -> None:
-        """Download the official archive and unpack what is not there yet, each file whole."""
+        """Download the official archive and add the missing files, each of them atomically."""
         archive, folder = Path(root, self.filename), Path(root, self.base_folder)
         if archive.exists() and not check_md5(archive, self.tgz_md5):
-            raise ConfigError(f'{archive} is there with another MD5 checksum, remove it first')
+            raise ConfigError(f'{archive} does not have the official MD5 checksum, remove it first')
         os.makedirs(root, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=root) as unfinished:
             if not archive.exists():
                 fetched = Path(unfinished, self.filename)
                 print_log(f'Downloading {self.url} to {archive}', 'current')
-                download(self.url, fetched, LARGEST)
+                download(self.url, fetched, MAX_BYTES)
                 if not check_md5(fetched, self.tgz_md5):
-                    raise ConfigError(f'{self.url} has another MD5 checksum than the official file')
+                    raise ConfigError(f'{self.url} does not have the official MD5 checksum')
                 os.replace(fetched, archive)
-            names = ('train', 'test', 'meta')
-            extract(
-                archive, [f'{self.base_folder}/{name}' for name in names], Path(unfinished), LARGEST
-            )
+            extract(archive, Path(unfinished), MAX_BYTES)
             folder.mkdir(exist_ok=True)
-            for name in names:
+            for name in ('train', 'test', 'meta'):
                 if not (folder / name).exists():
-                    os.rename(Path(unfinished, name), folder / name)
+                    os.rename(Path(unfinished, self.base_folder, name), folder / name)
 
 
 def _read(path: str, num_classes: int) -> tuple[np.ndarray, list[int]]:
-    """Return the pixels, uint8 (N, 3072), and the N labels of one file in the official layout."""
+    """Return the pixels, uint8 (N, 3072), and the N labels of a file in the official layout."""
     content = load_pickle(path)
     for key in ('data', 'fine_labels'):
         if key not in content:
-            raise ConfigError(f'{path}: should hold {key!r}, holds {sorted(map(str, content))}')
+            raise ConfigError(f'{path}: must hold {key!r}, holds {sorted(map(str, content))}')
     pixels, labels = content['data'], content['fine_labels']
 
     if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.ndim != 2:
-        raise ConfigError(f"{path}: 'data' should be a uint8 array (N, 3072)")
+        raise ConfigError(f"{path}: 'data' must be a uint8 array (N, 3072)")
     if pixels.shape[1] != 3 * 32 * 32 or len(pixels) == 0:
-        raise ConfigError(f"{path}: 'data' should be (N, 3072) with N > 0, not {pixels.shape}")
+        raise ConfigError(f"{path}: 'data' must be (N, 3072) with N > 0, not {pixels.shape}")
     if not isinstance(labels, (list, np.ndarray)) or len(labels) != len(pixels):
-        raise ConfigError(f"{path}: 'fine_labels' should be a list of {len(pixels)}, one an image")
+        raise ConfigError(f"{path}: 'fine_labels' must be a list of {len(pixels)} labels")
     for label in labels:
         if not isinstance(label, (int, np.integer)) or not 0 <= label < num_classes:
             raise ConfigError(
-                f"{path}: 'fine_labels' holds {label!r}, should be 0 to {num_classes - 1}"
+                f"{path}: 'fine_labels' holds {label!r}, must be 0 to {num_classes - 1}"
             )
     return pixels, list(labels)

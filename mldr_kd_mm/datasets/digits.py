@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits: real images that need no download."""
+"""scikit-learn's handwritten digits, which need no download."""
 
 from __future__ import annotations
 
@@ -10,32 +10,31 @@ from mmpretrain.datasets import BaseDataset
 
 from mldr_kd_mm.datasets.subset import take_subset
 from mldr_kd_mm.registry import DATASETS
-from mldr_kd_mm.utils.errors import ConfigError
+from mldr_kd_mm.utils.errors import ConfigError, check_choice, check_positive
 
 NUM_TRAIN = 1200
-BRIGHTEST = 16  # of the original images
+BRIGHTEST = 16  # largest value of the original images
 
 
 @DATASETS.register_module()
 class Digits(BaseDataset):
     """The 1,797 handwritten digits of :func:`sklearn.datasets.load_digits`, 10 classes.
 
-    1,200 images to train on and 597 to test on, always the same ones, with the classes in equal
-    proportions. The originals are 8 px and grey; here they are RGB, enlarged bilinearly.
+    A fixed, stratified split has 1,200 training and 597 test images. The originals are grey and
+    8 px wide; they are enlarged bilinearly and converted to RGB.
 
-    Every item that enters the pipeline is a dict with ``img``, uint8 (size, size, 3), and
-    ``gt_label``.
+    The pipeline receives a dict with ``img``, uint8 (size, size, 3), and ``gt_label``.
 
     Args:
         split: ``'train'`` or ``'test'``.
         size: Height and width in pixels.
         subset: None for the whole split, or ``dict(labels=[...], per_class=N)``, see
             :func:`~mldr_kd_mm.datasets.subset.take_subset`.
-        **kwargs: ``pipeline`` and the other arguments of mmpretrain's BaseDataset.
+        **kwargs: ``pipeline`` and other arguments of mmpretrain's BaseDataset.
 
     Raises:
-        ConfigError: Unknown ``split``, ``size`` below 1, ``subset`` asks for what is not there, or
-            scikit-learn is not installed.
+        ConfigError: Unknown ``split``, ``size`` below 1, ``subset`` asks for images that do not
+            exist, or scikit-learn is not installed.
     """
 
     METAINFO = {'classes': tuple('0123456789')}
@@ -47,23 +46,21 @@ class Digits(BaseDataset):
         subset: dict | None = None,
         **kwargs: Any,
     ) -> None:
-        if split not in ('train', 'test'):
-            raise ConfigError(f"split={split!r}: should be 'train' or 'test'")
-        if not isinstance(size, int) or size < 1:
-            raise ConfigError(f'size={size!r}: should be a number of pixels from 1 up')
+        check_choice(('train', 'test'), split=split)
+        check_positive(size=size)
         self.split = split
         self.size = size
         self.subset = subset
         super().__init__(ann_file='', **kwargs)
 
     def load_data_list(self) -> list[dict]:
-        """Return one ``{'img': uint8 (size, size, 3), 'gt_label': int}`` an image."""
+        """Return ``{'img': uint8 (size, size, 3), 'gt_label': int}`` for each image."""
         try:
             from sklearn.datasets import load_digits
         except ImportError as error:
             raise ConfigError(
-                'Digits needs scikit-learn, which is not installed: '
-                'pip install mldr-kd-mm[quickstart]'
+                'Digits needs scikit-learn, which is not installed; '
+                'run pip install mldr-kd-mm[quickstart]'
             ) from error
         images, labels = load_digits(return_X_y=True)
         chosen = _is_training(labels) == (self.split == 'train')
@@ -79,14 +76,15 @@ class Digits(BaseDataset):
         return np.repeat(np.rint(grey).astype(np.uint8)[..., None], 3, axis=2)
 
     def extra_repr(self) -> list[str]:
-        """The lines that ``repr`` adds: there are no files to name."""
+        """Return the lines that ``repr`` adds."""
         return [f'Split: \t{self.split}', f'Image size: \t{self.size}']
 
 
 def _is_training(labels: np.ndarray) -> np.ndarray:
-    """Return the fixed split as a boolean for each image, (N,) → (N,)."""
-    # Neighbours in the file were written by one hand: shuffled, sorted by class and then picked at
-    # equal steps, both splits hold all hands and classes. RandomState's numbers never change.
+    """Return which images belong to the training split, (N,) -> bool (N,)."""
+    # Neighbours in the file come from one writer. Shuffling, sorting by class and taking images at
+    # equal steps gives both splits all writers and classes. RandomState's numbers are the same in
+    # every version of NumPy.
     order = np.random.RandomState(0).permutation(len(labels))
     order = order[np.argsort(labels[order], kind='stable')]
     steps = np.arange(len(labels) + 1) * NUM_TRAIN // len(labels)

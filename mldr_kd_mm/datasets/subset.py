@@ -1,35 +1,35 @@
-"""The ``subset`` option of the data sets: some classes, some images of each."""
+"""The ``subset`` option of the data sets."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mldr_kd_mm.utils.errors import ConfigError
+from mldr_kd_mm.utils.errors import ConfigError, check_positive
 
 
 def take_subset(
     data_list: list[dict], classes: Sequence[str], subset: dict | None
 ) -> tuple[list[dict], Sequence[str]]:
-    """Keep the classes and the number of images that ``subset`` asks for.
+    """Keep some classes, or some images of each class.
 
     Args:
-        data_list: One dict an image, with its class in ``gt_label``.
-        classes: The names of all classes.
+        data_list: One dict per image, with its class in ``gt_label``.
+        classes: Names of all classes.
         subset: None for everything, or ``dict(labels=[...], per_class=N)``. ``labels`` are the
-            classes to keep (default: all), relabelled 0, 1, … in the order given; ``per_class``
-            is the number of images to keep of each (default: all), the first ones.
+            classes to keep (default: all), relabelled 0, 1, … in the given order; ``per_class``
+            is how many of the first images of each class to keep (default: all).
 
     Returns:
-        The images kept, in the order of ``data_list``, and the names of their classes.
+        The kept images, in the order of ``data_list``, and the names of their classes.
 
     Raises:
         ConfigError: An unknown key, an unknown or repeated label, ``per_class`` below 1 or above
-            what there is, a class without images, or fewer names than classes.
+            the number of images, a class without images, or fewer names than classes.
     """
     if subset is None:
         return data_list, classes
     if not isinstance(subset, dict) or set(subset) - {'labels', 'per_class'}:
-        raise ConfigError(f'subset={subset!r}: should be None or dict(labels=[...], per_class=N)')
+        raise ConfigError(f'subset={subset!r}: must be None or dict(labels=[...], per_class=N)')
     labels, per_class = subset.get('labels'), subset.get('per_class')
     if labels is None and per_class is None:
         return data_list, classes
@@ -37,15 +37,15 @@ def take_subset(
     highest = max(info['gt_label'] for info in data_list)
     if highest >= len(classes):
         raise ConfigError(
-            f'classes has {len(classes)} names, but labels go up to {highest}: name every class of '
-            'the whole data set, subset picks among them'
+            f'classes has {len(classes)} names, but labels go up to {highest}; name all classes of '
+            'the whole data set'
         )
     if labels is None:
         labels = range(len(classes))
     else:
         _check_labels(labels, len(classes))
-    if per_class is not None and (not isinstance(per_class, int) or per_class < 1):
-        raise ConfigError(f'subset.per_class={per_class!r}: should be None or a number from 1 up')
+    if per_class is not None:
+        check_positive(**{'subset.per_class': per_class})
 
     new_label = {label: position for position, label in enumerate(labels)}
     counts = dict.fromkeys(labels, 0)
@@ -60,7 +60,7 @@ def take_subset(
     for label, count in counts.items():
         if count < wanted:
             raise ConfigError(
-                f'subset={subset!r}: class {label} ({classes[label]}) should have {wanted} or more '
+                f'subset={subset!r}: class {label} ({classes[label]}) must have {wanted} or more '
                 f'images in this split, it has {count}'
             )
     return kept, tuple(classes[label] for label in labels)
@@ -68,12 +68,12 @@ def take_subset(
 
 def _check_labels(labels: Sequence[int], num_classes: int) -> None:
     if not isinstance(labels, (list, tuple)) or not labels:
-        raise ConfigError(f'subset.labels={labels!r}: should be None or a list of class numbers')
+        raise ConfigError(f'subset.labels={labels!r}: must be None or a list of class numbers')
     for label in labels:
         if not isinstance(label, int) or not 0 <= label < num_classes:
             raise ConfigError(
-                f'subset.labels holds {label!r}: labels of this data set are the whole numbers '
-                f'from 0 to {num_classes - 1}'
+                f'subset.labels holds {label!r}; labels must be whole numbers from 0 to '
+                f'{num_classes - 1}'
             )
         if labels.count(label) > 1:
-            raise ConfigError(f'subset.labels holds {label} more than once: name a class once')
+            raise ConfigError(f'subset.labels holds {label} more than once; list each class once')

@@ -1,16 +1,14 @@
-"""Tiny-ImageNet in its official layout, checked before training starts."""
+"""Tiny-ImageNet in its official layout."""
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter
 from typing import Any
 
 from mmengine.fileio import exists, get_text, join_path, list_dir_or_file
-from mmpretrain.datasets import BaseDataset
 
-from mldr_kd_mm.datasets.folder import check_image
+from mldr_kd_mm.datasets.folder import FolderDataset
 from mldr_kd_mm.datasets.subset import take_subset
 from mldr_kd_mm.registry import DATASETS
 from mldr_kd_mm.utils.errors import ConfigError
@@ -18,47 +16,48 @@ from mldr_kd_mm.utils.errors import ConfigError
 FOLDER = 'tiny-imagenet-200'
 URL = 'http://cs231n.stanford.edu/tiny-imagenet-200.zip'
 NUM_CLASSES = 200
-UNPACK_AGAIN = f'unpack {URL} again, whole'
+UNPACK_AGAIN = f'unpack {URL} again'
 IMAGES_PER_CLASS = {'train': 500, 'val': 50}
 
 
 @DATASETS.register_module()
-class TinyImageNet(BaseDataset):
+class TinyImageNet(FolderDataset):
     """`Tiny-ImageNet <http://cs231n.stanford.edu/tiny-imagenet-200.zip>`_, 64 px, 200 classes.
 
     ::
 
         data_root/
           tiny-imagenet-200/
-            wnids.txt                            a WordNet id a line
+            wnids.txt                            one WordNet id per line
             words.txt                            id <tab> names
             train/<id>/images/<id>_<i>.JPEG
             val/images/val_<i>.JPEG
             val/val_annotations.txt              file <tab> id <tab> box
 
-    Classes are numbered in the order of their sorted ids, not in that of ``wnids.txt``: that is how
-    torchvision's ``ImageFolder`` numbers them, and so what makes the checkpoints of others fit.
-    ``metainfo['classes']`` holds their names from ``words.txt`` in that order.
+    Classes are numbered by their sorted ids, not in the order of ``wnids.txt``. torchvision's
+    ``ImageFolder`` numbers them the same way, so checkpoints trained with it fit.
+    ``metainfo['classes']`` holds their names from ``words.txt``.
 
-    Every item that enters the pipeline is a dict with ``img_path`` and ``gt_label``, so a pipeline
-    starts with ``LoadImageFromFile``. That gives uint8 (64, 64, 3) in the order BGR for all images,
-    the 2 % grey ones too.
+    The pipeline receives a dict with ``img_path`` and ``gt_label`` and starts with
+    ``LoadImageFromFile``, which gives uint8 (64, 64, 3) in BGR order, also for the 2 % of grey
+    images. The layout is checked before training starts.
 
     Args:
-        data_root: The directory that holds ``tiny-imagenet-200/``. Nothing is downloaded.
+        data_root: Directory that holds ``tiny-imagenet-200/``. Nothing is downloaded.
         split: ``'train'`` or ``'val'``. The official test split has no labels.
-        verify: Whether there must be as many images as in the official set, 500 a class to train on
-            and 50 to validate on. With False one image or more of each class will do; the layout is
-            checked in both cases.
+        verify: Whether to require the official number of images, 500 per class for training and
+            50 for validation. False accepts one or more images per class.
         subset: None for the whole split, or ``dict(labels=[...], per_class=N)``, see
-            :func:`~mldr_kd_mm.datasets.subset.take_subset`. Images come in the order of their
-            numbers, so ``per_class`` keeps those with the lowest.
-        **kwargs: ``pipeline`` and the other arguments of mmpretrain's BaseDataset.
+            :func:`~mldr_kd_mm.datasets.subset.take_subset`. Images are ordered by their numbers,
+            so ``per_class`` keeps the lowest.
+        **kwargs: ``pipeline`` and other arguments of mmpretrain's BaseDataset.
 
     Raises:
         ConfigError: Unknown ``split``; files are missing, do not follow the layout or are fewer
-            than there should be; or ``subset`` asks for what is not there.
+            than required; or ``subset`` asks for images that do not exist.
     """
+
+    REMEDY = UNPACK_AGAIN
 
     def __init__(
         self,
@@ -71,19 +70,14 @@ class TinyImageNet(BaseDataset):
     ) -> None:
         if split == 'test':
             raise ConfigError("split='test': the official test split has no labels, use 'val'")
-        if split not in IMAGES_PER_CLASS:
-            raise ConfigError(f"split={split!r}: should be 'train' or 'val'")
         if not data_root:
             raise ConfigError(f"data_root='': must be the directory that holds {FOLDER}/")
-        self.split = split
         self.verify = verify
         self.subset = subset
-        super().__init__(
-            ann_file='', data_root=os.path.expanduser(data_root), data_prefix=FOLDER, **kwargs
-        )
+        super().__init__(data_root, split, data_prefix=FOLDER, **kwargs)
 
     def load_data_list(self) -> list[dict]:
-        """Return one ``{'img_path': str, 'gt_label': int}`` an image."""
+        """Return ``{'img_path': str, 'gt_label': int}`` for each image."""
         self._check_data_root()
         wnids = _read_wnids(self.img_prefix)
         classes = self.CLASSES or _read_names(self.img_prefix, wnids)
@@ -98,8 +92,8 @@ class TinyImageNet(BaseDataset):
             return
         if exists(join_path(self.data_root, 'wnids.txt')):
             raise ConfigError(
-                f'data_root={self.data_root!r} holds wnids.txt: should be the directory above it, '
-                f'the one that holds {FOLDER}/'
+                f'data_root={self.data_root!r} holds wnids.txt; must be its parent directory, '
+                f'which holds {FOLDER}/'
             )
         raise ConfigError(
             f'data_root={self.data_root!r} lacks {FOLDER}/wnids.txt; unpack {URL} there, so that '
@@ -115,40 +109,23 @@ class TinyImageNet(BaseDataset):
                 raise ConfigError(f'{place}: has no image of class {wnid}; {UNPACK_AGAIN}')
             if self.verify and counts[label] != official:
                 raise ConfigError(
-                    f'{place}: has {counts[label]} images of class {wnid}, should have {official}; '
+                    f'{place}: has {counts[label]} images of class {wnid}, must have {official}; '
                     f'{UNPACK_AGAIN}, or give verify=False to accept this set as it is'
                 )
 
-    def prepare_data(self, idx: int) -> Any:
-        """Return what the pipeline makes of one image.
-
-        Raises:
-            ConfigError: The file is no whole image, or one of more pixels than OpenCV takes.
-        """
-        try:
-            return super().prepare_data(idx)
-        except Exception:
-            # Any step may have failed; only then is it worth to read the image once more.
-            check_image(self.get_data_info(idx)['img_path'], UNPACK_AGAIN)
-            raise
-
-    def extra_repr(self) -> list[str]:
-        """The lines that ``repr`` adds."""
-        return [f'Root of dataset: \t{self.data_root}', f'Split: \t{self.split}']
-
 
 def _read_wnids(root: str) -> list[str]:
-    """Return the WordNet ids of the classes in the order of their numbers."""
+    """Return the WordNet ids in the order of the class numbers."""
     path = join_path(root, 'wnids.txt')
     wnids = sorted(_read_table(path, num_columns=1))
     for wnid in wnids:
-        # Ids become paths.
+        # Ids become parts of paths.
         if not re.fullmatch(r'n\d{8}', wnid):
-            raise ConfigError(f'{path}: holds {wnid!r}, should hold WordNet ids like n01443537')
+            raise ConfigError(f'{path}: holds {wnid!r}; must hold WordNet ids like n01443537')
     if len(wnids) != NUM_CLASSES:
         raise ConfigError(
-            f'{path}: holds {len(wnids)} ids, should hold {NUM_CLASSES}; {UNPACK_AGAIN} '
-            '(for fewer classes there is subset)'
+            f'{path}: holds {len(wnids)} ids, must hold {NUM_CLASSES}; {UNPACK_AGAIN} '
+            '(use subset for fewer classes)'
         )
     return wnids
 
@@ -156,7 +133,7 @@ def _read_wnids(root: str) -> list[str]:
 def _read_names(root: str, wnids: list[str]) -> tuple[str, ...]:
     """Return the readable names of the classes."""
     path = join_path(root, 'words.txt')
-    # The official file names all of WordNet.
+    # The official file lists all of WordNet.
     rows = _read_table(path, num_columns=2)
     for wnid in wnids:
         if wnid not in rows:
@@ -165,7 +142,7 @@ def _read_names(root: str, wnids: list[str]) -> tuple[str, ...]:
 
 
 def _list_train(root: str, wnids: list[str]) -> list[dict]:
-    """Return the training images class by class."""
+    """Return the training images, grouped by class."""
     data_list = []
     for label, wnid in enumerate(wnids):
         folder = join_path(root, 'train', wnid, 'images')
@@ -180,8 +157,8 @@ def _list_val(root: str, wnids: list[str]) -> list[dict]:
     """Return the validation images in the order of their annotations."""
     path = join_path(root, 'val', 'val_annotations.txt')
     folder = join_path(root, 'val', 'images')
-    # One listing instead of a look for every file. It holds plain names only, so an annotation that
-    # points elsewhere is absent.
+    # One listing replaces a check of each file. It holds plain names only, so an annotation that
+    # points outside the folder is not among them.
     present = set(_list_images(folder))
     label_of = {wnid: label for label, wnid in enumerate(wnids)}
     data_list = []
@@ -201,7 +178,7 @@ def _list_val(root: str, wnids: list[str]) -> list[dict]:
 
 
 def _list_images(folder: str) -> list[str]:
-    """Return the names of the images in a folder, in no order."""
+    """Return the names of the images in a folder, unordered."""
     try:
         return list(list_dir_or_file(folder, list_dir=False, suffix='.JPEG'))
     except OSError as error:
@@ -211,7 +188,7 @@ def _list_images(folder: str) -> list[str]:
 
 
 def _read_table(path: str, num_columns: int) -> dict[str, list[str]]:
-    """Return the columns of each line, tab-separated, by the first, which must not repeat."""
+    """Return the tab-separated columns of each line by the first column, which must be unique."""
     try:
         lines = get_text(path).splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -223,12 +200,10 @@ def _read_table(path: str, num_columns: int) -> dict[str, list[str]]:
         row = [column.strip() for column in line.split('\t')]
         if len(row) < num_columns:
             raise ConfigError(
-                f'{path}: line {number} is {line!r}, should have {num_columns} columns or more '
-                f'with tabs between; {UNPACK_AGAIN}'
+                f'{path}: line {number} is {line!r}, must have {num_columns} or more columns, '
+                f'separated by tabs; {UNPACK_AGAIN}'
             )
         if row[0] in rows:
-            raise ConfigError(
-                f'{path}: line {number} repeats {row[0]!r}, should be there once; {UNPACK_AGAIN}'
-            )
+            raise ConfigError(f'{path}: line {number} repeats {row[0]!r}; {UNPACK_AGAIN}')
         rows[row[0]] = row
     return rows

@@ -1,4 +1,4 @@
-"""mmpretrain's usual steps between an image and a batch, at less of a core's time."""
+"""Faster versions of mmpretrain's transforms."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from mldr_kd_mm.utils.errors import ConfigError
 
 @TRANSFORMS.register_module()
 class RandomResizedCropFlip(RandomResizedCrop):
-    """mmpretrain's RandomResizedCrop and its horizontal RandomFlip behind it, in one step.
+    """mmpretrain's RandomResizedCrop followed by a horizontal RandomFlip, in one step.
 
-    From the same state of numpy's generator it makes the images that the two make, and leaves the
-    generator in the same state. Its boxes take fewer calls, and its flip comes before the resizing,
-    where a small image has few pixels yet.
+    From the same state of NumPy's generator it makes the same images and leaves the generator in
+    the same state. It is faster because it draws a box in fewer calls and flips before resizing,
+    while a small image still has few pixels.
 
     Args:
-        scale: Size of the result, (height, width) or one number for both.
+        scale: Size of the result in pixels, (height, width) or one number for both.
         flip_prob: Probability of the flip.
-        **kwargs: ``crop_ratio_range``, ``aspect_ratio_range`` and the other arguments of
-            mmpretrain's RandomResizedCrop.
+        **kwargs: ``crop_ratio_range``, ``aspect_ratio_range`` and other arguments of mmpretrain's
+            RandomResizedCrop.
 
     Raises:
         ConfigError: ``flip_prob`` is not a number from 0 to 1.
@@ -42,7 +42,7 @@ class RandomResizedCropFlip(RandomResizedCrop):
         self.flip_prob = flip_prob
 
     def rand_crop_params(self, img: np.ndarray) -> tuple[int, int, int, int]:
-        """Draw the box's top, left, height and width: mmpretrain's draws, two in one call."""
+        """Draw top, left, height and width of a box with mmpretrain's draws, two in one call."""
         height, width = img.shape[:2]
         area, aspect = self.crop_ratio_range, self.aspect_ratio_range
         log_aspect = math.log(aspect[0]), math.log(aspect[1])
@@ -54,7 +54,7 @@ class RandomResizedCropFlip(RandomResizedCrop):
             if 0 < w <= width and 0 < h <= height:
                 top = np.random.randint(0, height - h + 1)
                 return top, np.random.randint(0, width - w + 1), h, w
-        # The largest box in the middle whose proportions are allowed.
+        # Fall back to the largest central box with an allowed aspect ratio.
         w, h = min(width, round(height * aspect[1])), min(height, round(width / aspect[0]))
         return (height - h) // 2, (width - w) // 2, h, w
 
@@ -79,14 +79,15 @@ class RandomResizedCropFlip(RandomResizedCrop):
 
 @TRANSFORMS.register_module()
 class PackPlanes(PackInputs):
-    """mmpretrain's PackInputs, quicker from (H, W, C) to (C, H, W) for contiguous uint8 images.
+    """mmpretrain's PackInputs, faster for contiguous uint8 images.
 
-    Others, such as a view that CenterCrop or RandomFlip leaves, are packed as mmpretrain does.
+    Other images, such as the strided views that CenterCrop and RandomFlip return, are packed by
+    mmpretrain's code.
     """
 
     @staticmethod
     def format_input(input_: Any) -> Tensor | list[Tensor]:
-        """Return ``input_`` as mmpretrain's method does, contiguous (C, H, W) if it is an image."""
+        """Convert an image (H, W, C) to a contiguous tensor (C, H, W), as mmpretrain does."""
         is_image = isinstance(input_, np.ndarray) and input_.dtype == np.uint8 and input_.ndim == 3
         if not is_image or not input_.flags.c_contiguous:
             return PackInputs.format_input(input_)

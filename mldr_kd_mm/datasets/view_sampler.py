@@ -1,4 +1,4 @@
-"""A sampler that makes each augmented sample reproducible."""
+"""Sampler that makes augmented samples reproducible."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from mldr_kd_mm.utils.random import preserve_global_rng, seed_global_rng
 
 @DATA_SAMPLERS.register_module()
 class ViewSampler(DefaultSampler):
-    """mmengine's DefaultSampler, under which a sample is a function of (seed, epoch, index).
+    """mmengine's DefaultSampler with augmented samples that depend on (seed, epoch, index) alone.
 
-    Whatever the number of workers, the batch size, the number of processes, and wherever a run was
-    resumed, an epoch shows the same images, in DefaultSampler's order. The pipeline is seeded for
-    each sample and the global random state is left as it was.
+    An epoch shows the same images in DefaultSampler's order, whatever the number of workers, the
+    batch size, the number of processes and the point at which a run was resumed. The pipeline is
+    seeded for each sample, and the global random state is left unchanged.
 
     Args:
         dataset: The data set.
-        views: None, or the number of epochs after which the images repeat: epoch ``e`` is epoch
-            ``e mod views`` again, order and all. A teacher cache needs it.
-        **kwargs: ``shuffle``, ``seed`` and ``round_up``, as DefaultSampler has them.
+        views: Number of epochs after which the images repeat: epoch ``e`` shows the images of
+            epoch ``e mod views`` in the same order. A teacher cache requires it. None: never.
+        **kwargs: ``shuffle``, ``seed`` and ``round_up`` of DefaultSampler.
 
     Raises:
-        ConfigError: If ``views`` is below 1.
+        ConfigError: ``views`` is below 1.
     """
 
     def __init__(self, dataset: Any, views: int | None = None, **kwargs: Any) -> None:
@@ -43,43 +43,46 @@ class ViewSampler(DefaultSampler):
         seed_by_view(dataset)
 
     def __iter__(self) -> Iterator[ViewIndex]:
-        """Iterate over the indices of this process."""
+        """Iterate over the indices of this rank."""
         start, self._start = self._start, 0
         for index in islice(super().__iter__(), start, None):
             yield ViewIndex(View(self.seed, self.epoch, index))
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that is iterated over next."""
+        """Set the epoch of the next iteration."""
         super().set_epoch(epoch if self.views is None else epoch % self.views)
 
     def start_at(self, position: int) -> None:
-        """Leave out the first samples of this process, the next time that it is iterated over.
+        """Skip the first samples of this rank in the next iteration only.
 
         Args:
-            position: How many.
+            position: Number of samples to skip.
         """
         self._start = position
 
 
 def seed_by_view(dataset: Any) -> None:
-    """Let a data set draw what a data loader asks for by :class:`ViewIndex` seeded.
+    """Seed the items of a data set by their view.
 
-    The whole of ``dataset[index]`` is seeded: the pipeline, what wrappers around the data set draw,
-    and the choice of another sample where one cannot be read. The ``data_samples`` of an item then
-    have a ``view``. Batches asked for by plain numbers stay as they are.
+    The seed covers all of ``dataset[index]``: the pipeline, wrappers around the data set, and the
+    choice of another sample if one cannot be read. The ``data_samples`` of such an item have a
+    ``view``. Only batches requested by :class:`ViewIndex`, as a ViewSampler does, are affected.
+
+    Args:
+        dataset: The data set; it is changed in place.
     """
-    # DataLoader asks for the items of a batch by this method, if there is one.
-    dataset.__getitems__ = partial(_items, dataset)
+    # DataLoader calls this method, if there is one, to get the items of a batch.
+    dataset.__getitems__ = partial(_get_items, dataset)
 
 
-def _items(dataset: Any, indices: Sequence[int]) -> list:
+def _get_items(dataset: Any, indices: Sequence[int]) -> list:
     if not isinstance(indices[0], ViewIndex):
         return [dataset[index] for index in indices]
     with preserve_global_rng():
-        return [_item(dataset, index.view) for index in indices]
+        return [_get_item(dataset, index.view) for index in indices]
 
 
-def _item(dataset: Any, view: View) -> Any:
+def _get_item(dataset: Any, view: View) -> Any:
     seed_global_rng(*view)
     item = dataset[view.index]
     sample = item.get('data_samples') if isinstance(item, dict) else None

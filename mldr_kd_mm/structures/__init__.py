@@ -1,1 +1,1 @@
-"""Data types that data sets and models share."""
+"""Data types shared by data sets and models."""

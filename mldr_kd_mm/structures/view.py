@@ -1,4 +1,4 @@
-"""Views: what one sample looks like in one epoch, and the random numbers that make it so."""
+"""Views: one augmentation of one sample."""
 
 from __future__ import annotations
 
@@ -11,18 +11,21 @@ from mmpretrain.structures import DataSample
 
 
 class View(NamedTuple):
-    """Names a view: the augmented sample is a function of these three and of nothing else."""
+    """Identity of an augmented sample, which depends on these three numbers alone.
+
+    Attributes:
+        seed: Seed of the sampler, which is the run's seed.
+        epoch: Number of the epoch.
+        index: Position of the sample in the data set.
+    """
 
     seed: int
-    """The sampler's seed, which is the run's."""
     epoch: int
-    """The number of the epoch."""
     index: int
-    """The sample's place in the data set."""
 
 
 class ViewIndex(int):
-    """An index of a data set that knows its :class:`View`; it survives pickling."""
+    """Index of a data set that carries its :class:`View`, also through pickling."""
 
     view: View
 
@@ -36,11 +39,11 @@ class ViewIndex(int):
 
 
 def get_views(data_samples: Sequence[DataSample] | None) -> list[View] | None:
-    """The views of a batch, or None if it was drawn otherwise."""
+    """Return the views of a batch, or None if it does not come from a ViewSampler."""
     views = [getattr(sample, 'view', None) for sample in data_samples or ()]
     return views if views and None not in views else None
 
 
 def hash_views(views: Sequence[View]) -> int:
-    """A number of 32 bits for a batch: that of its views and their order."""
+    """Return a 32-bit hash of the views of a batch and their order."""
     return zlib.crc32(np.array(views, np.int64).tobytes())

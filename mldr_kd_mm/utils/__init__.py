@@ -1,1 +1,1 @@
-"""Helpers that know nothing of distillation."""
+"""Utilities that know nothing about distillation."""

@@ -1,4 +1,4 @@
-"""Files that are there as a whole or not at all."""
+"""Atomic file writes."""
 
 from __future__ import annotations
 
@@ -15,21 +15,24 @@ UNFINISHED = '.unfinished'
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
-    """Write a file that takes the place of the old one once all of it is on the disk.
+    """Open a file for writing that replaces ``path`` once it is complete and on the disk.
 
-    Until then it has another name, ``path`` with ``.unfinished`` behind it. After an error nothing
-    is left of it, and the old file is as it was.
+    The content is written to ``path`` + ``.unfinished`` first. After an error that file is removed
+    and an existing ``path`` is unchanged.
 
     Args:
-        path: Where the file will be.
+        path: The file to write.
+
+    Yields:
+        The open file.
 
     Raises:
-        OSError: The disk is full, or whatever else keeps it from being written.
+        OSError: The file cannot be written, for example because the disk is full.
     """
     path = Path(path)
     unfinished = path.with_name(path.name + UNFINISHED)
     try:
-        unfinished.unlink(missing_ok=True)  # where it is a link, what it points to stays
+        unfinished.unlink(missing_ok=True)  # if it is a link, its target must not be written to
         with open(unfinished, 'wb') as file:
             yield file
             file.flush()
@@ -38,7 +41,7 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
-    # The new name is on the disk when the folder is.
+    # The new name is on the disk once its folder is.
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -47,7 +50,7 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
 
 
 class AtomicFileBackend(LocalBackend):
-    """mmengine's backend for local files; what it writes replaces the old file at once."""
+    """mmengine's backend for local files with atomic writes."""
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
         """Write bytes."""
@@ -61,5 +64,5 @@ class AtomicFileBackend(LocalBackend):
 
 
 def use_atomic_writes() -> None:
-    """From now on let mmengine write its local files, checkpoints among them, as whole ones."""
+    """Make mmengine write local files, checkpoints included, atomically in this process."""
     register_backend('local', AtomicFileBackend, force=True, prefixes='')

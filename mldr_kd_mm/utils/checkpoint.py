@@ -1,4 +1,4 @@
-"""Reading checkpoints: a file, URL or hub name in, plain content out, and no code of it run."""
+"""Load checkpoints from files, URLs and the Hugging Face hub without executing their code."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from mldr_kd_mm.utils.safe_pickle import STAND_INS, PickledArray, PickledDType
 
 
 class _Discarded:
-    """Stands for what trainers write into a checkpoint and neither weights nor a resumed run need.
+    """Stand-in for objects that are needed neither for weights nor to resume a run.
 
-    These are the command lines of timm's and DeiT's trainers (a ``Namespace``, with paths in it)
-    and the functions that mmengine's objects refer to, which a new object of the same config has.
-    Their own classes would not be safe to allow: ``getattr`` leads anywhere, and a ``Namespace``
+    timm's and DeiT's trainers write their command line (a ``Namespace`` with paths in it), and
+    mmengine's objects refer to functions, which a new object of the same config has again. The
+    real classes would not be safe to allow: ``getattr`` reaches everything, and a ``Namespace``
     takes any attribute.
     """
 
@@ -37,7 +37,7 @@ class _Discarded:
 
 
 class _History:
-    """Stands in for mmengine's ``HistoryBuffer``, a series of logged numbers."""
+    """Stand-in for mmengine's ``HistoryBuffer``, a series of logged numbers."""
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.state = state
@@ -63,7 +63,7 @@ _STAND_INS = [
             'mmengine.optim.scheduler.param_scheduler.OneCycleParamScheduler',
             *(
                 f'{module}.{kind}'
-                for module in ('pathlib', 'pathlib._local')  # the latter of Python 3.13
+                for module in ('pathlib', 'pathlib._local')  # the latter since Python 3.13
                 for kind in (
                     'Path',
                     'PosixPath',
@@ -75,10 +75,9 @@ _STAND_INS = [
         )
     ),
 ]
-MSDOS_DIRECTORY = 0x10  # a record's attribute
+_MSDOS_DIRECTORY = 0x10  # external attribute of a zip record
 
-# What load_checkpoint does not take: mmengine's names of files elsewhere, which it would fetch and
-# read with code running.
+# mmengine's other address schemes: it would download such files and execute their code.
 _OTHER_SCHEMES = [
     'modelzoo://',
     'torchvision://',
@@ -90,11 +89,11 @@ _OTHER_SCHEMES = [
     r'(\S+\:)?petrel://',
 ]
 
-# Where trainers put the weights. Of timm's two sets the average is the one that it evaluates and
-# publishes; DeiT's and Vim's trainers choose their best epoch by, and read back, ``model``. What
-# mmengine's EMAHook leaves in ``ema_state_dict`` are the weights that were *not* evaluated.
-_PLACES = ('state_dict_ema', 'state_dict', 'model', 'model_state_dict', 'module', 'model_ema')
-# What DistributedDataParallel and torch.compile put before all names.
+# The keys under which trainers save weights, in order of preference. timm evaluates and publishes
+# its averaged weights (``state_dict_ema``); DeiT and Vim choose their best epoch by ``model``.
+# mmengine's ``ema_state_dict`` is not among them: it holds the weights that were *not* evaluated.
+_WEIGHT_KEYS = ('state_dict_ema', 'state_dict', 'model', 'model_state_dict', 'module', 'model_ema')
+# The prefixes that DistributedDataParallel and torch.compile add to all names.
 _WRAPPERS = ('module.', '_orig_mod.')
 
 _HUB = re.compile('hf[-_]hub:')
@@ -106,7 +105,7 @@ class Weights(NamedTuple):
 
     Attributes:
         tensors: Name -> tensor, without the prefixes of wrappers.
-        notes: What the user may want to know about where they were found.
+        notes: Where they were found, if that is worth a log line.
     """
 
     tensors: dict[str, Tensor]
@@ -116,25 +115,25 @@ class Weights(NamedTuple):
 def load_checkpoint(
     path: str, field: str = 'checkpoint', map_location: Any = 'cpu'
 ) -> dict[str, Any]:
-    """Read a checkpoint whole, as its trainer needs it to go on.
+    """Load the whole content of a checkpoint, including what a trainer needs to resume.
 
     Args:
-        path: Path or URL of a ``.safetensors`` file, or of a file of ``torch.save`` whatever its
-            name ends in, or ``hf-hub:OWNER/NAME``, ``hf-hub:OWNER/NAME@REVISION``.
-        field: Name of the config's field that holds the path, for the errors.
-        map_location: Where the tensors are put, as ``torch.load`` takes it; those of a
-            ``.safetensors`` file stay on the CPU.
+        path: Path or URL of a ``.safetensors`` file or of a file written by ``torch.save``
+            (whatever its extension), ``hf-hub:OWNER/NAME`` or ``hf-hub:OWNER/NAME@REVISION``.
+        field: Name of the config field that holds the path, for error messages.
+        map_location: Device of the tensors, as in ``torch.load``; tensors of a ``.safetensors``
+            file stay on the CPU.
 
     Returns:
-        The content of the file. It has tensors, plain containers, numpy's arrays and scalars of
-        numbers and mmengine's ``HistoryBuffer``; a few other harmless kinds of objects are left
-        out of a dict, and None in a list.
+        The content: tensors, plain containers, numeric numpy arrays and scalars, and mmengine's
+        ``HistoryBuffer``. A few other harmless kinds of objects are dropped from dicts and become
+        None in lists.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ConfigError: If the file cannot be read, is truncated, differs from what was written (files
-            of before torch 1.6 and ``.safetensors`` have no checksums), is no dict, or asks for
-            any other object. None of its code has run then.
+        FileNotFoundError: There is no such file.
+        ConfigError: The file cannot be read, is truncated, does not match its checksums (files of
+            torch before 1.6 and ``.safetensors`` files have none), is not a dict, or asks for any
+            other object. None of its code has been executed.
     """
     try:
         file = _local_file(path)
@@ -150,7 +149,7 @@ def load_checkpoint(
     except FileNotFoundError:
         raise
     except Exception as error:
-        # torch raises whatever its unpickler or the network meets.
+        # torch passes on every exception of its unpickler and of the network.
         raise ConfigError(f'{field}={path!r}: {_reason(error)}') from error
     if not isinstance(content, dict):
         raise ConfigError(
@@ -160,21 +159,21 @@ def load_checkpoint(
 
 
 def has_training_state(content: dict[str, Any]) -> bool:
-    """Whether a file holds the state of a run, and not weights alone as of an exported student."""
+    """Return whether a checkpoint can be resumed, unlike an exported student's weights."""
     meta = content.get('meta')
     return isinstance(meta, dict) and 'iter' in meta
 
 
 def use_safe_loading() -> None:
-    """Let mmengine read checkpoints with :func:`load_checkpoint`, until this process ends.
+    """Make mmengine load checkpoints with :func:`load_checkpoint` until this process ends.
 
-    That holds for ``load_from``, ``resume`` and ``init_cfg=dict(type='Pretrained', ...)``, and for
-    all Runners and models of the process, which is why importing the package does not do it.
-    mmengine's own loader runs the code of a file that it cannot read otherwise (OneDL), or cannot
-    read its own checkpoints with torch 2.6 and later (0.10.7).
+    This applies to ``load_from``, ``resume`` and ``init_cfg=dict(type='Pretrained', ...)`` of all
+    Runners and models in the process, so importing the package does not do it. mmengine's own
+    loader executes the code of a file that it cannot read otherwise (OneDL's fork), or cannot read
+    its own checkpoints with torch 2.6 and later (0.10.7).
     """
 
-    # mmengine logs what follows load_from_ in these names.
+    # mmengine logs the part of these names after load_from_.
     def load_from_file(filename: str, map_location: Any = None) -> dict[str, Any]:
         return load_checkpoint(filename, map_location=map_location)
 
@@ -186,32 +185,32 @@ def use_safe_loading() -> None:
 
 
 def _check_records(file: Path) -> None:
-    """Raise if an archive of ``torch.save`` is not as it was written; torch checks little."""
+    """Raise a ValueError if an archive of ``torch.save`` was changed; torch checks little."""
     with file.open('rb') as stream:
         if stream.read(4) != b'PK\x03\x04':
-            return  # of before torch 1.6: without checksums
+            return  # written by torch before 1.6, without checksums
     with ZipFile(file) as archive:
         records = archive.infolist()
-        as_torch_writes_it = (
-            # torch takes names that differ by case for one.
+        is_intact = (
+            # torch ignores the case of names.
             len({record.filename.lower() for record in records}) == len(records)
-            # A compressed record may be a thousand times as large as the file, and for a directory
-            # torch returns memory as it finds it.
+            # A compressed record could unpack to a thousand times the size of the file, and for a
+            # directory torch returns uninitialised memory.
             and all(record.compress_size == record.file_size for record in records)
-            and not any(record.external_attr & MSDOS_DIRECTORY for record in records)
+            and not any(record.external_attr & _MSDOS_DIRECTORY for record in records)
             and sum(record.file_size for record in records) <= file.stat().st_size
         )
-        if not as_torch_writes_it:
+        if not is_intact:
             raise ValueError('damaged, its records are not as torch.save writes them')
-        # They are all 0 if torch was told to save without them.
+        # All are 0 if torch was told to save without checksums.
         has_checksums = any(record.CRC for record in records)
         damaged = archive.testzip() if has_checksums else None
     if damaged:
-        raise ValueError(f'damaged, its record {damaged!r} does not fit its checksum')
+        raise ValueError(f'damaged, its record {damaged!r} does not match its checksum')
 
 
 def _rebuild(value: Any, seen: set[int]) -> Any:
-    """Replace the stand-ins by what they stand for, in place where that can be."""
+    """Replace stand-ins by the objects they stand for; dicts and lists are changed in place."""
     if isinstance(value, _History):
         return value.rebuild()
     if isinstance(value, PickledArray):
@@ -245,8 +244,8 @@ def _local_file(path: str) -> Path:
 
 
 def _download(url: str) -> Path:
-    """Fetch a file once, to where torch keeps checkpoints."""
-    # Many a run ends with an epoch_300.pth: the whole address tells them apart.
+    """Download a file to torch's cache of checkpoints, if it is not there yet."""
+    # Many runs end with an epoch_300.pth, so the name includes a hash of the whole URL.
     address = hashlib.sha256(url.encode()).hexdigest()[:12]
     file = Path(torch.hub.get_dir(), 'checkpoints', f'{address}-{Path(urlparse(url).path).name}')
     if not file.exists():
@@ -256,7 +255,7 @@ def _download(url: str) -> Path:
 
 
 def _download_from_hub(name: str) -> Path:
-    """Fetch a repository's weights once, to where huggingface_hub keeps them."""
+    """Download a repository's weights to huggingface_hub's cache, if they are not there yet."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
@@ -264,7 +263,7 @@ def _download_from_hub(name: str) -> Path:
     unreachable = False
     for file in _HUB_FILES:
         try:
-            # Without a network each question takes half a minute: one is enough.
+            # Without a network each request takes half a minute, so only the first one is sent.
             return Path(
                 hf_hub_download(
                     repository, file, revision=revision or None, local_files_only=unreachable
@@ -283,44 +282,44 @@ def _download_from_hub(name: str) -> Path:
 def _reason(error: Exception) -> str:
     text = str(error)
     if isinstance(error, UnpicklingError):
-        # torch would advise how to run it nevertheless.
+        # torch's message would explain how to execute the code after all.
         text = text.rpartition('WeightsUnpickler error: ')[2]
         if refused := re.search(r'GLOBAL (\S+)', text):
             name = printable(refused[1])
-            return f'refused: it asks for {name}, and weights are tensors and plain containers'
+            return f'refused: it asks for {name}; weights must be tensors in plain containers'
     first_line = (text.strip() or type(error).__name__).splitlines()[0]
     return f'cannot be read as weights: {printable(first_line)}'
 
 
 def read_weights(path: str, field: str = 'checkpoint') -> Weights:
-    """Find the weights of a checkpoint.
+    """Load the weights of a checkpoint.
 
-    They are the file's content itself, or the first state dict under ``state_dict_ema``,
-    ``state_dict``, ``model``, ``model_state_dict``, ``module`` and ``model_ema``. Prefixes that all
-    names share through DistributedDataParallel or torch.compile are taken off. Of a checkpoint of a
-    distillation run, these are the student's.
+    The weights are the file's content itself or the first state dict under the keys
+    ``state_dict_ema``, ``state_dict``, ``model``, ``model_state_dict``, ``module`` and
+    ``model_ema``. Prefixes of DistributedDataParallel and torch.compile are removed. The weights of
+    a distillation run are its student's.
 
     Args:
-        path: What :func:`load_checkpoint` takes.
-        field: Name of the config's field that holds the path, for the errors.
+        path: Path, URL or hub name, see :func:`load_checkpoint`.
+        field: Name of the config field that holds the path, for error messages.
 
     Returns:
-        The weights, and where they were found if not in the usual place.
+        The weights, with a note if they were not in the usual place.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ConfigError: If the file cannot be read or holds no weights.
+        FileNotFoundError: There is no such file.
+        ConfigError: The file cannot be read or has no weights.
     """
     checkpoint = load_checkpoint(path, field)
-    places = {'': checkpoint} | {place: checkpoint.get(place) for place in _PLACES}
-    found = [place for place, content in places.items() if _is_state_dict(content)]
+    candidates = {'': checkpoint} | {key: checkpoint.get(key) for key in _WEIGHT_KEYS}
+    found = [key for key, content in candidates.items() if _is_state_dict(content)]
     if not found:
-        there = ', '.join(map(printable, list(checkpoint)[:20])) or 'nothing'
+        keys = ', '.join(map(printable, list(checkpoint)[:20])) or 'nothing'
         raise ConfigError(
-            f'{field}={path!r}: has no weights under {", ".join(map(repr, _PLACES))}; '
-            f'it has: {there}'
+            f'{field}={path!r}: has no weights under {", ".join(map(repr, _WEIGHT_KEYS))}; '
+            f'it has: {keys}'
         )
-    weights = _unwrap(places[found[0]])
+    weights = _unwrap(candidates[found[0]])
     notes = [] if found[0] in ('', 'state_dict') else [f'from {found[0]!r}']
     student = _student(weights)
     if student:
@@ -342,22 +341,22 @@ def _unwrap(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         shared = (w for w in _WRAPPERS if all(name.startswith(w) for name in weights))
         return next(shared, '')
 
-    while prefix := wrapper():  # they nest, in any order
+    while prefix := wrapper():  # wrappers are nested in any order
         weights = {name.removeprefix(prefix): value for name, value in weights.items()}
     return weights
 
 
 def student_state_dict(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
-    """Take the plain student out of a checkpoint.
+    """Return the student's weights from a checkpoint of a distillation run.
 
     Args:
-        checkpoint: The content of a checkpoint of a distillation run.
+        checkpoint: Content of the checkpoint.
 
     Returns:
-        Name -> tensor, named as mmpretrain has them, or timm, for a TimmClassifier.
+        Name -> tensor, with the names of timm for a TimmClassifier and of mmpretrain otherwise.
 
     Raises:
-        ConfigError: If the weights are not a Distiller's.
+        ConfigError: The weights are not a Distiller's.
     """
     weights = checkpoint.get('state_dict')
     student = _student(weights if _is_state_dict(weights) else {})
@@ -367,7 +366,7 @@ def student_state_dict(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def _student(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    # A TimmClassifier holds timm's model as its only child with weights.
+    # A TimmClassifier's only child with weights is timm's model, named `model`.
     for prefix in ('student.model.', 'student.'):
         student = {
             key.removeprefix(prefix): value

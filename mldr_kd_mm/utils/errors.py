@@ -1,30 +1,33 @@
-"""The one exception that stands for a mistake of the user's, and checks that raise it."""
+"""User errors and argument checks; imports nothing heavy, so that the command line stays fast."""
 
 import functools
 import inspect
 import math
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from numbers import Real
 from typing import Any
 
 
 class ConfigError(ValueError):
-    """A mistake that the user can mend in the config.
+    """Error that the user can fix in the config.
 
-    Its message is one line that names the field, the value and what would be right, so that the
-    command line tools can print it instead of a traceback.
+    Its message is one line of the form ``field=value: problem; fix``, which the command-line tools
+    print instead of a traceback.
     """
 
 
 @contextmanager
 def named(field: str) -> Iterator[None]:
-    """Give what other packages raise for a wrong config the name of the field.
+    """Prefix errors of other packages with the config field that caused them.
+
+    Args:
+        field: Name of the field.
 
     Raises:
-        ConfigError: In place of any exception but a ConfigError or a FileNotFoundError.
+        ConfigError: Replaces every exception except ConfigError and FileNotFoundError.
     """
     try:
         yield
@@ -35,9 +38,9 @@ def named(field: str) -> Iterator[None]:
 
 
 def checked_arguments(init: Callable[..., None]) -> Callable[..., None]:
-    """Decorate the ``__init__`` of what a config is unpacked into.
+    """Make a missing or unknown argument of an ``__init__`` a ConfigError.
 
-    An argument that is missing or unknown is then a ConfigError, not a TypeError.
+    Decorator for classes whose arguments come from a config.
     """
     signature = inspect.signature(init)
 
@@ -54,21 +57,21 @@ def checked_arguments(init: Callable[..., None]) -> Callable[..., None]:
 
 
 def is_number(value: Any, kind: type = Real) -> bool:
-    """Whether it is a number; True and False, which Python counts among them, are not."""
+    """Return whether ``value`` is a number; True and False do not count."""
     return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def are_sizes(values: Any, count: int) -> bool:
-    """Whether it is a list or tuple of so many whole numbers of 1 or more."""
+    """Return whether ``values`` is a list or tuple of ``count`` whole numbers of 1 or more."""
     is_list = isinstance(values, (list, tuple)) and len(values) == count
     return is_list and all(is_number(size, int) and size > 0 for size in values)
 
 
 def check_positive(**fields: int) -> None:
-    """Check sizes and counts by the names of their fields.
+    """Check that fields are whole numbers of 1 or more.
 
     Raises:
-        ConfigError: If one is not a whole number of 1 or more.
+        ConfigError: A field is not.
     """
     for field, value in fields.items():
         if not is_number(value, int) or value < 1:
@@ -76,10 +79,10 @@ def check_positive(**fields: int) -> None:
 
 
 def check_above_zero(**fields: float) -> None:
-    """Check temperatures and the like by the names of their fields.
+    """Check that fields are finite numbers above 0.
 
     Raises:
-        ConfigError: If one is not a finite number above 0.
+        ConfigError: A field is not.
     """
     for field, value in fields.items():
         if not is_number(value) or not 0 < value < math.inf:
@@ -87,21 +90,32 @@ def check_above_zero(**fields: float) -> None:
 
 
 def check_not_negative(**fields: float) -> None:
-    """Check weights by the names of their fields.
+    """Check that fields are finite numbers of 0 or more.
 
     Raises:
-        ConfigError: If one is not a finite number of 0 or more.
+        ConfigError: A field is not.
     """
     for field, value in fields.items():
         if not is_number(value) or not 0 <= value < math.inf:
             raise ConfigError(f'{field}={value!r}: must be a number of 0 or more')
 
 
-def check_switch(**fields: bool) -> None:
-    """Check switches by the names of their fields.
+def check_choice(choices: Sequence[str], **fields: str) -> None:
+    """Check that fields are among the choices.
 
     Raises:
-        ConfigError: If one is neither True nor False.
+        ConfigError: A field is not.
+    """
+    for field, value in fields.items():
+        if not isinstance(value, str) or value not in choices:
+            raise ConfigError(f'{field}={value!r}: must be {" or ".join(map(repr, choices))}')
+
+
+def check_switch(**fields: bool) -> None:
+    """Check that fields are True or False.
+
+    Raises:
+        ConfigError: A field is neither.
     """
     for field, value in fields.items():
         if not isinstance(value, bool):
@@ -109,10 +123,10 @@ def check_switch(**fields: bool) -> None:
 
 
 def check_config(**fields: Any) -> None:
-    """Check configs of parts by the names of their fields.
+    """Check that fields are configs, which are dicts with a ``type``.
 
     Raises:
-        ConfigError: If one is no dict with a type.
+        ConfigError: A field is not.
     """
     for field, value in fields.items():
         if not isinstance(value, dict) or not value.get('type'):
@@ -120,14 +134,14 @@ def check_config(**fields: Any) -> None:
 
 
 def check_sizes(count: int, **fields: Any) -> None:
-    """Check lists of sizes by the names of their fields.
+    """Check that fields are lists of whole numbers of 1 or more.
 
     Args:
-        count: How many sizes each must have.
+        count: Required length of each list.
         **fields: Name -> list or tuple.
 
     Raises:
-        ConfigError: If one is no list of so many whole numbers of 1 or more.
+        ConfigError: A field is not such a list.
     """
     for field, value in fields.items():
         if not are_sizes(value, count):
@@ -135,15 +149,15 @@ def check_sizes(count: int, **fields: Any) -> None:
 
 
 def describe(error: BaseException) -> str:
-    """Return the message of an exception on one line, or its type where it has no message."""
+    """Return the message of an exception on one line, with its type if the message is too short."""
     # The str() of a KeyError is the repr() of its message.
     message = error.args[0] if isinstance(error, KeyError) and error.args else error
     lines = [line.strip() for line in str(message).splitlines() if line.strip()]
     if lines and 'in DataLoader worker process' in lines[0]:
-        # torch puts the worker's traceback before the message.
+        # torch prepends the worker's traceback to the message.
         lines = [lines[-1].partition(': ')[2] or lines[-1]]
     text = ' '.join(lines)
-    # A single word, such as the key of a KeyError, says nothing without the type.
+    # A single word, such as the key of a KeyError, is not clear without the type.
     return text if ' ' in text else f'{type(error).__name__}: {text}'.rstrip(': ')
 
 

@@ -10,7 +10,7 @@ from mmengine.logging import MMLogger
 
 @contextmanager
 def log_warnings_only() -> Iterator[None]:
-    """Log warnings only: the Runner will say the rest again, in its own log."""
+    """Silence mmengine's current logger below the level of warnings."""
     logger = MMLogger.get_current_instance()
     level = logger.level
     logger.setLevel('WARNING')

@@ -1,4 +1,4 @@
-"""Bars of progress on a terminal where ``rich`` is installed; elsewhere this does nothing."""
+"""Progress bars on a terminal; without a terminal or without ``rich`` they do nothing."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any
 from mmengine.dist import is_main_process
 from mmengine.logging import MMLogger
 
-# Between two drawings of the bars, in seconds.
-_PAUSE = 0.1
+_REFRESH_INTERVAL = 0.1  # seconds
 
 
 class _Display:
-    """rich's bars on the terminal that is stderr, drawn by the thread that trains.
+    """Bars of ``rich`` on stderr, drawn by the training thread.
 
-    rich's own thread could hold a lock while a data loader forks, for ever in its workers.
+    rich's own refresh thread could hold a lock while a data loader forks, which would block the
+    loader's workers for ever.
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class _Display:
         )
 
         self._progress = Progress(
-            # A name may be that of a folder, with brackets.
+            # A name may contain brackets, which are markup to rich.
             TextColumn('{task.description:<7}', markup=False),
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
@@ -45,10 +45,10 @@ class _Display:
             speed_estimate_period=3600,  # a step may take long
         )
         self._tasks: dict[str, Any] = {}
-        self._drawn = 0.0
+        self._refreshed = 0.0
         stdout = sys.stdout
         self._progress.start()
-        # The logger has kept the stream that there was; on it its lines would tear the bars.
+        # The logger still writes to the old stdout, where its lines would tear the bars apart.
         handlers = MMLogger.get_current_instance().handlers
         self._handlers = [h for h in handlers if getattr(h, 'stream', None) is stdout]
         for handler in self._handlers:
@@ -61,11 +61,11 @@ class _Display:
     def show(self, name: str, **fields: Any) -> None:
         if name not in self._tasks:
             self._tasks[name] = self._progress.add_task(name, state='', **fields)
-            self._drawn = 0.0
+            self._refreshed = 0.0
         self._progress.update(self._tasks[name], **fields)
-        if time.monotonic() - self._drawn > _PAUSE:
+        if time.monotonic() - self._refreshed > _REFRESH_INTERVAL:
             self._progress.refresh()
-            self._drawn = time.monotonic()
+            self._refreshed = time.monotonic()
 
     def remove(self, name: str) -> None:
         if name in self._tasks:
@@ -77,12 +77,12 @@ class _Display:
             handler.setStream(sys.stdout)
 
 
-# A terminal has one place for bars, whoever shows them.
+# All callers share the one terminal.
 _display: _Display | None = None
 
 
 def open_bars() -> None:
-    """Begin to show bars, if stderr is a terminal and this is the main process."""
+    """Open the display if stderr is a terminal and this is the main process."""
     global _display
     on_terminal = sys.stderr.isatty() and is_main_process()
     if _display is None and on_terminal and find_spec('rich') is not None:
@@ -90,23 +90,24 @@ def open_bars() -> None:
 
 
 def is_open() -> bool:
-    """Whether bars are shown."""
+    """Return whether the display is open."""
     return _display is not None
 
 
 def show_bar(name: str, **fields: Any) -> None:
-    """Draw a bar, or move it.
+    """Create or update a bar.
 
     Args:
-        name: Stands before the bar.
-        fields: ``total``, which its first call needs, ``completed``, and ``state``, a text.
+        name: Text before the bar.
+        **fields: ``completed`` and ``total`` steps, the latter in the first call for a name, and
+            ``state``, text after the bar.
     """
     if _display is not None:
         _display.show(name, **fields)
 
 
 def remove_bar(name: str) -> None:
-    """Take a bar away, and with the last one the display."""
+    """Remove a bar; the display closes with the last one."""
     if _display is not None:
         _display.remove(name)
         if _display.is_empty:
@@ -114,7 +115,7 @@ def remove_bar(name: str) -> None:
 
 
 def close_bars() -> None:
-    """Take all bars away, if there are any: after an error no hook is called."""
+    """Close the display if it is open; call it after an error, when no hook runs."""
     global _display
     if _display is not None:
         _display.close()
@@ -122,11 +123,14 @@ def close_bars() -> None:
 
 
 def track(batches: Any, name: str) -> Iterator[Any]:
-    """Yield the batches and show how many there were.
+    """Iterate over batches and show a bar meanwhile.
 
     Args:
-        batches: Anything that has a length.
-        name: Stands before the bar.
+        batches: Iterable with a length.
+        name: Text before the bar.
+
+    Yields:
+        The batches.
     """
     open_bars()
     show_bar(name, completed=0, total=len(batches))

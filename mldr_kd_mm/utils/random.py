@@ -1,4 +1,4 @@
-"""Seeded draws that leave the global random state as it was."""
+"""Seeded random numbers that leave the global random state unchanged."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 @contextmanager
 def preserve_global_rng() -> Iterator[None]:
-    """Put the generators of Python, NumPy and torch (CPU) back to where they were."""
+    """Restore the global generators of Python, NumPy and torch (CPU) on exit."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield
@@ -24,7 +24,7 @@ def preserve_global_rng() -> Iterator[None]:
 
 
 def seed_global_rng(*key: int) -> None:
-    """Start the generators of Python, NumPy and torch (CPU) from a hash of some numbers."""
+    """Seed the global generators of Python, NumPy and torch (CPU) by a hash of ``key``."""
     hashed = hashlib.blake2b(np.array(key, np.int64).tobytes()).digest()
     random.seed(int.from_bytes(hashed[:8], 'little'))
     np.random.seed(int.from_bytes(hashed[8:12], 'little'))

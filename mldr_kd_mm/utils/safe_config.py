@@ -1,4 +1,4 @@
-"""The config that a checkpoint holds as text, read without running any of it."""
+"""Read the config text of a checkpoint without executing it."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ _NAMES = {'inf': float('inf'), 'nan': float('nan')}
 
 
 def read_config(text: str, field: str = "checkpoint: meta['cfg']") -> dict[str, Any]:
-    """Read what mmengine's ``Config.pretty_text`` writes, of which each checkpoint has a copy.
+    """Parse the output of mmengine's ``Config.pretty_text``, which every checkpoint contains.
 
-    mmengine's own ``Config.fromstring`` runs the text as a program.
+    mmengine's own ``Config.fromstring`` executes the text as a program.
 
     Args:
-        text: Lines of ``name = value``, the values being literals and ``dict(...)``.
-        field: Where the text is from, for the error.
+        text: Lines of ``name = value``, where values are literals and ``dict(...)``.
+        field: Origin of the text, for error messages.
 
     Returns:
         Name -> value, plain Python objects.
 
     Raises:
-        ConfigError: If there is anything else in the text.
+        ConfigError: The text contains anything else.
     """
     try:
         statements = ast.parse(text).body
@@ -45,7 +45,7 @@ def _value(node: ast.expr) -> Any:
         if node.func.id != 'dict' or any(keyword.arg is None for keyword in node.keywords):
             raise ValueError('not a dict(...)')
         values = {keyword.arg: _value(keyword.value) for keyword in node.keywords}
-        for mapping in node.args:  # dict({'a.b': 1}), where a key is no name
+        for mapping in node.args:  # dict({'a.b': 1}), for keys that are not identifiers
             values = {**_value(mapping), **values}
         return values
     if isinstance(node, ast.Dict):

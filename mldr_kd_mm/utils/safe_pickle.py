@@ -1,7 +1,11 @@
-"""Arrays out of pickles, rebuilt here instead of by what the pickle asks for.
+"""Read arrays from pickles without executing their code.
 
-numpy's own functions are not safe to give to a pickle: ``numpy.ndarray`` called with an object
-dtype takes bytes for pointers, and a dtype's state can make any array do so.
+A pickle names the functions that rebuild its objects. Here stand-ins take the place of numpy's
+functions, which are not safe to call with arguments from a file: ``numpy.ndarray`` with an object
+dtype takes bytes for pointers, and so does any array after its dtype was changed.
+
+:func:`load_pickle` reads the pickles of data sets; :mod:`mldr_kd_mm.utils.checkpoint` gives
+:data:`STAND_INS` to ``torch.load``.
 """
 
 from __future__ import annotations
@@ -17,10 +21,10 @@ from mldr_kd_mm.utils.errors import ConfigError
 
 
 class PickledDType:
-    """Stands in for ``numpy.dtype``.
+    """Stand-in for ``numpy.dtype``.
 
     Attributes:
-        value: The dtype; None if it is not of numbers.
+        value: The dtype, or None if it is not numeric.
     """
 
     def __init__(self, code: str, *_: Any) -> None:
@@ -34,99 +38,106 @@ class PickledDType:
 
 
 class PickledArray:
-    """Stands in for an array whose content follows: protocols up to 4.
+    """Stand-in for an array whose content follows as its state (pickle protocols up to 4).
 
     Attributes:
-        value: The array, read-only; None if it is not of numbers.
+        value: The array, read-only, or None if it is not numeric.
     """
 
-    __hash__ = None  # as an array has none
+    __hash__ = None  # as an array
 
     def __init__(self, *_: Any) -> None:
         pass
 
     def __setstate__(self, state: tuple) -> None:
         _, shape, dtype, is_fortran, content = state
-        self.value = _rebuild(content, dtype, shape, 'CF'[is_fortran])
+        self.value = _rebuild_array(content, dtype, shape, 'CF'[is_fortran])
 
 
-def _rebuild(
+def _rebuild_array(
     content: bytes | str, dtype: PickledDType, shape: tuple, order: str = 'C'
 ) -> np.ndarray | None:
+    """Stand in for numpy's function that rebuilds an array (pickle protocol 5)."""
     if dtype.value is None:
         return None
-    if isinstance(content, str):  # the byte strings of Python 2
+    if isinstance(content, str):  # a byte string of Python 2
         content = content.encode('latin1')
     return np.frombuffer(content, dtype.value).reshape(shape, order=order)
 
 
-def _scalar(dtype: PickledDType, content: bytes | str) -> np.generic | None:
-    value = _rebuild(content, dtype, ())
+def _rebuild_scalar(dtype: PickledDType, content: bytes | str) -> np.generic | None:
+    value = _rebuild_array(content, dtype, ())
     return None if value is None else value[()]
 
 
-def _encode(text: str, _: str) -> bytes:
-    """Stand in for how protocol 2 of Python 3 writes bytes: always as latin1."""
+def _encode_latin1(text: str, _: str) -> bytes:
+    """Rebuild bytes that Python 3 wrote with protocol 2, which are always encoded as latin1."""
     return text.encode('latin1')
 
 
-def _no_bytes() -> bytes:
-    """Stand in for how protocol 2 of Python 3 writes bytes of length 0."""
+def _make_empty_bytes() -> bytes:
+    """Rebuild bytes of length 0 that Python 3 wrote with protocol 2."""
     return b''
 
 
+# (module, name) in a pickle -> what is called instead.
 STAND_INS = {
-    ('builtins', 'bytes'): _no_bytes,
-    ('numpy', 'ndarray'): 'ndarray',  # only ever an argument of _reconstruct
+    ('builtins', 'bytes'): _make_empty_bytes,
+    ('numpy', 'ndarray'): 'ndarray',  # is only ever an argument of _reconstruct
     ('numpy', 'dtype'): PickledDType,
-    ('_codecs', 'encode'): _encode,
+    ('_codecs', 'encode'): _encode_latin1,
 }
-for _core in ('numpy.core', 'numpy._core'):  # as numpy 1 and numpy 2 call it
+for _core in ('numpy.core', 'numpy._core'):  # the names of numpy 1 and numpy 2
     STAND_INS[f'{_core}.multiarray', '_reconstruct'] = PickledArray
-    STAND_INS[f'{_core}.multiarray', 'scalar'] = _scalar
-    STAND_INS[f'{_core}.numeric', '_frombuffer'] = _rebuild
+    STAND_INS[f'{_core}.multiarray', 'scalar'] = _rebuild_scalar
+    STAND_INS[f'{_core}.numeric', '_frombuffer'] = _rebuild_array
 
 
-class _Numbers(PickledDType):
+class _NumericDType(PickledDType):
+    """Stand-in for ``numpy.dtype`` that raises if the dtype is not numeric."""
+
     def __init__(self, code: str, *_: Any) -> None:
         super().__init__(code)
         if self.value is None:
             raise ValueError(f'an array of dtype {code!r}, not of numbers')
 
 
-_DATA_STAND_INS = STAND_INS | {('numpy', 'dtype'): _Numbers}
+_NUMERIC_STAND_INS = STAND_INS | {('numpy', 'dtype'): _NumericDType}
 
 
-class _ArrayUnpickler(pickle.Unpickler):
-    """Answers with ``_DATA_STAND_INS`` and refuses every other global before it is imported."""
+class _Unpickler(pickle.Unpickler):
+    """Unpickler that resolves names to ``_NUMERIC_STAND_INS`` alone and imports nothing."""
 
     def __init__(self, content: bytes, path: str) -> None:
         super().__init__(io.BytesIO(content), encoding='latin1')
         self.path = path
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _DATA_STAND_INS:
+        if (module, name) not in _NUMERIC_STAND_INS:
             raise ConfigError(
-                f'{self.path}: refused, it asks for {module}.{name}, and a data set file may hold '
-                'arrays and plain containers only'
+                f'{self.path}: refused, it asks for {module}.{name}; a data set file must hold '
+                'only arrays and plain containers'
             )
-        return _DATA_STAND_INS[module, name]
+        return _NUMERIC_STAND_INS[module, name]
 
 
 def load_pickle(path: str) -> dict:
-    """Return the dict of arrays, lists, numbers and strings that a pickle file holds.
+    """Load a pickle file that holds a dict of arrays, lists, numbers and strings.
 
-    Written by any Python and numpy, with any pickle protocol.
+    The file may come from any version of Python and numpy and use any pickle protocol.
 
     Args:
-        path: A local path, or one that mmengine's file backends know.
+        path: Local path, or one that mmengine's file backends know.
+
+    Returns:
+        The dict; its arrays are read-only.
 
     Raises:
-        ConfigError: The file cannot be read, is no complete pickle of a dict, or asks for anything
-            but arrays of numbers and plain containers. None of its code has run then.
+        ConfigError: The file cannot be read, is truncated, is not a dict, or asks for anything but
+            numeric arrays and plain containers. None of its code has been executed.
     """
     try:
-        content = _ArrayUnpickler(get(path), path).load()
+        content = _Unpickler(get(path), path).load()
         return {
             key: value.value if isinstance(value, PickledArray) else value
             for key, value in content.items()
@@ -135,6 +146,6 @@ def load_pickle(path: str) -> dict:
         raise
     except Exception as error:  # a damaged pickle raises almost anything
         raise ConfigError(
-            f'{path}: cannot be read ({type(error).__name__}: {error}); should be a whole '
-            'pickle file that holds a dict'
+            f'{path}: cannot be read ({type(error).__name__}: {error}); must be a complete pickle '
+            'file that holds a dict'
         ) from error

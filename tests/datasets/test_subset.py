@@ -58,22 +58,22 @@ def test_nothing_asked_keeps_everything(subset):
 @pytest.mark.parametrize(
     ('subset', 'message'),
     [
-        (dict(labels=[0, 4]), r'subset.labels holds 4: .* from 0 to 3'),
+        (dict(labels=[0, 4]), r'subset.labels holds 4; .* from 0 to 3'),
         (dict(labels=[-1]), r'subset.labels holds -1'),
         (dict(labels=['ant']), r"subset.labels holds 'ant'"),
         (dict(labels=[1.0]), r'subset.labels holds 1.0'),
         (dict(labels=[1, 2, 1]), r'subset.labels holds 1 more than once'),
-        (dict(labels=[]), r'subset.labels=\[\]: should be None or a list'),
-        (dict(labels=10), r'subset.labels=10: should be None or a list'),
-        (dict(per_class=0), r'subset.per_class=0: should be None or a number from 1 up'),
+        (dict(labels=[]), r'subset.labels=\[\]: must be None or a list'),
+        (dict(labels=10), r'subset.labels=10: must be None or a list'),
+        (dict(per_class=0), r'subset.per_class=0: must be a whole number of 1 or more'),
         (dict(per_class=1.5), r'subset.per_class=1.5'),
         (
             dict(per_class=3),
-            r'class 0 \(ant\) should have 3 or more images in this split, it has 2',
+            r'class 0 \(ant\) must have 3 or more images in this split, it has 2',
         ),
-        (dict(labels=[0, 3]), r'class 3 \(dog\) should have 1 or more images .* it has 0'),
-        (dict(per_clas=1), r"subset=\{'per_clas': 1\}: should be None or dict"),
-        (10, r'subset=10: should be None or dict'),
+        (dict(labels=[0, 3]), r'class 3 \(dog\) must have 1 or more images .* it has 0'),
+        (dict(per_clas=1), r"subset=\{'per_clas': 1\}: must be None or dict"),
+        (10, r'subset=10: must be None or dict'),
     ],
 )
 def test_refuses(subset, message):

@@ -145,7 +145,7 @@ def test_official_counts(whole, monkeypatch, split, official):
     message = str(caught.value)
     assert '\n' not in message
     assert str(whole / 'tiny-imagenet-200' / split) in message
-    assert f'has {count} images of class {FIRST}, should have {official}; unpack http' in message
+    assert f'has {count} images of class {FIRST}, must have {official}; unpack http' in message
     assert 'verify=False' in message
 
     monkeypatch.setitem(tiny_imagenet.IMAGES_PER_CLASS, split, count)
@@ -167,7 +167,7 @@ def test_subset(whole, split):
 
 
 def test_subset_that_is_not_there(whole):
-    with pytest.raises(ConfigError, match='class 0 .name of .* should have 3 or more .* it has 2'):
+    with pytest.raises(ConfigError, match='class 0 .name of .* must have 3 or more .* it has 2'):
         load(whole, subset=dict(per_class=3))
 
 
@@ -175,7 +175,7 @@ def test_subset_that_is_not_there(whole):
     ('keywords', 'message'),
     [
         (dict(split='test'), "split='test': the official test split has no labels, use 'val'"),
-        (dict(split='valid'), "split='valid': should be 'train' or 'val'"),
+        (dict(split='valid'), "split='valid': must be 'train' or 'val'"),
         (dict(data_root=''), "data_root='': must be the directory that holds tiny-imagenet-200/"),
     ],
 )
@@ -187,7 +187,7 @@ def test_refuses(keywords, message):
 def test_refuses_the_directory_itself(whole):
     root = whole / 'tiny-imagenet-200'
     with pytest.raises(
-        ConfigError, match='holds wnids.txt: should be the directory above'
+        ConfigError, match='holds wnids.txt; must be its parent directory'
     ) as caught:
         load(root)
     assert f'data_root={str(root)!r}' in str(caught.value)
@@ -257,20 +257,20 @@ ANNOTATIONS = 'val/val_annotations.txt'
     ('split', 'damage', 'path', 'message'),
     [
         ('val', remove('wnids.txt'), '', 'lacks tiny-imagenet-200/wnids.txt'),
-        ('val', edit('wnids.txt', lambda x: x[:-1]), 'wnids.txt', 'holds 199 ids, should hold 200'),
+        ('val', edit('wnids.txt', lambda x: x[:-1]), 'wnids.txt', 'holds 199 ids, must hold 200'),
         ('val', edit('wnids.txt', lambda x: []), 'wnids.txt', 'holds 0 ids'),
         (
             'val',
             edit('wnids.txt', lambda x: [*x, 'n99999999']),
             'wnids.txt',
-            'holds 201 ids, should hold 200',
+            'holds 201 ids, must hold 200',
         ),
         ('val', edit('wnids.txt', lambda x: [*x, x[0]]), 'wnids.txt', 'line 201 repeats'),
         (
             'train',
             edit('wnids.txt', lambda x: [*x[:-1], '../../x']),
             'wnids.txt',
-            "holds '../../x', should hold WordNet ids",
+            "holds '../../x'; must hold WordNet ids",
         ),
         ('val', remove('words.txt'), 'words.txt', 'cannot be read'),
         ('val', binary, 'words.txt', 'cannot be read'),
@@ -280,7 +280,7 @@ ANNOTATIONS = 'val/val_annotations.txt'
             'val',
             edit('words.txt', lambda x: [FIRST, *x[1:]]),
             'words.txt',
-            f"line 1 is '{FIRST}', should have 2 columns",
+            f"line 1 is '{FIRST}', must have 2 or more columns",
         ),
         ('train', remove('train'), f'train/{FIRST}/images', 'cannot be listed'),
         ('train', remove(f'train/{SECOND}'), f'train/{SECOND}/images', 'cannot be listed'),
@@ -453,7 +453,7 @@ def test_the_runner_feeds_it_from_worker_processes(whole, imagenet):
 def test_the_real_images(tmp_path):
     with zipfile.ZipFile(SAMPLE) as archive:
         archive.extractall(tmp_path)
-    with pytest.raises(ConfigError, match='has 50 images of class n01443537, should have 500'):
+    with pytest.raises(ConfigError, match='has 50 images of class n01443537, must have 500'):
         TinyImageNet(data_root=str(tmp_path))
     for split, per_class in (('train', 50), ('val', 10)):
         dataset = load(tmp_path, split)

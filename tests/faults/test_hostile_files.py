@@ -94,7 +94,7 @@ def sings(path: Path, canary: Path) -> None:
 def refuses(function, field: str, path: str) -> None:
     with pytest.raises(ConfigError) as caught:
         function()
-    message = f'{field}={path!r}: refused: it asks for {os.name}.mkdir, and weights are tensors'
+    message = f'{field}={path!r}: refused: it asks for {os.name}.mkdir; weights must be tensors'
     assert str(caught.value).startswith(message)
     assert str(caught.value).isprintable()
 

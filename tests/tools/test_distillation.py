@@ -48,7 +48,7 @@ def test_train_resume_and_test(config, tool, tmp_path):
         ('model.losses.0.loss.temperature=0', 'temperature=0: must be a number above 0'),
         ('model.losses.0.loss.alpha=-1', 'alpha=-1: must be a number of 0 or more'),
         ('model.student_recorder.taps=steges', "taps='steges': must be 'stages' or a dict"),
-        ('train_dataloader.dataset.subset.per_class=999', 'should have 999 or more'),
+        ('train_dataloader.dataset.subset.per_class=999', 'must have 999 or more'),
     ],
 )
 def test_mistake_is_one_line(config, tool, tmp_path, option, message):

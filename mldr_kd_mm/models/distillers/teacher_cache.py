@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,8 @@ from mldr_kd_mm.structures.view import View, hash_views
 from mldr_kd_mm.utils.atomic_files import atomic_write
 from mldr_kd_mm.utils.dist import run_on_main_process
 from mldr_kd_mm.utils.errors import ConfigError, printable
+from mldr_kd_mm.utils.file_lock import lock_file
+from mldr_kd_mm.utils.nested import iter_differences
 
 FORMAT = 1
 DTYPES = dict(fp16=np.float16, fp32=np.float32)
@@ -130,7 +130,7 @@ class TeacherCache:
         if stored.keys() >= outputs.keys():
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        with _locked(self.folder / LOCK):
+        with lock_file(self.folder / LOCK):
             # Another run may have been faster.
             stored = self._stored_outputs(outputs)
             for name in outputs.keys() - stored.keys():
@@ -149,7 +149,10 @@ class TeacherCache:
         known, stored = _read_fingerprint(path)
         wanted = dict(self.fingerprint, outputs={n: o for n, o in outputs.items() if n in stored})
         there = dict(known, outputs={n: o for n, o in stored.items() if n in outputs})
-        differences = _differences(there, wanted)
+        differences = [
+            f'{printable(field)} was {_short(old)}, is {_short(new)}'
+            for field, old, new in iter_differences(there, wanted)
+        ]
         if differences:
             more = f' and {len(differences) - 4} more' if len(differences) > 4 else ''
             raise ConfigError(
@@ -284,36 +287,6 @@ def _to_device(values: Tensor, device: torch.device) -> Tensor:
     if device.type == 'cuda':
         values = values.pin_memory()
     return values.to(device, non_blocking=True).float()
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Let one run at a time pass."""
-    with open(path, 'a') as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _differences(there: Any, here: Any, name: str = '') -> list[str]:
-    """What differs between two nested values, each by its dotted name."""
-    if isinstance(there, dict) and isinstance(here, dict):
-        return [
-            difference
-            for key in {**there, **here}
-            for difference in _differences(
-                there.get(key, 'nothing'), here.get(key, 'nothing'), f'{name}.{key}'
-            )
-        ]
-    if isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
-        return [
-            difference
-            for number, pair in enumerate(zip(there, here, strict=True))
-            for difference in _differences(*pair, f'{name}[{number}]')
-        ]
-    if there == here:
-        return []
-    name = printable(name.removeprefix('.'))
-    return [f'{name} was {_short(there)}, is {_short(here)}']
 
 
 def _short(value: Any) -> str:

@@ -253,12 +253,12 @@ THEIRS = dict(type='mmpretrain.ClsDataPreprocessor')
         (set_at('train_dataloader.sampler.views', 3), 'views was 2, is 3'),
         (set_at(f'{DATA}.subset.per_class', 5), r'samples was 40, is 50; .*per_class was 4, is 5'),
         (set_at(f'{DATA}.subset.labels', list(range(9, -1, -1))), r'subset\.labels'),
-        (set_at(f'{DATA}.pipeline.0.padding', 2), r'dataset\.pipeline\[0\]\.padding was 4, is 2'),
+        (set_at(f'{DATA}.pipeline.0.padding', 2), r'dataset\.pipeline\.0\.padding was 4, is 2'),
         (set_at('default_hooks.teacher_cache.dtype', 'fp16'), "dtype was 'fp32', is 'fp16'"),
         (set_at('model.data_preprocessor.to_rgb', True), 'normalization.student.to_rgb was False'),
         (
             set_at('model.teacher.data_preprocessor', dict(mean=[0.0] * 3)),
-            r'normalization\.teacher\.mean\[0\] was 127\.0, is 0\.0',
+            r'normalization\.teacher\.mean\.0 was 127\.0, is 0\.0',
         ),
         (set_at('model.student.train_cfg', MIXING), "mixing was None, is {'augments': "),
         (
