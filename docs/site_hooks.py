@@ -1,6 +1,6 @@
-"""What the site needs beside MkDocs: pages from the top of the repository, and docstrings' markup.
+"""MkDocs hooks: add pages from the repository root, and render Sphinx markup and formulas.
 
-Read by ``mkdocs.yml``.
+``mkdocs.yml`` loads this file.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from markdown.preprocessors import Preprocessor
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-# Page -> file at the top of the repository, where readers of the code look for it.
+# Page -> file in the repository root.
 TOP_PAGES = {'changelog.md': 'CHANGELOG.md', 'contributing.md': 'CONTRIBUTING.md'}
 
 _FENCED = re.compile(r'^```math\n(.*?)\n```$', re.MULTILINE | re.DOTALL)
@@ -26,13 +26,13 @@ _LITERAL_BLOCK = re.compile(r'^::$|(?<=\w):(?=:$)', re.MULTILINE)
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Let Markdown, in pages and in docstrings, know what Sphinx calls roles and directives."""
+    """Enable Sphinx roles and math directives in pages and docstrings."""
     config.markdown_extensions.append(_Docstrings())
     return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages that lie outside of docs/; their links lead from there into it."""
+    """Add the pages that are outside docs/, with their links made relative to docs/."""
     for page, name in TOP_PAGES.items():
         text = (Path(config.config_file_path).parent / name).read_text()
         files.append(File.generated(config, page, content=text.replace('](docs/', '](')))
@@ -40,12 +40,16 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 class _Docstrings(Extension):
+    """Registers the preprocessor with Markdown."""
+
     def extendMarkdown(self, md: Markdown) -> None:
-        # Between 'normalize_whitespace' (30), which drops what is stashed, and the fences (25).
+        # After 'normalize_whitespace' (30), which drops the stash, and before the fences (25).
         md.preprocessors.register(_Markup(md), 'docstring_markup', 28)
 
 
 class _Markup(Preprocessor):
+    """Replaces Sphinx markup with Markdown, and formulas with MathML."""
+
     def run(self, lines: list[str]) -> list[str]:
         text = '\n'.join(lines)
         for pattern in (_FENCED, _DISPLAYED):
@@ -56,5 +60,5 @@ class _Markup(Preprocessor):
         return _LITERAL_BLOCK.sub('', text).split('\n')
 
     def _formula(self, latex: str, display: str) -> str:
-        """MathML, put where Markdown does not touch it."""
+        """Return a placeholder for the formula as MathML, which Markdown leaves unchanged."""
         return self.md.htmlStash.store(convert(' '.join(latex.split()), display=display))
