@@ -1,15 +1,16 @@
-"""What contributors are told works: commands, code, templates, the hosted workflow."""
+"""CONTRIBUTING.md: its examples run, and the files that it names exist; templates and workflow."""
 
 import re
 from pathlib import Path
 
 import pytest
 import yaml
-from helpers import batch, mldr
+from helpers import batch, mldr, resnet, train, vit
 from mmengine.config import Config
+from mmengine.runner import Runner
 
 import mldr_kd_mm
-from mldr_kd_mm.registry import MODELS
+from mldr_kd_mm.registry import DATASETS, HOOKS, MODELS
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / 'CONTRIBUTING.md').read_text()
@@ -19,13 +20,18 @@ PAGES = [
     'examples/downstream_project/README.md',
     '.github/PULL_REQUEST_TEMPLATE.md',
 ]
-LOSS, METHOD, BACKBONE = re.findall('```python\n(.*?)```', PAGE, re.DOTALL)
-# By who follows CONTRIBUTING.md.
+LOSS, METHOD, BACKBONE, DATASET, DATA, HOOK = re.findall('```python\n(.*?)```', PAGE, re.DOTALL)
+# Files that a contributor writes.
 TO_BE_WRITTEN = {
+    'configs/_base_/datasets/stripes_32.py',
     'configs/_base_/methods/sp.py',
-    'configs/sp/',
+    'mldr_kd_mm/datasets/stripes.py',
+    'mldr_kd_mm/engine/hooks/throughput.py',
     'mldr_kd_mm/models/backbones/plain_cnn.py',
     'mldr_kd_mm/models/losses/sp.py',
+    'tests/datasets/test_stripes.py',
+    'tests/engine/hooks/test_throughput.py',
+    'tests/models/backbones/test_plain_cnn.py',
     'tests/models/losses/test_sp.py',
 }
 TEMPLATES = sorted((ROOT / '.github/ISSUE_TEMPLATE').iterdir())
@@ -37,8 +43,9 @@ def read_yaml(path):
 
 @pytest.fixture
 def define():
-    """A function that runs a page's code; the classes that it registers are forgotten again."""
-    before = {registry: set(registry.module_dict) for registry in (MODELS, MODELS.parent)}
+    """A function that runs a code block; the classes that it registers are removed afterwards."""
+    registries = [each for mine in (MODELS, DATASETS, HOOKS) for each in (mine, mine.parent)]
+    before = {registry: set(registry.module_dict) for registry in registries}
     yield lambda code: exec(code, {'__name__': 'example'})
     for registry, names in before.items():
         for name in set(registry.module_dict) - names:
@@ -72,6 +79,29 @@ def test_backbone(define):
     model, _ = step(student=student)
     assert model.neck.in_channels == (8, 16, 32, 64)
     assert all(parameter.grad is not None for parameter in model.student.parameters())
+
+
+def test_data_set(define, tmp_path):
+    define(DATASET)
+    (tmp_path / 'stripes_32.py').write_text(DATA)
+    cfg = Config.fromfile(tmp_path / 'stripes_32.py')
+    batches = iter(Runner.build_dataloader(cfg.train_dataloader, seed=0))
+    model = MODELS.build(
+        mldr(teacher=vit(2), student=resnet(2), data_preprocessor=cfg.data_preprocessor)
+    )
+    losses = model(**model.data_preprocessor(next(batches), True), mode='loss')
+    assert all(loss.isfinite() for loss in losses.values())
+    images = DATASETS.build(cfg.val_dataloader.dataset)
+    first, second = images[0], images[1]
+    assert first['data_samples'].gt_label.tolist() == [0]
+    assert (first['inputs'] != second['inputs']).any()
+
+
+def test_hook(define, tmp_path):
+    define(HOOK)
+    train(mldr(), tmp_path / 'run', custom_hooks=[dict(type='ThroughputHook')])
+    (log,) = tmp_path.glob('run/*/*.log')
+    assert re.search(r'Epoch 1: [1-9]\d* images/s', log.read_text())
 
 
 @pytest.mark.parametrize('page', PAGES)

@@ -33,7 +33,7 @@ TEXTS = [*PAGES, ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'examples').rglob('*.
 # Pages whose Python another test runs.
 PYTHON_ELSEWHERE = {
     'docs/export.md': 'test_export.py::test_loads_the_weights',
-    'docs/tutorial_folder.md': 'test_tutorial.py::test_from_two_names_to_a_student',
+    'docs/own_images.md': 'test_tutorial.py::test_from_two_names_to_a_student',
 }
 
 # The places of commands; the first pattern that fits counts. A command is executed here, executed
@@ -44,7 +44,7 @@ PLACES = [
     (r'python tools/(train|test)\.py configs/quickstart/', HERE),
     (r'python tools/model_converters/export_student\.py work_dirs/my_first/', HERE),
     (r'python benchmarks/selective_scan\.py', HERE),
-    (r'python docs/method/draw\.py', 'test_site.py::test_pictures_of_the_method_are_drawn'),
+    (r'python docs/mldr_kd/draw\.py', 'test_site.py::test_pictures_of_the_method_are_drawn'),
     (
         r'(bash tools/quickstart\.sh|python tools/quickstart\.py)',
         'tools/test_quickstart.py::test_table_is_what_the_runs_logged',

@@ -74,7 +74,7 @@ def test_docstrings_are_rendered(site):
             r':(?:math|class|func|meth|mod):|\.\. math|\$\$|wzxhzdk', page.read_text()
         )
         assert left == [], page
-    for page in ('method.html', 'api/losses.html'):
+    for page in ('mldr_kd.html', 'api/losses.html'):
         assert (site / page).read_text().count('<math') > 3
 
 
@@ -134,7 +134,7 @@ def test_pages_are_legible_on_a_phone(site, browser, scheme):
 @pytest.mark.slow
 def test_pictures_of_the_method_are_drawn(tmp_path):
     pytest.importorskip('matplotlib', reason='needs requirements/quickstart.txt')
-    script = ROOT / 'docs/method/draw.py'
+    script = ROOT / 'docs/mldr_kd/draw.py'
     subprocess.run([sys.executable, script, tmp_path], check=True, timeout=120)
     drawn = {path.name for path in tmp_path.iterdir()}
     assert drawn == {path.name for path in script.parent.glob('*.svg')}

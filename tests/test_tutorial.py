@@ -1,4 +1,4 @@
-"""The commands of docs/tutorial_folder.md, as they stand but for the number of epochs."""
+"""The commands of docs/own_images.md, as they stand but for the number of epochs."""
 
 import os
 import re
@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def blocks(kind):
-    page = (ROOT / 'docs/tutorial_folder.md').read_text()
+    page = (ROOT / 'docs/own_images.md').read_text()
     return re.findall(f'```{kind}\n(.*?)```', page, re.DOTALL)
 
 
@@ -35,7 +35,8 @@ def test_from_two_names_to_a_student(tmp_path):
     for command in blocks('bash'):
         command = re.sub(r'--epochs \d+', '--epochs 1', command).replace('epoch_20', 'epoch_1')
         name, *args = command.replace('\\\n', ' ').split()
-        assert name == 'mldr-kd'
-        run('-m', 'mldr_kd_mm', *args)
+        if name != 'pip':
+            assert name == 'mldr-kd'
+            run('-m', 'mldr_kd_mm', *args)
     assert run('-c', use) == 'torch.Size([1, 10])\n'
     assert (tmp_path / 'digits.safetensors').is_file()

@@ -1,8 +1,8 @@
-"""How sure the teachers of docs/benchmarks.md are of themselves, on the students' images.
+"""Measure the confidence of the teachers in docs/benchmarks.md on the students' images.
 
     python docs/benchmarks/teacher_confidence.py > docs/benchmarks/teacher_confidence.txt
 
-Needs the teachers' checkpoints in work_dirs/, as the benchmark leaves them there.
+Needs the teachers' checkpoints in work_dirs/, where the benchmark writes them.
 """
 
 import numpy as np
@@ -17,7 +17,7 @@ from mldr_kd_mm.registry import DATASETS, MODELS
 
 @torch.no_grad()
 def predictions(model: torch.nn.Module, dataset, batch_size: int = 100) -> tuple[Tensor, Tensor]:
-    """Return the teacher's probabilities (N, C) of all images, and their labels (N,)."""
+    """Return the teacher's probabilities (N, C) for all images, and their labels (N,)."""
     probabilities, labels = [], []
     for start in range(0, len(dataset), batch_size):
         items = [dataset[i] for i in range(start, min(start + batch_size, len(dataset)))]
@@ -29,12 +29,12 @@ def predictions(model: torch.nn.Module, dataset, batch_size: int = 100) -> tuple
 
 
 def describe(pair: str, loader: str) -> str:
-    """Return a line about the teacher of a pair on the images of one of its data loaders."""
+    """Return a line on the teacher of a pair, for the images of one of its data loaders."""
     cfg = Config.fromfile(f'configs/_base_/pairs/{pair}.py')
     cfg[loader].dataset.verify = False
     cfg.model.update(losses=[dict(loss=dict(type='KDLoss'))])
     cfg.model.data_preprocessor = cfg.data_preprocessor
-    # Crops and flips of the training images: the same for every teacher.
+    # Every teacher sees the same crops and flips of the training images.
     np.random.seed(0)
     dataset = DATASETS.build(cfg[loader].dataset)
     p, labels = predictions(MODELS.build(cfg.model), dataset)

@@ -1,8 +1,8 @@
-"""Draws the pictures of docs/method.md.
+"""Draw the figures of docs/mldr_kd.md.
 
-    python docs/method/draw.py [FOLDER]
+    python docs/mldr_kd/draw.py [FOLDER]
 
-FOLDER is where this file is, unless it is given.
+FOLDER defaults to the folder of this file.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 TEACHER, STUDENT, NECK, LOSS, OTHER = '#dbe7f6', '#fde6cf', '#fdf3d0', '#dff0dc', '#eeeeee'
 CLASSES = ('cat', 'dog', 'fox', 'car', 'bus', 'ship')
-# Of one image of a cat; only the teacher knows that a cat is rather a dog than a bus.
+# Logits for one image of a cat; only the teacher knows that a cat looks more like a dog than a bus.
 LOGITS = {
     'teacher': (3.2, 1.9, 1.3, -1.4, -1.8, -1.2),
     'student': (2.6, 0.2, -0.4, -0.6, 0.3, -1.1),
@@ -26,27 +26,27 @@ LOGITS = {
 
 
 def main(folder: Path) -> None:
-    """Write the pictures, the same bytes each time."""
+    """Write the figures, byte for byte the same each time."""
     matplotlib.rcParams.update({'svg.hashsalt': 'mldr', 'font.size': 9})
     for name, draw in {'data': draw_data, 'relations': draw_relations}.items():
         draw().savefig(folder / f'{name}.svg', metadata={'Date': None})
 
 
 def draw_data() -> Figure:
-    """The way of an image through the Distiller to the losses."""
+    """Draw the data flow from an image through the Distiller to the losses."""
     figure = Figure(figsize=(5, 5.4), layout='constrained')
     axes = figure.subplots()
     axes.set(xlim=(0, 10), ylim=(0, 10.8))
     axes.axis('off')
 
     box(axes, 3.2, 9.8, 3.6, 0.9, 'augmented image', OTHER)
-    box(axes, 0.2, 7.7, 4.2, 1.2, 'teacher\nfrozen, in evaluation', TEACHER)
-    box(axes, 5.6, 7.7, 4.2, 1.2, 'student\nwhat is trained, and kept', STUDENT)
+    box(axes, 0.2, 7.7, 4.2, 1.2, 'teacher\nfrozen, evaluation mode', TEACHER)
+    box(axes, 5.6, 7.7, 4.2, 1.2, 'student\ntrained and exported', STUDENT)
     box(axes, 0.2, 5.7, 4.2, 1.0, 'logits   feature\nstage1 … stage4', TEACHER)
     box(axes, 5.6, 5.7, 4.2, 1.0, 'logits   feature\nstage1 … stage4', STUDENT)
     box(axes, 5.6, 3.6, 4.2, 1.2, 'MSDFNeck\nstage_logits   fused_logits', NECK)
-    box(axes, 1.6, 1.7, 6.8, 1.0, 'losses, each between two names', LOSS)
-    box(axes, 1.6, 0.1, 6.8, 0.8, "sum, with the student's own loss", OTHER)
+    box(axes, 1.6, 1.7, 6.8, 1.0, 'losses, each compares two names', LOSS)
+    box(axes, 1.6, 0.1, 6.8, 0.8, "sum, plus the student's own loss", OTHER)
 
     for start, end in (
         ((4.4, 9.8), (2.5, 8.9)),
@@ -65,14 +65,14 @@ def draw_data() -> Figure:
 
 
 def box(axes: Axes, x: float, y: float, width: float, height: float, text: str, color: str) -> None:
-    """A box with a text in the middle."""
+    """Draw a box with centred text."""
     style = 'round,pad=0,rounding_size=0.15'
     axes.add_patch(FancyBboxPatch((x, y), width, height, boxstyle=style, fc=color, ec='#444444'))
     axes.text(x + width / 2, y + height / 2, text, ha='center', va='center')
 
 
 def draw_relations() -> Figure:
-    """One image's logits, of a teacher and of a student, and the class relations of both."""
+    """Draw one image's logits and class relation, for a teacher and for a student."""
     relations = {name: class_relation(np.array(logits)) for name, logits in LOGITS.items()}
     figure = Figure(figsize=(5, 5.4), layout='constrained')
     (top_left, top_right), (left, right) = figure.subplots(2, 2)
@@ -90,7 +90,7 @@ def draw_relations() -> Figure:
 
 
 def class_relation(logits: np.ndarray) -> np.ndarray:
-    """The relation of C classes for one sample's logits (C,); each column sums to 1: (C, C)."""
+    """Return the class relation (C, C) of one sample's logits (C,); each column sums to 1."""
     relation = np.exp(np.outer(logits, logits) / np.sqrt(len(logits)))
     return relation / relation.sum(axis=0)
 
