@@ -328,7 +328,7 @@ def test_config_of_the_readme(tmp_path, monkeypatch):
     shutil.copytree(ROOT / 'configs/_base_', tmp_path / 'configs/_base_')
     path = tmp_path / 'configs/mine/mine.py'
     path.parent.mkdir()
-    source, method = python_blocks('README.md')
+    source, method, *_ = python_blocks('docs/configs.md')
     path.write_text(source)
     cfg = Config.fromfile(path)
     written = {}

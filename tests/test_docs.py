@@ -32,7 +32,7 @@ PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').rglob('*.md'))]
 TEXTS = [*PAGES, ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'examples').rglob('*.md'))]
 # Pages whose Python another test runs.
 PYTHON_ELSEWHERE = {
-    'docs/export.md': 'test_export.py::test_loads_the_weights',
+    'docs/export.md': 'apis/test_export.py::test_loads_the_weights',
     'docs/own_images.md': 'test_tutorial.py::test_from_two_names_to_a_student',
 }
 
@@ -67,8 +67,8 @@ PLACES = [
         'tools/model_converters/test_export_student.py::test_runs_as_a_command',
     ),
     (
-        r'python tools/train\.py configs/kd/\S+ .*views=',
-        'hooks/test_teacher_cache.py::test_a_second_run_reads',
+        r'python tools/train\.py configs/pairs/\S+ .*views=',
+        'engine/hooks/test_teacher_cache.py::test_a_second_run_reads',
     ),
     (
         r'python tools/analysis_tools/check_teacher_cache\.py',
@@ -84,9 +84,11 @@ PLACES = [
     (r'python benchmarks/step\.py', 'test_benchmarks.py::test_step'),
     (r'python benchmarks/scale\.py', 'test_benchmarks.py::test_scale'),
     (r'python benchmarks/run_all\.py', 'test_benchmarks.py::test_run_all'),
-    (r'python tools/analysis_tools/report\.py', 'visualization/test_report.py::test_tool'),
+    (r'python tools/analysis_tools/report\.py', 'visualization/test_report.py::test_command'),
     (r'mldr-kd \w+ .*digits', 'test_tutorial.py::test_from_two_names_to_a_student'),
+    (r'(mldr-kd --version|python -m mldr_kd_mm)', 'test_cli.py::test_answers_at_once'),
     (r'mldr-kd info', 'test_cli.py::test_info_of_models'),
+    (r'mldr-kd export', 'test_cli.py::test_distill_info_export_report'),
     (r'mldr-kd distill', 'test_cli.py::test_distill_info_export_report'),
     # Packages and tests.
     (
@@ -96,7 +98,7 @@ PLACES = [
     (r'(mim train|python FOLDER/)', 'test_packaging.py::test_project_outside_the_repository'),
     (r'python -m pip wheel', 'test_packaging.py::test_wheel_has_all_files'),
     (r'python -c .*sdist', 'test_packaging.py::test_wheel_from_an_sdist_has_the_same_files'),
-    (r'\S+/python -m (pytest|ruff)', NOT + 'tools/run_tests.sh runs it'),
+    (r'\S+/(python -m (pytest|ruff)|lint-imports)', NOT + 'tools/run_tests.sh runs it'),
     (r'(pre-commit install|git tag)', NOT + 'changes the clone'),
     (r'bash tools/setup_env\.sh', NOT + 'needs a network; the tests run in what it made'),
     # What was done before this test can run.
@@ -107,7 +109,7 @@ PLACES = [
     (r'pip uninstall', NOT + 'changes this environment'),
 ]
 
-PROGRAMS = 'python|bash|pip|git|cd|torchrun|mim|mldr-kd|pre-commit|mkdocs'
+PROGRAMS = 'python|bash|pip|git|cd|torchrun|mim|mldr-kd|pre-commit|mkdocs|lint-imports'
 COMMAND = re.compile(
     r"(?:[A-Z_]+=(?:'[^']*'|\S+) +)*"  # variables
     rf'(?:(?:\S+/)?(?:{PROGRAMS})(?![\w./-])|tools/)'
@@ -138,10 +140,12 @@ def blocks(path: Path) -> Iterator[tuple[int, str, str]]:
     while number < len(lines):
         start, line = number, lines[number]
         number += 1
-        if line.startswith('```'):
-            while lines[number] != '```':
+        if line.lstrip().startswith('```'):
+            indent, _, language = line.partition('```')
+            while lines[number] != f'{indent}```':
                 number += 1
-            yield start + 2, line[3:].strip() or 'text', '\n'.join(lines[start + 1 : number])
+            content = '\n'.join(line.removeprefix(indent) for line in lines[start + 1 : number])
+            yield start + 2, language or 'text', content
             number += 1
         elif line.startswith('    ') and not lines[start - 1].strip():
             while number < len(lines) and re.match('    |$', lines[number]):
@@ -216,7 +220,9 @@ def test_command_is_one_that_there_is(command, monkeypatch):
         return check_pip(arguments)
     if program == 'mldr-kd':
         return check_mldr_kd(arguments)
-    if program in ('git', 'cd', 'mim', 'pre-commit') or arguments[0] == '-c':
+    if program in ('git', 'cd', 'mim', 'pre-commit', '.venv/bin/lint-imports'):
+        return None
+    if arguments[0] == '-c':
         return None
     if arguments[0] == '-m':
         return check_tests(arguments)
@@ -252,7 +258,7 @@ def is_config(word: str) -> bool:
 def check_mldr_kd(arguments: list[str]) -> None:
     """The command takes the arguments; without any the text only names it."""
     if len(arguments) == 1 and arguments != ['info']:
-        assert f'\n    {arguments[0]} ' in make_parser().format_help()
+        assert re.search(rf'\n +{arguments[0]} ', make_parser().format_help())
     else:
         make_parser().parse_args(arguments)
 
