@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from mmengine.config import Config
 from mmpretrain.apis.model import ModelHub, list_models
@@ -72,6 +71,8 @@ def find_model(
     if model.endswith('.py'):
         config = _only_model(model, field)
         return NamedModel(Path(model).stem, config, image_size or 224, _normalization())
+    import timm  # half a second, and a run of a config names no model
+
     source, _, name = model.rpartition('/')
     if source in ('timm', '') and timm.is_model(name):
         with named(f'{field}={model!r}'):
@@ -131,6 +132,8 @@ def fetch_pretrained(model: NamedModel, path: Path, field: str) -> str:
     Raises:
         ConfigError: If there are no such weights, or they cannot be fetched.
     """
+    import timm
+
     _check_has_weights(model, field)
     if model.weights != 'timm':
         return model.weights
@@ -164,6 +167,8 @@ def _without(field: str) -> str:
 
 
 def _of_timm(name: str, num_classes: int, image_size: int | None) -> NamedModel:
+    import timm
+
     known = timm.get_pretrained_cfg(name, allow_unregistered=False)
     own_size = known.input_size[-1]
     config = dict(type='TimmClassifier', model_name=name, num_classes=num_classes)

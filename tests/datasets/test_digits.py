@@ -108,7 +108,7 @@ def test_refuses(keywords, message):
 
 
 def test_says_how_to_get_scikit_learn(monkeypatch):
-    monkeypatch.setitem(sys.modules, 'sklearn.datasets', None)
+    monkeypatch.setitem(sys.modules, 'sklearn', None)
     with pytest.raises(ConfigError, match=r'pip install mldr-kd-mm\[quickstart\]'):
         Digits()
 

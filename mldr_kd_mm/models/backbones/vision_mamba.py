@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from mmpretrain.models import BaseClassifier, TimmClassifier
 from mmpretrain.structures import DataSample
-from timm.layers import DropPath
 from torch import Tensor, nn
 
 from mldr_kd_mm.models.backbones.selective_scan import selective_scan
@@ -189,6 +188,8 @@ class _Layer(nn.Module):
     """Adds what the mixer makes of the normalised residual stream (B, L, d) to it."""
 
     def __init__(self, mixer: _Mixer, embed_dim: int, drop_path: float) -> None:
+        from timm.layers import DropPath  # half a second, for this backbone alone
+
         super().__init__()
         self.norm = nn.RMSNorm(embed_dim, eps=1e-5)
         self.mixer = mixer

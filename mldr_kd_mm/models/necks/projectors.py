@@ -6,7 +6,6 @@ import math
 
 import torch
 import torch.nn.functional as F
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 # The grid at which OFA-KD stops to merge tokens: that of the last stage at 224 px.
@@ -118,6 +117,8 @@ def token_projector(
     class token is taken, or the mean. Source: OFA-KD (custom_forward, custom_model), see
     docs/architectures.md.
     """
+    from timm.models.vision_transformer import Block  # half a second, for this projector alone
+
     merges = max(math.ceil(math.log2(max(grid) / _GRID)), 0)
     factors = [2] * merges
     if not merges and in_channels != out_channels:
