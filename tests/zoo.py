@@ -1,6 +1,6 @@
 """Models of every family, small enough to train a step of each on a CPU.
 
-The tables of docs/architectures.md are made of them:
+They also generate the tables of docs/architectures.md:
 
     python tests/zoo.py
 """
@@ -13,7 +13,7 @@ import torch
 from mmengine.registry import init_default_scope
 
 from mldr_kd_mm import FeatureRecorder
-from mldr_kd_mm.models.taps.stages import STAGES, stage_layout
+from mldr_kd_mm.models.taps.stages import evaluation_mode, stage_layout
 from mldr_kd_mm.registry import MODELS
 
 NUM_CLASSES = 10
@@ -21,7 +21,7 @@ _BEGIN, _END = '<!-- tables: python tests/zoo.py -->', '<!-- end of tables -->'
 
 
 def image_classifier(width: int, head: str = 'LinearClsHead', pool: bool = True, **backbone):
-    """One of mmpretrain's."""
+    """Return the config of an mmpretrain classifier."""
     config = dict(
         type='ImageClassifier',
         backbone=backbone,
@@ -34,7 +34,7 @@ def image_classifier(width: int, head: str = 'LinearClsHead', pool: bool = True,
 
 
 def timm(model_name: str, **kwargs) -> dict:
-    """One of timm's."""
+    """Return the config of a timm classifier."""
     return dict(type='TimmClassifier', model_name=model_name, num_classes=NUM_CLASSES, **kwargs)
 
 
@@ -67,7 +67,7 @@ FAMILIES = {
     ),
 }
 
-# Models of timm: what is special about each, its image size, and what makes it smaller.
+# timm models: what is special about each, image size, and arguments that make it smaller.
 TIMM = {
     'resnet18': ('a CNN of four stages', 64, {}),
     'resnetv2_18': ('a CNN whose classifier is a convolution', 64, {}),
@@ -142,21 +142,18 @@ TIMM = {
 
 @torch.no_grad()
 def stages_of(model: torch.nn.Module, input_size: tuple[int, int, int]) -> dict[str, str]:
-    """What is found of a model: tap -> its form, as docs/architectures.md writes it."""
+    """Return tap -> layout of a model's stages, as docs/architectures.md shows them."""
     recorder = FeatureRecorder()
     recorder.find_stages(model, input_size)
-    training, _ = model.training, model.eval()
-    with recorder(model) as record:
+    with evaluation_mode(model), recorder(model) as record:
         model(torch.zeros(1, *input_size))
-    model.train(training)
-    forms = {}
-    for name in STAGES[: len(record)]:
-        layout = stage_layout(model, name, record[name], input_size[1:])
-        forms[recorder.taps[name]] = str(layout)
-    return forms
+    return {
+        tap: str(stage_layout(model, name, record[name], input_size[1:]))
+        for name, tap in recorder.taps.items()
+    }
 
 
-# All of mmpretrain's backbones: arguments, image size.
+# All backbones of mmpretrain: arguments and image size.
 MMPRETRAIN: dict[str, tuple[dict, int]] = {
     'AlexNet': ({}, 224),
     'BEiTViT': (dict(arch='base'), 224),
@@ -223,23 +220,23 @@ MMPRETRAIN: dict[str, tuple[dict, int]] = {
 
 
 def backbone(name: str) -> torch.nn.Module:
-    """One of mmpretrain's backbones, without a head."""
+    """Build an mmpretrain backbone without a head."""
     return MODELS.build(dict(type=f'mmpretrain.{name}', **MMPRETRAIN[name][0]))
 
 
 def kind_of(config: dict) -> str:
-    """What a model is called."""
+    """Return the name of a model's class."""
     return config.get('backbone', config)['type']
 
 
 def row(name: str, style: str, size: int, found: dict[str, str]) -> str:
-    """A line of the page's tables."""
+    """Return a row of the tables."""
     taps = ', '.join(f'`{tap}` {form}' for tap, form in found.items())
     return f'| {name} | {style} | {size} | {taps} |'
 
 
 def main() -> None:
-    """Print the tables of docs/architectures.md, between what stands there before and after."""
+    """Write the tables into docs/architectures.md, between their markers."""
     page = Path(__file__).parents[1] / 'docs/architectures.md'
     before, _, rest = page.read_text().partition(_BEGIN)
     after = rest.partition(_END)[2]

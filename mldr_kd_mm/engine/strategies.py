@@ -1,4 +1,4 @@
-"""FSDP of mmengine's FlexibleRunner, made to fit a Distiller."""
+"""An FSDP strategy for mmengine's FlexibleRunner that fits a Distiller."""
 
 from __future__ import annotations
 
@@ -12,27 +12,28 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy
 
-from mldr_kd_mm.models.distillers.loss_entry import Comparison
+from mldr_kd_mm.models.distillers.loss_entry import LossEntry
 from mldr_kd_mm.registry import STRATEGIES
 
-# FSDP gathers the weights of a unit when the unit is called, so what others reach into is none:
-# Distiller calls `student.loss`, a classifier `head.loss`, a comparison `losses[0]`.
-_REACHED_INTO = (BaseClassifier, ClsHead, Comparison, nn.ModuleList, nn.ModuleDict)
+# FSDP gathers the weights of a unit when the unit is called. A module of which others call a part
+# cannot be a unit: a Distiller calls `student.loss`, a classifier `head.loss`, a LossEntry
+# `losses[0]`.
+_NO_UNITS = (BaseClassifier, ClsHead, LossEntry, nn.ModuleList, nn.ModuleDict)
 
 
 @STRATEGIES.register_module()
 class StudentFSDPStrategy(FSDPStrategy):
-    """Shards what a :class:`mldr_kd_mm.Distiller` trains; each process has a whole teacher.
+    """Shard what a :class:`mldr_kd_mm.Distiller` trains; each process keeps the whole teacher.
 
-    mmengine's FSDPStrategy, which also runs without a GPU, over gloo, and resumes with the order
-    of arguments that torch 2.1 gave ``optim_state_dict_to_load``.
+    mmengine's FSDPStrategy that also runs on the CPU, over gloo, and resumes on torch 2.1 and
+    later, which changed the order of arguments of ``optim_state_dict_to_load``.
 
     Args:
         model_wrapper: Config of the wrapper. Its ``auto_wrap_policy`` may be
-            ``dict(type='wrap_student_blocks')``; without one all is a single unit.
-        state_dict_cfg: ``'full'``: one checkpoint with the names and shapes of an unsharded run;
-            ``'local'``: one a process.
-        **kwargs: See mmengine's.
+            ``dict(type='wrap_student_blocks')``. Without a policy the model is a single unit.
+        state_dict_cfg: ``'full'`` saves one checkpoint with the names and shapes of an unsharded
+            run, ``'local'`` one for each process.
+        **kwargs: Further arguments of mmengine's FSDPStrategy.
     """
 
     def __init__(
@@ -45,12 +46,12 @@ class StudentFSDPStrategy(FSDPStrategy):
         wrapper = dict(type='MMFullyShardedDataParallel') | (model_wrapper or {})
         on_cpu = not torch.cuda.is_available()
         if on_cpu:
-            # mmengine would name a GPU.
+            # mmengine's default is a GPU.
             wrapper.setdefault('device_id', 'cpu')
         super().__init__(model_wrapper=wrapper, state_dict_cfg=state_dict_cfg, **kwargs)
         if on_cpu:
-            # torch gathers one state of the optimizer after the other into the same memory, and
-            # copies it only where it leaves a GPU or is told to stay.
+            # torch gathers the optimizer's states one by one into the same memory. It only copies
+            # them if they come from a GPU or this option is off.
             self.optim_state_dict_config.offload_to_cpu = False
 
     def load_optim_state_dict(self, state_dict: dict) -> None:
@@ -65,13 +66,13 @@ class StudentFSDPStrategy(FSDPStrategy):
 def wrap_student_blocks(
     module: nn.Module, recurse: bool, nonwrapped_numel: int, min_num_params: int = 1_000_000
 ) -> bool:
-    """FSDP's policy by size, but for modules whose parts are called from outside of them.
+    """FSDP's size-based policy, except for modules whose parts are called from outside.
 
     Args:
-        module: See ``size_based_auto_wrap_policy``.
-        recurse: See there.
-        nonwrapped_numel: See there.
-        min_num_params: A module with so many parameters becomes a unit.
+        module: The module to decide on.
+        recurse: Whether the decision is to descend into the module, not to wrap it.
+        nonwrapped_numel: Number of the module's parameters that are not in a unit yet.
+        min_num_params: Number of parameters that makes a module a unit.
 
     Returns:
         Whether to descend into the module, or to make it a unit.
@@ -81,5 +82,5 @@ def wrap_student_blocks(
         recurse,
         nonwrapped_numel,
         min_num_params,
-        exclude_wrap_modules={*_REACHED_INTO},
+        exclude_wrap_modules={*_NO_UNITS},
     )

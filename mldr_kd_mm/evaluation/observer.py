@@ -1,8 +1,7 @@
-"""What a student and its teacher make of some samples, kept for measuring and drawing."""
+"""Collect the outputs of a student and its teacher for metrics and figures."""
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,39 +14,38 @@ from torch import Tensor, nn
 from mldr_kd_mm.evaluation.measures import Array, Labels
 from mldr_kd_mm.models.distillers.distiller import Distiller
 from mldr_kd_mm.models.taps.recorder import FeatureRecorder
-from mldr_kd_mm.models.taps.stages import stage_layout
+from mldr_kd_mm.models.taps.stages import stage_names
+from mldr_kd_mm.models.taps.tapped_model import TappedModel
 from mldr_kd_mm.utils.errors import ConfigError
-
-_STAGE = re.compile(r'stage\d+')
 
 
 @dataclass
 class Observations:
-    """Of N samples, C classes and S stages. What a model does not have is None, or empty."""
+    """Outputs for N samples, C classes and S stages; None or empty if the model has none."""
 
     labels: Labels
-    """(N,)"""
+    """Labels (N,)."""
     student: Array
-    """Logits (N, C) of the student, or of the only model."""
+    """Logits (N, C) of the student, or of a classifier without a teacher."""
     teacher: Array | None = None
-    """Logits (N, C)."""
+    """Logits (N, C) of the teacher."""
     fused: Array | None = None
-    """Logits (N, C) of a neck."""
+    """Fused logits (N, C) of the neck."""
     fusion_weights: Array | None = None
-    """(S, C): the weights of the neck's fusion, mean over the samples."""
+    """Weights of the neck's fusion (S, C), averaged over the samples."""
     student_stages: dict[str, Array] = field(default_factory=dict)
-    """Name -> (N, D): the mean over a map or over tokens."""
+    """Stage -> feature (N, D) of the student, averaged over the map or the tokens."""
     teacher_stages: dict[str, Array] = field(default_factory=dict)
-    """The same of the teacher."""
+    """Stage -> feature (N, D) of the teacher, averaged over the map or the tokens."""
 
 
 class Observer:
-    """Runs a model on batches and gathers what it gives.
+    """Run a model on batches and collect its outputs.
 
-    The model must be in evaluation mode. Nothing of it is changed, and no random number is drawn.
+    The model must be in evaluation mode. It is not changed, and no random number is drawn.
 
     Args:
-        model: A Distiller, of which both models are observed, or a classifier alone.
+        model: A Distiller, of which student and teacher are observed, or a classifier.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -55,8 +53,8 @@ class Observer:
         self._gathered: dict[str, list[Tensor]] = defaultdict(list)
         self._is_pair = isinstance(model, Distiller)
         if self._is_pair:
-            self._student = _stage_recorder(model.student_recorder)
-            self._teacher = _stage_recorder(model.teacher.recorder)
+            self._student = _Stages(model.tapped_student)
+            self._teacher = _Stages(model.teacher)
 
     @torch.no_grad()
     def add(self, inputs: Tensor, data_samples: Sequence[DataSample]) -> None:
@@ -64,7 +62,7 @@ class Observer:
 
         Args:
             inputs: Images (B, 3, H, W), preprocessed for the student.
-            data_samples: Their labels.
+            data_samples: Labels of the batch.
         """
         labels = torch.cat([sample.gt_label for sample in data_samples])
         given = self._pair(inputs) if self._is_pair else dict(student=self._model(inputs))
@@ -72,10 +70,10 @@ class Observer:
             self._gathered[name].append(tensor.detach().cpu())
 
     def observations(self) -> Observations:
-        """What was gathered so far, from at least one batch.
+        """Return the outputs of all batches so far, at least one.
 
         Raises:
-            ConfigError: If a logit or feature is not finite, as of a run that diverged.
+            ConfigError: If a logit or feature is not finite, as in a run that diverged.
         """
         joined = {
             name: (tensor if name == 'labels' else tensor.float()).numpy()
@@ -101,45 +99,48 @@ class Observer:
 
     def _pair(self, inputs: Tensor) -> dict[str, Tensor]:
         model = self._model
-        student, stages = _record(self._student, model.student, inputs)
+        student, stages = self._student(inputs)
         given = dict(student=student)
         if model.neck is not None:
             output = model.neck(list(stages.values()))
             given |= dict(fused=output.fused_logits, fusion_weights=output.fusion_weights)
         images = model.teacher.resize(model.to_teacher(inputs))
-        teacher, teacher_stages = _record(self._teacher, model.teacher.model, images)
-        given['teacher'] = teacher
+        given['teacher'], teacher_stages = self._teacher(images)
         for side, recorded in (('student', stages), ('teacher', teacher_stages)):
             given |= {f'{side}.{name}': _pool(feature) for name, feature in recorded.items()}
         return given
 
 
-def _stage_recorder(recorder: FeatureRecorder) -> FeatureRecorder:
-    """A recorder of the same stages, which may look for them where nobody did yet."""
-    taps = recorder.taps
-    if isinstance(taps, dict):
-        names = sorted(filter(_STAGE.fullmatch, taps), key=lambda name: int(name[len('stage') :]))
-        taps = {name: taps[name] for name in names}
-    return FeatureRecorder(taps or 'stages')
+class _Stages:
+    """Record all stages of a model, also those that no loss reads.
 
+    Args:
+        tapped: The model. Its own recorder stays as it is.
+    """
 
-def _record(
-    recorder: FeatureRecorder, model: nn.Module, images: Tensor
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """A model's logits and its stages, each a map (B, C, H, W) or tokens (B, N, C)."""
-    try:
-        recorder.find_stages(model, images.shape[1:])
-    except ConfigError:
-        return model.forward(images, mode='tensor'), {}
-    with recorder(model) as record:
-        # Not through a compiled call, which runs no hooks.
-        logits = model.forward(images, mode='tensor')
-    size = tuple(images.shape[-2:])
-    return logits, {
-        name: stage_layout(model, name, record[name], size).arrange(record[name])
-        for name in recorder.taps
-    }
+    def __init__(self, tapped: TappedModel) -> None:
+        taps = tapped.recorder.taps
+        if isinstance(taps, dict):
+            taps = {name: taps[name] for name in stage_names(taps)}
+        self._tapped = TappedModel(tapped.model, FeatureRecorder(taps or 'stages'))
+        self._names: list[str] | None = None
+
+    def __call__(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the logits (B, C) and the stages, empty if the model has none."""
+        if self._names is None:
+            self._names = self._find(images.shape[1:])
+        record = self._tapped(images, self._names)
+        return record['logits'], {name: record[name] for name in self._names}
+
+    def _find(self, size: Sequence[int]) -> list[str]:
+        try:
+            names = self._tapped.find_stages(size)
+        except ConfigError:
+            return []
+        self._tapped.probe(names, size)
+        return names
 
 
 def _pool(feature: Tensor) -> Tensor:
+    """Average a map (B, C, H, W) or tokens (B, N, C): (B, C)."""
     return feature.flatten(2).mean(2) if feature.dim() == 4 else feature.mean(1)

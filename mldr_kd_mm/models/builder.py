@@ -1,22 +1,25 @@
-"""Build a classifier and fill it with the weights of a checkpoint."""
+"""Build classifiers, necks and losses, and load the weights of a checkpoint."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
-from typing import NamedTuple
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
+import torch
 from mmpretrain.models import BaseClassifier, TimmClassifier
 from torch import Tensor, nn
 
-from mldr_kd_mm.models.taps import stages
+from mldr_kd_mm.models.taps.stages import INPUT, evaluation_mode, feature_tap
+from mldr_kd_mm.models.taps.tapped_model import Probe
 from mldr_kd_mm.registry import MODELS
 from mldr_kd_mm.utils.checkpoint import read_weights
-from mldr_kd_mm.utils.errors import ConfigError, printable
+from mldr_kd_mm.utils.errors import ConfigError, named, printable
 
 
 class LoadReport(NamedTuple):
-    """Which of a model's weights a checkpoint filled, and what had to be done for it."""
+    """Summary of loading a checkpoint: names of its weights and conversions that were applied."""
 
     matched: int
     missing: list[str]
@@ -32,21 +35,21 @@ class LoadReport(NamedTuple):
 
 
 def load_weights(model: nn.Module, path: str, field: str) -> LoadReport:
-    """Fill all weights of a model from a checkpoint.
+    """Load all weights of a model from a checkpoint.
 
-    Weights that do not fit a TimmClassifier as they are go through the conversion that timm has for
-    its model: older names, and position embeddings of another image size.
+    Weights that do not fit a TimmClassifier go through timm's own conversion for that model, which
+    handles older names and position embeddings for another image size.
 
     Args:
-        model: The model to fill.
+        model: The model to load into.
         path: Path, URL or ``hf-hub:`` name of the checkpoint.
         field: Name of the config's field that holds the path, for the errors.
 
     Returns:
-        What was filled; nothing is missing.
+        The report. No weight is missing.
 
     Raises:
-        FileNotFoundError: If there is no such file.
+        FileNotFoundError: If the file does not exist.
         ConfigError: If a weight of the model is missing or has another shape.
     """
     weights, notes = read_weights(path, field)
@@ -64,30 +67,30 @@ def fill(model: nn.Module, weights: dict[str, Tensor]) -> tuple[LoadReport, str]
     """Load the weights that fit a model.
 
     Args:
-        model: The model to fill.
+        model: The model to load into.
         weights: Name -> tensor.
 
     Returns:
-        What was filled, and what is wrong, empty if nothing is missing.
+        The report, and the error message, empty if no weight is missing.
     """
     try:
         missing, unexpected = model.load_state_dict(weights, strict=False)
     except Exception as error:
-        # Of torch's own, the first line names the model alone. The hooks of mmpretrain's models,
-        # which resize and rename, raise whatever they meet.
+        # The first line of torch's message only names the model. The hooks of mmpretrain's models,
+        # which resize and rename weights, raise exceptions of any kind.
         lines = [line.strip() for line in str(error).splitlines()]
         return LoadReport(0, [], []), _first(lines[1:] or lines) or type(error).__name__
     report = LoadReport(len(weights) - len(unexpected), missing, unexpected)
     if missing:
         return report, (
-            f'{report}: all weights must be there; missing {_first(missing)}; '
+            f'{report}: the checkpoint must have all weights; missing {_first(missing)}; '
             f'unexpected {_first(unexpected) or "none"}'
         )
     return report, ''
 
 
 def _convert(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Let timm bring weights to how its model of today has them; nothing if it cannot."""
+    """Convert weights to the current names and shapes of timm's model; {} if timm cannot."""
     if not isinstance(model, TimmClassifier):
         return {}
     module = importlib.import_module(type(model.model).__module__)
@@ -95,19 +98,19 @@ def _convert(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     try:
         return convert(dict(weights), model.model) if convert else {}
     except Exception:
-        # Written for weights of the model's own family, it fails anyhow on those of another, whose
-        # misfit as they are is the error to report.
+        # The conversion expects weights of the same family and fails in many ways on others. The
+        # error to report is then that of the weights as they are.
         return {}
 
 
 def _of_other_classes(model: nn.Module, weights: dict[str, Tensor]) -> str:
-    """What is wrong if the weights' last layer is the model's but for the number of classes."""
+    """Return the error message if the last layers only differ in the number of classes."""
     try:
-        path = stages.feature_tap(model).removesuffix(stages.INPUT)
+        path = feature_tap(model).removesuffix(INPUT)
     except ConfigError:
         return ''
     own = getattr(model.get_submodule(path), 'weight', None)
-    # A TimmClassifier's file has timm's names.
+    # The checkpoint of a TimmClassifier has timm's names.
     prefix = 'model.' if isinstance(model, TimmClassifier) else ''
     theirs = weights.get(f'{path.removeprefix(prefix)}.weight')
     if own is None or theirs is None or own.shape[1:] != theirs.shape[1:]:
@@ -115,8 +118,8 @@ def _of_other_classes(model: nn.Module, weights: dict[str, Tensor]) -> str:
     if len(own) == len(theirs):
         return ''
     return (
-        f'its head has {len(theirs)} classes, the model {len(own)}: fine-tune it on the '
-        f'{len(own)} classes, or set num_classes={len(theirs)} if the data has as many'
+        f'its head has {len(theirs)} classes, the model {len(own)}; fine-tune it on the '
+        f'{len(own)} classes, or set num_classes={len(theirs)} if the data set has as many'
     )
 
 
@@ -132,25 +135,25 @@ def build_classifier(config: dict) -> nn.Module:
         config: Config of an mmpretrain classifier.
 
     Returns:
-        The classifier. ``init_weights`` leaves it alone if timm has loaded its weights
-        (``pretrained=True`` or ``checkpoint_path``), as mmpretrain has it for TIMMBackbone.
+        The classifier. If timm has loaded its weights (``pretrained=True`` or
+        ``checkpoint_path``), ``init_weights`` keeps them, as in mmpretrain's TIMMBackbone.
 
     Raises:
-        ConfigError: If it is the config of something else.
+        ConfigError: If the config does not describe a classifier.
     """
     classifier = MODELS.build(config)
     if not isinstance(classifier, BaseClassifier):
-        raise ConfigError(f'type={config["type"]!r}: must be a classifier of mmpretrain')
+        raise ConfigError(f'type={config["type"]!r}: must be an mmpretrain classifier')
     if isinstance(classifier, TimmClassifier):
         classifier._is_init = bool(config.get('pretrained') or config.get('checkpoint_path'))
     return classifier
 
 
 def nest(classifier: nn.Module) -> None:
-    """Make a classifier load as a child of another module.
+    """Make a classifier load its weights as a child of another module.
 
-    A TimmClassifier's own hook renames, and so loses, the keys of its parent; at the top, where it
-    lets timm's checkpoints load, it is kept.
+    A TimmClassifier's own hook renames the keys of its parent, which then get lost. It is kept for
+    loading into the classifier itself, where it accepts timm's checkpoints.
     """
     if isinstance(classifier, TimmClassifier):
         classifier._load_state_dict_pre_hooks.clear()
@@ -160,3 +163,54 @@ def nest(classifier: nn.Module) -> None:
 def _add_timm_prefix_at_top(state_dict, prefix, *args) -> None:
     if not prefix:
         TimmClassifier._add_state_dict_prefix(state_dict, prefix, *args)
+
+
+def build_for(config: dict, found: Mapping[str, Any]) -> nn.Module:
+    """Build a loss or a neck for the tensors that a model gives.
+
+    Args:
+        config: Config of the module.
+        found: Argument -> value, used if the class takes the argument and the config omits it or
+            sets it to None.
+
+    Returns:
+        The module.
+    """
+    cls = config['type']
+    cls = MODELS.get(cls) if isinstance(cls, str) else cls
+    parameters = inspect.signature(cls).parameters if cls is not None else {}
+    given = {key: value for key, value in config.items() if value is not None or key not in found}
+    return MODELS.build({key: found[key] for key in found if key in parameters} | given)
+
+
+@torch.no_grad()
+def build_neck(
+    config: dict, stages: Sequence[str], student: Probe, teacher: Probe
+) -> tuple[nn.Module, dict[str, Tensor]]:
+    """Build a neck for the stages of a student, and run it once.
+
+    Args:
+        config: Config of the neck.
+        stages: Names of the stages that it reads.
+        student: Tensors of the student.
+        teacher: Tensors of the teacher. If ``feature`` is among them and the student's last stage
+            is a map, the neck is at least as wide as that (MLDR-KD's rule for feature maps).
+
+    Returns:
+        The neck and its outputs.
+
+    Raises:
+        ConfigError: If the neck cannot be built or does not take the stages.
+    """
+    layouts = [student.layouts[stage] for stage in stages]
+    found = dict(
+        in_channels=[layout.channels for layout in layouts],
+        grids=[None if layout.is_map else layout.grid for layout in layouts],
+        num_classes=student.width('logits'),
+    )
+    if layouts[-1].is_map and 'feature' in teacher.tensors:
+        found['project_dim'] = max(layouts[-1].channels, teacher.width('feature'))
+    with named('neck'):
+        neck = build_for(config, found)
+        with evaluation_mode(neck):
+            return neck, neck([student.tensors[stage] for stage in stages])._asdict()

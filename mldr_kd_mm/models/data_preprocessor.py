@@ -1,9 +1,9 @@
-"""mmpretrain's data preprocessor, with mixup and cutmix that can be reproduced."""
+"""Preprocess batches: reproducible mixup and CutMix, and a change of normalisation."""
 
 from __future__ import annotations
 
 import torch
-from mmpretrain.models import ClsDataPreprocessor as MMPretrainClsDataPreprocessor
+from mmpretrain.models import ClsDataPreprocessor
 from torch import Tensor, nn
 
 from mldr_kd_mm.registry import MODELS
@@ -11,16 +11,19 @@ from mldr_kd_mm.structures.view import get_views, hash_views
 from mldr_kd_mm.utils.random import preserve_global_rng, seed_global_rng
 
 
-@MODELS.register_module()
-class ClsDataPreprocessor(MMPretrainClsDataPreprocessor):
-    """mmpretrain's data preprocessor of the same name; how it mixes a batch is up to its views.
+# The second name replaces mmpretrain's preprocessor in runs with our default scope.
+@MODELS.register_module(name=['ViewDataPreprocessor', 'ClsDataPreprocessor'])
+class ViewDataPreprocessor(ClsDataPreprocessor):
+    """mmpretrain's ClsDataPreprocessor with reproducible mixup and CutMix.
 
-    Where a :class:`~mldr_kd_mm.datasets.ViewSampler` drew the batch, mixup and cutmix are a
-    function of (seed, epoch, indices of the batch) and leave the global random state as it was.
+    If a :class:`~mldr_kd_mm.datasets.ViewSampler` drew the batch, mixup and CutMix are a function
+    of (seed, epoch, indices of the batch) and leave the global random state unchanged. Otherwise
+    it does what mmpretrain's does. Under the default scope ``mldr_kd_mm`` it is also registered as
+    ``ClsDataPreprocessor``.
     """
 
     def forward(self, data: dict, training: bool = False) -> dict:
-        """As mmpretrain has it: ``inputs`` (B, 3, H, W) and ``data_samples``."""
+        """Return ``inputs`` (B, 3, H, W) and ``data_samples``, as mmpretrain's does."""
         views = get_views(data.get('data_samples'))
         if not training or self.batch_augments is None or views is None:
             return super().forward(data, training)
@@ -30,13 +33,13 @@ class ClsDataPreprocessor(MMPretrainClsDataPreprocessor):
 
 
 class Renormalize(nn.Module):
-    """Undoes one data preprocessor's normalisation and applies another's.
+    """Undo one data preprocessor's normalisation and apply another's.
 
-    Both are affine in each channel, so that mixup and cutmix, done in between, stay what they are.
+    Both are affine in each channel, so mixup and CutMix in between keep their meaning.
 
     Args:
-        source: The data preprocessor that the images have been through.
-        target: The one whose normalisation is wanted.
+        source: The data preprocessor that the images have gone through.
+        target: The data preprocessor whose normalisation is wanted.
     """
 
     def __init__(self, source: nn.Module, target: nn.Module) -> None:
@@ -52,14 +55,14 @@ class Renormalize(nn.Module):
         self.register_buffer('shift', shift, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, 3, H, W)."""
+        """Convert images (B, 3, H, W)."""
         if self.identity:
             return images
         return (images.flip(1) if self.flip else images) * self.scale + self.shift
 
 
 def statistics(preprocessor: nn.Module) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of a data preprocessor, (3, 1, 1), on pixels of 0 to 255."""
+    """Return the mean and standard deviation (3, 1, 1) that it applies to pixels of 0 to 255."""
     mean = getattr(preprocessor, 'mean', torch.zeros(3, 1, 1))
     std = getattr(preprocessor, 'std', torch.ones(3, 1, 1))
     return mean.float(), std.float()

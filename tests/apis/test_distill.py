@@ -219,6 +219,6 @@ def test_mistakes(folder, changes, message):
 
 def test_a_misfit_is_found_before_the_teacher_is_trained(folder, tmp_path):
     method = dict(losses=[dict(loss=dict(type='KDLoss'), teacher='stage9')])
-    with pytest.raises(ConfigError, match="teacher='stage9': nobody records it"):
+    with pytest.raises(ConfigError, match="teacher='stage9': unknown tensor"):
         distill(**ALONE, data=folder, method=method, work_dir=str(tmp_path / 'run'))
     assert not (tmp_path / 'run').exists()

@@ -30,7 +30,7 @@ def test_both_models_by_hand():
     teacher = model.teacher.model(model.to_teacher(data['inputs']))
     np.testing.assert_allclose(seen.teacher[8:], teacher, atol=1e-5)
 
-    with model.student_recorder(model.student) as record:
+    with model.tapped_student.recorder(model.student) as record:
         model.student(data['inputs'])
     output = model.neck([record[f'stage{i}'] for i in (1, 2, 3, 4)])
     np.testing.assert_allclose(seen.fused[8:], output.fused_logits, atol=1e-5)
@@ -56,14 +56,14 @@ def test_order_of_custom_taps():
 def test_changes_nothing(student):
     losses = [dict(loss=dict(type='KDLoss'))]
     model = MODELS.build(mldr(student=student, neck=None, losses=losses)).eval()
-    taps = copy.copy((model.student_recorder.taps, model.teacher.recorder.taps))
+    taps = copy.copy((model.tapped_student.recorder.taps, model.teacher.recorder.taps))
     state = {name: value.clone() for name, value in model.state_dict().items()}
     random = torch.get_rng_state()
     seen, _ = observe(model, 0)
     assert seen.fused is None and seen.fusion_weights is None
     assert len(seen.student_stages) == 4
     assert torch.equal(torch.get_rng_state(), random)
-    assert (model.student_recorder.taps, model.teacher.recorder.taps) == taps
+    assert (model.tapped_student.recorder.taps, model.teacher.recorder.taps) == taps
     for name, value in model.state_dict().items():
         assert torch.equal(value, state[name]), name
 

@@ -23,8 +23,9 @@ from mmengine.config import ConfigDict
 
 from mldr_kd_mm import ConfigError, Distiller
 from mldr_kd_mm.models import losses
-from mldr_kd_mm.models.distillers.loss_entry import Comparison, Probe
+from mldr_kd_mm.models.distillers.loss_entry import LossEntry
 from mldr_kd_mm.models.taps.layout import Layout
+from mldr_kd_mm.models.taps.tapped_model import Probe
 from mldr_kd_mm.registry import MODELS
 
 MISSING = object()
@@ -195,7 +196,7 @@ def build_distiller(config: dict) -> None:
 
 
 def build_comparison(config: dict) -> None:
-    Comparison(**config).build(*PROBES)
+    LossEntry(**config).build(*PROBES)
 
 
 class TestOneMistake:

@@ -1,18 +1,23 @@
-"""Mixup and cutmix are a function of the batch's views."""
+"""The data preprocessor: mixup and CutMix that depend on the batch's views, and Renormalize."""
 
 from __future__ import annotations
 
 import copy
 from pathlib import Path
 
-import mmpretrain.models
+import mmpretrain.registry
 import numpy as np
 import pytest
 import torch
 from helpers import NORMALIZATION, batch, resnet, timm_resnet
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from mmengine.config import Config
+from mmengine.registry import DefaultScope
+from mmpretrain.models import ClsDataPreprocessor
+from torch.testing import assert_close
 
-from mldr_kd_mm.models.data_preprocessor import ClsDataPreprocessor
+from mldr_kd_mm.models.data_preprocessor import Renormalize, ViewDataPreprocessor
 from mldr_kd_mm.registry import MODELS
 from mldr_kd_mm.structures.view import View
 
@@ -23,7 +28,7 @@ AUGMENTS = dict(augments=[dict(type='Mixup', alpha=0.8), dict(type='CutMix', alp
 @pytest.fixture
 def preprocessor():
     return MODELS.build(
-        dict(type='ClsDataPreprocessor', **NORMALIZATION, batch_augments=copy.deepcopy(AUGMENTS))
+        dict(type='ViewDataPreprocessor', **NORMALIZATION, batch_augments=copy.deepcopy(AUGMENTS))
     )
 
 
@@ -62,9 +67,7 @@ def test_leaves_the_global_state_alone(preprocessor):
 
 @pytest.mark.parametrize('training', [True, False])
 def test_is_mmpretrains_where_no_view_is_known(preprocessor, training):
-    theirs = mmpretrain.models.ClsDataPreprocessor(
-        **NORMALIZATION, batch_augments=copy.deepcopy(AUGMENTS)
-    )
+    theirs = ClsDataPreprocessor(**NORMALIZATION, batch_augments=copy.deepcopy(AUGMENTS))
     torch.manual_seed(0), np.random.seed(0)
     expected = theirs(batch(), training)['inputs']
     torch.manual_seed(0), np.random.seed(0)
@@ -76,5 +79,98 @@ def test_is_mmpretrains_where_no_view_is_known(preprocessor, training):
 def test_shipped_data_come_with_it(model, data):
     cfg = Config.fromfile(DATASETS / f'{data}.py')
     config = model(data_preprocessor=cfg.data_preprocessor, train_cfg=copy.deepcopy(AUGMENTS))
-    assert type(MODELS.build(config).data_preprocessor) is ClsDataPreprocessor
+    assert type(MODELS.build(config).data_preprocessor) is ViewDataPreprocessor
     assert cfg.train_dataloader.sampler.type == 'ViewSampler'
+
+
+@pytest.mark.parametrize(
+    ('scope', 'name', 'expected'),
+    [
+        ('mldr_kd_mm', 'ClsDataPreprocessor', ViewDataPreprocessor),
+        ('mmpretrain', 'ClsDataPreprocessor', ClsDataPreprocessor),
+        ('mmpretrain', 'mldr_kd_mm.ClsDataPreprocessor', ViewDataPreprocessor),
+        ('mldr_kd_mm', 'mmpretrain.ClsDataPreprocessor', ClsDataPreprocessor),
+        ('mldr_kd_mm', 'ViewDataPreprocessor', ViewDataPreprocessor),
+        ('mmpretrain', 'ViewDataPreprocessor', ViewDataPreprocessor),
+    ],
+)
+def test_names(scope, name, expected):
+    with DefaultScope.overwrite_default_scope(scope):
+        for registry in (MODELS, mmpretrain.registry.MODELS):
+            assert type(registry.build(dict(type=name))) is expected
+
+
+PLAIN = dict()
+IMAGENET = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
+BGR = dict(mean=[103.53, 116.28, 123.675], std=[1.0, 2.0, 3.0])
+CIFAR = dict(mean=[129.3, 124.1, 112.4], std=[68.2, 65.4, 70.4])
+CONFIGS = dict(plain=PLAIN, imagenet=IMAGENET, bgr=BGR, cifar=CIFAR, flipped=dict(to_rgb=True))
+
+
+def images(batch=4, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (batch, 3, 5, 6), generator=generator, dtype=torch.uint8)
+
+
+def preprocess(config, inputs):
+    return ClsDataPreprocessor(**config)(dict(inputs=inputs))['inputs']
+
+
+def renormalize(source, target):
+    return Renormalize(ClsDataPreprocessor(**source), ClsDataPreprocessor(**target))
+
+
+@pytest.mark.parametrize('target', CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize('source', CONFIGS.values(), ids=CONFIGS)
+class TestPairs:
+    def test_gives_what_the_other_preprocessor_would_have(self, source, target):
+        found = renormalize(source, target)(preprocess(source, images()))
+        assert_close(found, preprocess(target, images()), rtol=1e-5, atol=1e-4)
+
+    def test_mixup_may_come_first(self, source, target):
+        """mixup of the images, and the two halves of cutmix, stay what they are."""
+
+        def mixed(config):
+            first, second = preprocess(config, images()), preprocess(config, images(seed=1))
+            batch = 0.3 * first + 0.7 * second
+            batch[..., 2:4, 1:3] = first[..., 2:4, 1:3]
+            return batch
+
+        found = renormalize(source, target)(mixed(source))
+        assert_close(found, mixed(target), rtol=1e-5, atol=1e-4)
+
+    def test_there_and_back(self, source, target):
+        inputs = preprocess(source, images())
+        there = renormalize(source, target)(inputs)
+        assert_close(renormalize(target, source)(there), inputs, rtol=1e-5, atol=1e-4)
+
+    def test_nothing_is_done_where_both_are_equal(self, source, target):
+        inputs = preprocess(source, images())
+        assert (renormalize(source, target)(inputs) is inputs) == (source == target)
+
+
+channels = st.lists(st.floats(0, 255), min_size=3, max_size=3)
+widths = st.lists(st.floats(1, 255), min_size=3, max_size=3)
+configs = st.fixed_dictionaries(dict(mean=channels, std=widths, to_rgb=st.booleans()))
+
+
+@settings(max_examples=50, deadline=None)
+@given(configs, configs)
+def test_any_pair(source, target):
+    found = renormalize(source, target)(preprocess(source, images()))
+    # In units of the pixels, whatever the target's scale.
+    atol = 1e-3 / min(target['std'])
+    assert_close(found, preprocess(target, images()), rtol=1e-4, atol=atol)
+
+
+def test_input_is_not_changed():
+    inputs = preprocess(CIFAR, images())
+    before = inputs.clone()
+    renormalize(CIFAR, IMAGENET)(inputs)
+    assert_close(inputs, before, rtol=0, atol=0)
+
+
+def test_is_not_saved_but_moves():
+    module = renormalize(CIFAR, IMAGENET)
+    assert not module.state_dict()
+    assert module.double()(preprocess(CIFAR, images()).double()).dtype == torch.float64

@@ -44,7 +44,7 @@ def test_train_resume_and_test(config, tool, tmp_path):
         ('model.teacher_checkpoint=no.pth', "teacher_checkpoint='no.pth': there is no such file"),
         ('model.teacher.head.num_classes=7', "teacher_checkpoint='"),
         ('model.student.head.num_classes=7', 'the teacher has 10, the student 7'),
-        ('model.losses.0.student=logit', "student='logit': nobody records it"),
+        ('model.losses.0.student=logit', "student='logit': unknown tensor"),
         ('model.losses.0.loss.temperature=0', 'temperature=0: must be a number above 0'),
         ('model.losses.0.loss.alpha=-1', 'alpha=-1: must be a number of 0 or more'),
         ('model.student_recorder.taps=steges', "taps='steges': must be 'stages' or a dict"),

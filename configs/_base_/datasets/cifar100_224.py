@@ -2,7 +2,7 @@
 
 # CIFAR-100's statistics on [0, 1], times 255. Its images are RGB already.
 data_preprocessor = dict(
-    type='mldr_kd_mm.ClsDataPreprocessor',  # which mixes reproducibly
+    type='mldr_kd_mm.ViewDataPreprocessor',  # which mixes reproducibly
     num_classes=100,
     mean=[0.5071 * 255, 0.4865 * 255, 0.4409 * 255],
     std=[0.2673 * 255, 0.2564 * 255, 0.2762 * 255],

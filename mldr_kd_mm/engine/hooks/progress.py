@@ -157,7 +157,7 @@ def _facts_of_distiller(runner: Runner, model: Distiller, config: Any) -> Iterat
         yield f'loss {comparison.name}', f'{_type(comparison.config)} of {reads}'
     if model.neck is not None:
         yield 'neck', _describe(model.neck, None)
-    taps = model.student_recorder.taps
+    taps = model.tapped_student.recorder.taps
     if isinstance(taps, Mapping):
         yield 'taps', ', '.join(f'{name} {path}' for name, path in taps.items())
     if model.teacher_cache is not None:

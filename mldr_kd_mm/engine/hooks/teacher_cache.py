@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from mldr_kd_mm.datasets import ViewSampler
-from mldr_kd_mm.models.data_preprocessor import ClsDataPreprocessor
+from mldr_kd_mm.models.data_preprocessor import ViewDataPreprocessor
 from mldr_kd_mm.models.distillers.distiller import Distiller
 from mldr_kd_mm.models.distillers.teacher_cache import DTYPES, FORMAT, TeacherCache
 from mldr_kd_mm.registry import HOOKS
@@ -87,10 +87,10 @@ class TeacherCacheHook(Hook):
             )
         preprocessor = model.data_preprocessor
         mixes = getattr(preprocessor, 'batch_augments', None) is not None
-        if mixes and not isinstance(preprocessor, ClsDataPreprocessor):
+        if mixes and not isinstance(preprocessor, ViewDataPreprocessor):
             raise ConfigError(
                 f'teacher_cache: data_preprocessor.type={type(preprocessor).__name__!r} mixes at '
-                "random: must be 'mldr_kd_mm.ClsDataPreprocessor'"
+                "random: must be 'mldr_kd_mm.ViewDataPreprocessor'"
             )
 
 

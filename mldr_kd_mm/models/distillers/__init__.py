@@ -1,1 +1,1 @@
-"""The Distiller, its teacher and the comparisons between teacher and student."""
+"""The Distiller, its teacher and the entries of its losses."""

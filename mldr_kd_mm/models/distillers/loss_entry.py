@@ -1,4 +1,4 @@
-"""One entry of a Distiller's ``losses``: which loss compares which tensors, with which weights."""
+"""An entry of a Distiller's ``losses``: a loss, the tensors that it compares and their weights."""
 
 from __future__ import annotations
 
@@ -6,59 +6,40 @@ import inspect
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from mldr_kd_mm.models.taps.layout import Layout
-from mldr_kd_mm.registry import MODELS
+from mldr_kd_mm.models.builder import build_for
+from mldr_kd_mm.models.taps.tapped_model import Probe
 from mldr_kd_mm.utils.errors import ConfigError, check_config, checked_arguments, is_number, named
 
 STAGE_LOGITS = 'stage_logits'
-"""The one name that stands for a stack of heads, (S, B, C)."""
+"""The neck's logits of all stages, (S, B, C). Each stage counts as a head of its own."""
 
 
-class Probe(NamedTuple):
-    """What one model gave for one empty image."""
+class LossEntry(nn.Module):
+    """Compare named tensors of the student with the teacher's.
 
-    tensors: dict[str, Tensor]
-    """Name -> tensor."""
-    layouts: dict[str, Layout]
-    """Name -> layout, of the stages."""
+    If ``teacher`` is one name, all heads of the student go through the loss in one call, so that
+    its work on the teacher is done once. If ``teacher`` is a list with one name for each of the
+    student's, each pair gets its own loss.
 
-    def width(self, name: str) -> int:
-        """The width of a map (B, C, H, W), tokens (B, N, C) or a vector (B, C)."""
-        tensor = self.tensors[name]
-        return tensor.shape[1 if tensor.dim() == 4 else -1]
-
-    def grid(self, name: str) -> tuple[int, int] | None:
-        """The (H, W) that tokens stand for; None of all else."""
-        layout = self.layouts.get(name)
-        return None if layout is None or layout.is_map else layout.grid
-
-
-class Comparison(nn.Module):
-    """Compares named tensors of the student with the teacher's.
-
-    Where ``teacher`` is one name, all heads of the student go through the loss in one call, so that
-    it does the teacher's part of its work once. Where it lists a name for each of the student's,
-    each pair has a loss of its own.
-
-    What a loss's config leaves out of ``student_width``, ``teacher_width``, ``student_grid`` and
-    ``teacher_grid`` is found. A loss whose ``forward`` has a parameter ``target`` gets the labels,
-    one that has ``index`` the samples' numbers in the training set.
+    If the config of a loss omits ``student_width``, ``teacher_width``, ``student_grid`` or
+    ``teacher_grid`` and the loss takes it, the value comes from the models. A loss whose
+    ``forward`` has a parameter ``target`` gets the labels of the batch; one with ``index`` gets
+    the positions of its samples in the training set.
 
     Args:
-        loss: Config of the loss; called with the student's (K, B, C) and the teacher's (B, C), or
-            with one tensor each, and returns (K,) or a scalar.
-        student: One name or several of the student's tensors.
-        teacher: The name of the teacher's tensor, or one for each of the student's.
-        weight: Factor of the loss, one number or one per name of the student.
-        name: Name in the log, as in ``loss_<name>_logits``.
+        loss: Config of the loss. It is called with the student's heads (K, B, C) and the teacher's
+            (B, C) and returns (K,), or with one tensor of each and returns a scalar.
+        student: Names of the student's tensors, one or a list.
+        teacher: Name of the teacher's tensor, or a list with one for each of the student's.
+        weight: Factor of the loss, at least 0; one number, or one for each name in ``student``.
+        name: Name of the entry, used in the log as ``loss_<name>_<head>``.
 
     Raises:
-        ConfigError: If weights and names do not fit, or are none.
+        ConfigError: If an argument is invalid, or the numbers of names or weights differ.
     """
 
     @checked_arguments
@@ -72,7 +53,7 @@ class Comparison(nn.Module):
     ) -> None:
         super().__init__()
         if not isinstance(name, str) or not name:
-            raise ConfigError(f'losses: name={name!r}: must be a text')
+            raise ConfigError(f'losses: name={name!r}: must be a non-empty string')
         self.name = name
         with self._named():
             check_config(loss=loss)
@@ -82,30 +63,57 @@ class Comparison(nn.Module):
         self.in_pairs = not isinstance(teacher, str)
         if self.in_pairs and len(self.teacher) != len(self.student):
             raise ConfigError(
-                f'losses: {name}: teacher={teacher!r}: must be one name, or one for each of '
-                f'{self.student}'
+                f'losses: {name}: teacher={teacher!r}: must be one name, or a list with one for '
+                f'each of {self.student}'
             )
         weights = weight if isinstance(weight, (list, tuple)) else [weight] * len(self.student)
         right = all(is_number(w) and 0 <= w < math.inf for w in weights)
         if len(weights) != len(self.student) or not right:
             raise ConfigError(
-                f'losses: {name}: weight={weight!r}: must be a number of 0 or more, or one for '
-                f'each of {self.student}'
+                f'losses: {name}: weight={weight!r}: must be a number of 0 or more, or a list '
+                f'with one for each of {self.student}'
             )
         self.weights = dict(zip(self.student, weights, strict=True))
         self.losses = nn.ModuleList()
         self.needs: set[str] = set()
 
-    def build(self, student: Probe, teacher: Probe) -> Comparison:
-        """Build the loss for what was probed, and run it once: it may refuse the tensors.
+    def check_names(self, student: Sequence[str], teacher: Sequence[str]) -> None:
+        """Check that the tensors exist.
 
-        From then on ``needs`` has what the loss takes beside them: ``target``, ``index`` or none.
-
-        Returns:
-            Itself.
+        Args:
+            student: Names of the student's and the neck's tensors.
+            teacher: Names of the teacher's tensors.
 
         Raises:
-            ConfigError: If the loss cannot be built for these tensors or does not take them.
+            ConfigError: If a name is unknown.
+        """
+        for side, names, available in (
+            ('student', self.student, student),
+            ('teacher', self.teacher, teacher),
+        ):
+            for name in names:
+                if name not in available:
+                    has_neck = side == 'teacher' or STAGE_LOGITS in available
+                    hint = '' if has_neck else "; neck=dict(type='MSDFNeck') adds stage_logits"
+                    raise ConfigError(
+                        f'losses: {self.name}: {side}={name!r}: unknown tensor; '
+                        f'available: {", ".join(available)}{hint}'
+                    )
+
+    def build(self, student: Probe, teacher: Probe) -> LossEntry:
+        """Build the loss for the models' tensors, and run it once to check that it takes them.
+
+        Sets ``needs`` to the labels that the loss reads: ``target``, ``index``, both or neither.
+
+        Args:
+            student: Tensors of the student and the neck.
+            teacher: Tensors of the teacher.
+
+        Returns:
+            The entry itself.
+
+        Raises:
+            ConfigError: If the loss cannot be built or does not take these tensors.
         """
         with self._named():
             self._build(student, teacher)
@@ -114,15 +122,15 @@ class Comparison(nn.Module):
     def forward(
         self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], **labels: Tensor
     ) -> dict[str, Tensor]:
-        """Compare.
+        """Compute the loss of each head.
 
         Args:
             student: Name -> tensor of the student.
             teacher: Name -> tensor of the teacher.
-            labels: ``target`` (B,) or (B, C), ``index`` (B,), as far as the loss needs them.
+            **labels: ``target`` (B,) or (B, C), and ``index`` (B,), if the loss needs them.
 
         Returns:
-            ``loss_<name>_<head>`` -> weighted scalar, one for each head.
+            ``loss_<name>_<head>`` -> weighted scalar.
 
         Raises:
             ConfigError: If the heads have different shapes.
@@ -153,8 +161,9 @@ class Comparison(nn.Module):
                 student_grid=student.grid(name_s),
                 teacher_grid=teacher.grid(name_t),
             )
-            self.losses.append(_build_loss(self.config, found))
-        # The first two are the tensors, whatever their names (mmpretrain's losses have `target`).
+            self.losses.append(build_for(self.config, found))
+        # The first two parameters are the tensors, whatever their names (mmpretrain's losses call
+        # the second one `target`).
         parameters = list(inspect.signature(self.losses[0].forward).parameters)
         self.needs = {'target', 'index'} & set(parameters[2:])
         if getattr(self.losses[0], 'compares_logits', False):
@@ -164,12 +173,12 @@ class Comparison(nn.Module):
         self._try(student, teacher)
 
     def _heads(self, student: Mapping[str, Tensor]) -> tuple[list[str], list[float], list[Tensor]]:
-        """The heads' names, weights and tensors, those of the stages one by one."""
+        """Return the names, weights and tensors of the heads, with one head for each stage."""
         names, weights, heads = [], [], []
         for name in self.student:
             stacked = student[name].unbind() if name == STAGE_LOGITS else [student[name]]
             heads += stacked
-            names += _labels(name, len(stacked))
+            names += _head_names(name, len(stacked))
             weights += [self.weights[name]] * len(stacked)
         return names, weights, heads
 
@@ -180,36 +189,38 @@ class Comparison(nn.Module):
             shapes = ', '.join(
                 f'{name} {tuple(head.shape)}' for name, head in zip(names, heads, strict=True)
             )
-            raise ConfigError(f'losses: {self.name}: heads of different shapes: {shapes}')
+            raise ConfigError(
+                f'losses: {self.name}: heads have different shapes, {shapes}; must be equal'
+            )
         (loss,) = self.losses
         if len(heads) == 1:
             return [loss(heads[0], teacher, **labels)]
         return loss(torch.stack(heads), teacher, **labels)
 
     def _check_logits(self, side: str, names: list[str], probe: Probe, num_classes: int) -> None:
-        """Refuse features for a loss that compares logits, also where their widths agree."""
+        """Refuse features for a loss that compares logits, even if the width fits."""
         for name in names:
             if probe.tensors[name].dim() == 4 or probe.width(name) != num_classes:
                 raise ConfigError(
-                    f'losses: {self.name}: {side}={name!r}: {type(self.losses[0]).__name__} '
-                    f'compares logits of {num_classes} classes, this has the shape '
-                    f'{tuple(probe.tensors[name].shape)}'
+                    f'losses: {self.name}: {side}={name!r}: has shape '
+                    f'{tuple(probe.tensors[name].shape)}; must be logits of {num_classes} classes '
+                    f'for {type(self.losses[0]).__name__}'
                 )
 
     def _listed(self, side: str, names: str | Sequence[str]) -> list[str]:
         listed = [names] if isinstance(names, str) else names
         is_list = isinstance(listed, (list, tuple)) and listed
         if not is_list or not all(isinstance(name, str) for name in listed):
-            raise ConfigError(f'losses: {self.name}: {side}={names!r}: must be one name or several')
-        if side == 'student' and len(set(listed)) < len(listed):
             raise ConfigError(
-                f'losses: {self.name}: {side}={names!r}: each name must be there once'
+                f'losses: {self.name}: {side}={names!r}: must be a name or a list of names'
             )
+        if side == 'student' and len(set(listed)) < len(listed):
+            raise ConfigError(f'losses: {self.name}: {side}={names!r}: names must be unique')
         return list(listed)
 
     @contextmanager
     def _named(self) -> Iterator[None]:
-        """Let errors say which of the losses it is."""
+        """Put the name of the entry into error messages."""
         prefix = f'losses: {self.name}: '
         try:
             with named('loss'):
@@ -220,22 +231,36 @@ class Comparison(nn.Module):
     @torch.no_grad()
     def _try(self, student: Probe, teacher: Probe) -> None:
         first = torch.zeros(1, dtype=torch.long)
-        # In evaluation mode a BatchNorm takes one sample, and a memory bank stays as it is.
+        # In evaluation mode a BatchNorm takes one sample, and a memory bank does not change.
         self.eval()
         self(student.tensors, teacher.tensors, target=first, index=first)
         self.train()
 
 
-def _build_loss(config: dict, found: dict[str, Any]) -> nn.Module:
-    """Build a loss; what its config leaves out and its class takes, is what was found."""
-    kind = config['type']
-    kind = MODELS.get(kind) if isinstance(kind, str) else kind
-    takes = inspect.signature(kind).parameters if kind is not None else ()
-    given = {key: value for key, value in config.items() if value is not None or key not in found}
-    return MODELS.build({key: value for key, value in found.items() if key in takes} | given)
-
-
-def _labels(name: str, count: int) -> list[str]:
+def _head_names(name: str, count: int) -> list[str]:
     if name == STAGE_LOGITS:
         return [f'stage{i + 1}' for i in range(count)]
     return [name.removesuffix('_logits')]
+
+
+def build_entries(configs: Sequence[dict]) -> nn.ModuleList:
+    """Make the entries of a Distiller's ``losses``; their losses are built later.
+
+    Args:
+        configs: Arguments of a :class:`LossEntry` each.
+
+    Raises:
+        ConfigError: If an entry is invalid, or two have the same name.
+    """
+    for config in configs:
+        if not isinstance(config, dict) or not isinstance(config.get('loss'), dict):
+            raise ConfigError(
+                f'losses: {config!r}: must have loss=dict(type=...), as in '
+                "dict(loss=dict(type='KDLoss'), name='kd')"
+            )
+    entries = nn.ModuleList(LossEntry(**config) for config in configs)
+    names = [entry.name for entry in entries]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f'losses: name={name!r}: names must be unique, this one occurs twice')
+    return entries

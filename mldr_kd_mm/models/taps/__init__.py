@@ -1,1 +1,1 @@
-"""Where a model is tapped and how the tapped tensors are laid out."""
+"""Taps: where tensors of a model are recorded, and how they are laid out."""

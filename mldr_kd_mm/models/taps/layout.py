@@ -1,4 +1,4 @@
-"""How a recorded feature lies in its tensor, and how to bring it to one of two forms."""
+"""Layouts of recorded features, and how to arrange them as maps or tokens."""
 
 from __future__ import annotations
 
@@ -10,47 +10,47 @@ from torch import Tensor
 
 
 class TokenInfo(NamedTuple):
-    """What a model says of the tokens beside its grid."""
+    """What a model declares about the tokens that are not part of its grid."""
 
     num_prefix: int | None = None
-    """How many there are. None: the model does not say."""
+    """Number of these tokens. None: the model does not declare it."""
     class_token: int | None = None
-    """The index of the class token. None: there is none, or the model does not say."""
+    """Index of the class token. None: there is none, or the model does not declare it."""
 
 
 class Layout(NamedTuple):
-    """How the feature of one stage lies in its tensor."""
+    """Layout of a stage's feature."""
 
     order: str
-    """The axes: 'BCHW', 'BHWC' (Swin of timm), 'BNC' (most tokens) or 'BCN'."""
+    """Axes: 'BCHW', 'BHWC' (timm's Swin), 'BNC' (most tokens) or 'BCN'."""
     channels: int
     """Width C."""
     grid: tuple[int, int]
     """Height and width of the map, or of the grid that the tokens stand for."""
     num_prefix: int = 0
-    """How many of the N tokens are not of the grid."""
+    """Number of the N tokens that are not part of the grid."""
     class_token: int | None = None
-    """The index of the class token among all N tokens, if there is one."""
+    """Index of the class token among all N tokens, if there is one."""
 
     def __str__(self) -> str:
-        """For instance 'BNC 384 @ 14x14 + 1', the last number being that of the other tokens."""
+        """Return 'BNC 384 @ 14x14 + 1', where the last number counts the tokens off the grid."""
         beside = f' + {self.num_prefix}' if self.num_prefix else ''
         return f'{self.order} {self.channels} @ {self.grid[0]}x{self.grid[1]}{beside}'
 
     @property
     def is_map(self) -> bool:
-        """Whether :meth:`arrange` gives a map; else it gives tokens."""
+        """Whether :meth:`arrange` gives a map rather than tokens."""
         return self.order == 'BCHW'
 
     def arrange(self, feature: Tensor) -> Tensor:
-        """Bring a feature to one form.
+        """Bring a feature to the layout that necks and losses read.
 
         Args:
             feature: A tensor of this layout.
 
         Returns:
-            A map (B, C, H, W), or tokens (B, H * W, C) in the order of rows, the class token
-            before them if there is one. Other tokens, such as registers, are left out.
+            A map (B, C, H, W), or tokens (B, [1 +] H * W, C) in row-major order, after the class
+            token if there is one. Other tokens, such as registers, are left out.
         """
         if self.is_map:
             return feature
@@ -64,13 +64,13 @@ class Layout(NamedTuple):
         if self.class_token == 0:
             patches = tokens[:, self.num_prefix :]
             return tokens if self.num_prefix == 1 else torch.cat([tokens[:, :1], patches], 1)
-        # Vision Mamba's stands in the middle of its patches.
+        # Vision Mamba's class token is in the middle of the patches.
         before, token, after = tokens.tensor_split([self.class_token, self.class_token + 1], 1)
         return torch.cat([token, before, after], 1)
 
 
 def tensors_of(output: Any) -> list[Tensor]:
-    """The tensors that a module gives: one, alone or with its size as Swin has it, or several."""
+    """Return the tensors of a module's output, which may also hold sizes (mmpretrain's Swin)."""
     items = output if isinstance(output, (tuple, list)) else [output]
     return [item for item in items if isinstance(item, Tensor)]
 
@@ -78,18 +78,17 @@ def tensors_of(output: Any) -> list[Tensor]:
 def find_layout(
     shape: Sequence[int], image_size: tuple[int, int], info: TokenInfo | None = None
 ) -> Layout | None:
-    """Tell how a feature lies in its tensor from its shape.
+    """Infer the layout of a feature from its shape.
 
-    Of several readings that fit, channels before the grid is taken for a map, and tokens before
-    channels for a sequence.
+    If several layouts fit, BCHW is preferred to BHWC, and BNC to BCN.
 
     Args:
-        shape: Of the feature, the batch first.
-        image_size: (H, W) of the image that it was computed of; its grid has these proportions.
-        info: What the model says of its tokens.
+        shape: Shape of the feature, including the batch.
+        image_size: (H, W) of the image. The grid has the same aspect ratio.
+        info: What the model declares about its tokens.
 
     Returns:
-        The layout, or None where no reading fits.
+        The layout, or None if no layout fits.
     """
     info = info or TokenInfo()
     if len(shape) == 4:
@@ -111,8 +110,8 @@ def find_layout(
 def _find_grid(
     tokens: int, image_size: tuple[int, int], info: TokenInfo
 ) -> tuple[tuple[int, int], int] | None:
-    """The grid of a number of tokens, and how many of them are beside it."""
-    # A model may add its class token only after the stage, as CaiT and XCiT do.
+    """Return the grid of a number of tokens, and how many of them are not part of it."""
+    # CaiT and XCiT add the class token only after their stages.
     counts = (0, 1, 2) if info.num_prefix is None else (info.num_prefix, 0)
     for num_prefix in counts:
         patches = max(tokens - num_prefix, 0)
@@ -127,7 +126,7 @@ def _find_grid(
 
 
 def _is_grid(height: int, width: int, image_size: tuple[int, int]) -> bool:
-    """Whether the image divided by a stride, both sides rounded alike, can be this grid."""
+    """Return whether the grid can be the image divided by a stride, both sides rounded alike."""
     full_height, full_width = image_size
     return (
         1 <= height <= full_height

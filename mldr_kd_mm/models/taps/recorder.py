@@ -1,4 +1,4 @@
-"""Named taps of a model, live for one forward pass."""
+"""Record named tensors of a model during one forward pass."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from mldr_kd_mm.models.taps.layout import tensors_of
 from mldr_kd_mm.models.taps.stages import INPUT, STAGES, feature_tap, logits_tap, stage_taps
 from mldr_kd_mm.registry import MODELS
-from mldr_kd_mm.utils.errors import ConfigError
+from mldr_kd_mm.utils.errors import ConfigError, named
 
 _KNOWN = {'logits': logits_tap, 'feature': feature_tap}
 
 
 @MODELS.register_module()
 class FeatureRecorder:
-    """Records outputs of a model's modules by name.
+    """Record outputs of a model's modules by name.
 
     ::
 
@@ -29,19 +29,18 @@ class FeatureRecorder:
             model(images)
         record['stem']
 
-    Hooks are attached by name when the ``with`` begins and removed when it ends, so that nothing
-    of a recorder is left in a model, a copy of it or its checkpoint, and the recorder keeps nothing
-    of a forward pass.
+    Hooks are attached when the ``with`` begins and removed when it ends. The recorder leaves
+    nothing in the model, its copies or its checkpoints, and keeps no tensor of a forward pass.
 
     Args:
-        taps: Name -> dotted path of the module whose output is recorded; ``:input`` after the path
-            records its first input, ``:1`` the second of several tensors that it gives.
+        taps: Name -> dotted path of the module whose output is recorded. The suffix ``:input``
+            records the module's first input instead, ``:1`` the second of several output tensors.
             ``'stages'`` finds ``stage1`` ... ``stage4`` of the first model that is recorded, see
-            :func:`mldr_kd_mm.models.taps.stages.stage_taps`. Beside these, ``logits`` and
-            ``feature`` (the penultimate feature) can be asked for by name.
+            :func:`mldr_kd_mm.models.taps.stages.stage_taps`. ``logits`` and ``feature`` (the
+            penultimate feature) are always available.
 
     Raises:
-        ConfigError: If taps is neither, or a path is no path.
+        ConfigError: If ``taps`` is invalid.
     """
 
     def __init__(self, taps: Mapping[str, str] | str = 'stages') -> None:
@@ -56,22 +55,22 @@ class FeatureRecorder:
         for name, path in taps.items() if is_dict else ():
             if not re.fullmatch(r'[^:]*(:input|:\d+)?', path):
                 raise ConfigError(
-                    f'taps: {name}={path!r}: behind the module path there can be :input, or a '
-                    'number for one of several tensors, such as :0'
+                    f'taps: {name}={path!r}: the suffix of a module path must be :input, or the '
+                    'number of one of several tensors, such as :0'
                 )
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All names that can be asked for."""
+        """All names that can be recorded."""
         configured = STAGES if self.taps == 'stages' else tuple(self.taps)
         return tuple(dict.fromkeys((*_KNOWN, *configured)))
 
     def find_stages(self, model: nn.Module, input_size: Sequence[int] | None = None) -> None:
-        """Replace ``taps='stages'`` by the stages of a model; other taps stay.
+        """Replace ``taps='stages'`` by the taps of a model's stages; a dict of taps stays.
 
         Args:
             model: The model.
-            input_size: (3, H, W) of its images. None: what its config fixes, else 224 x 224.
+            input_size: (3, H, W) of its images. None: the size that its config fixes, or 224 x 224.
 
         Raises:
             ConfigError: If no stages are found.
@@ -87,13 +86,14 @@ class FeatureRecorder:
 
         Args:
             model: The model that runs inside the ``with``.
-            names: What to record. None: all configured taps.
+            names: Tensors to record. None: all configured taps.
 
         Yields:
-            A dict, filled while the model runs: name -> tensor of the last call of the module.
+            Name -> tensor of the module's last call, filled while the model runs.
 
         Raises:
-            ConfigError: If a path does not exist or does not run, or does not give one tensor.
+            ConfigError: If a name is unknown, or its module does not exist, does not run or does
+                not give one tensor.
             RuntimeError: If a recorded tensor was changed in place before the ``with`` ended.
         """
         paths = self._paths(model, names)
@@ -114,8 +114,8 @@ class FeatureRecorder:
                 )
             if not record[name].is_inference() and record[name]._version != versions[name]:
                 raise RuntimeError(
-                    f'taps: {name}={path!r} was changed in place after it was recorded: '
-                    'tap the module that follows it'
+                    f'taps: {name}={path!r} was changed in place after it was recorded; tap the '
+                    'next module'
                 )
 
     def _paths(self, model: nn.Module, names: Collection[str] | None) -> dict[str, str]:
@@ -126,20 +126,37 @@ class FeatureRecorder:
             return taps
         unknown = [name for name in names if name not in self.names]
         if unknown:
-            raise ConfigError(f'{unknown[0]!r} is not recorded; there are: {", ".join(self.names)}')
+            raise ConfigError(f'unknown tensor {unknown[0]!r}; available: {", ".join(self.names)}')
         return {name: taps[name] if name in taps else _KNOWN[name](model) for name in names}
 
 
-# torch.compile breaks its graph at a tap and goes on after it; it need not look inside.
+def build_recorder(config: dict | None, field: str) -> FeatureRecorder:
+    """Build a recorder from its config.
+
+    Args:
+        config: Config of a :class:`FeatureRecorder`. None: its defaults.
+        field: Name of the config's field, for the errors.
+
+    Raises:
+        ConfigError: If it is not the config of a recorder.
+    """
+    with named(field):
+        recorder = MODELS.build(config or dict(type='FeatureRecorder'))
+    if not isinstance(recorder, FeatureRecorder):
+        raise ConfigError(f'{field}={config!r}: must be the config of a FeatureRecorder')
+    return recorder
+
+
+# torch.compile breaks the graph at a tap and need not trace the hook.
 @torch.compiler.disable
 def _attach(model, name, path, record, versions):
-    """Hook the module at a path so that it writes into the record."""
+    """Hook the module at a path so that it writes to the record."""
     module_path, _, item = path.partition(':')
     try:
         module = model.get_submodule(module_path)
     except AttributeError:
         raise ConfigError(
-            f'taps: {name}={path!r} is no module of {type(model).__name__}; {_near(model, path)}'
+            f'taps: {name}={path!r} is not a module of {type(model).__name__}; {_near(model, path)}'
         ) from None
 
     @torch.compiler.disable

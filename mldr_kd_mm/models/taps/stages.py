@@ -1,14 +1,15 @@
-"""Where a classifier's logits, penultimate feature and four stages are found.
+"""Find the taps of a classifier's logits, penultimate feature and stages.
 
-A tap is the dotted path of a module whose output is recorded. With ``:input`` after it the module's
-first input is, with ``:1`` the second of several tensors that it gives. Everything here maps a
-model to such taps, and knows no losses.
+A tap is the dotted path of a module whose output is recorded. The suffix ``:input`` selects the
+module's first input instead, and ``:1`` the second of several output tensors.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,15 +24,15 @@ NUM_STAGES = 4
 STAGES = tuple(f'stage{i + 1}' for i in range(NUM_STAGES))
 INPUT = ':input'
 
-# OFA-KD's choice (ofa/models): ends of the blocks 1, 3, 9 and 11 of 12, counted from 0.
+# OFA-KD (ofa/models) taps the ends of blocks 1, 3, 9 and 11 of 12, counted from 0.
 _BLOCK_ENDS, _DEPTH = (2, 4, 10, 12), 12
 
-# What comes before a stage, by the names that timm and mmpretrain give it.
+# Names that timm and mmpretrain give to modules that precede a stage.
 _BEFORE = ('stem', 'patch_embed', 'downsample', 'transition')
 
 
 def logits_tap(model: nn.Module) -> str:
-    """The module whose output is the model's logits."""
+    """Return the path of the module whose output is the model's logits (B, C)."""
     if isinstance(model, TimmClassifier):
         return 'model'
     if isinstance(model, ImageClassifier):
@@ -40,51 +41,51 @@ def logits_tap(model: nn.Module) -> str:
 
 
 def feature_tap(model: nn.Module) -> str:
-    """The input of the last linear layer, the penultimate feature (B, D).
+    """Return the tap of the penultimate feature (B, D), the input of the last linear layer.
 
     Raises:
-        ConfigError: If the model has no such layer.
+        ConfigError: If the model has no linear layer.
     """
     prefix = logits_tap(model)
     if isinstance(model, TimmClassifier):
         classifier = model.model.get_classifier()
-        # A distilled DeiT has two; they read tokens of the same width.
+        # A distilled DeiT has two classifiers, which read tokens of the same width.
         linears = [classifier[0] if isinstance(classifier, tuple) else classifier]
     else:
         linears = [m for m in model.get_submodule(prefix).modules() if isinstance(m, nn.Linear)]
     paths = [path for path, module in model.named_modules() if linears and module is linears[-1]]
     if not paths:
         raise ConfigError(
-            f'taps: no last linear layer found in {_describe(model)}: name the penultimate '
-            f"feature, as in taps=dict(feature='{prefix or 'head'}.fc:input')"
+            f'taps: no last linear layer found in {_describe(model)}; name the tap of the '
+            f"penultimate feature, as in taps=dict(feature='{prefix or 'head'}.fc:input')"
         )
     return paths[0] + INPUT
 
 
 def stage_taps(model: nn.Module, input_size: Sequence[int] | None = None) -> dict[str, str]:
-    """The four stages of a model, found by running it once on an empty image.
+    """Find the four stages of a model by running it once on an empty image.
 
-    - timm's models: the last four stages of timm's ``feature_info``, but for the efficient nets
-      their last convolution instead of the last stage (OFA-KD's taps);
-    - any other: the last modules to give a map or tokens of each of the four lowest resolutions.
-      These are the residual stages of ResNet and ConvNeXt; of Swin the ends of its stages, before
-      they are downsampled; of MobileNetV2 its stages of 24, 32 and 96 channels and its last
-      convolution (OFA-KD's taps);
-    - where all is of one resolution: the blocks 1, 3, 9 and 11 of 12, scaled to other depths,
-      before the final norm (OFA-KD's taps).
+    - timm models: the last four stages of timm's ``feature_info``. EfficientNet-like models use
+      their last convolution instead of the last stage (OFA-KD's taps).
+    - Other models: the last module that gives a map or tokens at each of the four lowest
+      resolutions. These are the residual stages of ResNet and ConvNeXt, the ends of Swin's stages
+      before downsampling, and MobileNetV2's stages with 24, 32 and 96 channels and its last
+      convolution (OFA-KD's taps).
+    - Models with one resolution throughout: blocks 1, 3, 9 and 11 of 12, scaled to the depth of
+      the model, before the final norm (OFA-KD's taps).
 
-    A model of fewer stages gives what there is, and the log says so.
+    A model with fewer stages yields fewer taps, with a warning in the log.
 
     Args:
         model: The model.
-        input_size: (3, H, W) of its images. None: what its config fixes, else 224 x 224.
+        input_size: (3, H, W) of its images. None: the size that its config fixes, or 224 x 224.
 
     Returns:
         ``stage1`` ... ``stage4`` -> tap.
 
     Raises:
-        ConfigError: If no stages are found, the backbone's ``out_indices`` are in the way, or the
-            model does not run on such an image.
+        ConfigError: If no stages are found, the backbone's ``out_indices`` cut off the logits, or
+            the model does not run on an image of this size.
     """
     shape = tuple(input_size or (3, *(fixed_size(model) or (224, 224))))
     prefix, inner = _inner(model)
@@ -106,12 +107,12 @@ def stage_taps(model: nn.Module, input_size: Sequence[int] | None = None) -> dic
 def stage_layout(
     model: nn.Module, name: str, feature: Tensor, image_size: tuple[int, int]
 ) -> Layout:
-    """How a recorded stage of a model lies in its tensor.
+    """Return the layout of a recorded stage.
 
     Args:
-        model: The model that it was recorded of.
-        name: Its name, for the error.
-        feature: What was recorded.
+        model: The model that gave the feature.
+        name: Name of the stage, for the error message.
+        feature: The recorded tensor.
         image_size: (H, W) of the image.
 
     Raises:
@@ -120,15 +121,35 @@ def stage_layout(
     layout = find_layout(feature.shape, image_size, _token_info(model))
     if layout is None:
         raise ConfigError(
-            f'taps: {name} of {_describe(model)} has the shape {tuple(feature.shape)}: must be a '
-            'map (B, C, H, W) or (B, H, W, C), or tokens (B, N, C) or (B, C, N), whose grid has '
-            f'the proportions of the image, {image_size[0]} x {image_size[1]}'
+            f'taps: {name} of {_describe(model)} has shape {tuple(feature.shape)}: must be a map '
+            '(B, C, H, W) or (B, H, W, C), or tokens (B, N, C) or (B, C, N), with the aspect ratio '
+            f'of the image, {image_size[0]} x {image_size[1]}'
         )
     return layout
 
 
+def stage_names(names: Iterable[str]) -> list[str]:
+    """Select the names of stages, ``stage1``, ``stage2``, ..., from the first to the last."""
+    found = [name for name in names if re.fullmatch(r'stage\d+', name)]
+    return sorted(found, key=lambda name: int(name.removeprefix('stage')))
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode, and every module back into its own mode afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        # Some modules of mmpretrain prepare themselves in eval() and train().
+        model.eval()
+        yield
+    finally:
+        model.train(modes[model])
+        for module, training in modes.items():
+            module.training = training
+
+
 def fixed_size(model: nn.Module) -> tuple[int, int] | None:
-    """The (H, W) that the model's config fixes, or None where the model takes any."""
+    """Return the image size (H, W) that the model's config fixes, or None if it takes any size."""
     inner = _inner(model)[1]
     # timm's ViTs embed patches in `patch_embed`, its MLPs in `stem`.
     for holder in (inner, *(getattr(inner, name, None) for name in ('patch_embed', 'stem'))):
@@ -139,7 +160,7 @@ def fixed_size(model: nn.Module) -> tuple[int, int] | None:
 
 
 def _inner(model: nn.Module) -> tuple[str, nn.Module]:
-    """The part of a classifier that has the stages, and the prefix of its paths."""
+    """Return the part of a classifier that contains the stages, and the prefix of its paths."""
     if isinstance(model, TimmClassifier):
         return 'model.', model.model
     backbone = getattr(model, 'backbone', None)
@@ -147,14 +168,14 @@ def _inner(model: nn.Module) -> tuple[str, nn.Module]:
 
 
 def _known_to_timm(model: nn.Module, shape: tuple[int, ...]) -> list[str]:
-    """The stages of timm's ``feature_info``; none where it has none that run."""
+    """Return the stages of timm's ``feature_info``, or nothing if one of them does not run."""
     if not isinstance(model, TimmClassifier):
         return []
     paths = ['model.' + path for path in _timm_paths(model.model)]
     modules = dict(model.named_modules())
-    # A few families, such as Twins, are listed under names that they do not have.
+    # A few families, such as Twins, list names that their modules do not have.
     layouts = _run(model, [path for path in paths if path in modules], shape)
-    # Of several tensors the map comes first (EfficientViM, PiT).
+    # If a module gives several tensors, the map comes first (EfficientViM, PiT).
     taps = [path if path in layouts else f'{path}:0' for path in paths]
     return taps if all(tap in layouts for tap in taps) else []
 
@@ -165,14 +186,14 @@ def _timm_paths(model: nn.Module) -> list[str]:
     if len({info['reduction'] for info in infos}) == 1:
         return _spread(paths)
     paths = paths[-NUM_STAGES:]
-    # The efficient nets widen once more after their last stage, which OFA-KD taps instead of it.
+    # EfficientNet-like models widen once more after their last stage; OFA-KD taps that layer.
     if paths and hasattr(model, 'conv_head') and hasattr(model, 'bn2'):
         paths[-1] = 'bn2'
     return paths
 
 
 def _parts(module: nn.Module, prefix: str = '') -> Iterator[str]:
-    """The modules that may end a stage: parts of a backbone, without the insides of its blocks."""
+    """Yield the modules that may end a stage: containers and blocks, not the parts of a block."""
     for name, child in module.named_children():
         if name.startswith(_BEFORE) or _keeps_the_stage(child):
             continue
@@ -182,13 +203,13 @@ def _parts(module: nn.Module, prefix: str = '') -> Iterator[str]:
 
 
 def _keeps_the_stage(module: nn.Module) -> bool:
-    """Whether a module only norms or pools what a stage gave."""
+    """Return whether a module only normalises or pools the output of a stage."""
     pools = (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
     return isinstance(module, (nn.Identity, nn.Dropout, *pools)) or 'Norm' in type(module).__name__
 
 
 def _last_of_each_grid(layouts: dict[str, Layout]) -> list[str]:
-    """The ends of the four lowest resolutions, from the highest to the lowest."""
+    """Return the last taps of the four lowest resolutions, from the highest to the lowest."""
     last = {layout.grid: tap for tap, layout in layouts.items()}
     if len(last) == 1:
         return _spread(_longest_column(layouts))
@@ -196,7 +217,7 @@ def _last_of_each_grid(layouts: dict[str, Layout]) -> list[str]:
 
 
 def _longest_column(taps: Iterable[str]) -> list[str]:
-    """The blocks of that container which has the most."""
+    """Return the blocks of the longest container."""
     columns: dict[tuple[str, str], list[str]] = {}
     for tap in taps:
         path, _, item = tap.partition(':')
@@ -205,7 +226,7 @@ def _longest_column(taps: Iterable[str]) -> list[str]:
 
 
 def _spread(blocks: list[str]) -> list[str]:
-    """Four of the blocks of a model without stages of its own."""
+    """Select four of the blocks of a model that has no stages of its own."""
     depth = len(blocks)
     count = min(depth, NUM_STAGES)
     ends = (
@@ -221,12 +242,13 @@ def _run(model: nn.Module, paths: Sequence[str], shape: tuple[int, ...]) -> dict
 
     Args:
         model: The model.
-        paths: Of the modules to look at.
+        paths: Paths of the modules to look at.
         shape: (3, H, W) of the image.
 
     Returns:
-        Tap -> layout of what these modules gave in their last call, in the order in which they
-        ended. What is neither a map nor tokens, or was changed in place later, is left out.
+        Tap -> layout of the modules' outputs in their last call, in the order in which the modules
+        finished. Outputs that are neither a map nor tokens, or that were changed in place later,
+        are left out.
     """
     outputs: dict[str, tuple[Tensor, int]] = {}
 
@@ -244,16 +266,14 @@ def _run(model: nn.Module, paths: Sequence[str], shape: tuple[int, ...]) -> dict
         for path in dict.fromkeys(paths)
     ]
     parameter = next(model.parameters())
-    modes = {module: module.training for module in model.modules()}
+    image = torch.zeros(1, *shape, device=parameter.device, dtype=parameter.dtype)
     try:
-        with named(f'input_size={shape}: {_describe(model)} does not run on such an image'):
-            # Some modules of mmpretrain prepare themselves in eval() and train().
-            model.eval()
-            model(torch.zeros(1, *shape, device=parameter.device, dtype=parameter.dtype))
+        with (
+            named(f'input_size={shape}: {_describe(model)} does not run on an image of this size'),
+            evaluation_mode(model),
+        ):
+            model(image)
     finally:
-        model.train(modes[model])
-        for module, training in modes.items():
-            module.training = training
         for handle in handles:
             handle.remove()
     info = _token_info(model)
@@ -266,31 +286,31 @@ def _run(model: nn.Module, paths: Sequence[str], shape: tuple[int, ...]) -> dict
 
 
 def _token_info(model: nn.Module) -> TokenInfo:
-    """What a model says of the tokens beside its grid."""
+    """Return what a model declares about the tokens that are not part of its grid."""
     inner = _inner(model)[1]
     for name in ('num_prefix_tokens', 'num_extra_tokens'):  # timm's and mmpretrain's names
         num_prefix = getattr(inner, name, None)
         if num_prefix is not None:
             has_class_token = getattr(inner, 'cls_token', None) is not None
-            # Vision Mamba's stands in the middle.
+            # Vision Mamba's class token is in the middle.
             index = getattr(inner, 'class_token_index', 0)
             return TokenInfo(num_prefix, index if has_class_token else None)
     return TokenInfo()
 
 
 def _check_out_indices(backbone: nn.Module) -> None:
-    """Refuse outputs that leave parts of the backbone out of the way to the logits."""
+    """Refuse ``out_indices`` that cut off parts of the backbone from the logits."""
     indices = getattr(backbone, 'out_indices', None)
     depth = getattr(backbone, 'num_stages', None) or getattr(backbone, 'num_layers', None)
     if not isinstance(indices, (tuple, list)) or not isinstance(depth, int):
         return
     if max(indices) >= depth:
-        return  # a few backbones count blocks, not stages
+        return  # A few backbones count blocks, not stages.
     *others, last = sorted(index % depth for index in indices)
     if last < depth - 1 or any(f'norm{index}' in backbone._modules for index in others):
         raise ConfigError(
-            f'out_indices={tuple(indices)}: must be the last stage, {depth - 1}, alone: taps need '
-            'no outputs, and what the head does not read is not trained by its loss'
+            f'out_indices={tuple(indices)}: must be the last stage, {depth - 1}, alone; taps need '
+            'no outputs, and parts that the head does not read are not trained'
         )
 
 
@@ -301,7 +321,7 @@ def _describe(model: nn.Module) -> str:
 
 
 def _no_stages(model: nn.Module) -> str:
-    """What to write where no stages are found, and the modules that there are to choose from."""
+    """Return the message for a model without stages, with a list of its modules."""
     prefix, inner = _inner(model)
     tree = [
         f'    {path}: {type(module).__name__}'
@@ -310,8 +330,8 @@ def _no_stages(model: nn.Module) -> str:
     ]
     return '\n'.join(
         [
-            f"taps='stages': no stages are found in {_describe(model)}: name them, as in "
-            f"taps=dict(stage1='{prefix}layer1', stage2=..., stage3=..., stage4=...); there are:",
+            f"taps='stages': no stages found in {_describe(model)}; name them, as in "
+            f"taps=dict(stage1='{prefix}layer1', stage2=..., stage3=..., stage4=...); available:",
             *tree,
         ]
     )

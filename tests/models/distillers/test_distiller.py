@@ -75,7 +75,7 @@ class TestLoss:
         distiller.student.eval()  # a second pass must see the same batch statistics
         inputs = distiller.data_preprocessor(batch(), False)['inputs']
         teacher = distiller.teacher.model(inputs, mode='tensor')
-        with distiller.student_recorder(distiller.student) as record:
+        with distiller.tapped_student.recorder(distiller.student) as record:
             logits = distiller.student(inputs, mode='tensor')
         neck = copy.deepcopy(distiller.neck)([record[f'stage{i}'] for i in range(1, 5)])
         dfra = DFRALoss()
@@ -108,7 +108,7 @@ class TestLoss:
         losses = losses_of(build(mldr(neck=None, losses=[loss])))
         assert list(losses) == ['loss', 'loss_kd_logits']
 
-    def test_two_comparisons(self):
+    def test_two_losses(self):
         config = mldr()
         second = dict(
             loss=dict(type='DFRALoss', alpha=0.0), student='fused_logits', name='relation'
@@ -417,12 +417,12 @@ class TestOtherLosses:
         loss = dict(loss=dict(type='FitNetLoss'), student=names, teacher=names, weight=[1, 3])
         config = mldr(teacher=teacher(), student=student(), losses=[loss], neck=None)
         distiller = build(config)
-        (comparison,) = distiller.losses
-        assert len(comparison.losses) == 2
+        (entry,) = distiller.losses
+        assert len(entry.losses) == 2
         losses = losses_of(distiller)
         assert list(losses) == ['loss', 'loss_kd_stage1', 'loss_kd_stage4']
         distiller.parse_losses(losses)[0].backward()
-        assert all(p.grad is not None for p in comparison.parameters())
+        assert all(p.grad is not None for p in entry.parameters())
 
     def test_adaptors_are_trained_and_saved(self):
         loss = dict(loss=dict(type='RSDLoss'), student='feature', teacher='feature')
@@ -475,7 +475,7 @@ class TestBadInput:
     def test_unknown_name(self, side):
         config = mldr()
         config['losses'][0][side] = 'logit'
-        with pytest.raises(ConfigError, match=f"{side}='logit': nobody records it.*logits"):
+        with pytest.raises(ConfigError, match=f"{side}='logit': unknown tensor; available: logits"):
             MODELS.build(config)
 
     def test_stage_logits_without_neck(self):
@@ -496,7 +496,7 @@ class TestBadInput:
     def test_stage_without_a_grid(self):
         taps = dict(stage1='backbone.layer1', stage2='backbone.layer2', stage3='neck')
         with pytest.raises(
-            ConfigError, match=r'stage3 of ImageClassifier.*shape \(1, 64\): must be'
+            ConfigError, match=r'stage3 of ImageClassifier.* has shape \(1, 64\): must be'
         ):
             MODELS.build(mldr(student_recorder=dict(type='FeatureRecorder', taps=taps)))
 
@@ -517,7 +517,9 @@ class TestBadInput:
     def test_teacher_logits_not_finite(self):
         distiller = build(mldr())
         torch.nn.init.constant_(distiller.teacher.model.head.layers.head.bias, float('nan'))
-        with pytest.raises(ConfigError, match='teacher logits: 8 of 8 samples are not finite'):
+        with pytest.raises(
+            ConfigError, match='teacher logits: 8 of 8 samples are not finite; check'
+        ):
             losses_of(distiller)
 
     def test_batch_of_one(self):
@@ -534,7 +536,7 @@ class TestBadInput:
     def test_name_twice(self):
         config = mldr()
         config['losses'] *= 2
-        with pytest.raises(ConfigError, match="name='dfra': is there twice"):
+        with pytest.raises(ConfigError, match="name='dfra': names must be unique"):
             MODELS.build(config)
 
     @pytest.mark.parametrize(('side', 'width'), [('student', 64), ('teacher', 32)])
@@ -543,8 +545,8 @@ class TestBadInput:
         config['losses'][0] |= {'student': ['logits'], side: 'feature'}
         with pytest.raises(
             ConfigError,
-            match=rf"^losses: dfra: {side}='feature': DFRALoss compares logits of 10 classes, "
-            rf'this has the shape \(1, {width}\)$',
+            match=rf"^losses: dfra: {side}='feature': has shape \(1, {width}\); must be logits of "
+            '10 classes for DFRALoss$',
         ):
             MODELS.build(config)
 
@@ -564,7 +566,7 @@ class TestBadInput:
     def test_number_of_teachers_names(self):
         loss = dict(loss=dict(type='FitNetLoss'), student=['stage1', 'stage2'], teacher=['stage1'])
         with pytest.raises(
-            ConfigError, match=r"kd: teacher=\['stage1'\]: must be one name, or one"
+            ConfigError, match=r"kd: teacher=\['stage1'\]: must be one name, or a list"
         ):
             MODELS.build(mldr(losses=[loss]))
 
@@ -608,18 +610,21 @@ class TestBadInput:
         [
             (
                 dict(wieght=1),
-                "Comparison: got an unexpected keyword argument 'wieght'; it takes loss,",
+                "LossEntry: got an unexpected keyword argument 'wieght'; it takes loss,",
             ),
-            (dict(name=3), 'losses: name=3: must be a text'),
+            (dict(name=3), 'losses: name=3: must be a non-empty string'),
             (dict(loss={}), 'losses: dfra: loss={}: must be a dict with a type'),
             (dict(loss=dict(type='Nobody')), 'losses: dfra: loss: Nobody is not in the'),
             (
                 dict(loss=dict(type='KDLoss', x=None)),
                 'losses: dfra: loss: KDLoss.__init__',
             ),
-            (dict(student=[]), 'losses: dfra: student=[]: must be one name or several'),
-            (dict(teacher=[0]), 'losses: dfra: teacher=[0]: must be one name or several'),
-            (dict(student=['logits'] * 2), "losses: dfra: student=['logits', 'logits']: each name"),
+            (dict(student=[]), 'losses: dfra: student=[]: must be a name or a list of names'),
+            (dict(teacher=[0]), 'losses: dfra: teacher=[0]: must be a name or a list of names'),
+            (
+                dict(student=['logits'] * 2),
+                "losses: dfra: student=['logits', 'logits']: names must",
+            ),
             (dict(weight='1'), "losses: dfra: weight='1': must be a number of 0 or more"),
             (dict(weight=True), 'losses: dfra: weight=True: must be a number of 0 or more'),
             (dict(weight=[1, None, 1]), 'losses: dfra: weight=[1, None, 1]: must be a number'),

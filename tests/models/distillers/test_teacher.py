@@ -100,7 +100,7 @@ class TestWeights:
         path = save(tmp_path, weights_of(config(num_classes=7)))
         message = refuses(ConfigError, lambda: teach(config(), path))
         assert message.startswith(
-            f'{FIELD}={path!r}: its head has 7 classes, the model {NUM_CLASSES}: '
+            f'{FIELD}={path!r}: its head has 7 classes, the model {NUM_CLASSES}; '
         )
 
     def test_are_not_initialised_over(self, config, weights, tmp_path):
@@ -256,14 +256,14 @@ class TestTimmFiles:
         path = save(tmp_path, timm_model(family, num_classes=7).state_dict())
         message = refuses(ConfigError, lambda: teach(timm_config(family), path))
         assert message == (
-            f'{FIELD}={path!r}: its head has 7 classes, the model {NUM_CLASSES}: fine-tune it on '
-            f'the {NUM_CLASSES} classes, or set num_classes=7 if the data has as many'
+            f'{FIELD}={path!r}: its head has 7 classes, the model {NUM_CLASSES}; fine-tune it on '
+            f'the {NUM_CLASSES} classes, or set num_classes=7 if the data set has as many'
         )
 
     def test_of_an_older_timm_and_other_classes(self, tmp_path):
         path = save(tmp_path, of_timm_0_6(timm_model('swin', num_classes=7)))
         message = refuses(ConfigError, lambda: teach(timm_config('swin'), path))
-        assert f'its head has 7 classes, the model {NUM_CLASSES}: ' in message
+        assert f'its head has 7 classes, the model {NUM_CLASSES}; ' in message
 
     @pytest.mark.parametrize('family', ['vit', 'swin'])
     def test_of_another_image_size(self, family, tmp_path):
@@ -411,7 +411,7 @@ class TestRecord:
 
     def test_a_name_that_nobody_records(self):
         message = refuses(ConfigError, lambda: teach(resnet())(images(), ['stage1']))
-        assert message == "'stage1' is not recorded; there are: logits, feature"
+        assert message == "unknown tensor 'stage1'; available: logits, feature"
 
     def test_predictions(self):
         teacher = teach(resnet())
@@ -546,7 +546,9 @@ class TestCost:
 
     def test_compiled_it_has_no_taps(self):
         message = refuses(ConfigError, lambda: teach(resnet()).compile(['logits', 'feature']))
-        assert message.startswith('teacher_compile: the losses read feature of the teacher')
+        assert message.startswith(
+            'teacher_compile: must be False; the losses read feature of the teacher'
+        )
 
 
 def test_options_of_the_distiller():

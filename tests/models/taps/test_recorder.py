@@ -253,7 +253,7 @@ class TestErrors:
     )
     def test_a_path_that_does_not_exist(self, path):
         message = refuses(FeatureRecorder(dict(a=path)), MODELS.build(resnet()), torch.zeros(1))
-        assert message.startswith(f"taps: a='{path}' is no module of ImageClassifier; near: ")
+        assert message.startswith(f"taps: a='{path}' is not a module of ImageClassifier; near: ")
         assert 'backbone.layer1' in message.split('near: ')[1].split(', ')
 
     def test_a_wrong_path_after_a_right_one(self, model, images):
@@ -293,13 +293,15 @@ class TestErrors:
     def test_what_is_no_path(self, path):
         with pytest.raises(ConfigError) as caught:
             FeatureRecorder(dict(a=path))
-        assert str(caught.value).startswith(f"taps: a='{path}': behind the module path")
+        assert str(caught.value).startswith(
+            f"taps: a='{path}': the suffix of a module path must be :input"
+        )
 
     @pytest.mark.parametrize('names', [['act', 'other'], ['stage1']])
     def test_a_name_that_nobody_records(self, names, model, images):
         message = refuses(FeatureRecorder(TAPS), model, images, names)
         assert message == (
-            f'{names[-1]!r} is not recorded; there are: logits, feature, first, act, inner'
+            f'unknown tensor {names[-1]!r}; available: logits, feature, first, act, inner'
         )
 
     @pytest.mark.parametrize('mode', [torch.no_grad, torch.enable_grad], ids=lambda m: m.__name__)

@@ -286,9 +286,7 @@ class TestErrors:
         with pytest.raises(ConfigError) as caught:
             stage_taps(Flat(), (3, 32, 32))
         first, *tree = str(caught.value).splitlines()
-        assert first.startswith(
-            "taps='stages': no stages are found in Flat: name them, as in taps="
-        )
+        assert first.startswith("taps='stages': no stages found in Flat; name them, as in taps=")
         assert [line.strip() for line in tree] == [
             'trunk: Sequential',
             'trunk.0: Flatten',

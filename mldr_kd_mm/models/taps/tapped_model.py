@@ -1,0 +1,134 @@
+"""A model together with the recorder of its taps and the layouts of its stages."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mldr_kd_mm.models.taps.layout import Layout
+from mldr_kd_mm.models.taps.recorder import FeatureRecorder
+from mldr_kd_mm.models.taps.stages import evaluation_mode, stage_layout, stage_names
+
+
+class Probe(NamedTuple):
+    """The tensors that a model gives for one empty image."""
+
+    tensors: dict[str, Tensor]
+    """Name -> tensor (1, ...), arranged."""
+    layouts: dict[str, Layout]
+    """Stage -> layout before it was arranged."""
+
+    def width(self, name: str) -> int:
+        """Return the width C of a map (B, C, H, W), tokens (B, N, C) or a vector (B, C)."""
+        tensor = self.tensors[name]
+        return tensor.shape[1 if tensor.dim() == 4 else -1]
+
+    def grid(self, name: str) -> tuple[int, int] | None:
+        """Return the (H, W) of the grid that tokens stand for; None for a map or a vector."""
+        layout = self.layouts.get(name)
+        return None if layout is None or layout.is_map else layout.grid
+
+
+class TappedModel:
+    """A classifier, the recorder of its taps and the layouts of its stages.
+
+    Recorded tensors are arranged: a stage is a map (B, C, H, W) or tokens (B, N, C), see
+    :meth:`mldr_kd_mm.models.taps.layout.Layout.arrange`, and ``feature`` is a vector (B, D).
+    Call :meth:`probe` before you record stages: it finds their layouts.
+
+    This is not an ``nn.Module``. A module that holds one does not register the model as its child.
+
+    Args:
+        model: The classifier.
+        recorder: Names the taps.
+    """
+
+    def __init__(self, model: nn.Module, recorder: FeatureRecorder) -> None:
+        self.model = model
+        self.recorder = recorder
+        self.layouts: dict[str, Layout] = {}
+
+    def __call__(self, images: Tensor, names: Collection[str]) -> dict[str, Tensor]:
+        """Run the model.
+
+        Args:
+            images: (B, 3, H, W).
+            names: Tensors to record.
+
+        Returns:
+            Name -> arranged tensor (B, ...). ``logits`` is always there.
+        """
+        with self.record(names) as record:
+            logits = self.model(images, mode='tensor')
+        return {'logits': logits, **record}
+
+    @contextmanager
+    def record(self, names: Collection[str]) -> Iterator[dict[str, Tensor]]:
+        """Record what the model computes inside the ``with``.
+
+        Args:
+            names: Tensors to record.
+
+        Yields:
+            A dict, filled while the model runs and arranged when the ``with`` ends.
+
+        Raises:
+            ConfigError: If a name is unknown or its tap gives no tensor.
+            RuntimeError: If a recorded tensor was changed in place.
+        """
+        with self.recorder(self.model, names) as record:
+            yield record
+        self._arrange(record)
+
+    def find_stages(self, input_size: Sequence[int]) -> list[str]:
+        """Find the taps of the stages, unless the recorder's config names them.
+
+        Args:
+            input_size: (3, H, W) of the images.
+
+        Returns:
+            The names of the stages, from the first to the last.
+
+        Raises:
+            ConfigError: If no stages are found.
+        """
+        self.recorder.find_stages(self.model, input_size)
+        return stage_names(self.recorder.names)
+
+    @torch.no_grad()
+    def probe(self, names: Collection[str], input_size: Sequence[int]) -> Probe:
+        """Run the model once on an empty image, in evaluation mode, and keep the layouts found.
+
+        Args:
+            names: Tensors to record.
+            input_size: (3, H, W) of the image.
+
+        Returns:
+            The arranged tensors, ``logits`` among them, and the layouts of the stages.
+
+        Raises:
+            ConfigError: If a stage is neither a map nor tokens.
+        """
+        parameter = next(self.model.parameters())
+        image = torch.zeros(1, *input_size, device=parameter.device, dtype=parameter.dtype)
+        self.layouts = {}
+        with evaluation_mode(self.model):
+            record = self(image, names)
+        self.layouts = {
+            name: stage_layout(self.model, name, record[name], tuple(input_size[1:]))
+            for name in stage_names(record)
+        }
+        self._arrange(record)
+        return Probe(record, self.layouts)
+
+    def _arrange(self, record: dict[str, Tensor]) -> None:
+        for name, layout in self.layouts.items():
+            if name in record:
+                record[name] = layout.arrange(record[name])
+        # The last linear layer of a few classifiers is a 1x1 convolution.
+        if 'feature' in record:
+            record['feature'] = record['feature'].flatten(1)
