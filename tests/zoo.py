@@ -241,20 +241,20 @@ def main() -> None:
     before, _, rest = page.read_text().partition(_BEGIN)
     after = rest.partition(_END)[2]
     tables = {
-        'Four families: each takes a step as the student of each': [
+        'Four families, in all combinations': [
             row(family, kind_of(config), 32, stages_of(MODELS.build(config), (3, 32, 32)))
             for family, config in FAMILIES.items()
         ],
-        'mmpretrain: the stages of each backbone go through the neck, and a gradient comes back': [
+        'mmpretrain backbones': [
             row(name, 'backbone', size, stages_of(backbone(name), (3, size, size)))
             for name, (_, size) in MMPRETRAIN.items()
         ],
-        'timm: each takes a step as the student of a CNN': [
+        'timm models': [
             row(name, style, size, stages_of(MODELS.build(timm(name, **args)), (3, size, size)))
             for name, (style, size, args) in TIMM.items()
         ],
     }
-    head = '| model | what it is | image | taps and their forms |\n|---|---|---|---|\n'
+    head = '| Model | Type | Image size | Taps and layouts |\n|---|---|---|---|\n'
     body = '\n\n'.join(f'### {name}\n\n{head}' + '\n'.join(rows) for name, rows in tables.items())
     page.write_text(f'{before}{_BEGIN}\n\n{body}\n\n{_END}{after}')
 
