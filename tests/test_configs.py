@@ -46,7 +46,7 @@ ALONE = {
 } | {
     'mldr/deit_to_mobilenet_c100': 'scratch/mobilenet_c100',
     'mldr/deit_to_mobilenet_c100_32px': 'scratch/mobilenet_c100_32px',
-    'mldr/vit-small_to_resnet18_tiny_64px': 'scratch/resnet18_tiny_64px',
+    'mldr/vit-small_to_resnet18_tinyimagenet_64px': 'scratch/resnet18_tinyimagenet_64px',
 }
 # What the release of each method, or OFA-KD for it, adds to the student's own loss.
 METHODS = {
@@ -90,8 +90,8 @@ def test_all_pairs_are_there():
     in1k = {f'mldr/{teacher}_to_{student}_in1k' for teacher, student in IN1K}
     shipped = {f'mldr/{path.stem}' for path in (ROOT / 'configs/mldr').glob('*.py')}
     assert shipped == set(ALONE) | in1k
-    bases = {f'mldr/{path.stem}' for path in (ROOT / 'configs/_base_/pairs').glob('*.py')}
-    assert bases == shipped | {'mldr/resnet18_to_vit_c20', 'mldr/vit_to_resnet18_c20'}
+    bases = {f'mldr/{path.stem}' for path in (ROOT / 'configs/pairs').glob('*.py')}
+    assert bases == shipped | {'mldr/resnet18_to_vit_cifar100-20cls', 'mldr/vit_to_resnet18_cifar100-20cls'}
     for method in METHODS:
         assert {path.stem for path in (ROOT / f'configs/{method}').glob('*_c100*.py')} == set(C100)
 
@@ -102,7 +102,7 @@ def test_a_method_is_one_line(method, pair):
     """Its config differs from the same pair's with MLDR-KD in the method alone."""
     source = (ROOT / f'configs/{method}/{pair}.py').read_text()
     base = 'ofa_cnn' if method == 'ofa' and any(f'to_{cnn}' in pair for cnn in CNNS) else method
-    bases = f"_base_ = ['../_base_/pairs/{pair}.py', '../_base_/methods/{base}.py']"
+    bases = f"_base_ = ['../pairs/{pair}.py', '../_base_/methods/{base}.py']"
     code = source.rpartition('"""')[2]
     assert code.split() == [*bases.split(), 'model', '=', '_base_.method']
 
@@ -124,10 +124,10 @@ def test_method(method):
 
 def test_teachers_of_the_benchmark_differ_from_its_students_in_size():
     for pair, teacher in (
-        ('resnet18_to_vit_c20', 'resnet18_c20'),
-        ('vit_to_resnet18_c20', 'vit_c20'),
+        ('resnet18_to_vit_cifar100-20cls', 'resnet18_cifar100-20cls'),
+        ('vit_to_resnet18_cifar100-20cls', 'vit_cifar100-20cls'),
     ):
-        cfg, trained = load(f'_base_/pairs/{pair}'), load(f'teachers/{teacher}')
+        cfg, trained = load(f'pairs/{pair}'), load(f'teachers/{teacher}')
         epochs = trained.train_cfg.max_epochs
         assert cfg.model.teacher_checkpoint == f'work_dirs/{teacher}/epoch_{epochs}.pth'
         assert cfg.data_preprocessor == trained.data_preprocessor
@@ -268,7 +268,7 @@ def test_decay_of_vision_mamba(name):
     assert decay['head.weight'] == decay['patch_embed.proj.weight'] == 0.05
 
 
-@pytest.mark.parametrize('name', ['convnext-tiny_c100', 'vit-small_tiny_64px', 'vim-small_tiny'])
+@pytest.mark.parametrize('name', ['convnext-tiny_c100', 'vit-small_tinyimagenet_64px', 'vim-small_tinyimagenet'])
 def test_teachers_start_from_what_their_docstrings_say(name, tmp_path, monkeypatch):
     """The command of the docstring writes a file that fills all but the head."""
     cfg = load(f'teachers/{name}')

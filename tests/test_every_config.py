@@ -35,7 +35,7 @@ STEPPED = [
 FULL_SIZE = {
     'configs/mldr/mixer-b16_to_resnet18_c100.py': (64, 128, 256, 512),
     'configs/mldr/convnext-tiny_to_swin-pico_c100.py': (48, 96, 192, 384),
-    'configs/mldr/swin-tiny_to_vim-tiny_tiny.py': (192,) * 4,
+    'configs/mldr/swin-tiny_to_vim-tiny_tinyimagenet.py': (192,) * 4,
     'configs/mldr/convnext-tiny_to_deit-tiny_in1k.py': (192,) * 4,
     'configs/mldr/swin-tiny_to_resmlp-s12_in1k.py': (384,) * 4,
 }

@@ -2,12 +2,12 @@
 
     bash tools/dist_train.sh configs/mldr/deit_to_mobilenet_c100.py 4
 
-Needs CIFAR-100 in data/cifar100 (downloaded where the network allows), 4 GPUs, and the teacher:
-train it with configs/teachers/deit-small_c100.py, or give another one's path or URL:
+Requires CIFAR-100 in data/cifar100 (downloaded if the network allows), 4 GPUs and a teacher: train
+it with configs/teachers/deit-small_c100.py, or give the path or URL of another one:
 
     --cfg-options model.teacher_checkpoint=PATH_OR_URL
 """
 
-_base_ = ['../_base_/pairs/deit_to_mobilenet_c100.py', '../_base_/methods/mldr.py']
+_base_ = ['../pairs/deit_to_mobilenet_c100.py', '../_base_/methods/mldr.py']
 
 model = _base_.method

@@ -1,12 +1,12 @@
-"""MLDR-KD at 32 px: a small DeiT teaches MobileNetV2 of half width on CIFAR-100.
+"""MLDR-KD: A small DeiT teaches half-width MobileNetV2 on CIFAR-100 at 32 px.
 
     python tools/train.py configs/mldr/deit_to_mobilenet_c100_32px.py
 
-Needs CIFAR-100 in data/cifar100 and the teacher, which
-configs/teachers/deit-small_c100_32px.py trains; runs without a GPU. docs/first_run.md has a run.
-With smaller batches pass --auto-scale-lr: at the full learning rate MLDR-KD then diverges.
+Requires CIFAR-100 in data/cifar100 (downloaded if the network allows) and the teacher that
+configs/teachers/deit-small_c100_32px.py trains. No GPU needed; docs/first_run.md shows a run. With
+smaller batches add --auto-scale-lr: MLDR-KD diverges at the full learning rate.
 """
 
-_base_ = ['../_base_/pairs/deit_to_mobilenet_c100_32px.py', '../_base_/methods/mldr.py']
+_base_ = ['../pairs/deit_to_mobilenet_c100_32px.py', '../_base_/methods/mldr.py']
 
 model = _base_.method

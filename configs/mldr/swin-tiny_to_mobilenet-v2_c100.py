@@ -2,12 +2,10 @@
 
     bash tools/dist_train.sh configs/mldr/swin-tiny_to_mobilenet-v2_c100.py 4
 
-Needs CIFAR-100 in data/cifar100 (downloaded where the network allows), 4 GPUs and the teacher,
-which configs/teachers/swin-tiny_c100.py trains.
-Published: teacher 89.26, student alone 73.68, OFA-KD 80.98 (its paper, as others retell it),
-MLDR-KD none; not rerun by us.
+Requires CIFAR-100 in data/cifar100 (downloaded if the network allows), 4 GPUs and the teacher that
+configs/teachers/swin-tiny_c100.py trains.
 """
 
-_base_ = ['../_base_/pairs/swin-tiny_to_mobilenet-v2_c100.py', '../_base_/methods/mldr.py']
+_base_ = ['../pairs/swin-tiny_to_mobilenet-v2_c100.py', '../_base_/methods/mldr.py']
 
 model = _base_.method

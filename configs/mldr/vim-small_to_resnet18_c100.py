@@ -2,11 +2,10 @@
 
     bash tools/dist_train.sh configs/mldr/vim-small_to_resnet18_c100.py 4
 
-Needs CIFAR-100 in data/cifar100 (downloaded where the network allows), 4 GPUs and the teacher,
-which configs/teachers/vim-small_c100.py trains.
-Published: teacher 87.89, student alone 74.01, MLDR-KD 80.23 (paper's code); not rerun by us.
+Requires CIFAR-100 in data/cifar100 (downloaded if the network allows), 4 GPUs and the teacher that
+configs/teachers/vim-small_c100.py trains.
 """
 
-_base_ = ['../_base_/pairs/vim-small_to_resnet18_c100.py', '../_base_/methods/mldr.py']
+_base_ = ['../pairs/vim-small_to_resnet18_c100.py', '../_base_/methods/mldr.py']
 
 model = _base_.method

@@ -2,12 +2,10 @@
 
     bash tools/dist_train.sh configs/mldr/vit-small_to_mobilenet-v2_c100.py 4
 
-Needs CIFAR-100 in data/cifar100 (downloaded where the network allows), 4 GPUs and the teacher,
-which configs/teachers/vit-small_c100.py trains.
-Published: teacher 92.04, student alone 73.68, OFA-KD 78.45 (its paper, as others retell it),
-MLDR-KD none; not rerun by us.
+Requires CIFAR-100 in data/cifar100 (downloaded if the network allows), 4 GPUs and the teacher that
+configs/teachers/vit-small_c100.py trains.
 """
 
-_base_ = ['../_base_/pairs/vit-small_to_mobilenet-v2_c100.py', '../_base_/methods/mldr.py']
+_base_ = ['../pairs/vit-small_to_mobilenet-v2_c100.py', '../_base_/methods/mldr.py']
 
 model = _base_.method

@@ -6,7 +6,7 @@ Needs scikit-learn, which holds the images, and the teacher, which configs/quick
 trains.
 """
 
-_base_ = ['student.py', '../_base_/methods/mldr.py']
+_base_ = ['../_base_/quickstart/student.py', '../_base_/methods/mldr.py']
 
 model = dict(
     **_base_.method,

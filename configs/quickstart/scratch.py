@@ -5,6 +5,6 @@
 Needs scikit-learn, which holds the images.
 """
 
-_base_ = 'student.py'
+_base_ = '../_base_/quickstart/student.py'
 
 model = _base_.mobilenet_v2

@@ -5,7 +5,7 @@
 Needs scikit-learn, which holds the images; 40 s on one core.
 """
 
-_base_ = ['base.py', '../_base_/schedules/transformer_40e.py']
+_base_ = ['../_base_/quickstart/base.py', '../_base_/schedules/transformer_40e.py']
 
 model = _base_.deit_small
 

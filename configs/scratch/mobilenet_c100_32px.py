@@ -1,8 +1,8 @@
-"""The student alone at 32 px: MobileNetV2 of half width on CIFAR-100.
+"""Student alone: half-width MobileNetV2 on CIFAR-100 at 32 px, with the distilled run's recipe.
 
     python tools/train.py configs/scratch/mobilenet_c100_32px.py
 
-Needs CIFAR-100 in data/cifar100; runs without a GPU. docs/first_run.md has a run of it.
+Requires CIFAR-100 in data/cifar100 (downloaded if the network allows). No GPU needed.
 """
 
 _base_ = [

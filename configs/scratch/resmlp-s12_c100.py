@@ -1,8 +1,8 @@
-"""The student alone: ResMLP-S12 on CIFAR-100 at 224 px, the recipe of the distilled one.
+"""Student alone: ResMLP-S12 on CIFAR-100 at 224 px, with the recipe of the distilled run.
 
     bash tools/dist_train.sh configs/scratch/resmlp-s12_c100.py 4
 
-Needs CIFAR-100 in data/cifar100 (downloaded where the network allows) and 4 GPUs.
+Requires CIFAR-100 in data/cifar100 (downloaded if the network allows) and 4 GPUs.
 """
 
 _base_ = [

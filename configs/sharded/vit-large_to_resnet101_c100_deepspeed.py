@@ -2,12 +2,12 @@
 
     bash tools/dist_train.sh configs/sharded/vit-large_to_resnet101_c100_deepspeed.py 4
 
-configs/mldr/vit-large_to_resnet101_c100.py, the optimizer in shards; docs/sharding.md says what of
-that is tested. Not run by us.
+configs/mldr/vit-large_to_resnet101_c100.py with a sharded optimizer state. docs/sharding.md lists
+what is tested. This config has not been trained in this project.
 """
 
 _base_ = [
-    '../_base_/pairs/vit-large_to_resnet101_c100.py',
+    '../pairs/vit-large_to_resnet101_c100.py',
     '../_base_/methods/mldr.py',
     '../_base_/strategies/deepspeed.py',
 ]

@@ -1,11 +1,11 @@
-"""The teacher: DeiT-small on CIFAR-100 at 224 px, from an ImageNet checkpoint of mmpretrain's.
+"""Teacher: DeiT-small on CIFAR-100 at 224 px, from an mmpretrain ImageNet checkpoint.
 
     bash tools/dist_train.sh configs/teachers/deit-small_c100.py 4 \
         --cfg-options load_from=PATH_OR_URL_OF_AN_INITIAL_CHECKPOINT
 
-Needs CIFAR-100 in data/cifar100 (downloaded where the network allows) and 4 GPUs. Without an
-initial checkpoint it trains from scratch, and is a far weaker teacher. The last epoch is what
-configs/mldr/deit_to_mobilenet_c100.py reads.
+Requires CIFAR-100 in data/cifar100 (downloaded if the network allows) and 4 GPUs. Without an
+initial checkpoint the model trains from scratch and becomes a far weaker teacher.
+configs/mldr/deit_to_mobilenet_c100.py reads the last epoch.
 """
 
 _base_ = [

@@ -1,10 +1,10 @@
-"""The teacher at 32 px: a small DeiT (patch 4) on CIFAR-100, from scratch.
+"""Teacher: a small DeiT (patch 4) on CIFAR-100 at 32 px, from scratch.
 
     python tools/train.py configs/teachers/deit-small_c100_32px.py
 
-Needs CIFAR-100 in data/cifar100; runs without a GPU. docs/first_run.md has a run of it. A short run
-of a small model wants less regularisation than the recipe it comes from: crops and flips only, no
-drop path, twice the learning rate.
+Requires CIFAR-100 in data/cifar100 (downloaded if the network allows). No GPU needed;
+docs/first_run.md shows a run. A short run of a small model needs less regularisation than the full
+recipe: crops and flips only, no drop path, twice the learning rate.
 """
 
 _base_ = [

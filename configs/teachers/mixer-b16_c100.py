@@ -1,4 +1,4 @@
-"""The teacher: Mixer-B/16 on CIFAR-100 at 224 px, from timm's ImageNet weights.
+"""Teacher: Mixer-B/16 on CIFAR-100 at 224 px, from timm's ImageNet weights.
 
     python -c "import timm, torch; model = timm.create_model(
         'mixer_b16_224.goog_in21k_ft_in1k', pretrained=True
@@ -6,10 +6,10 @@
     bash tools/dist_train.sh configs/teachers/mixer-b16_c100.py 4 \
         --cfg-options load_from=mixer-b16.pth
 
-Needs CIFAR-100 in data/cifar100 (downloaded where the network allows) and 4 GPUs. The first command
-writes timm's ImageNet weights to a file, once; all but the head is loaded from it. (pretrained=True
-does not do it: mmpretrain initialises the model once more after timm has loaded it.) The recipe is
-the students'; how the published teachers were fine-tuned is not known to us.
+Requires CIFAR-100 in data/cifar100 (downloaded if the network allows) and 4 GPUs. The first command
+saves timm's ImageNet weights once; every layer except the head starts from them. (pretrained=True
+has no such effect: mmpretrain initialises the model again after timm has loaded it.) The recipe is
+the student's; how the published teachers were fine-tuned is unknown.
 """
 
 _base_ = [

@@ -1,13 +1,14 @@
-"""The teacher: Vim-S on CIFAR-100 at 224 px, from the authors' ImageNet weights.
+"""Teacher: Vim-S on CIFAR-100 at 224 px, from the authors' ImageNet weights.
 
     python -c "import torch, mldr_kd_mm.utils.checkpoint as c; torch.save(
         c.read_weights('AUTHORS_FILE', 'weights')[0], 'vim-small.pth')"
     bash tools/dist_train.sh configs/teachers/vim-small_c100.py 4 \
         --cfg-options load_from=vim-small.pth
 
-Needs CIFAR-100 in data/cifar100 (downloaded where the network allows) and 4 GPUs. The first command
-takes the weights out of an ImageNet file of hustvl/Vim's (Vim-S), once; all but the head is loaded
-from it. The recipe is the students'; how the published teacher was fine-tuned is not known to us.
+Requires CIFAR-100 in data/cifar100 (downloaded if the network allows) and 4 GPUs. The first command
+extracts the weights from an ImageNet checkpoint of Vim-S (hustvl/Vim) once; every layer except the
+head starts from them. The recipe is the student's; how the published teacher was fine-tuned is
+unknown.
 """
 
 _base_ = [

@@ -112,7 +112,7 @@ def test_what_is_not_recorded():
 
 
 def test_images_that_are_read_as_bgr():
-    card, _ = card_of_config('mldr/vit-small_to_resnet18_tiny_64px.py')
+    card, _ = card_of_config('mldr/vit-small_to_resnet18_tinyimagenet_64px.py')
     assert card['Images'] == '3 x 64 x 64, channels in the order RGB'
     assert 'non-commercial' in card['Licence of the data']
     assert card['Before that'].startswith('`LoadImageFromFile`')

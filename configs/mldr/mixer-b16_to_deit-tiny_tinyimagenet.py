@@ -1,0 +1,11 @@
+"""MLDR-KD: Mixer-B/16 teaches DeiT-T on Tiny-ImageNet at 224 px.
+
+    bash tools/dist_train.sh configs/mldr/mixer-b16_to_deit-tiny_tinyimagenet.py 4
+
+Requires Tiny-ImageNet in data/tiny-imagenet, 4 GPUs and the teacher that
+configs/teachers/mixer-b16_tinyimagenet.py trains.
+"""
+
+_base_ = ['../pairs/mixer-b16_to_deit-tiny_tinyimagenet.py', '../_base_/methods/mldr.py']
+
+model = _base_.method

@@ -1,0 +1,25 @@
+"""ConvNeXt-T teaches Swin-P on CIFAR-100 at 224 px.
+
+    bash tools/dist_train.sh configs/pairs/convnext-tiny_to_swin-pico_c100.py 4 --method dist
+
+Requires CIFAR-100 in data/cifar100 (downloaded if the network allows), 4 GPUs and the teacher that
+configs/teachers/convnext-tiny_c100.py trains.
+
+--method takes the name of any file in configs/_base_/methods, or the path of your own.
+"""
+
+_base_ = [
+    '../_base_/models/convnext-tiny.py',
+    '../_base_/models/swin-pico.py',
+    '../_base_/datasets/cifar100_224_strong.py',
+    '../_base_/schedules/transformer_300e.py',
+    '../_base_/default_runtime.py',
+]
+
+model = dict(
+    type='Distiller',
+    teacher=_base_.convnext_tiny,
+    teacher_checkpoint='work_dirs/convnext-tiny_c100/epoch_300.pth',
+    student=_base_.swin_pico,
+    input_size=(3, 224, 224),
+)

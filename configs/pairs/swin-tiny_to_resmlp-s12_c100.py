@@ -1,0 +1,25 @@
+"""Swin-T teaches ResMLP-S12 on CIFAR-100 at 224 px.
+
+    bash tools/dist_train.sh configs/pairs/swin-tiny_to_resmlp-s12_c100.py 4 --method dist
+
+Requires CIFAR-100 in data/cifar100 (downloaded if the network allows), 4 GPUs and the teacher that
+configs/teachers/swin-tiny_c100.py trains.
+
+--method takes the name of any file in configs/_base_/methods, or the path of your own.
+"""
+
+_base_ = [
+    '../_base_/models/swin-tiny.py',
+    '../_base_/models/resmlp-s12.py',
+    '../_base_/datasets/cifar100_224_strong.py',
+    '../_base_/schedules/transformer_300e.py',
+    '../_base_/default_runtime.py',
+]
+
+model = dict(
+    type='Distiller',
+    teacher=_base_.swin_tiny,
+    teacher_checkpoint='work_dirs/swin-tiny_c100/epoch_300.pth',
+    student=_base_.resmlp_s12,
+    input_size=(3, 224, 224),
+)

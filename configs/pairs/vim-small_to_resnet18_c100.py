@@ -1,0 +1,25 @@
+"""Vim-S teaches ResNet18 on CIFAR-100 at 224 px.
+
+    bash tools/dist_train.sh configs/pairs/vim-small_to_resnet18_c100.py 4 --method dist
+
+Requires CIFAR-100 in data/cifar100 (downloaded if the network allows), 4 GPUs and the teacher that
+configs/teachers/vim-small_c100.py trains.
+
+--method takes the name of any file in configs/_base_/methods, or the path of your own.
+"""
+
+_base_ = [
+    '../_base_/models/vim-small.py',
+    '../_base_/models/resnet18.py',
+    '../_base_/datasets/cifar100_224.py',
+    '../_base_/schedules/cnn_300e.py',
+    '../_base_/default_runtime.py',
+]
+
+model = dict(
+    type='Distiller',
+    teacher=_base_.vim_small,
+    teacher_checkpoint='work_dirs/vim-small_c100/epoch_300.pth',
+    student=_base_.resnet18,
+    input_size=(3, 224, 224),
+)

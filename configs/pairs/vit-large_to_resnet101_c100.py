@@ -1,0 +1,25 @@
+"""ViT-L teaches ResNet101 on CIFAR-100 at 224 px.
+
+    bash tools/dist_train.sh configs/pairs/vit-large_to_resnet101_c100.py 4 --method dist
+
+Requires CIFAR-100 in data/cifar100 (downloaded if the network allows), 4 GPUs and the teacher that
+configs/teachers/vit-large_c100.py trains.
+
+--method takes the name of any file in configs/_base_/methods, or the path of your own.
+"""
+
+_base_ = [
+    '../_base_/models/vit-large.py',
+    '../_base_/models/resnet101.py',
+    '../_base_/datasets/cifar100_224.py',
+    '../_base_/schedules/cnn_300e.py',
+    '../_base_/default_runtime.py',
+]
+
+model = dict(
+    type='Distiller',
+    teacher=_base_.vit_large,
+    teacher_checkpoint='work_dirs/vit-large_c100/epoch_300.pth',
+    student=_base_.resnet101,
+    input_size=(3, 224, 224),
+)

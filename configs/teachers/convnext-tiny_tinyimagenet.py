@@ -1,0 +1,24 @@
+"""Teacher: ConvNeXt-T on Tiny-ImageNet at 224 px, from timm's ImageNet weights.
+
+    python -c "import timm, torch; model = timm.create_model(
+        'convnext_tiny.fb_in1k', pretrained=True
+    ); torch.save(model.state_dict(), 'convnext-tiny.pth')"
+    bash tools/dist_train.sh configs/teachers/convnext-tiny_tinyimagenet.py 4 \
+        --cfg-options load_from=convnext-tiny.pth
+
+Requires Tiny-ImageNet in data/tiny-imagenet and 4 GPUs. The first command saves timm's ImageNet
+weights once; every layer except the head starts from them. (pretrained=True has no such effect:
+mmpretrain initialises the model again after timm has loaded it.) The recipe is the student's; how
+the published teachers were fine-tuned is unknown.
+"""
+
+_base_ = [
+    '../_base_/models/convnext-tiny.py',
+    '../_base_/datasets/tiny-imagenet_224_strong.py',
+    '../_base_/schedules/transformer_300e.py',
+    '../_base_/default_runtime.py',
+]
+
+model = _base_.convnext_tiny
+model.num_classes = 200
+model.train_cfg = dict(augments=[dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)])
