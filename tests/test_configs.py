@@ -1,7 +1,9 @@
 """The configs that are shipped: which pairs there are, and the recipes' numbers."""
 
+import copy
 import re
 import shutil
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from mmengine.registry import HOOKS, PARAM_SCHEDULERS
 from mmengine.runner.checkpoint import load_checkpoint
 from PIL import Image
 
+from mldr_kd_mm.apis.configs import compose
 from mldr_kd_mm.models.taps.stages import stage_taps
 from mldr_kd_mm.registry import DATASETS, MODELS
 
@@ -42,7 +45,7 @@ IN1K = [('swin-tiny', 'resnet18'), ('convnext-tiny', 'deit-tiny'), ('swin-tiny',
 ALONE = {
     f'mldr/{teacher}_to_{student}_{data}': f'scratch/{student}_{data}'.replace('-v2', '')
     for teacher, student in PAIRS
-    for data in ('c100', 'tiny')
+    for data in ('c100', 'tinyimagenet')
 } | {
     'mldr/deit_to_mobilenet_c100': 'scratch/mobilenet_c100',
     'mldr/deit_to_mobilenet_c100_32px': 'scratch/mobilenet_c100_32px',
@@ -63,7 +66,6 @@ METHODS = {
     'rsd': dict(type='RSDLoss', kappa=0.01),
 }
 WEIGHTS = {'cc': 0.02, 'crd': 0.8, 'rsd': 0.1}
-C100 = sorted(name.removeprefix('mldr/') for name in ALONE if '_c100' in name)
 ALL_HEADS = ['logits', 'stage_logits', 'fused_logits']
 ABLATIONS = {
     'mldr_logits': (['logits'], {}),
@@ -79,10 +81,17 @@ ABLATIONS = {
 }
 WEIGHTS_OF_ABLATIONS = {'mldr_small': 0.1, 'mldr_small-stages': [1.0, 0.1, 0.1]}
 CNNS = ('resnet18', 'resnet101', 'mobilenet')
+ON_20_CLASSES = ('resnet18_to_vit_cifar100-20cls', 'vit_to_resnet18_cifar100-20cls')
+SGD = dict(type='SGD', lr=0.05, momentum=0.9, nesterov=True, weight_decay=2e-3)
 MIXING = dict(augments=[dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)])
 
 
 def load(name):
+    return copy.deepcopy(read(name))
+
+
+@cache
+def read(name):
     return Config.fromfile(ROOT / f'configs/{name}.py')
 
 
@@ -90,69 +99,86 @@ def test_all_pairs_are_there():
     in1k = {f'mldr/{teacher}_to_{student}_in1k' for teacher, student in IN1K}
     shipped = {f'mldr/{path.stem}' for path in (ROOT / 'configs/mldr').glob('*.py')}
     assert shipped == set(ALONE) | in1k
-    bases = {f'mldr/{path.stem}' for path in (ROOT / 'configs/pairs').glob('*.py')}
-    assert bases == shipped | {'mldr/resnet18_to_vit_cifar100-20cls', 'mldr/vit_to_resnet18_cifar100-20cls'}
-    for method in METHODS:
-        assert {path.stem for path in (ROOT / f'configs/{method}').glob('*_c100*.py')} == set(C100)
+    pairs = {f'mldr/{path.stem}' for path in (ROOT / 'configs/pairs').glob('*.py')}
+    assert pairs == shipped | {f'mldr/{pair}' for pair in ON_20_CLASSES}
 
 
-@pytest.mark.parametrize('method', METHODS)
-@pytest.mark.parametrize('pair', C100)
-def test_a_method_is_one_line(method, pair):
-    """Its config differs from the same pair's with MLDR-KD in the method alone."""
-    source = (ROOT / f'configs/{method}/{pair}.py').read_text()
-    base = 'ofa_cnn' if method == 'ofa' and any(f'to_{cnn}' in pair for cnn in CNNS) else method
-    bases = f"_base_ = ['../pairs/{pair}.py', '../_base_/methods/{base}.py']"
-    code = source.rpartition('"""')[2]
-    assert code.split() == [*bases.split(), 'model', '=', '_base_.method']
+def test_mldr_config_is_its_pair_with_the_method(subtests):
+    """Each file of configs/mldr is inheritance of two bases, which composes as --method does."""
+    for path in sorted((ROOT / 'configs/mldr').glob('*.py')):
+        with subtests.test(path.stem):
+            code = path.read_text().rpartition('"""')[2]
+            bases = f"_base_ = ['../pairs/{path.name}', '../_base_/methods/mldr.py']"
+            assert code.split() == [*bases.split(), 'model', '=', '_base_.method']
+            inherited = Config.fromfile(path)
+            inherited.pop('method')
+            composed = compose(load(f'pairs/{path.stem}'), 'mldr')
+            assert composed.to_dict() == inherited.to_dict()
 
 
-@pytest.mark.parametrize('method', METHODS)
-def test_method(method):
-    pair = 'deit_to_mobilenet_c100_32px'
-    cfg, mldr = load(f'{method}/{pair}'), load(f'mldr/{pair}')
-    (entry,) = cfg.model.losses
-    assert entry.loss == METHODS[method]
-    assert entry.get('weight', 1.0) == ([1.0, 0.1] if method == 'ofa' else WEIGHTS.get(method, 1.0))
-    for config in (cfg, mldr):
-        config.pop('method')
-        for own in ('losses', 'neck', 'student_recorder'):
-            config.model.pop(own, None)
-    cfg.pop('stages', None)  # a variable of FitNet's
-    assert cfg.to_dict() == mldr.to_dict()
+def test_method(subtests):
+    """A method is what its paper and OFA-KD state, and changes the model of a pair alone."""
+    pair = load('pairs/deit_to_mobilenet_c100_32px')
+    for method, loss in METHODS.items():
+        with subtests.test(method):
+            cfg = compose(pair, method)
+            (entry,) = cfg.model.losses
+            assert entry.loss == loss
+            weight = [1.0, 0.1] if method == 'ofa' else WEIGHTS.get(method, 1.0)
+            assert entry.get('weight', 1.0) == weight
+            for own in ('losses', 'neck', 'student_recorder'):
+                cfg.model.pop(own, None)
+            cfg.pop('stages', None)  # a variable of FitNet's file
+            assert cfg.to_dict() == pair.to_dict()
 
 
-def test_teachers_of_the_benchmark_differ_from_its_students_in_size():
-    for pair, teacher in (
-        ('resnet18_to_vit_cifar100-20cls', 'resnet18_cifar100-20cls'),
-        ('vit_to_resnet18_cifar100-20cls', 'vit_cifar100-20cls'),
-    ):
-        cfg, trained = load(f'pairs/{pair}'), load(f'teachers/{teacher}')
-        epochs = trained.train_cfg.max_epochs
-        assert cfg.model.teacher_checkpoint == f'work_dirs/{teacher}/epoch_{epochs}.pth'
-        assert cfg.data_preprocessor == trained.data_preprocessor
-        for model in (cfg.model.teacher, trained.model):
-            del model.head.loss  # of its own training
-        assert cfg.model.teacher == trained.model
-        labels = [config.train_dataloader.dataset.subset.labels for config in (cfg, trained)]
-        assert labels[0] == labels[1] == list(range(0, 100, 5))
+def test_ofa_weighs_the_stages_of_a_cnn_less(subtests):
+    pairs = {
+        'deit_to_mobilenet_c100_32px': [1.0, 0.1],
+        'vit_to_resnet18_cifar100-20cls': [1.0, 0.1],
+        'resnet18_to_vit_cifar100-20cls': 1.0,
+        'convnext-tiny_to_swin-pico_c100': 1.0,
+        'convnext-tiny_to_resmlp-s12_c100': 1.0,
+        'convnext-tiny_to_vim-tiny_c100': 1.0,
+    }
+    for pair, weight in pairs.items():
+        with subtests.test(pair):
+            cfg = load(f'pairs/{pair}')
+            assert compose(cfg, 'ofa').model.losses[0].weight == weight
+            as_it_is = compose(cfg, str(ROOT / 'configs/_base_/methods/ofa.py'))
+            assert as_it_is.model.losses[0].weight == 1.0
 
 
-@pytest.mark.parametrize('ablation', ABLATIONS)
-def test_ablation_differs_from_the_method_in_one_thing(ablation):
-    heads, changes = ABLATIONS[ablation]
-    method = load(f'_base_/methods/{ablation}').method
+def test_teachers_of_the_benchmark_differ_from_its_students_in_size(subtests):
+    for pair in ON_20_CLASSES:
+        with subtests.test(pair):
+            cfg = load(f'pairs/{pair}')
+            teacher = Path(cfg.model.teacher_checkpoint).parent.name
+            trained = load(f'teachers/{teacher}')
+            epochs = trained.train_cfg.max_epochs
+            assert cfg.model.teacher_checkpoint == f'work_dirs/{teacher}/epoch_{epochs}.pth'
+            assert cfg.data_preprocessor == trained.data_preprocessor
+            for model in (cfg.model.teacher, trained.model):
+                del model.head.loss  # of its own training
+            assert cfg.model.teacher == trained.model
+            labels = [config.train_dataloader.dataset.subset.labels for config in (cfg, trained)]
+            assert labels[0] == labels[1] == list(range(0, 100, 5))
+
+
+def test_ablation_differs_from_the_method_in_one_thing(subtests):
     whole = load('_base_/methods/mldr').method
-    (entry,) = method.losses
-    assert entry.loss == METHODS['mldr'] | changes
-    read = entry.get('student', ['logits'])
-    assert read == heads
-    assert entry.get('weight', 1.0) == WEIGHTS_OF_ABLATIONS.get(ablation, 1.0)
-    assert ('neck' in method) == (len(heads) > 1)
-    if ablation == 'mldr_no-gate':
-        assert method.neck == dict(type='MSDFNeck', gate_dim=0)
-    elif 'neck' in method:
-        assert method.neck == whole.neck
+    for ablation, (heads, changes) in ABLATIONS.items():
+        with subtests.test(ablation):
+            method = load(f'_base_/methods/{ablation}').method
+            (entry,) = method.losses
+            assert entry.loss == METHODS['mldr'] | changes
+            assert entry.get('student', ['logits']) == heads
+            assert entry.get('weight', 1.0) == WEIGHTS_OF_ABLATIONS.get(ablation, 1.0)
+            assert ('neck' in method) == (len(heads) > 1)
+            if ablation == 'mldr_no-gate':
+                assert method.neck == dict(type='MSDFNeck', gate_dim=0)
+            elif 'neck' in method:
+                assert method.neck == whole.neck
 
 
 def test_combination_with_rsd():
@@ -163,9 +189,7 @@ def test_combination_with_rsd():
     assert both.neck == mldr.neck
 
 
-@pytest.mark.parametrize('pair', ALONE)
-def test_pair_is_trained_as_its_student_alone(pair):
-    cfg, alone = load(pair), load(ALONE[pair])
+def test_pair_is_trained_as_its_student_alone(subtests):
     shared = (
         'optim_wrapper',
         'param_scheduler',
@@ -174,47 +198,48 @@ def test_pair_is_trained_as_its_student_alone(pair):
         'data_preprocessor',
         'randomness',
     )
-    assert all(cfg[field] == alone[field] for field in shared)
-    assert cfg.get('custom_hooks') == alone.get('custom_hooks')
-    assert cfg.model.student == alone.model
+    for pair, student in ALONE.items():
+        with subtests.test(pair):
+            cfg, alone = load(pair), load(student)
+            assert all(cfg[field] == alone[field] for field in shared)
+            assert cfg.get('custom_hooks') == alone.get('custom_hooks')
+            assert cfg.model.student == alone.model
 
 
-@pytest.mark.parametrize('pair', ALONE)
-def test_teacher_is_what_its_config_trains(pair):
-    cfg = load(pair)
-    path = Path(cfg.model.teacher_checkpoint)
-    trained = load(f'teachers/{path.parent.name}')
-    assert path.name == f'epoch_{trained.train_cfg.max_epochs}.pth'
-    assert cfg.data_preprocessor == trained.data_preprocessor
-    # What drops and mixes matters to its own training alone.
-    for model in (cfg.model.teacher, trained.model):
-        model.pop('train_cfg', None)
-        model.get('backbone', model).pop('drop_path_rate', None)
-    assert cfg.model.teacher == trained.model
+def test_teacher_is_what_its_config_trains(subtests):
+    for pair in ALONE:
+        with subtests.test(pair):
+            cfg = load(pair)
+            path = Path(cfg.model.teacher_checkpoint)
+            trained = load(f'teachers/{path.parent.name}')
+            assert path.name == f'epoch_{trained.train_cfg.max_epochs}.pth'
+            assert cfg.data_preprocessor == trained.data_preprocessor
+            # Drop path and mixing matter to its own training alone.
+            for model in (cfg.model.teacher, trained.model):
+                model.pop('train_cfg', None)
+                model.get('backbone', model).pop('drop_path_rate', None)
+            assert cfg.model.teacher == trained.model
 
 
-@pytest.mark.parametrize('pair', [pair for pair in ALONE if not pair.endswith('32px')])
-def test_recipe_goes_with_the_student(pair):
+def test_recipe_goes_with_the_student(subtests):
     """A CNN gets the release's, anything else OFA-KD's."""
-    cfg = load(pair)
-    optimizer = cfg.optim_wrapper.optimizer
-    steps = {step.type for step in cfg.train_dataloader.dataset.pipeline}
-    if any(f'to_{cnn}' in pair for cnn in CNNS):
-        assert optimizer == dict(
-            type='SGD', lr=0.05, momentum=0.9, nesterov=True, weight_decay=2e-3
-        )
-        assert set(cfg.optim_wrapper) == {'optimizer'}
-        assert 'RandAugment' not in steps
-        assert 'train_cfg' not in cfg.model.student
-    else:
-        assert optimizer == dict(type='AdamW', lr=5e-4, weight_decay=0.05)
-        assert cfg.optim_wrapper.clip_grad == dict(max_norm=5.0)
-        assert {'RandAugment', 'RandomErasing'} <= steps
-        assert cfg.model.student.train_cfg == MIXING
-    assert cfg.train_dataloader.batch_size == 128
-    assert cfg.train_cfg.max_epochs == 300
-    student = cfg.model.student
-    assert student.get('head', student).loss.label_smooth_val == 0.1
+    for pair in (pair for pair in ALONE if not pair.endswith('32px')):
+        with subtests.test(pair):
+            cfg = load(pair)
+            steps = {step.type for step in cfg.train_dataloader.dataset.pipeline}
+            if any(f'to_{cnn}' in pair for cnn in CNNS):
+                assert cfg.optim_wrapper == dict(optimizer=SGD)
+                assert 'RandAugment' not in steps
+                assert 'train_cfg' not in cfg.model.student
+            else:
+                assert cfg.optim_wrapper.optimizer == dict(type='AdamW', lr=5e-4, weight_decay=0.05)
+                assert cfg.optim_wrapper.clip_grad == dict(max_norm=5.0)
+                assert {'RandAugment', 'RandomErasing'} <= steps
+                assert cfg.model.student.train_cfg == MIXING
+            assert cfg.train_dataloader.batch_size == 128
+            assert cfg.train_cfg.max_epochs == 300
+            student = cfg.model.student
+            assert student.get('head', student).loss.label_smooth_val == 0.1
 
 
 def test_recipe_of_imagenet():
@@ -268,7 +293,9 @@ def test_decay_of_vision_mamba(name):
     assert decay['head.weight'] == decay['patch_embed.proj.weight'] == 0.05
 
 
-@pytest.mark.parametrize('name', ['convnext-tiny_c100', 'vit-small_tinyimagenet_64px', 'vim-small_tinyimagenet'])
+@pytest.mark.parametrize(
+    'name', ['convnext-tiny_c100', 'vit-small_tinyimagenet_64px', 'vim-small_tinyimagenet']
+)
 def test_teachers_start_from_what_their_docstrings_say(name, tmp_path, monkeypatch):
     """The command of the docstring writes a file that fills all but the head."""
     cfg = load(f'teachers/{name}')

@@ -1,6 +1,7 @@
 """Every config that is shipped: it is short and documented, builds, and trains a step."""
 
 import ast
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,26 +12,23 @@ from mmengine.dataset import Compose
 from mmengine.optim import build_optim_wrapper
 from PIL import Image
 
+from mldr_kd_mm import list_configs
+from mldr_kd_mm.apis.configs import load_config
 from mldr_kd_mm.models.taps.stages import STAGES
 from mldr_kd_mm.registry import MODELS
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = sorted(
-    str(path.relative_to(ROOT))
-    for path in (ROOT / 'configs').rglob('*.py')
-    if '_base_' not in path.parts and path.stem not in ('base', 'student')
-)
-METHODS = ('kd', 'dkd', 'dist', 'ofa', 'rkd', 'cc', 'crd', 'fitnet', 'ls', 'rsd', 'mldr')
-# A method is the same on every pair, see test_configs.py: a step with each is taken on a few.
+CONFIGS = [f'configs/{name}' for name in list_configs()]
+METHODS = ('kd', 'dkd', 'dist', 'ofa', 'rkd', 'cc', 'crd', 'fitnet', 'ls', 'rsd')
+# Every whole config takes a step; the methods do on a CNN student and on a token student.
+STEPPED = {
+    **{path: None for path in CONFIGS if '/pairs/' not in path and '/sharded/' not in path},
+    **{path: 'mldr' for path in CONFIGS if '/pairs/' in path and '20cls' in path},
+}
 PAIRS = (
-    'deit_to_mobilenet_c100_32px',
-    'swin-tiny_to_resnet18_c100',
-    'convnext-tiny_to_deit-tiny_c100',
+    'configs/pairs/deit_to_mobilenet_c100_32px.py',
+    'configs/pairs/convnext-tiny_to_deit-tiny_c100.py',
 )
-ON_ALL_PAIRS = ('mldr', 'scratch', 'teachers', 'quickstart')
-STEPPED = [
-    path for path in CONFIGS if Path(path).parent.name in ON_ALL_PAIRS or Path(path).stem in PAIRS
-]
 # A pair of each family of students, and what it has as the widths of the student's stages.
 FULL_SIZE = {
     'configs/mldr/mixer-b16_to_resnet18_c100.py': (64, 128, 256, 512),
@@ -39,7 +37,13 @@ FULL_SIZE = {
     'configs/mldr/convnext-tiny_to_deit-tiny_in1k.py': (192,) * 4,
     'configs/mldr/swin-tiny_to_resmlp-s12_in1k.py': (384,) * 4,
 }
-NUM_CLASSES = dict(c20=20, c100=100, tiny=200, in1k=1000, quickstart=10)
+NUM_CLASSES = {
+    'cifar100-20cls': 20,
+    'c100': 100,
+    'tinyimagenet': 200,
+    'in1k': 1000,
+    'quickstart': 10,
+}
 # What each method adds to the student's own loss.
 HEADS = {method: {f'loss_{method}_logits'} for method in ('kd', 'dkd', 'dist', 'ls')}
 HEADS |= {method: {f'loss_{method}_feature'} for method in ('rkd', 'cc', 'crd', 'rsd')}
@@ -50,9 +54,9 @@ HEADS |= {
 }
 
 
-def load(path):
+def load(path, method=None):
     """A config whose models have random weights, and its preprocessor, as the Runner gives it."""
-    cfg = Config.fromfile(ROOT / path)
+    cfg = load_config(str(ROOT / path), method)
     if cfg.model.type == 'Distiller':
         cfg.model.teacher_checkpoint = None
         cfg.model.teacher.pop('pretrained', None)
@@ -130,35 +134,44 @@ def train_one_step(cfg, folder, method):
     return model, logits
 
 
-@pytest.mark.parametrize('path', CONFIGS)
-def test_docstring_has_the_launch_command(path):
-    docstring = ast.get_docstring(ast.parse((ROOT / path).read_text()))
-    assert f'tools/train.py {path}' in docstring or f'tools/dist_train.sh {path}' in docstring
+def test_docstring_has_the_launch_command(subtests):
+    for path in CONFIGS:
+        with subtests.test(path):
+            docstring = ast.get_docstring(ast.parse((ROOT / path).read_text()))
+            (command,) = re.findall(r'^    (?:python|bash) (tools/.*)$', docstring, re.MULTILINE)
+            assert command.split()[1] == path
+            assert ('--method' in docstring) == ('/pairs/' in path)
 
 
-@pytest.mark.parametrize('path', CONFIGS)
-def test_has_the_classes_of_its_data(path):
-    cfg = Config.fromfile(ROOT / path)
-    assert cfg.data_preprocessor.num_classes == num_classes(path)
-    for model in models_of(cfg):
-        assert model.get('head', model).num_classes == num_classes(path)
+def test_has_the_classes_of_its_data(subtests):
+    for path in CONFIGS:
+        with subtests.test(path):
+            cfg = Config.fromfile(ROOT / path)
+            assert cfg.data_preprocessor.num_classes == num_classes(path)
+            for model in models_of(cfg):
+                assert model.get('head', model).num_classes == num_classes(path)
 
 
-def method_of(path):
-    """The method that a config distils with, or None where it trains a model alone."""
-    folder = Path(path).parent.name
-    return 'mldr' if path == 'configs/quickstart/mldr.py' else folder if folder in METHODS else None
-
-
-@pytest.mark.parametrize('path', STEPPED)
-def test_trains_a_step(path, tmp_path):
-    cfg = load(path)
+def train_a_step(path, method, folder):
+    cfg = load(path, method)
     shrink(cfg, 64)
     if cfg.model.get('model_name', '').startswith('vit_large'):
         # AdamW holds each of its 304 M parameters four times; its pair builds it as it is.
         cfg.model.depth = 2
-    _, logits = train_one_step(cfg, tmp_path, method_of(path))
+    distils = 'mldr' if '/mldr' in path else method
+    _, logits = train_one_step(cfg, folder, distils)
     assert logits.shape[-1] == num_classes(path)
+
+
+@pytest.mark.parametrize(('path', 'method'), STEPPED.items(), ids=STEPPED)
+def test_trains_a_step(path, method, tmp_path):
+    train_a_step(path, method, tmp_path)
+
+
+@pytest.mark.parametrize('pair', PAIRS)
+@pytest.mark.parametrize('method', METHODS)
+def test_method_trains_a_step(pair, method, tmp_path):
+    train_a_step(pair, method, tmp_path)
 
 
 @pytest.mark.slow

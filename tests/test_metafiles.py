@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-import pytest
 import yaml
+
+from mldr_kd_mm import list_configs
 
 ROOT = Path(__file__).parents[1]
 INDEX = yaml.safe_load((ROOT / 'model-index.yml').read_text())['Import']
@@ -26,24 +27,28 @@ def test_names_are_unique():
     assert len(COLLECTIONS) == sum(len(metafile['Collections']) for metafile in METAFILES.values())
 
 
-@pytest.mark.parametrize('path', INDEX)
-def test_collections(path):
-    for collection in METAFILES[path]['Collections']:
-        assert set(collection) <= {'Name', 'README', 'Paper'}
-        assert (ROOT / collection['README']).is_file()
-        assert collection.get('Paper', {'URL': 'https://'})['URL'].startswith('https://')
+def test_collections(subtests):
+    for path in INDEX:
+        for collection in METAFILES[path]['Collections']:
+            with subtests.test(path):
+                assert set(collection) <= {'Name', 'README', 'Paper'}
+                assert (ROOT / collection['README']).is_file()
+                assert collection.get('Paper', {'URL': 'https://'})['URL'].startswith('https://')
 
 
-@pytest.mark.parametrize('config', MODELS)
-def test_entry(config):
-    path, model = MODELS[config]
-    assert (ROOT / config).is_file()
-    assert Path(config).parent == Path(path).parent
-    assert model['Name'] == f'{Path(config).parent.name}_{Path(config).stem}'
-    assert COLLECTIONS[model['In Collection']] == path
-    assert set(model) <= {'Name', 'In Collection', 'Config', 'Metadata', 'Results'}
-    assert model['Metadata']['Training Data']
-    for result in model.get('Results', []):
-        assert set(result) == {'Task', 'Dataset', 'Metrics'}
-        for value in result['Metrics'].values():
-            assert f'{value:.2f} %' in DOCS, 'no result that the documentation does not have'
+def test_entries(subtests):
+    for config, (path, model) in MODELS.items():
+        with subtests.test(config):
+            assert Path(config).parent == Path(path).parent
+            assert model['Name'] == f'{Path(config).parent.name}_{Path(config).stem}'
+            assert COLLECTIONS[model['In Collection']] == path
+            assert set(model) <= {'Name', 'In Collection', 'Config', 'Results'}
+            for result in model.get('Results', []):
+                assert set(result) == {'Task', 'Dataset', 'Metrics'}
+                for value in result['Metrics'].values():
+                    assert f'{value:.2f} %' in DOCS, 'the documentation has no such result'
+
+
+def test_all_whole_configs_have_an_entry():
+    names = {f'configs/{name}' for name in list_configs() if not name.startswith('pairs/')}
+    assert set(MODELS) == names

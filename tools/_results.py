@@ -18,11 +18,11 @@ from _runs import ROOT, mean_and_std
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from mldr_kd_mm.apis.configs import SCRATCH
 from mldr_kd_mm.utils.atomic_files import atomic_write
 from mldr_kd_mm.utils.errors import ConfigError
 from mldr_kd_mm.version import __version__
 
-SCRATCH = 'scratch'
 MODULES = ('torch', 'timm', 'mmengine', 'mmcv', 'mmpretrain')
 
 

@@ -22,10 +22,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from mldr_kd_mm.evaluation.logged_run import curve, read_records
+from mldr_kd_mm.evaluation.logged_run import ACCURACY, curve, read_records
 
 ROOT = Path(__file__).resolve().parents[1]
-ACCURACY = 'accuracy/top1'
 # Between two looks at the runs, in seconds.
 PAUSE = 0.5
 

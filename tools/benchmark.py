@@ -1,20 +1,20 @@
-"""Methods against each other: pairs x methods x seeds, each pair under one recipe.
+"""Compare methods: pairs x methods x seeds, each pair under one recipe.
 
     python tools/benchmark.py --pairs PAIR ... --methods scratch kd mldr ... --seeds 3
 
-A pair is a config of configs/_base_/pairs: teacher, student, data and schedule, all but a method.
-A method is a file of configs/_base_/methods: ``method = dict(losses=[...], ...)``, what it adds to
-the model of a pair; ``scratch`` is the student alone. Your own are found in those directories under
-the current one, or given as paths. A teacher whose file is not there is trained first, by the
-config in configs/teachers that is named like the file's directory.
+A pair is a config of configs/pairs: teacher, student, data and schedule without a method. A method
+is a file of configs/_base_/methods: ``method = dict(losses=[...], ...)``, the fields that it adds
+to the model of a pair. ``scratch`` is the student alone. Both are found by name in these
+directories and in those of the same name under the current directory, or by path. A teacher without
+a checkpoint is trained first, by the config in configs/teachers with the name of its directory.
 
-Each run is one of tools/train.py in WORK_DIR/PAIR/METHOD/seedN, one a GPU at a time or, without a
-GPU, one a core. The same command again goes on where it was stopped: a finished run is not
-repeated, a broken one continues from its last checkpoint. It refuses to begin where a stored run
-was trained by another config than it would be now, and where the methods of a pair differ in more
-than the method.
+Each run is a run of tools/train.py in WORK_DIR/PAIR/METHOD/seedN, one per GPU at a time or, without
+a GPU, one per core. Repeating the command continues a stopped benchmark: finished runs are kept,
+interrupted ones resume from their last checkpoint. The benchmark refuses to start if a stored run
+was trained by another config than it would be now, or if the methods of a pair differ in more than
+the method.
 
-At the end WORK_DIR has results.md, results.csv and results.png, of all that is finished in it.
+At the end WORK_DIR holds results.md, results.csv and results.png of all finished runs.
 """
 
 from __future__ import annotations
@@ -39,17 +39,18 @@ from pprint import pformat
 from typing import Any, NamedTuple
 
 import torch
-from _common import RUNNER_FIELDS, CfgOptions, check_file, merge_options, one_line_for
-from _results import SCRATCH, Result, read_results, surroundings, write_atomically, write_results
-from _runs import ACCURACY, ROOT, Ended, Run, RunFailed, check_code, positive, train_all
+from _results import Result, read_results, surroundings, write_atomically, write_results
+from _runs import Ended, Run, RunFailed, check_code, positive, train_all
 from mmengine.config import Config
 from rich.console import Console
 
-from mldr_kd_mm.utils.errors import ConfigError, describe
+from mldr_kd_mm.apis import configs
+from mldr_kd_mm.apis.configs import METHODS, PAIRS, SCRATCH, find_config, find_configs, read_config
+from mldr_kd_mm.engine.arguments import RUNNER_FIELDS, CfgOptions, merge_options
+from mldr_kd_mm.evaluation.logged_run import ACCURACY
+from mldr_kd_mm.utils.errors import ConfigError, describe, one_line_for
 
-PAIRS = 'configs/_base_/pairs'
-METHODS = 'configs/_base_/methods'
-TEACHERS = 'configs/teachers'
+TEACHERS = 'teachers'
 # The fields of a config that a run is made of: not where it is written and how it is started.
 SETTINGS = (RUNNER_FIELDS - {'work_dir', 'resume', 'launcher'}) | {'custom_imports'}
 # The fields of a distilled model that belong to its pair; the others are the method's own.
@@ -173,17 +174,20 @@ class Plan:
         self.students: list[BenchmarkRun] = []
         self.teachers: dict[Path, BenchmarkRun] = {}
         self.pairs: dict[str, Settings] = {}
-        self.methods = find_all('--methods', METHODS, args.methods)
-        additions = [load_method(method) for method in self.methods]
+        self.methods = find_all('method', METHODS, args.methods)
         self.work_dir = Path(args.work_dir)
         self._options = args.cfg_options
-        for pair in find_all('--pairs', PAIRS, args.pairs):
-            cfg = load_pair(pair)
-            self.pairs[pair.name] = compose(cfg, {}, self._options)
-            for method, addition in zip(self.methods, additions, strict=True):
-                settings = compose(cfg, addition, self._options)
-                if method.path is None:
-                    settings = student_alone(settings)
+        for pair in find_all('pair', PAIRS, args.pairs):
+            cfg = read_config(pair.path, 'pair')
+            configs.check_pair(cfg, 'pair')
+            self.pairs[pair.name] = complete(cfg, self._options)
+            for method in self.methods:
+                if method.name == SCRATCH:
+                    # Options describe the pair, so the student is taken after them.
+                    settings = student_alone(self.pairs[pair.name])
+                else:
+                    composed = configs.compose(cfg, method.argument)
+                    settings = complete(composed, self._options)
                 for seed in range(args.seeds):
                     self.students.append(self._student(pair, method, seed, settings))
 
@@ -232,12 +236,12 @@ class Plan:
         if checkpoint in self.teachers:
             return self.teachers[checkpoint]
         missing = f"model.teacher_checkpoint: there is no file '{checkpoint}'"
-        config = known_configs(TEACHERS).get(name)
+        config = find_configs(TEACHERS).get(name)
         if config is None:
-            raise ConfigError(f'{missing}, and no {TEACHERS}/{name}.py to train it with')
+            raise ConfigError(f'{missing}, and no configs/{TEACHERS}/{name}.py to train it with')
         # A teacher has another model than the students.
         options = {k: v for k, v in self._options.items() if k.split('.')[0] != 'model'}
-        cfg = load(config)
+        cfg = read_config(config)
         merge_options(cfg, options)
         settings = trained_part(cfg)
         seed = settings.get('randomness', {}).get('seed', 0)
@@ -255,68 +259,24 @@ def folder(work_dir: Path, pair: str, method: str, seed: int) -> Path:
     return work_dir / pair / method / f'seed{seed}'
 
 
-def known_configs(directory: str) -> dict[str, Path]:
-    """Return the configs in a directory of this project and of the current one, by name."""
-    paths = [path for root in (ROOT, Path()) for path in sorted((root / directory).glob('*.py'))]
-    return {path.stem: path for path in paths}
-
-
-def find_all(option: str, directory: str, arguments: Sequence[str]) -> list[Source]:
-    """Return the pairs or methods that an option names."""
-    known: dict[str, Path | None] = dict(known_configs(directory))
-    if directory == METHODS:
-        known[SCRATCH] = None
+def find_all(field: str, folder: str, arguments: Sequence[str]) -> list[Source]:
+    """Return the pairs or methods that the command line names."""
     sources: list[Source] = []
     for argument in arguments:
-        if argument.endswith('.py'):
-            check_file(option, argument)
-            source = Source(argument, Path(argument).stem, Path(argument))
-        elif argument in known:
-            source = Source(argument, argument, known[argument])
+        if argument == SCRATCH and folder == METHODS:
+            source = Source(argument, SCRATCH, None)
         else:
-            raise ConfigError(
-                f'{option} {argument}: there is no {directory}/{argument}.py; give the path of a '
-                f'file, or one of {", ".join(sorted(known)) or "those that you put there"}'
-            )
+            path = find_config(folder, argument, field)
+            source = Source(argument, path.stem, path)
         if source.name in [other.name for other in sources]:
-            raise ConfigError(f"{option} {argument}: '{source.name}' is given twice")
+            raise ConfigError(f"{field}={argument!r}: '{source.name}' is given twice")
         sources.append(source)
     return sources
 
 
-def load(path: Path) -> Config:
-    """Return a config."""
-    try:
-        return Config.fromfile(path)
-    except Exception as error:
-        raise ConfigError(f'{path}: {describe(error)}') from error
-
-
-def load_pair(pair: Source) -> Config:
-    """Return the config of a pair."""
-    cfg = load(pair.path)
-    for part in ('teacher', 'student'):
-        if part not in cfg.get('model', {}):
-            raise ConfigError(f"--pairs {pair.argument}: its model has no '{part}'")
-    return cfg
-
-
-def load_method(method: Source) -> dict[str, Any]:
-    """Return what a method adds to the config of a pair."""
-    if method.path is None:
-        return {}
-    content = load(method.path).to_dict()
-    if not isinstance(content.get('method'), dict):
-        raise ConfigError(f'{method.path}: has no method = dict(losses=[...], ...)')
-    return content
-
-
-def compose(pair: Config, method: dict[str, Any], options: dict[str, Any]) -> Settings:
-    """Return the settings of a pair with a method, resolved."""
-    cfg = copy.deepcopy(pair)
-    # What else the method's file has is merged too: check_recipe finds it if it trains differently.
-    cfg.merge_from_dict(copy.deepcopy(method))
-    cfg.merge_from_dict({'model': cfg.get('method', {})})
+def complete(cfg: Config, options: dict[str, Any]) -> Settings:
+    """Return the settings of a config with the options of the command line."""
+    cfg = copy.deepcopy(cfg)
     merge_options(cfg, options)
     settings = trained_part(cfg)
     settings['default_hooks'] = settings.get('default_hooks', {}) | {'checkpoint': CHECKPOINTS}
@@ -567,18 +527,23 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     parser = ArgumentParser(
         description=__doc__.replace('``', ''), formatter_class=RawDescriptionHelpFormatter
     )
-    parser.add_argument('--pairs', nargs='+', metavar='PAIR', help=f'names in {PAIRS}, or paths')
     parser.add_argument(
-        '--methods', nargs='+', metavar='METHOD', help=f'scratch, names in {METHODS}, or paths'
+        '--pairs', nargs='+', metavar='PAIR', help='names in configs/pairs, or paths'
     )
     parser.add_argument(
-        '--seeds', type=positive, default=3, metavar='N', help='seeds 0 to N-1; default: 3'
+        '--methods',
+        nargs='+',
+        metavar='METHOD',
+        help='scratch, names in configs/_base_/methods, or paths',
+    )
+    parser.add_argument(
+        '--seeds', type=positive, default=3, metavar='N', help='use seeds 0 to N-1; default: 3'
     )
     parser.add_argument(
         '--work-dir', default='work_dirs/benchmark', help='default: work_dirs/benchmark'
     )
     parser.add_argument(
-        '--jobs', type=positive, help='runs at a time; default: the number of GPUs, else of cores'
+        '--jobs', type=positive, help='runs at a time; default: one per GPU, else one per core'
     )
     parser.add_argument(
         '--cfg-options',
@@ -586,10 +551,10 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         action=CfgOptions,
         default={},
         metavar='KEY=VALUE',
-        help='override fields of the config of every run; for teachers only outside of the model',
+        help='override config fields of every run; for teachers all but those of the model',
     )
     parser.add_argument(
-        '--table-only', action='store_true', help='run nothing, write what is finished in WORK_DIR'
+        '--table-only', action='store_true', help='run nothing; write the tables of WORK_DIR'
     )
     args = parser.parse_args(argv)
     if not args.table_only and not (args.pairs and args.methods):

@@ -20,7 +20,6 @@ from pathlib import Path
 
 import numpy as np
 from _runs import (
-    ACCURACY,
     ROOT,
     Run,
     RunFailed,
@@ -34,6 +33,8 @@ from matplotlib.figure import Figure
 from mmengine.config import Config
 from rich.console import Console
 from rich.table import Table
+
+from mldr_kd_mm.evaluation.logged_run import ACCURACY
 
 WORK_DIR = Path('work_dirs/quickstart')
 LABELS = {

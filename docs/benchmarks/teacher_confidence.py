@@ -30,7 +30,7 @@ def predictions(model: torch.nn.Module, dataset, batch_size: int = 100) -> tuple
 
 def describe(pair: str, loader: str) -> str:
     """Return a line on the teacher of a pair, for the images of one of its data loaders."""
-    cfg = Config.fromfile(f'configs/_base_/pairs/{pair}.py')
+    cfg = Config.fromfile(f'configs/pairs/{pair}.py')
     cfg[loader].dataset.verify = False
     cfg.model.update(losses=[dict(loss=dict(type='KDLoss'))])
     cfg.model.data_preprocessor = cfg.data_preprocessor
@@ -49,6 +49,6 @@ def describe(pair: str, loader: str) -> str:
 if __name__ == '__main__':
     init_default_scope('mldr_kd_mm')
     torch.set_num_threads(1)
-    for pair in ('resnet18_to_vit_c20', 'vit_to_resnet18_c20'):
+    for pair in ('resnet18_to_vit_cifar100-20cls', 'vit_to_resnet18_cifar100-20cls'):
         for loader in ('train_dataloader', 'val_dataloader'):
             print(describe(pair, loader))

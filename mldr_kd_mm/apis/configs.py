@@ -1,60 +1,270 @@
-"""The configs that the package carries, for projects that inherit them."""
+"""Shipped configs, and the composition of a pair of models with a method."""
 
 from __future__ import annotations
 
+import copy
+import re
+from collections.abc import Mapping
 from difflib import get_close_matches
 from fnmatch import filter as matching
 from pathlib import Path
+from typing import Any
 
+import torch
+from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
-from mmengine.fileio import load
 
-from mldr_kd_mm.utils.errors import ConfigError
+from mldr_kd_mm.models.builder import build_classifier, is_cnn
+from mldr_kd_mm.utils.errors import ConfigError, check_file, describe, named
+from mldr_kd_mm.utils.logging import log_warnings_only
 
-# A wheel has the files here. In the repository, which an editable install uses, these are links to
-# the folders beside the package.
+# A wheel carries the files here. In the repository, which an editable install uses, these are links
+# to the folders beside the package.
 MIM = Path(__file__).parents[1] / '.mim'
 CONFIGS = MIM / 'configs'
+METHODS = '_base_/methods'
+PAIRS = 'pairs'
+SCRATCH = 'scratch'
+"""The method that trains the student of a pair alone."""
 
-# mmengine takes 'NAME::mldr/…' for the names in this table only, and looks for .mim beside what the
-# table gives for it: a distribution, or else a module. It looks for a distribution in site-packages
-# only, which an editable install is not in; a module beside .mim is found in both cases.
+# The variant that a method's authors use for CNN students.
+_FOR_CNN_STUDENTS = {'ofa': 'ofa_cnn'}
+# Methods that had a config for each pair before --method.
+_OLD_FOLDERS = 'kd|dkd|dist|ls|ofa|rkd|cc|crd|rsd|fitnet'
+
+# mmengine resolves 'NAME::mldr/…' only for the names in this table, and looks for .mim next to the
+# distribution or module that the table gives. It looks for distributions in site-packages only,
+# where an editable install is not; a module next to .mim is found in both cases.
 MODULE2PACKAGE['mldr_kd_mm'] = 'mldr_kd_mm.registry'
 
 
 def config_path(name: str) -> str:
-    """Return where a shipped config is, for ``Config.fromfile`` or another config's ``_base_``.
+    """Return the path of a shipped config, for ``Config.fromfile`` or another config's ``_base_``.
 
     ``_base_ = [__import__('mldr_kd_mm').config_path('mldr/deit_to_mobilenet_c100.py')]`` works in
-    any config. ``_base_ = 'mldr_kd_mm::mldr/deit_to_mobilenet_c100.py'`` is the same where
-    ``mldr_kd_mm`` was imported before the config is read.
+    any config. ``_base_ = 'mldr_kd_mm::mldr/deit_to_mobilenet_c100.py'`` works if ``mldr_kd_mm`` is
+    imported before the config is read.
 
     Args:
-        name: One of :func:`list_configs`, or a base, as ``_base_/methods/mldr.py``.
+        name: A name from :func:`list_configs`, or a base, such as ``_base_/methods/mldr.py``.
 
     Returns:
         The path of the file.
 
     Raises:
-        ConfigError: If there is no config of that name.
+        ConfigError: If no config has that name.
     """
     names = [path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob('*.py')]
     if name not in names:
-        near = get_close_matches(str(name), names, n=4, cutoff=0.5)
-        hint = f'; did you mean {" or ".join(near)}?' if near else ': see list_configs()'
-        raise ConfigError(f'config_path({name!r}): there is no config of that name{hint}')
+        hint = _suggest(name, names, cutoff=0.5) or 'list_configs() returns all names'
+        raise ConfigError(f'config_path({name!r}): there is no config of that name; {hint}')
     return str(CONFIGS / name)
 
 
 def list_configs(pattern: str | None = None) -> list[str]:
-    """Return the names of the shipped configs that can be trained.
+    """Return the names of the shipped configs that ``tools/train.py`` accepts.
+
+    Those in ``pairs/`` need a method beside them: ``tools/train.py PAIR --method NAME``, or a
+    config of your own with both as bases.
 
     Args:
-        pattern: None for all, or what a name must match, as ``'mldr/*'`` or ``'*_to_resnet18_*'``.
+        pattern: None for all names, or a shell pattern, such as ``'mldr/*'`` or
+            ``'*_to_resnet18_*'``.
 
     Returns:
-        Names as ``mldr/deit_to_mobilenet_c100.py``, sorted.
+        Sorted names, such as ``mldr/deit_to_mobilenet_c100.py``.
     """
-    metafiles = [load(MIM / path) for path in load(MIM / 'model-index.yml')['Import']]
-    paths = [model['Config'] for metafile in metafiles for model in metafile['Models']]
-    return sorted(matching([path.removeprefix('configs/') for path in paths], pattern or '*'))
+    paths = [path.relative_to(CONFIGS) for path in CONFIGS.rglob('*.py')]
+    names = [path.as_posix() for path in paths if path.parts[0] != '_base_']
+    return sorted(matching(names, pattern or '*'))
+
+
+def find_configs(folder: str) -> dict[str, Path]:
+    """Return the configs in a folder by name, without ``.py``.
+
+    Args:
+        folder: A folder of the shipped configs, such as ``pairs``. The folder of the same name in
+            ``configs/`` under the current directory counts too, and wins.
+    """
+    roots = (CONFIGS, Path('configs'))
+    paths = [path for root in roots for path in sorted((root / folder).glob('*.py'))]
+    return {path.stem: path for path in paths}
+
+
+def find_config(folder: str, name: str, field: str) -> Path:
+    """Return the path of a config that is given by its name or its path.
+
+    Args:
+        folder: Where names are looked up, see :func:`find_configs`.
+        name: A name, or a path that ends in ``.py``.
+        field: What the user calls it, for the errors.
+
+    Raises:
+        ConfigError: If there is no such config.
+    """
+    if name.endswith('.py'):
+        check_config_file(field, name)
+        return Path(name)
+    known = find_configs(folder)
+    if name not in known:
+        hint = _suggest(name, known) or f'give the path of a file, or one of {", ".join(known)}'
+        raise ConfigError(f'{field}={name!r}: there is no configs/{folder}/{name}.py; {hint}')
+    return known[name]
+
+
+def check_config_file(field: str, path: str) -> None:
+    """Raise a ConfigError unless a config file exists; point to the new path of one that moved."""
+    if moved := _new_path(path):
+        raise ConfigError(f'{field}={path!r}: this config has moved; use {moved}')
+    check_file(field, path)
+
+
+def read_config(path: str | Path, field: str = 'config') -> Config:
+    """Read a config file.
+
+    Args:
+        path: The path of the file.
+        field: What the user calls it, for the errors.
+
+    Raises:
+        ConfigError: If the file does not exist or cannot be read.
+    """
+    check_config_file(field, str(path))
+    try:
+        return Config.fromfile(path)
+    except Exception as error:
+        raise ConfigError(f'{path}: {describe(error)}') from error
+
+
+def load_config(path: str, method: str | None = None) -> Config:
+    """Read the config of a run, composed with a method if one is given.
+
+    Args:
+        path: A whole config, or a pair if there is a method.
+        method: See :func:`compose`.
+
+    Returns:
+        The config; its ``work_dir`` defaults to ``work_dirs/CONFIG`` or ``work_dirs/PAIR_METHOD``.
+
+    Raises:
+        ConfigError: If a file is missing or wrong, if a pair has no method, or if a config that has
+            losses is given one.
+    """
+    cfg = read_config(path)
+    is_pair = _is_distiller(cfg) and not cfg.model.get('losses')
+    if is_pair and method is None:
+        raise ConfigError(f'config={path!r}: a pair needs a method; add --method mldr or another')
+    name = Path(path).stem
+    if method is not None:
+        if not is_pair and _is_distiller(cfg):
+            pair = find_configs(PAIRS).get(name)
+            fix = f'give its pair, {pair}' if pair else 'leave --method out'
+            raise ConfigError(f'method={method!r}: {path} already has losses; {fix}')
+        cfg = compose(cfg, method)
+        name = f'{name}_{Path(method).stem}'
+    cfg.setdefault('work_dir', str(Path('work_dirs', name)))
+    return cfg
+
+
+def compose(
+    pair: Config, method: str | Mapping[str, Any], num_samples: int | None = None
+) -> Config:
+    """Add a method to a pair.
+
+    Args:
+        pair: A config whose model has a teacher and a student; it is not changed.
+        method: The name of a file in ``configs/_base_/methods``, the path of a file with
+            ``method = dict(losses=[...], ...)``, that dict itself, or ``'scratch'``, which trains
+            the student alone. The other fields of a file, such as ``custom_imports``, are added to
+            the config. For a CNN student the name ``ofa`` stands for ``ofa_cnn``.
+        num_samples: Number of training images, for a loss that remembers each of them (CRD). None:
+            the number that the method states.
+
+    Returns:
+        The composed config.
+
+    Raises:
+        ConfigError: If the method is not found or has no losses, or if the pair is not one.
+    """
+    check_pair(pair)
+    composed = copy.deepcopy(pair)
+    if method == SCRATCH:
+        composed.model = composed.model.student
+        return composed
+    fields = _read_method(method, pair)
+    addition = fields.pop('method')
+    if num_samples is not None:
+        _set_num_samples(addition, num_samples)
+    composed.merge_from_dict(fields)
+    composed.merge_from_dict({'model': addition})
+    return composed
+
+
+def check_pair(pair: Config, field: str = 'config') -> None:
+    """Raise a ConfigError unless the model of a config has a teacher and a student."""
+    for part in ('teacher', 'student'):
+        if part not in pair.get('model', {}):
+            raise ConfigError(
+                f'{field}={pair.filename!r}: its model has no {part}; a method needs a pair, see '
+                'configs/pairs'
+            )
+
+
+def find_method(method: str) -> Path:
+    """Return the file of a method that is given by its name or its path.
+
+    Raises:
+        ConfigError: If there is no such method.
+    """
+    return find_config(METHODS, method, 'method')
+
+
+def _read_method(method: str | Mapping[str, Any], pair: Config) -> dict[str, Any]:
+    """Return the fields of a method's file, of which ``method`` belongs to the model."""
+    if isinstance(method, str):
+        path, wanted = find_method(method), 'have method = dict(losses=[...], ...)'
+        if method in _FOR_CNN_STUDENTS and _has_cnn_student(pair):
+            variant = path.with_name(f'{_FOR_CNN_STUDENTS[method]}.py')
+            path = variant if variant.is_file() else path
+        fields, where = read_config(path, 'method').to_dict(), f'method={str(path)!r}'
+    else:
+        wanted = 'be a name, a path, or a dict with losses'
+        fields, where = {'method': copy.deepcopy(method)}, f'method={method!r}'
+    addition = fields.get('method')
+    if not isinstance(addition, Mapping) or not isinstance(addition.get('losses'), (list, tuple)):
+        raise ConfigError(f'{where}: must {wanted}')
+    return fields
+
+
+def _has_cnn_student(pair: Config) -> bool:
+    student = pair.model.student.to_dict()
+    student.pop('pretrained', None)  # no download to find out
+    with torch.random.fork_rng(devices=[]), log_warnings_only(), named('model.student'):
+        return is_cnn(build_classifier(student))
+
+
+def _set_num_samples(method: dict[str, Any], num_samples: int) -> None:
+    for entry in method['losses']:
+        loss = entry.get('loss', {})
+        if loss.get('type') == 'CRDLoss':
+            loss.update(num_samples=num_samples, negatives=min(loss['negatives'], num_samples - 1))
+
+
+def _is_distiller(cfg: Config) -> bool:
+    model = cfg.get('model') or {}
+    return 'teacher' in model and 'student' in model
+
+
+def _new_path(path: str) -> str | None:
+    """Return what replaces a config that has moved, as arguments of a tool, or None."""
+    new = re.sub(r'_tiny(?=(_64px)?\.py$)', '_tinyimagenet', path)
+    new = re.sub(r'_c20(?=\.py$)', '_cifar100-20cls', new)
+    new = new.replace('configs/_base_/pairs/', 'configs/pairs/')
+    new = re.sub(rf'configs/({_OLD_FOLDERS})/(.+\.py)$', r'configs/pairs/\2 --method \1', new)
+    exists = Path(new.partition(' --method ')[0]).is_file()
+    return new if new != path and exists and not Path(path).exists() else None
+
+
+def _suggest(name: Any, names: Any, cutoff: float = 0.6) -> str:
+    near = get_close_matches(str(name), list(names), n=4, cutoff=cutoff)
+    return f'did you mean {" or ".join(near)}?' if near else ''

@@ -12,11 +12,10 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmpretrain.apis.model import ModelHub, list_models
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from mldr_kd_mm.apis.configs import CONFIGS, config_path
 from mldr_kd_mm.models.backbones import VisionMamba
-from mldr_kd_mm.models.builder import build_classifier
+from mldr_kd_mm.models.builder import build_classifier, is_cnn
 from mldr_kd_mm.utils.errors import ConfigError, named
 from mldr_kd_mm.utils.logging import log_warnings_only
 
@@ -94,12 +93,10 @@ def recipe_of(model: NamedModel) -> str:
     other the Transformer's.
     """
     with torch.random.fork_rng(devices=[]), log_warnings_only(), named(f'model {model.name!r}'):
-        modules = list(build_classifier(copy.deepcopy(model.config)).modules())
-    if any(isinstance(module, VisionMamba) for module in modules):
+        built = build_classifier(copy.deepcopy(model.config))
+    if any(isinstance(module, VisionMamba) for module in built.modules()):
         return 'mamba'
-    has_attention = any('Attention' in type(module).__name__ for module in modules)
-    has_batch_norm = any(isinstance(module, _BatchNorm) for module in modules)
-    return 'cnn' if has_batch_norm and not has_attention else 'transformer'
+    return 'cnn' if is_cnn(built) else 'transformer'
 
 
 def with_pretrained_weights(model: NamedModel, field: str) -> dict[str, Any]:

@@ -1,10 +1,13 @@
-"""From a config to a run: what it needs first, the check that finds its mistakes, the start."""
+"""Run a config: fit it to the machine, check it, start it, and end with an exit code."""
 
 from __future__ import annotations
 
 import copy
+import errno
+import gc
 import importlib.util
 import os
+import sys
 from typing import Any
 
 import torch
@@ -21,38 +24,63 @@ from mmengine.registry import (
 from mmengine.runner import Runner
 
 from mldr_kd_mm.utils.checkpoint import use_safe_loading
-from mldr_kd_mm.utils.errors import ConfigError, named
+from mldr_kd_mm.utils.errors import ConfigError, describe, named
 from mldr_kd_mm.utils.logging import log_warnings_only
 from mldr_kd_mm.utils.progress import close_bars
 
-# The variable in which each launcher gives a process its number.
 RANK_VARIABLES = {'pytorch': 'RANK', 'slurm': 'SLURM_PROCID', 'mpi': 'OMPI_COMM_WORLD_RANK'}
+"""The variable in which each launcher gives a process its rank."""
 
 
 def fit_to_machine(cfg: Config) -> None:
-    """Fill in what a config may leave out, and mend what cannot work here.
+    """Fill in what a config may leave out, and replace what cannot work on this machine.
 
     Args:
         cfg: The config; it is changed.
+
+    Raises:
+        ConfigError: If its launcher cannot start processes without a GPU.
     """
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         if cfg.get(name):
             set_loader_defaults(cfg[name])
     if torch.cuda.is_available():
         use_fused_optimizer(cfg)
+    elif cfg.get('launcher', 'none') != 'none':
+        use_cpu_processes(cfg)
 
 
 def set_loader_defaults(loader: dict) -> None:
-    """Fill in what a data loader's config may leave out, and mend what cannot work here."""
+    """Fill in what a data loader's config may leave out."""
     loader.setdefault('collate_fn', dict(type='default_collate'))
     loader.pin_memory = loader.get('pin_memory', True) and torch.cuda.is_available()
-    # torch refuses to keep workers alive where there are none.
+    # torch rejects persistent_workers if there are no workers.
     workers = loader.get('num_workers', 0)
     loader.persistent_workers = loader.get('persistent_workers', True) and workers > 0
 
 
+def use_cpu_processes(cfg: Config) -> None:
+    """Let the processes of a run without a GPU communicate over gloo.
+
+    Raises:
+        ConfigError: If the launcher is not torchrun.
+    """
+    if cfg.launcher != 'pytorch':
+        raise ConfigError(f'--launcher {cfg.launcher} needs a GPU; without one use pytorch')
+    cfg.setdefault(
+        'model_wrapper_cfg',
+        dict(
+            type='MMDistributedDataParallel',
+            broadcast_buffers=False,
+            find_unused_parameters=cfg.get('find_unused_parameters', False),
+        ),
+    )
+    # mmengine would name a GPU, which torch rejects for a model on the CPU.
+    cfg.merge_from_dict({'env_cfg.dist_cfg.backend': 'gloo', 'model_wrapper_cfg.device_ids': None})
+
+
 def use_fused_optimizer(cfg: Config) -> None:
-    """Let a GPU update all weights in one kernel, which skips a step without the host."""
+    """Update all weights in one GPU kernel, which can skip a step without the host."""
     optimizer = cfg.get('optim_wrapper', {}).get('optimizer', {})
     if cfg.get('strategy') is None and optimizer.get('type') in ('SGD', 'Adam', 'AdamW'):
         if 'foreach' not in optimizer:
@@ -60,17 +88,17 @@ def use_fused_optimizer(cfg: Config) -> None:
 
 
 def preflight(cfg: Config, *fields: str) -> None:
-    """Build once what a run is made of, so that a mistake is found before anything is written.
+    """Build the parts of a run once, so that a mistake is found before anything is written.
 
-    Only the first process does it. What is built is thrown away: the Runner builds all of it
-    again, under its own seed.
+    Only rank 0 does it. The parts are discarded: the Runner builds them again, under its own seed.
 
     Args:
         cfg: The config; it is not changed.
-        fields: The fields that the run cannot do without.
+        fields: The fields that the run requires.
 
     Raises:
-        ConfigError: A field is missing, or its model, data set or optimizer cannot be built.
+        ConfigError: If a field is missing, or the model, a data set or the optimizer cannot be
+            built.
     """
     for field in fields:
         if cfg.get(field) is None:
@@ -91,12 +119,20 @@ def preflight(cfg: Config, *fields: str) -> None:
                 build_optim_wrapper(model, cfg.optim_wrapper)
         for field in fields:
             if field.endswith('_dataloader'):
-                with named(f'{field}.dataset'):
-                    DATASETS.build(cfg[field].dataset)
+                build_dataset(f'{field}.dataset', cfg[field].dataset)
+
+
+def build_dataset(field: str, config: dict) -> None:
+    """Build a data set; a missing folder is a mistake in its config too."""
+    try:
+        with named(field):
+            DATASETS.build(config)
+    except FileNotFoundError as error:
+        raise ConfigError(f'{field}: {describe(error)}') from error
 
 
 def check_strategy(cfg: Config) -> None:
-    """Raise for a strategy that nobody would read, or that cannot run here."""
+    """Raise a ConfigError for a strategy that is not read or cannot run here."""
     if cfg.get('strategy') is None:
         return
     kind = cfg.strategy.get('type')
@@ -111,7 +147,7 @@ def check_strategy(cfg: Config) -> None:
 
 
 def check_optimizer(kind: Any) -> None:
-    """Raise for an unknown name, which mmengine's own message would not mention."""
+    """Raise a ConfigError for an unknown name, which mmengine's own message does not mention."""
     if isinstance(kind, str) and OPTIMIZERS.get(kind) is None:
         raise ConfigError(f"optim_wrapper.optimizer.type: there is no optimizer '{kind}'")
 
@@ -120,9 +156,9 @@ def start(cfg: Config, task: str) -> Runner:
     """Build the Runner and run its method ``train`` or ``test``.
 
     Returns:
-        The Runner, when it has ended.
+        The Runner, after the run.
     """
-    # The hook that does it comes too late for a FlexibleRunner.
+    # The hook that does this runs too late for a FlexibleRunner.
     use_safe_loading()
     runner = RUNNERS.build(cfg)
     try:
@@ -130,3 +166,77 @@ def start(cfg: Config, task: str) -> Runner:
     finally:
         close_bars()
     return runner
+
+
+def run(cfg: Config, task: str) -> None:
+    """Run a config as the main job of this process, and end the process.
+
+    Exit codes: 1 for a failure of the machine, such as a full disk or a lost process; that of the
+    StopSignalHook if a signal stopped the run.
+
+    Args:
+        cfg: The config.
+        task: ``train`` or ``test``.
+    """
+    over_gloo = cfg.launcher != 'none' and not torch.cuda.is_available()
+    join_processes(cfg, over_gloo)
+    try:
+        start(cfg, task)
+        code = 0
+    except SystemExit as stop:  # raised by the StopSignalHook
+        code = stop.code
+    except (OSError, RuntimeError) as error:
+        message = machine_failure(error)
+        if message is None:
+            raise
+        print(f'error: {message}; --resume continues from the last checkpoint', file=sys.stderr)
+        code = 1
+    leave(code, over_gloo)
+
+
+def join_processes(cfg: Config, over_gloo: bool) -> None:
+    """Initialise the process group in the cases that mmengine does not handle."""
+    attempt = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0))
+    if over_gloo:
+        # mmengine would first choose a GPU for this process.
+        backend = 'gloo'
+    elif cfg.launcher == 'pytorch' and attempt:
+        torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
+        backend = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('backend', 'nccl')
+    else:
+        return
+    # torchrun keeps its store when it restarts the processes, and with it the addresses of those
+    # that have ended. A prefix keeps a process from reading them.
+    store, rank, processes = next(torch.distributed.rendezvous('env://'))
+    store = torch.distributed.PrefixStore(f'attempt{attempt}', store)
+    torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=processes)
+
+
+def machine_failure(error: Exception) -> str | None:
+    """Describe an error that neither the config nor the program causes; None for any other."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f'{error.filename or "a file"} cannot be written: {error.strerror}'
+    # gloo raises plain RuntimeErrors.
+    if torch.distributed.is_initialized() and (
+        isinstance(error, torch.distributed.DistError)
+        or any(words in str(error) for words in ('gloo', 'Connection closed by peer'))
+    ):
+        reason = describe(error).splitlines()[0]
+        return f'another process of this run is gone or cannot be reached ({reason})'
+    return None
+
+
+def leave(code: int, over_gloo: bool) -> None:
+    """End this process of a run."""
+    if over_gloo:
+        # A gloo thread that frees a tensor while Python shuts down aborts the process (one run in
+        # six on a busy machine), so Python is not shut down. The collection ends the workers of
+        # the data loaders.
+        gc.collect()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    if code:
+        sys.exit(code)

@@ -24,6 +24,9 @@ from mldr_kd_mm.utils.checkpoint import has_training_state, load_checkpoint
 from mldr_kd_mm.utils.errors import ConfigError, named
 from mldr_kd_mm.utils.safe_config import read_config
 
+ACCURACY = 'accuracy/top1'
+"""Name under which the top-1 accuracy on the validation set is logged, in percent."""
+
 
 def read_records(work_dir: Path) -> list[dict[str, Any]]:
     """Return all that a run logged so far, in the order of time.

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from mmpretrain.models import BaseClassifier, TimmClassifier
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mldr_kd_mm.models.taps.stages import INPUT, evaluation_mode, feature_tap
 from mldr_kd_mm.models.taps.tapped_model import Probe
@@ -147,6 +148,13 @@ def build_classifier(config: dict) -> nn.Module:
     if isinstance(classifier, TimmClassifier):
         classifier._is_init = bool(config.get('pretrained') or config.get('checkpoint_path'))
     return classifier
+
+
+def is_cnn(model: nn.Module) -> bool:
+    """Return whether a network has BatchNorm and no attention."""
+    modules = list(model.modules())
+    has_attention = any('Attention' in type(module).__name__ for module in modules)
+    return any(isinstance(module, _BatchNorm) for module in modules) and not has_attention
 
 
 def nest(classifier: nn.Module) -> None:

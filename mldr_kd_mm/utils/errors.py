@@ -3,6 +3,7 @@
 import functools
 import inspect
 import math
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -65,6 +66,16 @@ def are_sizes(values: Any, count: int) -> bool:
     """Return whether ``values`` is a list or tuple of ``count`` whole numbers of 1 or more."""
     is_list = isinstance(values, (list, tuple)) and len(values) == count
     return is_list and all(is_number(size, int) and size > 0 for size in values)
+
+
+def check_file(field: str, path: str) -> None:
+    """Check that a path is a file; a URL is left to mmengine.
+
+    Raises:
+        ConfigError: There is no such file.
+    """
+    if '://' not in path and not os.path.isfile(path):
+        raise ConfigError(f"{field}: there is no file '{path}'")
 
 
 def check_positive(**fields: int) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from mldr_kd_mm.evaluation.logged_run import LoggedRun
+from mldr_kd_mm.evaluation.logged_run import ACCURACY, LoggedRun
 from mldr_kd_mm.evaluation.measures import agreement, expected_calibration_error, softmax
 from mldr_kd_mm.evaluation.observer import Observations, Observer
 from mldr_kd_mm.utils.atomic_files import atomic_write
@@ -19,7 +19,7 @@ from mldr_kd_mm.version import __version__
 from mldr_kd_mm.visualization import figures
 from mldr_kd_mm.visualization.model_figures import class_names
 from mldr_kd_mm.visualization.page import Row, render
-from mldr_kd_mm.visualization.sections import ACCURACY, SECTIONS, Entry
+from mldr_kd_mm.visualization.sections import SECTIONS, Entry
 
 _COLUMNS = (
     'Run',

@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from mldr_kd_mm.evaluation.logged_run import LoggedRun
+from mldr_kd_mm.evaluation.logged_run import ACCURACY, LoggedRun
 from mldr_kd_mm.evaluation.measures import ConfusedPair, changed_pairs
 from mldr_kd_mm.evaluation.observer import Observations
 from mldr_kd_mm.visualization import figures, model_figures
 from mldr_kd_mm.visualization.page import Picture, Section
 
-ACCURACY = 'accuracy/top1'
 _MOST_PAIRS = 12
 
 

@@ -55,7 +55,7 @@ def put_project(root):
     """Write a pair, a method and a teacher, as a user's own project has them."""
     model = dict(type='Distiller', teacher=helpers.vit(), student=helpers.resnet())
     model |= dict(teacher_checkpoint=f'{TEACHER}/epoch_1.pth', input_size=(3, 32, 32))
-    put(root / 'configs/_base_/pairs/vit_to_resnet.py', **settings(model, max_epochs=2))
+    put(root / 'configs/pairs/vit_to_resnet.py', **settings(model, max_epochs=2))
     put(root / 'configs/_base_/methods/dfra.py', method=dict(losses=[DFRA]))
     put(root / 'configs/teachers/small_vit.py', **settings(helpers.vit()))
 
@@ -335,7 +335,7 @@ def logged_so_far(work_dir):
 @pytest.mark.slow
 def test_failing_run_does_not_stop_the_others(project, benchmark):
     put(Path('configs/teachers/small_vit.py'), **settings(helpers.vit(nonsense=1)))
-    arguments = ['--pairs', 'configs/_base_/pairs/vit_to_resnet.py', '--seeds', '1']
+    arguments = ['--pairs', 'configs/pairs/vit_to_resnet.py', '--seeds', '1']
     arguments += ['--methods', 'dfra', 'scratch', '--cfg-options', 'train_cfg.val_begin=1']
     code, stdout, stderr = run(*arguments, cwd=project)
     assert code == 1
@@ -353,7 +353,7 @@ def test_failing_run_does_not_stop_the_others(project, benchmark):
     text = (WORK_DIR / 'results.md').read_text()
     assert 'Teacher: not measured.' in text
     assert (
-        '    python tools/benchmark.py --pairs configs/_base_/pairs/vit_to_resnet.py --methods '
+        '    python tools/benchmark.py --pairs configs/pairs/vit_to_resnet.py --methods '
         'scratch --seeds 1 --cfg-options train_cfg.val_begin=1\n'
     ) in text
     # The teacher never trained, so its config may be mended.
@@ -486,23 +486,23 @@ def test_method_may_bring_its_own_code(project, benchmark):
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        (['--pairs', 'a', '--methods', 'dfra'], '--pairs a: there is no configs/_base_/pairs/a.py'),
+        (['--pairs', 'a', '--methods', 'dfra'], "pair='a': there is no configs/pairs/a.py"),
         (
             ['--pairs', 'vit_to_resnet', '--methods', 'dfrb'],
-            '--methods dfrb: there is no configs/_base_/methods/dfrb.py',
+            "method='dfrb': there is no configs/_base_/methods/dfrb.py; did you mean dfra",
         ),
-        (['--pairs', 'a.py', '--methods', 'dfra'], "--pairs: there is no file 'a.py'"),
+        (['--pairs', 'a.py', '--methods', 'dfra'], "pair: there is no file 'a.py'"),
         (
             ['--pairs', 'configs/teachers/small_vit.py', '--methods', 'dfra'],
-            "--pairs configs/teachers/small_vit.py: its model has no 'teacher'",
+            "pair='configs/teachers/small_vit.py': its model has no teacher",
         ),
         (
             ['--pairs', 'vit_to_resnet', '--methods', 'configs/teachers/small_vit.py'],
-            'configs/teachers/small_vit.py: has no method = dict(losses=[...], ...)',
+            "method='configs/teachers/small_vit.py': must have method = dict(losses=[...], ...)",
         ),
         (
             ['--pairs', 'vit_to_resnet', '--methods', 'dfra', 'configs/_base_/methods/dfra.py'],
-            "--methods configs/_base_/methods/dfra.py: 'dfra' is given twice",
+            "method='configs/_base_/methods/dfra.py': 'dfra' is given twice",
         ),
         (
             [*COMMAND, '--cfg-options', 'model.teacher_checkpoint=work_dirs/other/epoch_1.pth'],
@@ -562,8 +562,8 @@ def test_teacher_that_is_taught_comes_after_its_own(project, benchmark):
     put(project / 'configs/teachers/small_vit.py', **settings(model, max_epochs=1))
     put(project / 'configs/teachers/tiny_vit.py', **settings(helpers.vit(), max_epochs=4))
     put(
-        project / 'configs/_base_/pairs/other.py',
-        **Config.fromfile('configs/_base_/pairs/vit_to_resnet.py').to_dict(),
+        project / 'configs/pairs/other.py',
+        **Config.fromfile('configs/pairs/vit_to_resnet.py').to_dict(),
     )
     plan = make_plan(benchmark, '--pairs', 'vit_to_resnet', 'other', '--methods', 'scratch', 'dfra')
     tiny, small, *students = plan.runs()
@@ -796,9 +796,7 @@ def test_table(benchmark, read_tool):
 def test_shipped_pairs_and_methods_are_found(benchmark, tmp_path, monkeypatch):
     """Every shipped pair with one method, and one pair with every method, from any directory."""
     monkeypatch.chdir(tmp_path)
-    pairs, methods = (
-        list(benchmark.known_configs(d)) for d in (benchmark.PAIRS, benchmark.METHODS)
-    )
+    pairs, methods = (list(benchmark.find_configs(d)) for d in (benchmark.PAIRS, benchmark.METHODS))
     assert 'mldr' in methods
     pairs_with_one = make_plan(benchmark, '--pairs', *pairs, '--methods', 'mldr', '--seeds', '1')
     one_with_all = make_plan(benchmark, '--pairs', pairs[0], '--methods', 'scratch', *methods)

@@ -106,10 +106,7 @@ def load(config, read_tool):
     train = read_tool('train')
 
     def load_config(*args):
-        args = train['parse_args']([str(config), *args])
-        cfg = train['load_config'](args)
-        train['apply_flags'](cfg, args)
-        return cfg
+        return train['make_config'](train['parse_args']([str(config), *args]))
 
     return load_config
 

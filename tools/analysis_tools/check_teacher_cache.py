@@ -19,13 +19,11 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from _common import add_arguments, load_config, one_line_for
-
+from mldr_kd_mm.apis.configs import load_config
+from mldr_kd_mm.engine.arguments import add_arguments, apply_arguments
 from mldr_kd_mm.engine.launch import preflight
 from mldr_kd_mm.models.distillers.teacher_cache import FINGERPRINT
-from mldr_kd_mm.utils.errors import ConfigError, check_positive
+from mldr_kd_mm.utils.errors import ConfigError, check_positive, one_line_for
 
 TOLERANCE = 1e-3
 """Of the largest value. Half precision rounds by half of it, another device by far less."""
@@ -105,7 +103,8 @@ def main(argv: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as work_dir:
         with one_line_for(Exception, args.traceback):
             check_positive(samples=args.samples)
-            cfg = load_config(args)
+            cfg = load_config(args.config, args.method)
+            apply_arguments(cfg, args)
             prepare(cfg, work_dir)
             preflight(cfg, 'model', 'train_dataloader')
         with one_line_for(ConfigError, args.traceback):

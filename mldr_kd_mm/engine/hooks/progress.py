@@ -13,11 +13,11 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
 
+from mldr_kd_mm.evaluation.logged_run import ACCURACY
 from mldr_kd_mm.models.distillers.distiller import Distiller
 from mldr_kd_mm.registry import HOOKS
 from mldr_kd_mm.utils.progress import close_bars, is_open, open_bars, remove_bar, show_bar
 
-ACCURACY = 'accuracy/top1'
 # The first steps are slower than the rest; those after them are timed.
 _FIRST_STEPS, _TIMED_STEPS = 5, 20
 

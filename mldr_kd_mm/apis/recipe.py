@@ -1,0 +1,367 @@
+"""Turn the options of :func:`mldr_kd_mm.distill` into configs of training runs."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.logging import print_log
+
+from mldr_kd_mm.apis.configs import SCRATCH, compose, config_path
+from mldr_kd_mm.apis.models import NamedModel, find_model, recipe_of, with_pretrained_weights
+from mldr_kd_mm.datasets import ImageFolder
+from mldr_kd_mm.utils.errors import (
+    ConfigError,
+    check_above_zero,
+    check_positive,
+    check_switch,
+    is_number,
+)
+
+AUGMENTATIONS = ('recipe', 'light')
+
+_LABEL_SMOOTHING = dict(type='LabelSmoothLoss', label_smooth_val=0.1, mode='original')
+_MIXING = dict(augments=[dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)])
+# A default batch size leaves an epoch at least this many steps, unless that takes a smaller batch.
+_MIN_STEPS, _MIN_BATCH_SIZE = 16, 16
+
+
+@dataclass(frozen=True)
+class Options:
+    """Checked arguments of :func:`mldr_kd_mm.distill`, which documents them.
+
+    Raises:
+        ConfigError: If one is out of range.
+    """
+
+    teacher: str | dict
+    student: str | dict
+    data: str
+    method: str | dict = 'mldr'
+    epochs: int = 100
+    _: dataclasses.KW_ONLY
+    teacher_checkpoint: str | None = None
+    teacher_epochs: int | None = None
+    teacher_pretrained: bool = True
+    student_pretrained: bool = False
+    image_size: int | None = None
+    batch_size: int | None = None
+    lr: float | None = None
+    teacher_lr: float | None = None
+    augmentation: str = 'recipe'
+    val_fraction: float = 0.1
+    seed: int = 0
+    workers: int | None = None
+    amp: bool | None = None
+    work_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        given = {
+            name: getattr(self, name)
+            for name in ('image_size', 'batch_size', 'teacher_epochs')
+            if getattr(self, name)
+        }
+        check_positive(epochs=self.epochs, **given)
+        check_switch(
+            teacher_pretrained=self.teacher_pretrained, student_pretrained=self.student_pretrained
+        )
+        rates = dict(lr=self.lr, teacher_lr=self.teacher_lr)
+        check_above_zero(**{name: rate for name, rate in rates.items() if rate is not None})
+        for field in ('seed', 'workers'):
+            value = getattr(self, field)
+            if value is not None and not (is_number(value, int) and value >= 0):
+                raise ConfigError(f'{field}={value!r}: must be a whole number of 0 or more')
+        if self.augmentation not in AUGMENTATIONS:
+            raise ConfigError(
+                f'augmentation={self.augmentation!r}: must be one of {", ".join(AUGMENTATIONS)}'
+            )
+        if not isinstance(self.data, (str, os.PathLike)):
+            raise ConfigError(f'data={self.data!r}: must be the path of a folder of images')
+        if not isinstance(self.method, (str, Mapping)) or self.method == SCRATCH:
+            raise ConfigError(
+                f'method={self.method!r}: must be a name, a path, or a dict with losses'
+            )
+        if self.amp and not torch.cuda.is_available():
+            raise ConfigError('amp=True: needs a GPU, and torch finds none: leave it out')
+
+    @property
+    def trains_teacher(self) -> bool:
+        """Whether the teacher is trained on the folder first."""
+        return self.teacher_checkpoint is None and self.teacher_epochs != 0
+
+    @property
+    def epochs_of_teacher(self) -> int:
+        """Epochs for which a teacher is trained first."""
+        return self.teacher_epochs or self.epochs
+
+
+def parse_options(*args: Any, **options: Any) -> Options:
+    """Return the options that :func:`mldr_kd_mm.distill` was called with.
+
+    Raises:
+        ConfigError: If one is unknown or out of range.
+    """
+    fields = [field.name for field in dataclasses.fields(Options)]
+    for name in options:
+        if name not in fields:
+            raise ConfigError(f'distill() has no argument {name!r}: it takes {", ".join(fields)}')
+    return Options(*args, **options)
+
+
+def read_training_images(options: Options) -> ImageFolder:
+    """Return the training images, after checking that there are validation images.
+
+    Raises:
+        ConfigError: If the folder does not hold images of at least two classes.
+    """
+    settings = dict(
+        data_root=str(options.data), val_fraction=options.val_fraction, seed=options.seed
+    )
+    train, val = (ImageFolder(split=split, **settings) for split in ('train', 'val'))
+    print_log(
+        f'data={str(options.data)!r}: {len(train.CLASSES)} classes, {len(train)} training images, '
+        f'{len(val)} validation images',
+        'current',
+    )
+    return train
+
+
+def find_models(options: Options, num_classes: int) -> tuple[NamedModel, NamedModel]:
+    """Return the teacher and the student.
+
+    Raises:
+        ConfigError: If one does not exist.
+    """
+    teacher, student = (
+        find_model(getattr(options, field), num_classes, options.image_size, field)
+        for field in ('teacher', 'student')
+    )
+    return teacher, student
+
+
+def default_work_dir(options: Options, teacher: NamedModel, student: NamedModel) -> Path:
+    """Return the work directory of a run that names none."""
+    method = Path(options.method).stem if isinstance(options.method, str) else 'method'
+    return Path('work_dirs', f'{teacher.name}_to_{student.name}_{method}')
+
+
+def student_config(
+    options: Options, images: ImageFolder, teacher: NamedModel, student: NamedModel
+) -> Config:
+    """Return the config of the distillation run.
+
+    Args:
+        options: The options.
+        images: The training images.
+        teacher: The teacher.
+        student: The student.
+
+    Raises:
+        ConfigError: If the method is wrong, or the teacher's pretrained weights do not fit.
+    """
+    work_dir = Path(options.work_dir or default_work_dir(options, teacher, student))
+    cfg = _run_config(options, images, student, options.epochs, work_dir, options.lr)
+    cfg.model = dict(
+        type='Distiller',
+        **_teacher_fields(options, len(images.CLASSES), teacher, student, work_dir),
+        student=_student_model(options, student),
+        input_size=(3, student.image_size, student.image_size),
+    )
+    return compose(cfg, options.method, num_samples=len(images))
+
+
+def teacher_config(
+    options: Options, images: ImageFolder, teacher: NamedModel, cfg: Config
+) -> Config:
+    """Return the config of the run that trains the teacher first.
+
+    Args:
+        options: The options.
+        images: The training images.
+        teacher: The teacher.
+        cfg: The config of the distillation run, which reads the teacher's checkpoint.
+    """
+    work_dir = Path(cfg.model.teacher_checkpoint).parent
+    cfg = _run_config(
+        options, images, teacher, options.epochs_of_teacher, work_dir, options.teacher_lr
+    )
+    cfg.model = copy.deepcopy(teacher.config)
+    if _mixes_images(options, teacher):
+        cfg.model.setdefault('train_cfg', _MIXING)
+    return cfg
+
+
+def _student_model(options: Options, student: NamedModel) -> dict[str, Any]:
+    model = copy.deepcopy(student.config)
+    if options.student_pretrained:
+        model = with_pretrained_weights(student, 'student')
+    if model.get('type') == 'TimmClassifier':
+        model.setdefault('loss', _LABEL_SMOOTHING)
+    if _mixes_images(options, student):
+        model.setdefault('train_cfg', _MIXING)
+    return model
+
+
+def _teacher_fields(
+    options: Options, num_classes: int, teacher: NamedModel, student: NamedModel, work_dir: Path
+) -> dict[str, Any]:
+    """Return the fields of a Distiller that describe the teacher."""
+    model = copy.deepcopy(teacher.config)
+    checkpoint = options.teacher_checkpoint
+    if options.trains_teacher:
+        checkpoint = str(work_dir / 'teacher' / f'epoch_{options.epochs_of_teacher}.pth')
+    elif checkpoint is None and isinstance(options.teacher, str) and options.teacher_pretrained:
+        _check_pretrained_classes(teacher, num_classes)
+        model = with_pretrained_weights(teacher, 'teacher')
+    if teacher.normalization != student.normalization:
+        model.setdefault('data_preprocessor', dict(teacher.normalization))
+    fields = dict(teacher=model, teacher_checkpoint=checkpoint)
+    if teacher.image_size != student.image_size:
+        fields['teacher_input_size'] = (3, teacher.image_size, teacher.image_size)
+    return fields
+
+
+def _check_pretrained_classes(teacher: NamedModel, num_classes: int) -> None:
+    if teacher.pretrained_classes not in (None, num_classes):
+        raise ConfigError(
+            f'teacher_epochs=0: the pretrained weights of {teacher.name!r} have '
+            f'{teacher.pretrained_classes} classes, the folder has {num_classes}: leave '
+            'teacher_epochs out to train the teacher on the folder first, or give '
+            'teacher_checkpoint'
+        )
+
+
+def _mixes_images(options: Options, model: NamedModel) -> bool:
+    """Whether training uses mixup and cutmix, which belong to the Transformer recipe."""
+    return options.augmentation == 'recipe' and recipe_of(model) != 'cnn'
+
+
+def _run_config(
+    options: Options,
+    images: ImageFolder,
+    trained: NamedModel,
+    epochs: int,
+    work_dir: Path,
+    lr: float | None,
+) -> Config:
+    """Return the config of a run without its model."""
+    recipe = recipe_of(trained)
+    batch_size = options.batch_size or _default_batch_size(len(images))
+    cfg = Config(
+        {
+            **_base('default_runtime'),
+            **_base(f'schedules/{recipe}_300e'),
+            **_data_fields(options, images, trained, recipe, batch_size),
+        }
+    )
+    _set_epochs(cfg, epochs)
+    _scale_lr(cfg, batch_size, lr)
+    cfg.randomness.seed = options.seed
+    cfg.work_dir = str(work_dir)
+    if torch.cuda.is_available() if options.amp is None else options.amp:
+        cfg.optim_wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic')
+    return cfg
+
+
+def _base(name: str) -> dict[str, Any]:
+    return Config.fromfile(config_path(f'_base_/{name}.py')).to_dict()
+
+
+def _default_batch_size(images: int) -> int:
+    """Return the recipes' 128, or a smaller power of two that leaves an epoch enough steps."""
+    size = 128
+    while size > _MIN_BATCH_SIZE and images / size < _MIN_STEPS:
+        size //= 2
+    return size
+
+
+def _data_fields(
+    options: Options, images: ImageFolder, trained: NamedModel, recipe: str, batch_size: int
+) -> dict[str, Any]:
+    """Return the fields of a config that describe data, augmentation and validation."""
+    base = _base('datasets/folder_224')
+    train_pipeline, test_pipeline = _pipelines(options, base, trained.image_size, recipe)
+    folder = dict(
+        type='mldr_kd_mm.ImageFolder',
+        data_root=str(options.data),
+        val_fraction=options.val_fraction,
+        seed=options.seed,
+    )
+    workers = min(8, os.cpu_count()) if options.workers is None else options.workers
+    loading = dict(batch_size=batch_size, num_workers=workers)
+    val_dataloader = dict(
+        base['val_dataloader'],
+        **loading,
+        dataset=dict(folder, split='val', pipeline=test_pipeline),
+    )
+    evaluator = dict(type='Accuracy', topk=(1, 5) if len(images.CLASSES) > 5 else (1,))
+    return dict(
+        data_preprocessor=dict(
+            base['data_preprocessor'], num_classes=len(images.CLASSES), **trained.normalization
+        ),
+        train_dataloader=dict(
+            base['train_dataloader'],
+            **loading,
+            # BatchNorm cannot be trained on a last batch of one.
+            drop_last=len(images) % batch_size == 1,
+            dataset=dict(folder, split='train', pipeline=train_pipeline),
+        ),
+        val_dataloader=val_dataloader,
+        val_evaluator=evaluator,
+        test_dataloader=copy.deepcopy(val_dataloader),
+        test_evaluator=dict(evaluator),
+    )
+
+
+def _pipelines(
+    options: Options, base: dict[str, Any], size: int, recipe: str
+) -> tuple[list[dict], list[dict]]:
+    """Return the training and test pipelines for an image size."""
+    if options.augmentation == 'light':
+        resize = dict(type='Resize', scale=(size, size), interpolation='bilinear')
+        shift = dict(type='RandomCrop', crop_size=size, padding=size // 8)
+        load, pack = dict(type='LoadImageFromFile'), dict(type='PackInputs')
+        return [load, resize, shift, pack], [load, resize, pack]
+    train, test = base['train_pipeline'], base['test_pipeline']
+    if recipe != 'cnn':
+        train[-1:-1] = _base('datasets/strong_augmentation')['strong_augmentation']
+    _resize(train, size)
+    _resize(test, size)
+    return train, test
+
+
+def _resize(pipeline: list[dict], size: int) -> None:
+    """Adapt a pipeline for 224 px to another image size."""
+    for step in pipeline:
+        for field in ('scale', 'crop_size'):
+            if field in step:
+                step[field] = round(step[field] * size / 224)
+
+
+def _set_epochs(cfg: Config, epochs: int) -> None:
+    """Fit a recipe of a warm-up and a cosine schedule to a number of epochs.
+
+    The warm-up takes at most an eighth of them, as in the shipped shorter recipes.
+    """
+    warm_up, cosine = cfg.param_scheduler
+    begin = min(cosine.begin, epochs // 8)
+    cosine.update(begin=begin, end=epochs, T_max=max(epochs - begin - 1, 1))
+    warm_up.end = begin + 1
+    cfg.param_scheduler = [warm_up, cosine] if begin else [cosine]
+    cfg.train_cfg.max_epochs = epochs
+
+
+def _scale_lr(cfg: Config, batch_size: int, lr: float | None) -> None:
+    """Scale the learning rates to the batch size, or to a given learning rate."""
+    optimizer = cfg.optim_wrapper.optimizer
+    scale = batch_size / cfg.auto_scale_lr.base_batch_size if lr is None else lr / optimizer.lr
+    optimizer.lr *= scale
+    cfg.param_scheduler[-1].eta_min *= scale
+    cfg.auto_scale_lr.base_batch_size = batch_size

@@ -1,0 +1,164 @@
+"""Command-line arguments of ``tools/train.py`` and ``tools/test.py``, applied to a config."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import os
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.runner import FlexibleRunner, Runner
+
+from mldr_kd_mm.engine.launch import RANK_VARIABLES, fit_to_machine
+from mldr_kd_mm.utils.errors import ConfigError, check_file, describe
+
+RUNNER_FIELDS = {
+    *inspect.signature(Runner.__init__).parameters,
+    *inspect.signature(FlexibleRunner.__init__).parameters,
+    'runner_type',
+    'compile',
+    'find_unused_parameters',
+    'model_wrapper_cfg',
+    'sync_bn',
+}
+"""Fields that mmengine reads from a config: the Runners' arguments, and what it looks up itself."""
+
+
+class CfgOptions(DictAction):
+    """KEY=VALUE pairs; mmengine's own class answers a missing ``=`` with a traceback."""
+
+    def __call__(
+        self,
+        parser: ArgumentParser,
+        namespace: Namespace,
+        values: Sequence[str],
+        option_string: str | None = None,
+    ) -> None:
+        for value in values:
+            if '=' not in value:
+                parser.error(f"{option_string} takes KEY=VALUE, got '{value}'")
+        super().__call__(parser, namespace, values, option_string)
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the arguments that training and testing share."""
+    parser.add_argument(
+        '--method',
+        metavar='NAME_OR_FILE',
+        help='method to add to a pair: a name in configs/_base_/methods, such as mldr or dist; the '
+        'path of a file with method = dict(losses=[...]); or scratch, the student alone',
+    )
+    parser.add_argument(
+        '--work-dir',
+        help='directory for checkpoints and logs; default: work_dir of the config, else '
+        'work_dirs/CONFIG or work_dirs/PAIR_METHOD',
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=CfgOptions,
+        default={},
+        metavar='KEY=VALUE',
+        help='override config fields, such as optim_wrapper.optimizer.lr=0.1 or key="[a,b]"',
+    )
+    parser.add_argument(
+        '--launcher',
+        choices=['none', *RANK_VARIABLES],
+        default='none',
+        help='what started this process; the launch scripts set it',
+    )
+    # torch.distributed.launch passes this, in either spelling; torchrun sets LOCAL_RANK.
+    parser.add_argument(
+        '--local-rank', '--local_rank', type=int, default=0, help='set by torch.distributed.launch'
+    )
+    parser.add_argument('--traceback', action='store_true', help='show the traceback of an error')
+
+
+def add_training_arguments(parser: ArgumentParser) -> None:
+    """Add the arguments of training alone."""
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='continue from this checkpoint; without a path, from the latest in the work directory',
+    )
+    parser.add_argument('--amp', action='store_true', help='use mixed precision; requires a GPU')
+    parser.add_argument('--no-validate', action='store_true', help='train without validation')
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help='scale the learning rate to the batch size, by auto_scale_lr of the config',
+    )
+
+
+def apply_arguments(cfg: Config, args: Namespace) -> None:
+    """Write the shared arguments into a config, and fit it to this machine.
+
+    Raises:
+        ConfigError: If an option is wrong.
+    """
+    merge_options(cfg, args.cfg_options)
+    cfg.work_dir = args.work_dir or cfg.work_dir
+    cfg.launcher = args.launcher
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    fit_to_machine(cfg)
+
+
+def apply_training_arguments(cfg: Config, args: Namespace) -> None:
+    """Write the arguments of training into a config.
+
+    Raises:
+        ConfigError: If an argument is wrong.
+    """
+    resume = args.resume
+    if resume is None and int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)):
+        # torchrun restarts all processes when one has ended, see MAX_RESTARTS.
+        resume = 'auto'
+    if resume:
+        cfg.resume = True
+        cfg.load_from = None
+        if resume != 'auto':
+            check_file('--resume', resume)
+            cfg.load_from = resume
+    if args.no_validate:
+        cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    if args.auto_scale_lr:
+        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+            raise ConfigError('--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...)')
+        cfg.auto_scale_lr.enable = True
+    if args.amp:
+        _use_mixed_precision(cfg)
+
+
+def merge_options(cfg: Config, options: dict[str, Any]) -> None:
+    """Merge ``--cfg-options`` into a config.
+
+    Raises:
+        ConfigError: If an option names a field that nothing reads, or cannot be merged.
+    """
+    fields = RUNNER_FIELDS | set(cfg)
+    for key in options:
+        field = key.split('.')[0]
+        if field not in fields:
+            near = difflib.get_close_matches(field, fields)
+            hint = f'; did you mean {" or ".join(near)}?' if near else ''
+            raise ConfigError(f"--cfg-options {key}: the config has no field '{field}'{hint}")
+    try:
+        cfg.merge_from_dict(options)
+    except Exception as error:
+        raise ConfigError(f'--cfg-options: {describe(error)}') from error
+
+
+def _use_mixed_precision(cfg: Config) -> None:
+    if not torch.cuda.is_available():
+        raise ConfigError('--amp needs a GPU, and torch finds none: leave it out')
+    kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
+    if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
+        raise ConfigError(f"--amp needs optim_wrapper.type 'OptimWrapper', got '{kind}'")
+    cfg.optim_wrapper.type = 'AmpOptimWrapper'
+    cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
