@@ -1,0 +1,759 @@
+"""Plant faults in a copy of the package, one at a time, and report which test finds each.
+
+Run it by hand after rewriting tests, to see that none of their strength was lost:
+
+    python tests/planted_faults.py --out planted.txt
+    python tests/planted_faults.py --root OTHER_CHECKOUT --only crd,cache
+
+A fault is a snippet of source that occurs once in the package, and what replaces it. Several forms
+are tried in order, so that one table serves checkouts whose source differs; a fault that fits none
+of them is an error, not a miss. Test files are named without their folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+PACKAGE = 'mldr_kd_mm'
+TIMEOUT = 400
+"""Seconds after which the tests of one fault are stopped: a run that hangs was noticed, too."""
+NOT_FOUND = 'NOT FOUND'
+
+
+class Fault(NamedTuple):
+    """A mistake that the tests must notice."""
+
+    name: str
+    tests: str
+    """Test files to run, by name or by the end of their path; unknown ones are skipped."""
+    forms: Sequence[tuple[str, str]]
+    """Alternative pairs of a source snippet and its replacement."""
+
+
+FAULTS = [
+    # Losses.
+    Fault(
+        'DFRA: sign in the gradient of the relations',
+        'test_relation.py test_dfra.py',
+        [
+            (
+                'gradient = of_student.both.view_as(student) - of_teacher.both',
+                'gradient = of_student.both.view_as(student) + of_teacher.both',
+            )
+        ],
+    ),
+    Fault(
+        'DFRA: sign in the C kernel',
+        'test_relation.py test_dfra.py',
+        [
+            (
+                'value[at] + forward[at] / normalizer[at]',
+                'value[at] - forward[at] / normalizer[at]',
+            )
+        ],
+    ),
+    Fault(
+        'DFRA: sample relation over the wrong axis',
+        'test_dfra.py test_golden.py',
+        [('compare(student.mT, teacher.mT)', 'compare(student, teacher)')],
+    ),
+    Fault(
+        'DFRA: gathers the batch along the wrong axis',
+        'test_dfra.py',
+        [('gather_batch([student, teacher], dim=-2)', 'gather_batch([student, teacher], dim=-1)')],
+    ),
+    Fault(
+        'KD: temperature squared is missing',
+        'test_kd.py test_golden.py',
+        [
+            (
+                'values = kl_div(student / self.temperature, teacher / self.temperature)\n'
+                '        return self.temperature**2 * values',
+                'values = kl_div(student / self.temperature, teacher / self.temperature)\n'
+                '        return values',
+            )
+        ],
+    ),
+    Fault(
+        'KL of the wrong direction',
+        'test_common.py test_kd.py',
+        [('(log_p.exp() * (log_p - log_q))', '(log_q.exp() * (log_q - log_p))')],
+    ),
+    Fault(
+        'gradient flows into the teacher tensor',
+        'test_common.py test_all.py',
+        [('at_least_float32(teacher.detach())', 'at_least_float32(teacher)')],
+    ),
+    Fault(
+        'losses run under autocast',
+        'test_common.py test_all.py',
+        [
+            (
+                'torch.autocast(student.device.type, enabled=False)',
+                'torch.autocast(student.device.type, enabled=True)',
+            )
+        ],
+    ),
+    Fault(
+        'gathered batch: gradient not multiplied by the number of ranks',
+        'test_common.py test_dfra.py',
+        [('ctx.world_size * gradient.narrow(', 'gradient.narrow(')],
+    ),
+    Fault(
+        'DKD: target and non-target weights swapped',
+        'test_dkd.py test_golden.py',
+        [
+            (
+                'self.alpha * kl_div(target_s, target_t) + self.beta * kl_div(others_s, others_t)',
+                'self.beta * kl_div(target_s, target_t) + self.alpha * kl_div(others_s, others_t)',
+            )
+        ],
+    ),
+    Fault(
+        'RKD: sign of the angles',
+        'test_rkd.py test_golden.py',
+        [
+            (
+                'smooth_l1_loss(_angles(student), _angles(teacher))',
+                'smooth_l1_loss(_angles(student), -_angles(teacher))',
+            )
+        ],
+    ),
+    Fault(
+        'DIST: softmax over the batch',
+        'losses/test_dist.py test_golden.py',
+        [('(z / self.temperature).softmax(-1)', '(z / self.temperature).softmax(0)')],
+    ),
+    Fault(
+        'DIST: weights of the two terms swapped',
+        'losses/test_dist.py test_golden.py',
+        [
+            (
+                'loss = self.beta * (1 - _correlation(student, teacher).mean(-1))\n'
+                '        if len(teacher) > 1:\n'
+                '            loss = loss + self.gamma * ',
+                'loss = self.gamma * (1 - _correlation(student, teacher).mean(-1))\n'
+                '        if len(teacher) > 1:\n'
+                '            loss = loss + self.beta * ',
+            )
+        ],
+    ),
+    Fault(
+        'OFA: exponent left out',
+        'test_ofa.py test_golden.py',
+        [
+            (
+                'weights = (teacher.softmax(-1) + target) ** self.eps',
+                'weights = (teacher.softmax(-1) + target)',
+            )
+        ],
+    ),
+    Fault(
+        'CC: products of a sample with itself',
+        'test_cc.py test_golden.py',
+        [('(deviation[:-1] * deviation[1:])', '(deviation[:-1] * deviation[:-1])')],
+    ),
+    Fault(
+        'RSD: diagonal counted as redundancy',
+        'test_rsd.py test_golden.py',
+        [
+            (
+                'correlation.square().sum() - diagonal.square().sum()',
+                'correlation.square().sum()',
+            )
+        ],
+    ),
+    Fault(
+        'CRD: bank not updated',
+        'test_crd.py',
+        [('bank[index] = torch.where(', '_ = torch.where(')],
+    ),
+    Fault(
+        'CRD: a sample is its own negative',
+        'test_crd.py',
+        [('others + (others >= own)', 'others')],
+    ),
+    # Necks, taps and backbones.
+    Fault(
+        'MSDF: fusion weights over the classes',
+        'test_msdf.py',
+        [('scores.softmax(dim=0)', 'scores.softmax(dim=-1)')],
+    ),
+    Fault(
+        'a tap is not removed',
+        'test_recorder.py',
+        [
+            (
+                'for handle in handles:\n                handle.remove()',
+                'for handle in handles:\n                pass',
+            )
+        ],
+    ),
+    Fault(
+        'class token stays in the middle of its patches',
+        'test_layout.py test_stages.py',
+        [('torch.cat([token, before, after], 1)', 'torch.cat([before, token, after], 1)')],
+    ),
+    Fault(
+        'selective scan: sign in the gradient of the decay',
+        'test_selective_scan.py',
+        [('product.mul_(A), 1, out=grad_delta[t]', 'product.mul_(-A), 1, out=grad_delta[t]')],
+    ),
+    # Teacher and Distiller.
+    Fault(
+        'teacher left in training mode',
+        'test_teacher.py test_distiller.py',
+        [('self.model.requires_grad_(False).eval()', 'self.model.requires_grad_(False)')],
+    ),
+    Fault(
+        'teacher in the state dict',
+        'test_distiller.py',
+        [
+            (
+                'self.losses = nn.ModuleList(_comparison(',
+                'self.taught = self.teacher.model\n'
+                '            self.losses = nn.ModuleList(_comparison(',
+            ),
+        ],
+    ),
+    Fault(
+        'building the teacher changes what the student draws',
+        'test_distiller.py',
+        [('torch.random.fork_rng(devices)', 'torch.random.fork_rng(devices, enabled=False)')],
+    ),
+    Fault(
+        'NaN logits of the teacher accepted',
+        'test_teacher.py',
+        [("self._check_finite(record['logits'], images)", 'pass')],
+    ),
+    Fault(
+        'renormalisation: std of source and target swapped',
+        'test_normalization.py test_data_preprocessor.py',
+        [
+            (
+                'source_std / target_std, (source_mean - target_mean) / target_std',
+                'target_std / source_std, (source_mean - target_mean) / target_std',
+            )
+        ],
+    ),
+    Fault(
+        'renormalisation: channels not flipped',
+        'test_normalization.py test_data_preprocessor.py',
+        [
+            (
+                '(images.flip(1) if self.flip else images) * self.scale',
+                'images * self.scale',
+            )
+        ],
+    ),
+    Fault(
+        'labels not soft under mixup',
+        'test_distiller.py test_dkd.py',
+        [("if 'gt_score' in data_samples[0]:", 'if False:')],
+    ),
+    Fault(
+        'validation runs the teacher',
+        'test_distiller.py',
+        [
+            (
+                'return self.student(inputs, data_samples, mode=mode)',
+                'return self.teacher.model(inputs, data_samples, mode=mode)',
+            )
+        ],
+    ),
+    Fault(
+        'labels out of range accepted',
+        'test_distiller.py',
+        [
+            (
+                '((labels >= 0) & (labels < num_classes)).all()',
+                '(labels >= 0).all()',
+            )
+        ],
+    ),
+    Fault(
+        'teacher and student of different classes accepted',
+        'test_distiller.py',
+        [("_check_classes(num_classes, teacher_probe['logits'].shape[-1])", 'pass')],
+    ),
+    Fault(
+        'weight of a loss ignored',
+        'test_comparison.py test_loss_entry.py test_distiller.py',
+        [
+            (
+                "f'loss_{self.name}_{name}': weight * value",
+                "f'loss_{self.name}_{name}': value",
+            )
+        ],
+    ),
+    Fault(
+        'unknown fields of a config accepted',
+        'test_errors.py test_distiller.py test_comparison.py test_loss_entry.py',
+        [
+            (
+                'signature.bind(self, *args, **kwargs)',
+                'kwargs = {k: v for k, v in kwargs.items() if k in signature.parameters}',
+            )
+        ],
+    ),
+    # Weights and files.
+    Fault(
+        'missing weights accepted',
+        'test_weights.py test_builder.py test_teacher.py',
+        [('    if missing:\n        return report, (', '    if False:\n        return report, (')],
+    ),
+    Fault(
+        'checksums of a checkpoint not verified',
+        'test_checkpoint.py',
+        [
+            (
+                'damaged = archive.testzip() if has_checksums else None',
+                'damaged = None',
+            )
+        ],
+    ),
+    Fault(
+        'unsafe unpickling of checkpoints',
+        'test_hostile_files.py test_checkpoint.py',
+        [('weights_only=True', 'weights_only=False')],
+    ),
+    Fault(
+        'unsafe unpickling of data sets',
+        'test_safe_pickle.py test_hostile_files.py',
+        [
+            (
+                '        if (module, name) not in _DATA_STAND_INS:\n',
+                '        if (module, name) not in _DATA_STAND_INS:\n'
+                '            return super().find_class(module, name)\n'
+                '        if (module, name) not in _DATA_STAND_INS:\n',
+            ),
+            (
+                '        if (module, name) not in STAND_INS:\n',
+                '        if (module, name) not in STAND_INS:\n'
+                '            return super().find_class(module, name)\n'
+                '        if (module, name) not in STAND_INS:\n',
+            ),
+        ],
+    ),
+    Fault(
+        'config text: calls other than dict(...) accepted',
+        'test_config_text.py test_safe_config.py',
+        [("if node.func.id != 'dict' or any(", 'if any(')],
+    ),
+    Fault(
+        'evaluated average of timm not preferred',
+        'test_checkpoint.py',
+        [("('state_dict_ema', 'state_dict', ", "('state_dict', 'state_dict_ema', ")],
+    ),
+    Fault(
+        'exporter: wrong prefix of timm students',
+        'test_checkpoint.py test_export.py test_export_student.py',
+        [("for prefix in ('student.model.', 'student.'):", "for prefix in ('student.',):")],
+    ),
+    Fault(
+        'exporter: graph not compared with the student',
+        'test_export.py test_export_student.py',
+        [('if not difference <= allowed:', 'if False:')],
+    ),
+    Fault(
+        'fsync left out',
+        'test_files.py test_atomic_files.py',
+        [('os.fsync(file.fileno())', 'pass')],
+    ),
+    Fault(
+        'old checkpoint removed before the new one is written',
+        'hooks/test_checkpoint.py',
+        [
+            (
+                '        self._write(runner, name, meta, self.by_epoch)\n'
+                '        self._remove(path for path in outdated if path not in '
+                '(None, self.last_ckpt))\n',
+                '        self._remove(path for path in outdated if path not in '
+                '(None, self.last_ckpt))\n'
+                '        self._write(runner, name, meta, self.by_epoch)\n',
+            )
+        ],
+    ),
+    Fault(
+        'resume takes the oldest checkpoint',
+        'hooks/test_checkpoint.py test_exact_resume.py',
+        [('path.stat().st_mtime, reverse=True)', 'path.stat().st_mtime)')],
+    ),
+    Fault(
+        'archive: a member that is no regular file is unpacked',
+        'test_archive.py',
+        [('if not member.isreg():', 'if False:')],
+    ),
+    Fault(
+        'archive: unlimited size',
+        'test_archive.py',
+        [('if self.left < 0:', 'if False:')],
+    ),
+    # Runs.
+    Fault(
+        'resume: one sample too far',
+        'test_view_sampler.py test_exact_resume.py',
+        [('self._start = position', 'self._start = position + 1')],
+    ),
+    Fault(
+        'resume: one batch too early',
+        'test_exact_resume.py',
+        [
+            (
+                'sampler.start_at(done * loop.dataloader.batch_size)',
+                'sampler.start_at((done - 1) * loop.dataloader.batch_size)',
+            )
+        ],
+    ),
+    Fault(
+        'resume: steps not seeded',
+        'test_exact_resume.py',
+        [("_seed(runner, 'iter', runner.iter)", 'pass')],
+    ),
+    Fault(
+        'EMA swapped twice when a run is stopped',
+        'test_exact_resume.py',
+        [
+            (
+                'self._write(runner, name, dict(epoch=runner.epoch, iter=iteration), '
+                'by_epoch=False)',
+                "runner.call_hook('before_val_epoch')\n"
+                '        self._write(runner, name, dict(epoch=runner.epoch, iter=iteration), '
+                'by_epoch=False)',
+            )
+        ],
+    ),
+    Fault(
+        'view seed ignores the epoch',
+        'test_view_sampler.py',
+        [('seed_global_rng(*view)', 'seed_global_rng(view.seed, 0, view.index)')],
+    ),
+    Fault(
+        'mixup not seeded by the views',
+        'test_data_preprocessor.py test_view_sampler.py test_teacher_cache.py',
+        [('seed_global_rng(views[0].seed, views[0].epoch, digest(views), 1)', 'pass')],
+    ),
+    Fault(
+        'stop signal ignored',
+        'test_stop_signal.py test_exact_resume.py',
+        [('self._asked = 128 + (', 'self._asked = 0 * (')],
+    ),
+    Fault(
+        'non-finite step not skipped',
+        'test_non_finite.py',
+        [('elif skip:', 'elif False:')],
+    ),
+    Fault(
+        'BatchNorm statistics of a skipped step kept',
+        'test_non_finite.py',
+        [('torch.where(bad > 0, kept, torch.cat(group))', 'torch.cat(group)')],
+    ),
+    Fault(
+        'votes not reduced over the ranks',
+        'test_non_finite.py test_processes.py utils/test_dist.py',
+        [("dist.all_reduce(flags, 'max')", 'pass')],
+    ),
+    Fault(
+        'buffers not broadcast before validation',
+        'test_broadcast_buffers.py',
+        [('dist.broadcast(buffer)', 'pass')],
+    ),
+    Fault(
+        'accuracy of the teacher measured on the student',
+        'test_teacher_accuracy.py',
+        [
+            (
+                "model.predict_teacher(batch['inputs'], batch['data_samples'])",
+                "model(batch['inputs'], batch['data_samples'], mode='predict')",
+            )
+        ],
+    ),
+    Fault(
+        'cache: checksum not compared',
+        'test_teacher_cache.py',
+        [
+            (
+                'return torch.from_numpy(values) if valid else None',
+                'return torch.from_numpy(values)',
+            )
+        ],
+    ),
+    Fault(
+        'cache: entries of all epochs in one row',
+        'test_teacher_cache.py',
+        [('np.array([view.epoch for view in views])', 'np.array([0 for view in views])')],
+    ),
+    Fault(
+        'cache: fingerprint ignores the images',
+        'test_teacher_cache.py',
+        [("images=_hash(*(np.ascontiguousarray(item['inputs']) for item in items))", 'images=0')],
+    ),
+    Fault(
+        'cache: fingerprint ignores the weights of the teacher',
+        'test_teacher_cache.py',
+        [('weights=_hash(names, *values)', 'weights=_hash(names)')],
+    ),
+    # Data sets.
+    Fault(
+        'CIFAR: MD5 not compared',
+        'test_cifar.py',
+        [('elif self.verify and not check_md5(path, md5):', 'elif False:')],
+    ),
+    Fault(
+        'Tiny ImageNet: classes in the order of the file',
+        'test_tiny_imagenet.py',
+        [('sorted(_read_table(path, num_columns=1))', 'list(_read_table(path, num_columns=1))')],
+    ),
+    Fault(
+        'image folder: validation images are trained on',
+        'test_image_folder.py',
+        [
+            (
+                "if (i in held_out) == (self.split == 'val')",
+                "if i in held_out or self.split == 'train'",
+            )
+        ],
+    ),
+    Fault(
+        'flip upside down',
+        'test_transforms.py',
+        [('cv2.flip(image, 1)', 'cv2.flip(image, 0)')],
+    ),
+    # API and reports.
+    Fault(
+        'distill: learning rate scaled inversely',
+        'test_distill.py test_recipe.py test_api.py',
+        [
+            (
+                'scale = batch_size / cfg.auto_scale_lr.base_batch_size',
+                'scale = cfg.auto_scale_lr.base_batch_size / batch_size',
+            )
+        ],
+    ),
+    Fault(
+        'distill: warm-up not shortened',
+        'test_distill.py test_recipe.py test_api.py',
+        [('min(cosine.begin, epochs // 8)', 'cosine.begin')],
+    ),
+    Fault(
+        'distill: best accuracy is the lowest',
+        'test_distill.py test_api.py',
+        [('best_accuracy=float(max(history))', 'best_accuracy=float(min(history))')],
+    ),
+    Fault(
+        'measures: softmax over the samples',
+        'test_measures.py',
+        [('exponentials.sum(axis, keepdims=True)', 'exponentials.sum(0, keepdims=True)')],
+    ),
+    Fault(
+        'measures: calibration bins lose their upper edge',
+        'test_measures.py',
+        [('np.ceil(confidence * bins).astype(int) - 1', 'np.floor(confidence * bins).astype(int)')],
+    ),
+    Fault(
+        'report: table cells not escaped',
+        'test_page.py test_report.py',
+        [('{escape(cell)}', '{cell}')],
+    ),
+]
+
+
+class Copy:
+    """A copy of a checkout in which faults are planted."""
+
+    def __init__(self, root: Path, folder: Path) -> None:
+        self.folder = folder
+        listed = subprocess.run(
+            ['git', 'ls-files', '-z'], cwd=root, capture_output=True, text=True, check=True
+        ).stdout
+        for name in filter(None, listed.split('\0')):
+            if os.path.lexists(root / name):
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(root / name, folder / name, follow_symlinks=False)
+        self.build()
+
+    def build(self) -> None:
+        """Compile the C kernel in place."""
+        subprocess.run(
+            [sys.executable, 'setup.py', 'build_ext', '--inplace'],
+            cwd=self.folder,
+            capture_output=True,
+            check=True,
+        )
+
+    def locate(self, fault: Fault) -> tuple[Path, str, str]:
+        """Find the only place of a fault: the file, the snippet and its replacement.
+
+        Raises:
+            LookupError: No form of the fault occurs exactly once.
+        """
+        sources = {
+            path: path.read_text()
+            for path in sorted((self.folder / PACKAGE).rglob('*'))
+            if path.suffix in ('.py', '.c')
+        }
+        for snippet, replacement in fault.forms:
+            places = [path for path, text in sources.items() for _ in range(text.count(snippet))]
+            if len(places) == 1:
+                return places[0], snippet, replacement
+        raise LookupError(f'{fault.name}: no snippet occurs exactly once: add its new form')
+
+    def tests(self, fault: Fault) -> list[str]:
+        """Find the test files of a fault.
+
+        Raises:
+            LookupError: None of them exists.
+        """
+        tests = self.folder / 'tests'
+        found = [
+            str(path.relative_to(self.folder))
+            for name in fault.tests.split()
+            for path in sorted(tests.rglob(name))
+        ]
+        if not found:
+            raise LookupError(f'{fault.name}: there is none of the tests {fault.tests}')
+        return found
+
+    @contextlib.contextmanager
+    def planted(self, path: Path, snippet: str, replacement: str) -> Iterator[None]:
+        """Keep a fault in the copy inside the ``with``."""
+        text = path.read_text()
+        try:
+            path.write_text(text.replace(snippet, replacement))
+            if path.suffix == '.c':
+                self.build()
+            yield
+        finally:
+            path.write_text(text)
+            if path.suffix == '.c':
+                self.build()
+
+    def run(self, tests: Sequence[str], *options: str) -> list[str]:
+        """Run tests in a forked process; return the ids of those that fail."""
+        receiver, sender = multiprocessing.Pipe(duplex=False)
+        context = multiprocessing.get_context('fork')
+        process = context.Process(target=_run_tests, args=(self.folder, tests, options, sender))
+        process.start()
+        sender.close()
+        failed, deadline = [], time.monotonic() + TIMEOUT
+        try:
+            while receiver.poll(max(0, deadline - time.monotonic())):
+                failed.append(receiver.recv())
+        except EOFError:
+            pass
+        else:
+            failed.append('(timed out)')
+        if process.is_alive():
+            process.join(10)
+        if process.is_alive():
+            os.killpg(process.pid, 9)
+            process.join()
+        if process.exitcode not in (0, 1, 2) and not failed:
+            failed.append(f'(exit code {process.exitcode})')
+        return failed
+
+
+def _run_tests(
+    folder: Path, tests: Sequence[str], options: Sequence[str], sender: Connection
+) -> None:
+    os.setpgid(0, 0)
+    os.chdir(folder)
+    sys.path[:] = [str(folder), *(path for path in sys.path if Path(path) != folder)]
+    os.environ['PYTHONPATH'] = str(folder)
+    silence = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silence, 1)
+    os.dup2(silence, 2)
+
+    class Failures:
+        """Sends the ids of tests that fail and of files that cannot be imported."""
+
+        def pytest_runtest_logreport(self, report):
+            if report.failed:
+                sender.send(report.nodeid)
+
+        def pytest_collectreport(self, report):
+            if report.failed:
+                sender.send(report.nodeid)
+
+    arguments = ['-q', '-p', 'no:cacheprovider', '--rootdir', str(folder), *options, *tests]
+    code = pytest.main(arguments, plugins=[Failures()])
+    # A process that exits as usual waits for the threads of its tests.
+    os._exit(int(code))
+
+
+def _import_once() -> None:
+    """Import what takes the time, but nothing of the package: the forked processes share it."""
+    import hypothesis.strategies  # noqa: F401
+    import mmengine.runner  # noqa: F401
+    import mmpretrain.datasets  # noqa: F401
+    import mmpretrain.models  # noqa: F401
+    import timm  # noqa: F401
+
+    package = [name for name in sys.modules if name.partition('.')[0] == PACKAGE]
+    assert not package, 'the package is imported before its faults are planted'
+
+
+def main() -> int:
+    """Plant the faults; return 1 if a test fails without any fault, else 0."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    root = Path(__file__).resolve().parents[1]
+    parser.add_argument('--root', type=Path, default=root, help='the checkout (default: this one)')
+    parser.add_argument('--out', type=Path, help='write the table to this file, too')
+    parser.add_argument('--only', help='parts of the names of faults, separated by commas')
+    parser.add_argument('--check', action='store_true', help='look for the snippets, run no test')
+    args = parser.parse_args()
+    wanted = (args.only or '').lower().split(',')
+    faults = [fault for fault in FAULTS if any(part in fault.name.lower() for part in wanted)]
+    with tempfile.TemporaryDirectory() as name:
+        copy = Copy(args.root.resolve(), Path(name).resolve())
+        planned, missing = [], []
+        for fault in faults:
+            try:
+                planned.append((fault, copy.locate(fault), copy.tests(fault)))
+            except LookupError as error:
+                missing.append(str(error))
+        if missing or args.check:
+            print('\n'.join(missing) or f'all {len(faults)} faults have their places')
+            return int(bool(missing))
+        return _report(copy, planned, args.out)
+
+
+def _report(copy: Copy, planned: Sequence[tuple], out: Path | None) -> int:
+    _import_once()
+    lines, finders = [], set()
+    for fault, place, tests in planned:
+        began = time.monotonic()
+        with copy.planted(*place):
+            failed = copy.run(tests, '-x')
+        finders |= {test for test in failed if test.partition('::')[0] in tests}
+        path, finder = place[0].relative_to(copy.folder), failed[0] if failed else NOT_FOUND
+        lines.append(f'{fault.name} | {path} | {finder}')
+        print(f'{lines[-1]} ({time.monotonic() - began:.0f} s)', flush=True)
+    false_alarms = copy.run(sorted(finders)) if finders else []
+    found = sum(not line.endswith(NOT_FOUND) for line in lines)
+    lines.append(f'{found} of {len(planned)} faults found')
+    lines += [f'fails without any fault: {test}' for test in false_alarms]
+    print('\n'.join(lines[len(planned) :]))
+    if out:
+        out.write_text('fault | source | found by\n' + '\n'.join(lines) + '\n')
+    return int(bool(false_alarms))
+
+
+if __name__ == '__main__':
+    sys.exit(main())
