@@ -8,7 +8,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from legibility import LEAST_CONTRAST, contrasts
 
 import mldr_kd_mm
 
@@ -99,19 +98,12 @@ def test_reference_has_all_that_is_public(site):
     assert public - documented == set()
 
 
-# What a reader reads: not the signs that link to headings.
-TEXTS = 'article :is(h1, h2, h3, p, li, th, td, a, code, code span):not(.headerlink)'
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize('scheme', ['light', 'dark'])
-def test_pages_are_legible_on_a_phone(site, browser, scheme):
-    """None scrolls sideways in a window of 360 pixels, and its texts stand out."""
-    context = browser.new_context(
-        viewport=dict(width=360, height=800), color_scheme=scheme, offline=True
-    )
+def test_pages_fit_a_phone(site, browser):
+    """None scrolls sideways in a window of 360 pixels."""
+    context = browser.new_context(viewport=dict(width=360, height=800), offline=True)
     page = context.new_page()
-    wide, faint, count = [], set(), 0
+    wide = []
     for path in pages(site):
         page.goto(path.as_uri())
         width, images = page.evaluate(
@@ -120,15 +112,8 @@ def test_pages_are_legible_on_a_phone(site, browser, scheme):
         )
         if max(width, *images, 0) > 360:
             wide.append((path.name, width, images))
-        texts = contrasts(page, TEXTS)
-        count += len(texts)
-        faint |= {(path.name, *text) for text in texts if text[1] < LEAST_CONTRAST}
-    dark = page.evaluate("document.body.getAttribute('data-md-color-scheme')") == 'slate'
     context.close()
-    assert dark == (scheme == 'dark')
     assert wide == []
-    assert faint == set()
-    assert count > 5000
 
 
 @pytest.mark.slow

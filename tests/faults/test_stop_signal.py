@@ -57,17 +57,26 @@ def straight(tmp_path_factory):
     return folder
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('name, code', [('SIGTERM', 143), ('SIGINT', 130), ('SIGUSR1', 143)])
-def test_torchrun_hands_it_on(tmp_path, straight, name, code):
-    folder = tmp_path / 'run'
-
-    stopped = dist_train(folder, fault=dict(signal=name, iteration=4, rank=1, to_parent=True))
-
+def stop(folder, signal, code):
+    """Send a signal to torchrun in the middle of a run; return the checkpoint that it saved."""
+    stopped = dist_train(folder, fault=dict(signal=signal, iteration=4, rank=1, to_parent=True))
     assert stopped.returncode == code, stopped.stderr
     assert 'Told to stop' in stopped.stdout + stopped.stderr
     saved = Path((folder / 'last_checkpoint').read_text())
     assert saved.name.startswith('iter_')
+    return saved
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('signal, code', [('SIGINT', 130), ('SIGUSR1', 143)])
+def test_torchrun_hands_it_on(tmp_path, signal, code):
+    stop(tmp_path / 'run', signal, code)
+
+
+@pytest.mark.slow
+def test_a_stopped_run_ends_as_if_nothing_had_stopped_it(tmp_path, straight):
+    folder = tmp_path / 'run'
+    saved = stop(folder, 'SIGTERM', 143)
 
     ended = dist_train(folder, '--resume')
 
