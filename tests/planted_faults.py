@@ -228,6 +228,10 @@ FAULTS = [
                 'self.taught = self.teacher.model\n'
                 '            self.losses = nn.ModuleList(_comparison(',
             ),
+            (
+                'self.losses = build_entries(losses)',
+                'self.taught = self.teacher.model\n            self.losses = build_entries(losses)',
+            ),
         ],
     ),
     Fault(
@@ -288,7 +292,10 @@ FAULTS = [
     Fault(
         'teacher and student of different classes accepted',
         'test_distiller.py',
-        [("_check_classes(num_classes, teacher_probe['logits'].shape[-1])", 'pass')],
+        [
+            ("_check_classes(num_classes, teacher_probe['logits'].shape[-1])", 'pass'),
+            ("if 'logits' in self._teacher_names and classes[0] != classes[1]:", 'if False:'),
+        ],
     ),
     Fault(
         'weight of a loss ignored',
@@ -347,6 +354,12 @@ FAULTS = [
                 '            return super().find_class(module, name)\n'
                 '        if (module, name) not in STAND_INS:\n',
             ),
+            (
+                '        if (module, name) not in _NUMERIC_STAND_INS:\n',
+                '        if (module, name) not in _NUMERIC_STAND_INS:\n'
+                '            return super().find_class(module, name)\n'
+                '        if (module, name) not in _NUMERIC_STAND_INS:\n',
+            ),
         ],
     ),
     Fault(
@@ -394,9 +407,15 @@ FAULTS = [
         [('path.stat().st_mtime, reverse=True)', 'path.stat().st_mtime)')],
     ),
     Fault(
-        'archive: a member that is no regular file is unpacked',
+        'archive: a hostile member is unpacked',
         'test_archive.py',
-        [('if not member.isreg():', 'if False:')],
+        [
+            ('if not member.isreg():', 'if False:'),
+            (
+                "tar.extractall(folder, filter='data')",
+                "tar.extractall(folder, filter='fully_trusted')",
+            ),
+        ],
     ),
     Fault(
         'archive: unlimited size',
