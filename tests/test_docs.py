@@ -187,7 +187,7 @@ def place_of(command: Command) -> str:
 def test_commands_have_a_place():
     """Each command is executed here or by the test that is named, or there is a reason."""
     lost = [str(command) for command in COMMANDS if not place_of(command)]
-    assert lost == [], 'state in PLACES where these are executed, or why they are not'
+    assert not lost, 'state in PLACES where these are executed, or why not: ' + '\n'.join(lost)
     for place in {place_of(command) for command in COMMANDS}:
         if '::' in place:
             check_test(place)
@@ -217,7 +217,7 @@ def test_commands_exist():
             check_command(command)
         except (Exception, SystemExit, pytest.fail.Exception) as error:
             failures.append(f'{command}: {error}')
-    assert failures == []
+    assert not failures, '\n'.join(failures)
 
 
 def check_command(command: Command) -> None:

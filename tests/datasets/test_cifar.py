@@ -174,9 +174,7 @@ def test_an_archive_with_another_checksum_is_kept(official, tmp_path):
     root.mkdir()
     (root / VerifiedCIFAR100.filename).write_text('half a download')
     before = snapshot(root)
-    with pytest.raises(
-        ConfigError, match='tar.gz does not have the official MD5'
-    ):
+    with pytest.raises(ConfigError, match='tar.gz does not have the official MD5'):
         VerifiedCIFAR100(data_root=str(root))
     assert snapshot(root) == before
 

@@ -122,9 +122,7 @@ def test_refuses_arrays_of_anything_but_numbers(tmp_path, content):
     'content', [b'', b'not a pickle', pickle.dumps([1, 2]), pickle.dumps(None)]
 )
 def test_refuses_what_is_no_pickle_of_a_dict(tmp_path, content):
-    with pytest.raises(
-        ConfigError, match='train: cannot be read .* pickle file that holds a dict'
-    ):
+    with pytest.raises(ConfigError, match='train: cannot be read .* pickle file that holds a dict'):
         load_pickle(write(tmp_path, content))
 
 
