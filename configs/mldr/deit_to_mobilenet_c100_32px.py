@@ -3,7 +3,7 @@
     python tools/train.py configs/mldr/deit_to_mobilenet_c100_32px.py
 
 Requires CIFAR-100 in data/cifar100 (downloaded if the network allows) and the teacher that
-configs/teachers/deit-small_c100_32px.py trains. No GPU needed; docs/first_run.md shows a run. With
+configs/teachers/deit-small_c100_32px.py trains. No GPU needed; docs/cifar100.md shows a run. With
 smaller batches add --auto-scale-lr: MLDR-KD diverges at the full learning rate.
 """
 

@@ -3,7 +3,7 @@
     python tools/train.py configs/teachers/deit-small_c100_32px.py
 
 Requires CIFAR-100 in data/cifar100 (downloaded if the network allows). No GPU needed;
-docs/first_run.md shows a run. A short run of a small model needs less regularisation than the full
+docs/cifar100.md shows a run. A short run of a small model needs less regularisation than the full
 recipe: crops and flips only, no drop path, twice the learning rate.
 """
 
