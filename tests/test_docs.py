@@ -100,6 +100,7 @@ PLACES = [
     (r'python -m pip wheel', 'test_packaging.py::test_wheel_has_all_files'),
     (r'python -c .*sdist', 'test_packaging.py::test_sdist_has_the_sources'),
     (r'\S+/(python -m (pytest|ruff)|lint-imports)', NOT + 'tools/run_tests.sh runs it'),
+    (r'python tests/planted_faults\.py', NOT + 'half an hour'),
     (r'(pre-commit install|git tag)', NOT + 'changes the clone'),
     (r'bash tools/setup_env\.sh', NOT + 'needs a network; the tests run in what it made'),
     # What was done before this test can run.
