@@ -115,7 +115,9 @@ def distill(
             ``method`` dict of one.
         epochs: Number of training epochs of the student. The warm-up is shortened with it.
         resume: Whether to continue from the last checkpoint in the work directory.
-        **options: The options below.
+        **options: The keyword arguments below.
+
+    Keyword Args:
         teacher_checkpoint (str | None): Path, URL or ``hf-hub:`` name of teacher weights for the
             classes of the folder. None: train the teacher first.
         teacher_epochs (int | None): Number of training epochs of the teacher. None: as many as the
