@@ -98,7 +98,7 @@ def test_info_of_models(command):
     facts = dict(line.split(None, 1) for line in out.splitlines())
     assert facts['parameters'].startswith('3.50 M')
     assert facts['stage4'] == 'BCHW 1280 @ 7x7 at model.bn2'
-    assert facts['feature'] == '1280 wide'
+    assert facts['feature'] == '1280 channels'
 
 
 def test_info_of_the_installation(command):

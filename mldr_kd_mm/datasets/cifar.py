@@ -23,6 +23,10 @@ from mldr_kd_mm.utils.safe_pickle import load_pickle
 
 SHAPE = (32, 32, 3)
 MAX_BYTES = 1_000_000_000  # the archive has 169 MB, 186 MB uncompressed
+CIFAR_LICENCE = (
+    'none stated; the authors publish the images for research and ask to cite their report '
+    '(Krizhevsky, 2009: Learning Multiple Layers of Features from Tiny Images)'
+)
 RECORD = 1 + 32 * 32 * 3  # bytes per image in memory: its label and its pixels
 
 
@@ -54,6 +58,8 @@ class VerifiedCIFAR100(CIFAR100):
             images that do not exist. If the main process cannot provide the files, every rank
             raises its message.
     """
+
+    METAINFO = {**CIFAR100.METAINFO, 'name': 'CIFAR-100', 'licence': CIFAR_LICENCE}
 
     def __init__(
         self,

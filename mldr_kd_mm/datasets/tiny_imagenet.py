@@ -15,6 +15,10 @@ from mldr_kd_mm.utils.errors import ConfigError
 
 FOLDER = 'tiny-imagenet-200'
 URL = 'http://cs231n.stanford.edu/tiny-imagenet-200.zip'
+IMAGENET_LICENCE = (
+    "ImageNet's terms of access: non-commercial research and education only; the images belong to "
+    'their owners'
+)
 NUM_CLASSES = 200
 UNPACK_AGAIN = f'unpack {URL} again'
 IMAGES_PER_CLASS = {'train': 500, 'val': 50}
@@ -57,6 +61,7 @@ class TinyImageNet(FolderDataset):
             than required; or ``subset`` asks for images that do not exist.
     """
 
+    METAINFO = {'name': 'Tiny-ImageNet', 'licence': f'a part of ImageNet; {IMAGENET_LICENCE}'}
     REMEDY = UNPACK_AGAIN
 
     def __init__(

@@ -310,13 +310,28 @@ def read_weights(path: str, field: str = 'checkpoint') -> Weights:
         FileNotFoundError: There is no such file.
         ConfigError: The file cannot be read or has no weights.
     """
-    checkpoint = load_checkpoint(path, field)
+    return find_weights(load_checkpoint(path, field), f'{field}={path!r}')
+
+
+def find_weights(checkpoint: dict[str, Any], label: str) -> Weights:
+    """Find the weights in the content of a checkpoint, see :func:`read_weights`.
+
+    Args:
+        checkpoint: The content.
+        label: What to call the checkpoint in error messages.
+
+    Returns:
+        The weights, with a note if they were not in the usual place.
+
+    Raises:
+        ConfigError: The checkpoint has no weights.
+    """
     candidates = {'': checkpoint} | {key: checkpoint.get(key) for key in _WEIGHT_KEYS}
     found = [key for key, content in candidates.items() if _is_state_dict(content)]
     if not found:
         keys = ', '.join(map(printable, list(checkpoint)[:20])) or 'nothing'
         raise ConfigError(
-            f'{field}={path!r}: has no weights under {", ".join(map(repr, _WEIGHT_KEYS))}; '
+            f'{label}: has no weights under {", ".join(map(repr, _WEIGHT_KEYS))}; '
             f'it has: {keys}'
         )
     weights = _unwrap(candidates[found[0]])

@@ -150,7 +150,9 @@ class TestGraphs:
         checkpoint, distiller = save_run(tmp_path, image_classifier(64, **backbone), 64)
         out = tmp_path / 'student.pth'
         exported = export_student(checkpoint, str(out), torch_export=True)
-        assert exported.notes == ("the graph's batch is 1, for the student's code fixes the batch",)
+        assert exported.notes == (
+            "the graph's batch size is 1, because the student's code fixes it",
+        )
         images = torch.randn(1, 3, 64, 64)
         logits = torch.export.load(out.with_suffix('.pt2')).module()(images)
         assert_close(logits, student_logits(distiller, images), atol=1e-4, rtol=0)
@@ -212,7 +214,7 @@ class TestGraphs:
     @pytest.mark.parametrize('package', ['onnx', 'onnxscript', 'onnxruntime'])
     def test_says_what_to_install(self, package, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, package, None)
-        wanted = rf"needs {package}: pip install 'mldr-kd-mm\[onnx\]'"
+        wanted = rf"needs {package}; run pip install 'mldr-kd-mm\[onnx\]'"
         with pytest.raises(ConfigError, match=wanted):
             export_student('run.pth', str(tmp_path / 'student.pth'), onnx=True)
 
@@ -237,7 +239,7 @@ class TestUntrustedConfig:
             tmp_path / 'run.pth',
         )
         monkeypatch.chdir(tmp_path)
-        with pytest.raises(ConfigError, match='is not registered: give the config'):
+        with pytest.raises(ConfigError, match='is not registered; give the config'):
             export_student('run.pth', 'student.pth', torch_export=True)
         assert [path.name for path in tmp_path.iterdir()] == ['run.pth']
 
@@ -266,9 +268,9 @@ class TestUntrustedConfig:
         assert '\n' not in str(raised.value)
         exported = export_student(checkpoint, str(tmp_path / 'student.pth'))
         assert exported.notes == (
-            f'the card says little, for the student cannot be built: {raised.value}',
+            f'the model card is incomplete, because the student cannot be built: {raised.value}',
         )
-        assert 'How to load it' not in (tmp_path / 'student.md').read_text()
+        assert 'Load the student' not in (tmp_path / 'student.md').read_text()
 
     def test_fetches_nothing(self, tmp_path):
         student = timm_resnet(checkpoint_path='no.pth', init_cfg=dict(type='Pretrained'))

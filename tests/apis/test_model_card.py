@@ -10,7 +10,8 @@ from helpers import mldr, train
 from mmengine.config import Config
 
 from mldr_kd_mm.apis.export import export_student, rebuild_student
-from mldr_kd_mm.apis.model_card import image_texts, model_card
+from mldr_kd_mm.apis.model_card import input_metadata, model_card
+from mldr_kd_mm.apis.run_record import RunRecord
 from mldr_kd_mm.models.builder import build_classifier
 from mldr_kd_mm.utils.safe_config import read_config
 
@@ -41,28 +42,28 @@ def card_of_config(name, **content) -> tuple[dict[str, str], dict]:
     run = read_config(Config.fromfile(CONFIGS / name).pretty_text)
     weights = build_classifier(run['model']['student'].copy()).state_dict()
     student = rebuild_student(run, weights)
-    text = model_card(content, run, student, {'student.pth': (Path(__file__), 'weights')})
+    record = RunRecord.from_checkpoint(content)
+    text = model_card(record, run, student, {'student.pth': (Path(__file__), 'weights')})
     items = dict(re.findall('^- (.+?): (.*)$', text, re.MULTILINE)) | {'': text}
-    return items, image_texts(content, run, student)
+    return items, input_metadata(record, run, student)
 
 
 def test_what_a_run_recorded(work_dir, tmp_path):
     card = card_of(work_dir / 'epoch_2.pth', tmp_path)
     content = torch.load(work_dir / 'epoch_2.pth', weights_only=False)
-    assert card['Trained for'] == '2 epochs, 8 iterations (the config asks for 2)'
-    assert (card['Images in a batch'], card['Processes']) == ('10, in each process', '1')
+    assert card['Trained for'] == '2 epochs, 8 iterations (configured: 2)'
+    assert (card['Batch size'], card['Processes']) == ('10 per process', '1')
     assert card['Optimizer'] == '`SGD(lr=0.01)`'
     assert card['Seed'] == '0'
     assert card['Run'] == content['meta']['experiment_name']
-    assert card['Weights'] == 'those of the last step, no average'
+    assert card['Weights'] == 'last step, no EMA'
     assert card['Parameters'] == '176,402'
-    assert card['`dfra`, weight 1.0'] == (
-        "`DFRALoss` of logits, stage_logits, fused_logits against the teacher's logits"
-    )
-    assert card['Licence of the data'] == 'unknown: ask its owner'
+    heads = "the student's logits, stage_logits, fused_logits and the teacher's logits"
+    assert card['`dfra`, weight 1.0'] == f'`DFRALoss` between {heads}'
+    assert card['Licence of the data'] == 'unknown; ask the owner of the data'
     assert card['Output'].endswith(': 0, 1, 2, 3, 4, 5, 6, 7, 8, 9')
     recorded = content['meta']['mmengine_version']
-    commit = card['Commit of the folder it was trained in'].strip('`')
+    commit = card['Git commit of the working directory'].strip('`')
     version = card['Trained with'].removeprefix('mmengine ').partition(';')[0]
     assert recorded in (version + commit, f'{version}unknown')
     sha256 = hashlib.sha256((tmp_path / 'student.pth').read_bytes()).hexdigest()
@@ -80,24 +81,24 @@ def test_whose_accuracy_it_is(work_dir, tmp_path):
             'log_scalars'
         ]['val/accuracy/top1'].data[0]
         assert card['accuracy/top1'] == (
-            f'last {history[-1]:.2f}, highest of {len(history)} validations {max(history):.2f}'
+            f'last {history[-1]:.2f}, best of {len(history)} validations {max(history):.2f}'
         )
-        assert card['Measured on'] == "`Digits(split='test', subset={'per_class': 3})`"
+        assert card['Validated on'] == "`Digits(split='test', subset={'per_class': 3})`"
         if name == 'epoch_2':
             assert (
                 'The last validation was after epoch 1; these weights, of epoch 2, were saved '
-                'before theirs' in card['']
+                'before their validation' in card['']
             )
         else:
-            assert 'The last validation was of these weights' in card['']
+            assert 'The last validation measured these weights' in card['']
 
 
 def test_cifar():
     card, images = card_of_config('mldr/deit_to_mobilenet_c100_32px.py')
     assert 'MobileNetV2_CIFAR distilled from VisionTransformer on CIFAR-100\n' in card['']
     assert card["Teacher's weights"] == '`epoch_40.pth`'
-    assert card['Images'] == '3 x 32 x 32, channels in the order RGB'
-    assert card['Licence of the data'].startswith('its authors state no licence')
+    assert card['Input'] == '3 x 32 x 32, RGB'
+    assert card['Licence of the data'].startswith('none stated')
     assert card['Trained on'] == "`VerifiedCIFAR100(split='train')`"
     assert images['channel_order'] == '"RGB"'
     assert 'work_dirs' not in card[''] and 'data/cifar100' not in card['']
@@ -106,16 +107,16 @@ def test_cifar():
 def test_what_is_not_recorded():
     card, _ = card_of_config('kd/vit-small_to_resnet18_c100.py')
     assert card['Trained for'].startswith('not recorded epochs, not recorded iterations')
-    for name in ('Seed', 'Processes', 'Run', 'Finished', 'Accuracy'):
+    for name in ('Seed', 'Processes', 'Run', 'Saved', 'Accuracy'):
         assert card[name] == 'not recorded'
     assert card['Trained with'] == 'mmengine not recorded; torch not recorded'
 
 
 def test_images_that_are_read_as_bgr():
     card, _ = card_of_config('mldr/vit-small_to_resnet18_tinyimagenet_64px.py')
-    assert card['Images'] == '3 x 64 x 64, channels in the order RGB'
+    assert card['Input'] == '3 x 64 x 64, RGB'
     assert 'non-commercial' in card['Licence of the data']
-    assert card['Before that'].startswith('`LoadImageFromFile`')
+    assert card['Preprocessing'].startswith('`LoadImageFromFile`')
 
 
 def test_texts_stay_in_their_lines(work_dir, tmp_path):

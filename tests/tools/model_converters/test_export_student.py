@@ -95,8 +95,8 @@ def test_runs_as_a_command(runs, tmp_path):
     assert done.returncode == 0, done.stderr
     written = torch.load(tmp_path / 'student.pth')['state_dict']
     assert done.stdout.splitlines()[-2:] == [
-        f'{tmp_path}/student.pth: {len(written)} tensors of the student',
-        f'{tmp_path}/student.md: the model card',
+        f"{tmp_path}/student.pth: {len(written)} tensors, the student's weights",
+        f'{tmp_path}/student.md: model card',
     ]
 
 
@@ -108,7 +108,7 @@ def test_all_formats(runs, tmp_path, tool):
     assert sorted(os.listdir(tmp_path)) == names
     for name in names[1:3]:
         said_of_it = re.search(rf'^{tmp_path}/{name}: (.*)$', said.out, re.MULTILINE)[1]
-        words = r"its logits differ from the student's by at most (\d\.\de[+-]\d\d)"
+        words = r"logits differ from the student's by at most (\d\.\de[+-]\d\d)"
         assert float(re.fullmatch(words, said_of_it)[1]) <= 1e-4
 
 
@@ -116,7 +116,7 @@ def test_holds_the_averaged_weights(tmp_path, tool):
     hooks = [dict(type='EMAHook', momentum=0.5)]
     runner = train(mldr(), tmp_path / 'run', custom_hooks=hooks)
     assert tool(tmp_path / 'run/epoch_1.pth', tmp_path / 'student.pth')[0] == 0
-    assert 'Weights: the average over training (EMA)' in (tmp_path / 'student.md').read_text()
+    assert 'Weights: exponential moving average (EMA)' in (tmp_path / 'student.md').read_text()
     exported = torch.load(tmp_path / 'student.pth')['state_dict']
     ema = next(hook for hook in runner.hooks if type(hook).__name__ == 'EMAHook').ema_model
     assert_close(exported['head.fc.weight'], ema.module.student.head.fc.weight)
@@ -167,7 +167,7 @@ def test_overwrites_nothing(runs, tmp_path, tool, kind):
     before = snapshot(tmp_path)
     code, said = tool(checkpoint, out)
     assert code == 2
-    assert said.err == f"error: out='{out}': is there already: remove it, or name another file\n"
+    assert said.err == f"error: out='{out}': exists already; remove it or name another file\n"
     assert snapshot(tmp_path) == before
 
 
@@ -185,7 +185,7 @@ def test_overwrites_no_file_beside_the_weights(runs, tmp_path, tool, name):
     code, said = tool(runs['timm'][1], tmp_path / 'student.pth', '--onnx', '--torch-export')
     assert code == 2
     assert said.err == (
-        f"error: out='{tmp_path / name}': is there already: remove it, or name another file\n"
+        f"error: out='{tmp_path / name}': exists already; remove it or name another file\n"
     )
     assert snapshot(tmp_path) == {tmp_path / name: b'precious'}
 

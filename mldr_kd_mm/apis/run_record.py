@@ -1,0 +1,134 @@
+"""What the checkpoint of a run records about the run, beside its weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mmengine.logging import HistoryBuffer
+
+from mldr_kd_mm.utils.errors import is_number
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """The facts that a checkpoint of mmengine's Runner records, read once.
+
+    The file is untrusted: texts are made printable, and a fact that is missing or malformed is
+    None or empty.
+
+    Attributes:
+        config: Text of the run's config.
+        classes: Names of the classes.
+        dataset_meta: The training set's METAINFO, as the file has it.
+        experiment: Name of the experiment.
+        epoch: Epochs trained.
+        iteration: Iterations trained.
+        seed: Random seed.
+        time: When the checkpoint was saved.
+        mmengine: mmengine's version.
+        commit: Git commit of the directory that the run was started in.
+        batch_size: Images per batch and process.
+        processes: Number of processes.
+        has_ema: Whether the weights are the exponential moving average.
+        metrics: Validation metric -> one value per validation.
+        teacher_metrics: The same metrics of the teacher, measured before training.
+        validated_epoch: Epoch of the last validation.
+        best_checkpoint: File name of the run's best checkpoint.
+        best_score: Its metric.
+    """
+
+    config: str | None = None
+    classes: tuple[str, ...] = ()
+    dataset_meta: Mapping[str, Any] = field(default_factory=dict)
+    experiment: str | None = None
+    epoch: str | None = None
+    iteration: str | None = None
+    seed: str | None = None
+    time: str | None = None
+    mmengine: str | None = None
+    commit: str | None = None
+    batch_size: str | None = None
+    processes: str | None = None
+    has_ema: bool = False
+    metrics: Mapping[str, list[float]] = field(default_factory=dict)
+    teacher_metrics: Mapping[str, float] = field(default_factory=dict)
+    validated_epoch: str | None = None
+    best_checkpoint: str | None = None
+    best_score: str | None = None
+
+    @classmethod
+    def from_checkpoint(cls, content: Mapping[str, Any]) -> RunRecord:
+        """Read the facts from a checkpoint.
+
+        Args:
+            content: Content of the checkpoint, as
+                :func:`~mldr_kd_mm.utils.checkpoint.load_checkpoint` returns it.
+        """
+        meta, steps = mapping(content, 'meta'), mapping(content, 'meta', 'steps')
+        hub, info = mapping(content, 'message_hub'), mapping(content, 'message_hub', 'runtime_info')
+        text = meta.get('cfg')
+        classes = mapping(meta, 'dataset_meta').get('classes')
+        version, commit = _split_version(plain(meta.get('mmengine_version')) or '')
+        best = info.get('best_ckpt')
+        teacher = mapping(info, 'teacher_metrics').items()
+        return cls(
+            config=text if isinstance(text, str) else None,
+            classes=tuple(map(plain, classes)) if isinstance(classes, (list, tuple)) else (),
+            dataset_meta=mapping(meta, 'dataset_meta'),
+            experiment=plain(meta.get('experiment_name')),
+            epoch=plain(meta.get('epoch')),
+            iteration=plain(meta.get('iter')),
+            seed=plain(meta.get('seed')),
+            time=plain(meta.get('time')),
+            mmengine=version,
+            commit=commit,
+            batch_size=plain(steps.get('batch_size')),
+            processes=plain(steps.get('processes')),
+            has_ema='ema_state_dict' in content,
+            metrics=dict(_metrics(hub)),
+            teacher_metrics={plain(name): value for name, value in teacher if is_number(value)},
+            validated_epoch=plain(info.get('last_validated_epoch')),
+            best_checkpoint=plain(Path(best).name) if isinstance(best, str) and best else None,
+            best_score=plain(info.get('best_score')),
+        )
+
+
+def mapping(content: Any, *keys: str) -> Mapping[str, Any]:
+    """Return the dict under these keys of nested dicts, or an empty one.
+
+    Args:
+        content: The outermost dict.
+        *keys: The keys, from the outside in.
+    """
+    for key in keys:
+        content = content.get(key) if isinstance(content, Mapping) else None
+    return content if isinstance(content, Mapping) else {}
+
+
+def plain(value: Any) -> str | None:
+    """Return an untrusted value as text that cannot end a line or a Markdown code span.
+
+    Args:
+        value: The value; None stays None.
+    """
+    if value is None:
+        return None
+    return ''.join(filter(str.isprintable, str(value))).replace('`', "'")
+
+
+def _split_version(recorded: str) -> tuple[str | None, str | None]:
+    """Split mmengine's version from the commit that mmengine appends to it."""
+    version, commit = re.fullmatch('(.*?)([0-9a-f]{40}|unknown|)', recorded).groups()
+    return version or None, commit if commit not in ('', 'unknown') else None
+
+
+def _metrics(hub: Mapping[str, Any]) -> Iterator[tuple[str, list[float]]]:
+    for name, buffer in mapping(hub, 'log_scalars').items():
+        metric = str(name).removeprefix('val/')
+        is_metric = metric != name and metric not in ('data_time', 'time')
+        if is_metric and isinstance(buffer, HistoryBuffer) and len(buffer.data[0]):
+            yield plain(metric), buffer.data[0].tolist()
