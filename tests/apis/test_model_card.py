@@ -105,7 +105,7 @@ def test_cifar():
 
 
 def test_what_is_not_recorded():
-    card, _ = card_of_config('kd/vit-small_to_resnet18_c100.py')
+    card, _ = card_of_config('mldr/vit-small_to_resnet18_c100.py')
     assert card['Trained for'].startswith('not recorded epochs, not recorded iterations')
     for name in ('Seed', 'Processes', 'Run', 'Saved', 'Accuracy'):
         assert card[name] == 'not recorded'
