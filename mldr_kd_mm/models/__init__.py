@@ -1,4 +1,4 @@
-"""Everything with a forward pass."""
+"""Models: the Distiller, its taps, losses, necks and backbones."""
 
 from mldr_kd_mm.models import backbones, data_preprocessor
 

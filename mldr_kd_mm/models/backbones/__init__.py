@@ -1,4 +1,4 @@
-"""Backbones that mmpretrain lacks."""
+"""Backbones that mmpretrain does not have."""
 
 from mldr_kd_mm.models.backbones.mobilenet_v2_cifar import MobileNetV2_CIFAR
 from mldr_kd_mm.models.backbones.vision_mamba import VisionMamba

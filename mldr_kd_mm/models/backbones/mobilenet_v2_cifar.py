@@ -13,11 +13,13 @@ from mldr_kd_mm.registry import MODELS
 class MobileNetV2_CIFAR(MobileNetV2):
     """mmpretrain's MobileNetV2 with stride 1 in ``conv1`` and in ``layer2``.
 
-    What ResNet_CIFAR is to ResNet. The strides are those of
-    https://github.com/kuangliu/pytorch-cifar/blob/master/models/mobilenetv2.py. Names and shapes of
-    the parameters are MobileNetV2's, so the weights of either load into the other.
+    It relates to MobileNetV2 as ResNet_CIFAR to ResNet. The parameters have MobileNetV2's names and
+    shapes, so the weights of either load into the other.
 
-    At ``widen_factor=1`` an image (B, 3, 32, 32) becomes, by ``out_indices``:
+    Source: the strides of
+    https://github.com/kuangliu/pytorch-cifar/blob/master/models/mobilenetv2.py.
+
+    Outputs for an image (B, 3, 32, 32) at ``widen_factor=1``, by ``out_indices``:
 
     ======  ======  ========  =====
     index   module  channels  size
@@ -33,7 +35,7 @@ class MobileNetV2_CIFAR(MobileNetV2):
     ======  ======  ========  =====
 
     Args:
-        **kwargs: The arguments of mmpretrain's MobileNetV2.
+        **kwargs: Arguments of mmpretrain's MobileNetV2.
     """
 
     # expand_ratio, channels, number of blocks, stride of the first
@@ -41,5 +43,5 @@ class MobileNetV2_CIFAR(MobileNetV2):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        # The parent writes this stride into its constructor; ConvModule keeps a copy of it.
+        # The parent's constructor fixes this stride, and ConvModule keeps a copy of it.
         self.conv1.conv.stride = self.conv1.stride = (1, 1)

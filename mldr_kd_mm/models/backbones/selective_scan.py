@@ -1,4 +1,4 @@
-"""The selective scan, the recurrence of Mamba, in plain PyTorch or by mamba-ssm's kernel."""
+"""The selective scan, Mamba's recurrence, in plain PyTorch or with mamba-ssm's kernel."""
 
 from __future__ import annotations
 
@@ -25,36 +25,35 @@ def selective_scan(
 ) -> Tensor:
     r"""Scan a sequence of length L in one direction, with batch size b, width E and state size N.
 
-    With :math:`\Delta = \mathrm{softplus}(\mathtt{delta} + \mathtt{delta\_bias})`, for each sample
-    and each of the E channels:
+    For each sample and each of the E channels, with
+    :math:`\Delta = \mathrm{softplus}(\mathtt{delta} + \mathtt{delta\_bias})`:
 
     .. math::
         s_t = \exp(\Delta_t A) s_{t-1} + \Delta_t u_t B_t, \quad
         y_t = (C_t \cdot s_t + D u_t) \cdot \mathrm{silu}(z_t)
 
-    On a GPU where mamba-ssm is installed its kernel runs. Everywhere else a loop over time does, in
-    float32 at least, whose backward computes the states again instead of keeping them: of the
-    states it saves one in about :math:`\sqrt{L}`. It can be differentiated once; a second time
-    is a RuntimeError. ``torch.export``, whose graph would hold every step of the loop, gets a scan
-    of :math:`\log_2 L` steps over all times instead.
+    On a GPU with mamba-ssm installed, its kernel runs. Otherwise a loop over time runs in float32
+    or float64. Its backward pass recomputes the states and only keeps one in about
+    :math:`\sqrt{L}`; a second derivative raises a RuntimeError. ``torch.export``, whose graph would
+    contain every step of the loop, gets a scan of :math:`\log_2 L` steps over all times.
 
     Source: Mamba (arXiv 2312.00752), algorithm 2. The arguments are those of mamba-ssm's
     ``selective_scan_fn`` with ``delta_softplus=True``.
 
     Args:
-        u: The sequence, (b, E, L).
+        u: Sequence, (b, E, L).
         delta: Step sizes before bias and softplus, (b, E, L).
-        A: The logarithmic decay, below 0, (E, N).
+        A: Logarithmic decay, negative, (E, N).
         B: Input weights, (b, N, L).
         C: Output weights, (b, N, L).
         D: Weights of the skip connection, (E,).
-        z: The gate, (b, E, L).
-        delta_bias: Added to ``delta``, (E,).
+        z: Gate, (b, E, L).
+        delta_bias: Bias of ``delta``, (E,).
 
     Returns:
-        y, (b, E, L), of the dtype of ``u``.
+        The output y, (b, E, L), with the dtype of ``u``.
     """
-    # Of the two captures that torch calls compiling, torch.export's is the one without dynamo.
+    # Both torch.compile and torch.export count as compiling; only torch.export runs without dynamo.
     if torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling():
         return _parallel_scan(u, delta, A, B, C, D, z, delta_bias)
     # The kernel has no float64.
@@ -68,19 +67,20 @@ def selective_scan(
 
 @functools.cache
 def mamba_kernel() -> Callable[..., Tensor] | None:
-    """mamba-ssm's ``selective_scan_fn``, or None, with a warning, where it does not import.
+    """Return mamba-ssm's ``selective_scan_fn``, or None with a warning if it does not import.
 
-    Call it only where there is a GPU: mamba-ssm never imports without one.
+    Only call it on a machine with a GPU: mamba-ssm does not import without one.
     """
     try:
-        # The Python half imports even where its binary is missing.
+        # The Python part imports even if its binary is missing.
         import selective_scan_cuda  # noqa: F401
         from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
-    # A binary built for another torch or CUDA raises one of the latter two.
+    # A binary for another torch or CUDA raises OSError or RuntimeError.
     except (ImportError, OSError, RuntimeError) as error:
         warnings.warn(
-            f'mamba-ssm does not import ({error}): the selective scan loops over time, slowly on a '
-            "GPU; requirements/mamba.txt says how to install 'mldr-kd-mm[mamba]'",
+            f'mamba-ssm does not import ({error}); the selective scan falls back to a loop over '
+            "time, which is slow on a GPU. To install 'mldr-kd-mm[mamba]' see "
+            'requirements/mamba.txt',
             stacklevel=2,
         )
         return None
@@ -90,9 +90,9 @@ def mamba_kernel() -> Callable[..., Tensor] | None:
 def _parallel_scan(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, bias: Tensor
 ) -> Tensor:
-    """The scan by doubling: after k rounds each state has in it the last 2**k times.
+    """Scan by doubling: after k rounds each state includes the last 2**k times.
 
-    It keeps all states at once, (b, E, N, L).
+    All states are in memory at once, (b, E, N, L).
 
     Source: Data parallel algorithms (Hillis and Steele, 1986).
     """
@@ -109,10 +109,10 @@ def _parallel_scan(
 
 
 class _SelectiveScan(torch.autograd.Function):
-    """The loop, on time-major tensors (L, b, E) and a state (b, N, E).
+    """Loop over time, on time-major tensors (L, b, E) and a state (b, N, E).
 
-    Each step works on one state in place, which stays in the processor's cache. Slices of tensors
-    whose last dimension is time, as in the usual reference loop, are far slower.
+    Each step works in place on one state, which stays in the CPU's cache. Slices of tensors with
+    time as the last dimension, as in the usual reference loop, are far slower.
     """
 
     @staticmethod
@@ -124,9 +124,9 @@ class _SelectiveScan(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
-        # `once_differentiable` would let a constant gradient pass, and lose the second derivative.
+        # `once_differentiable` would accept a constant gradient and lose the second derivative.
         if torch.is_grad_enabled():
-            raise RuntimeError('selective_scan: can be differentiated once, not with create_graph')
+            raise RuntimeError('selective_scan has no second derivative; do not use create_graph')
         *inputs, starts = ctx.saved_tensors
         with torch.autocast(grad.device.type, enabled=False):
             grads = _backward(grad.to(starts.dtype), starts, *_compute_dtype(inputs))
@@ -139,12 +139,12 @@ def _compute_dtype(inputs: tuple[Tensor, ...]) -> list[Tensor]:
 
 
 def _time_major(*tensors: Tensor) -> list[Tensor]:
-    """(b, E, L) -> (L, b, E)."""
+    """Transpose (b, E, L) to contiguous (L, b, E)."""
     return [tensor.permute(2, 0, 1).contiguous() for tensor in tensors]
 
 
 def _chunk_length(length: int) -> int:
-    """The number of steps for which one state is saved: few saved, and few recomputed at a time."""
+    """Return the number of steps per saved state, a balance of memory and recomputation."""
     return max(1, math.isqrt(length))
 
 
@@ -159,7 +159,7 @@ def _step(
 def _forward(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, bias: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The output, and the states before each chunk of steps, (chunks, b, N, E)."""
+    """Return the output, and the states before each chunk of steps, (chunks, b, N, E)."""
     u, delta, B, C, z = _time_major(u, delta, B, C, z)
     delta = F.softplus(delta + bias)
     du, A = delta * u, A.T.contiguous()
@@ -188,10 +188,11 @@ def _backward(
     z: Tensor,
     bias: Tensor,
 ) -> tuple[Tensor, ...]:
-    """The gradients of ``_forward``'s arguments."""
+    """Return the gradients of the arguments of ``_forward``."""
     grad, u, delta, B, C, z = _time_major(grad, u, delta, B, C, z)
     gate, delta = torch.sigmoid(z), delta + bias
-    slope, delta = torch.sigmoid(delta), F.softplus(delta)  # of the softplus, and its value
+    # The slope of the softplus and its value.
+    slope, delta = torch.sigmoid(delta), F.softplus(delta)
     grad_y = grad * gate * z
     y, grad_du, grad_delta, grad_A, grad_B, grad_C = _backward_loop(
         grad_y, starts, delta, delta * u, A.T.contiguous(), B, C
@@ -212,12 +213,12 @@ def _backward_loop(
     """Differentiate y_t = C_t s_t.
 
     Returns:
-        y again, and the gradients of du, of delta where it decays the state, of A, B and C.
+        y again, and the gradients of du, of delta as it decays the state, and of A, B and C.
     """
     length, chunk = len(du), _chunk_length(len(du))
     y, grad_du, grad_delta = (torch.empty_like(du) for _ in range(3))
     grad_B, grad_C = torch.empty_like(B), torch.empty_like(C)
-    # `grad` is what comes from the steps after t; `grad_A` is summed over the samples at the end.
+    # `grad` comes from the steps after t. `grad_A` is summed over the samples at the end.
     grad, grad_A = torch.zeros_like(starts[0]), torch.zeros_like(starts[0])
     product = torch.empty_like(grad)
     decays, states = grad.new_empty(chunk, *grad.shape), grad.new_empty(chunk + 1, *grad.shape)
@@ -234,7 +235,7 @@ def _backward_loop(
             torch.bmm(B[t].unsqueeze(1), grad, out=grad_du[t].unsqueeze(1))
             torch.sum(torch.mul(grad, du[t].unsqueeze(1), out=product), 2, out=grad_B[t])
             grad.mul_(decays[k])
-            torch.mul(grad, states[k], out=product)  # the gradient of delta_t * A
+            torch.mul(grad, states[k], out=product)  # The gradient of delta_t * A.
             grad_A.addcmul_(product, delta[t].unsqueeze(1))
             torch.sum(product.mul_(A), 1, out=grad_delta[t])
     return y, grad_du, grad_delta, grad_A.sum(0), grad_B, grad_C

@@ -1,4 +1,4 @@
-"""Vision Mamba, a classifier of state-space layers."""
+"""Vision Mamba, a classifier with state-space layers."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from mldr_kd_mm.utils.errors import ConfigError, check_positive
 class VisionMamba(BaseClassifier):
     """Vision Mamba ("v2", scanned in both directions), with the parameter names of hustvl/Vim.
 
-    Patches become a sequence, with a class token in its **middle**; each layer adds to the residual
-    stream what its mixer makes of it. ``layers.{i}`` returns the stream (B, 1 + N, d), for N
-    patches, in float32 also under autocast; ``head`` reads the normalised class token (B, d).
+    The patches form a sequence with a class token in its **middle**. ``layers.{i}`` returns the
+    residual stream (B, 1 + N, d) for N patches, in float32 also under autocast. ``head`` reads the
+    normalised class token (B, d).
 
     ``embed_dim=192`` is the paper's tiny model (7.1 M parameters), 384 its small one (25.8 M), both
-    with ``depth=24``. The authors train without weight decay on these parameters, in a config::
+    with ``depth=24``. The authors train these parameters without weight decay::
 
         paramwise_cfg=dict(
             custom_keys={
@@ -34,37 +34,37 @@ class VisionMamba(BaseClassifier):
             }
         )
 
-    where ``mixer.D`` stands for ``mixer.D_b`` too.
+    where ``mixer.D`` also matches ``mixer.D_b``.
 
-    A checkpoint of another image size loads: its ``pos_embed``, taken to be a square grid, is
+    Checkpoints for another image size load: their ``pos_embed``, assumed to be a square grid, is
     interpolated.
 
     Source: Vision Mamba (arXiv 2401.09417) and https://github.com/hustvl/Vim.
 
     Args:
         img_size: Size of the images in pixels, a number or (H, W).
-        patch_size: Size of a patch in pixels.
+        patch_size: Side of a patch in pixels.
         in_channels: Channels of the images.
         embed_dim: Width d of the tokens.
         depth: Number of layers.
         num_classes: Number of classes.
         d_state: Size of the state of each channel.
         expand: Channels of the mixers, as a multiple of ``embed_dim``.
-        d_conv: Length of the mixers' convolutions.
-        drop_path_rate: Stochastic depth of the last layer, from 0 at the first.
+        d_conv: Kernel size of the mixers' convolutions.
+        drop_path_rate: Drop rate of the last layer; it rises linearly from 0 at the first.
         loss: Config of the loss.
         train_cfg: ``dict(augments=[...])`` for batch augmentations such as Mixup.
-        data_preprocessor: Config of the data preprocessor, by default a ``ClsDataPreprocessor``.
+        data_preprocessor: Config of the data preprocessor. None: mmpretrain's ClsDataPreprocessor.
         init_cfg: Config of the initialisation, such as ``dict(type='Pretrained', ...)``.
 
     Attributes:
         img_size: (H, W) in pixels.
-        grid_size: (h, w) in patches; the patches are in the order of rows.
-        num_prefix_tokens: The number of tokens that are no patches, by timm's name, 1.
-        class_token_index: Where the class token is among the 1 + N tokens.
+        grid_size: (h, w) in patches, which are in row-major order.
+        num_prefix_tokens: Number of tokens that are not patches, 1 (timm's name).
+        class_token_index: Index of the class token among the 1 + N tokens.
 
     Raises:
-        ConfigError: If a number is out of range, or the patches do not tile the image.
+        ConfigError: If an argument is out of range, or the patches do not tile the image.
     """
 
     num_prefix_tokens = 1
@@ -97,7 +97,7 @@ class VisionMamba(BaseClassifier):
             d_conv=d_conv,
         )
         if not 0 <= drop_path_rate < 1:
-            raise ConfigError(f'drop_path_rate={drop_path_rate!r}: must be in [0, 1)')
+            raise ConfigError(f'drop_path_rate={drop_path_rate!r}: must be from 0 to below 1')
         preprocessor = _preprocessor(data_preprocessor, train_cfg, num_classes)
         super().__init__(init_cfg=init_cfg, data_preprocessor=preprocessor)
         self.img_size = _image_size(img_size, patch_size)
@@ -136,16 +136,15 @@ class VisionMamba(BaseClassifier):
 
         Args:
             inputs: Images (B, in_channels, H, W) of the size ``img_size``.
-            data_samples: Labels, or the samples that predictions are written to.
-            mode: What to return.
+            data_samples: Labels for ``'loss'``; samples to write predictions to for ``'predict'``.
+            mode: ``'tensor'``, ``'loss'`` or ``'predict'``.
 
         Returns:
-            - ``'tensor'``: the logits (B, C);
-            - ``'loss'``: the loss, in a dictionary;
-            - ``'predict'``: a DataSample with the prediction for each image.
+            For ``'tensor'`` the logits (B, C), for ``'loss'`` a dict with the loss, and for
+            ``'predict'`` a DataSample with the prediction for each image.
 
         Raises:
-            ConfigError: If the images have another size.
+            ConfigError: If the images are not of size ``img_size``.
         """
         if mode == 'tensor':
             return self.head(self.extract_feat(inputs)[:, self.class_token_index])
@@ -156,13 +155,13 @@ class VisionMamba(BaseClassifier):
         raise RuntimeError(f'Invalid mode "{mode}".')
 
     def extract_feat(self, inputs: Tensor) -> Tensor:
-        """All tokens after the last norm, (B, 1 + N, d), the class token in the middle."""
+        """Return all tokens after the last norm (B, 1 + N, d), the class token in the middle."""
         size = tuple(inputs.shape[-2:])
         if size != self.img_size:
-            raise ConfigError(f'img_size={self.img_size}: the images have the size {size}')
+            raise ConfigError(f'img_size={self.img_size}: must be {size}, the size of the images')
         patches = self.patch_embed(inputs)
         before, after = patches.tensor_split([self.class_token_index], dim=1)
-        # len() would be the number of one batch in an exported graph.
+        # len() would be a constant in an exported graph.
         class_token = self.cls_token.expand(patches.shape[0], -1, -1)
         tokens = torch.cat([before, class_token, after], dim=1) + self.pos_embed
         for layer in self.layers:
@@ -174,7 +173,7 @@ class VisionMamba(BaseClassifier):
 
 
 class _PatchEmbed(nn.Module):
-    """Images (B, C, H, W) to patches (B, N, d), in the order of rows."""
+    """Embed images (B, C, H, W) as patches (B, N, d) in row-major order."""
 
     def __init__(self, in_channels: int, embed_dim: int, patch_size: int) -> None:
         super().__init__()
@@ -185,7 +184,7 @@ class _PatchEmbed(nn.Module):
 
 
 class _Layer(nn.Module):
-    """Adds what the mixer makes of the normalised residual stream (B, L, d) to it."""
+    """Add the mixer's output for the normalised residual stream (B, L, d) to the stream."""
 
     def __init__(self, mixer: _Mixer, embed_dim: int, drop_path: float) -> None:
         from timm.layers import DropPath  # half a second, for this backbone alone
@@ -200,14 +199,14 @@ class _Layer(nn.Module):
 
 
 class _Mixer(nn.Module):
-    """Mamba's mixer of tokens (B, L, d), in both directions, with their mean as its output.
+    """Mamba's mixer of tokens (B, L, d): the mean of a forward and a backward scan.
 
     Args:
         embed_dim: Width d.
         d_state: Size of the state of each channel.
         expand: Channels E, as a multiple of d.
-        d_conv: Length of the convolutions.
-        out_scale: Scales the output at initialisation.
+        d_conv: Kernel size of the convolutions.
+        out_scale: Factor of the output's initial weights.
     """
 
     def __init__(
@@ -218,7 +217,7 @@ class _Mixer(nn.Module):
         self.sizes = (rank, d_state, d_state)
         self.in_proj = nn.Linear(embed_dim, 2 * channels, bias=False)
         self.out_proj = nn.Linear(channels, embed_dim, bias=False)
-        # The suffixes of hustvl/Vim: A_log and A_b_log, but conv1d and conv1d_b.
+        # hustvl/Vim's names: A_log and A_b_log, but conv1d and conv1d_b.
         for infix in ('', '_b'):
             rates = torch.arange(1, d_state + 1, dtype=torch.float32).log().repeat(channels, 1)
             self.register_parameter(f'A{infix}_log', nn.Parameter(rates))
@@ -240,7 +239,7 @@ class _Mixer(nn.Module):
             steps = torch.empty_like(self.dt_proj.bias).uniform_(math.log(1e-3), math.log(0.1))
             steps = steps.exp().clamp(min=1e-4)
             self.dt_proj.bias.copy_(steps.expm1().log())
-            # Zero in the authors' models, unlike the forward direction's.
+            # Zero in the authors' models, unlike in the forward direction.
             self.dt_proj_b.bias.zero_()
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -250,9 +249,9 @@ class _Mixer(nn.Module):
         return self.out_proj((forward + backward).mT / 2)
 
     def _scan(self, x: Tensor, z: Tensor, infix: str) -> Tensor:
-        """One direction: x and its gate z, both (B, E, L), to (B, E, L)."""
+        """Scan x with its gate z, both (B, E, L), in one direction: (B, E, L)."""
         x_proj, dt_proj = getattr(self, f'x_proj{infix}'), getattr(self, f'dt_proj{infix}')
-        # Padded on both sides: without the last outputs the convolution is causal.
+        # The convolution pads both sides; without its last outputs it is causal.
         u = F.silu(getattr(self, f'conv1d{infix}')(x)[..., : x.shape[-1]])
         steps, B, C = x_proj(u.mT).split(self.sizes, dim=-1)
         # The scan adds the bias, in float32.
@@ -262,8 +261,8 @@ class _Mixer(nn.Module):
 
 
 def _preprocessor(config: dict | None, train_cfg: dict | None, num_classes: int) -> dict:
-    """The preprocessor's config, with the batch augmentations that ``train_cfg`` asks for."""
-    # Built by mmengine, so its scope is named.
+    """Return the preprocessor's config with the batch augmentations of ``train_cfg``."""
+    # mmengine builds it, so the type names its scope.
     default = {'type': 'mmpretrain.ClsDataPreprocessor', 'num_classes': num_classes}
     config = dict(config or {})
     config = config if 'type' in config else default | config
@@ -276,7 +275,7 @@ def _image_size(img_size: int | tuple[int, int], patch_size: int) -> tuple[int, 
     size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
     if len(size) != 2 or any(side < 1 or side % patch_size for side in size):
         raise ConfigError(
-            f'img_size={img_size!r}: must be a number or (height, width), of multiples of '
+            f'img_size={img_size!r}: must be a number or (height, width) of multiples of '
             f'patch_size={patch_size}'
         )
     return size
@@ -285,9 +284,9 @@ def _image_size(img_size: int | tuple[int, int], patch_size: int) -> tuple[int, 
 def _resize_pos_embed(
     model: VisionMamba, state_dict: dict[str, Tensor], prefix: str, *_: object
 ) -> None:
-    """Interpolate the position embedding of a checkpoint of another image size, in place.
+    """Interpolate, in place, the position embedding of a checkpoint for another image size.
 
-    One that is no square grid, or has another width, is left for the loader to report.
+    An embedding that is not a square grid or has another width is left to the loader to report.
     """
     key = prefix + 'pos_embed'
     source = state_dict.get(key)

@@ -1,4 +1,4 @@
-"""The losses that compare a student's outputs with a teacher's, one file a method."""
+"""Losses that compare a student's tensors with a teacher's, one file per method."""
 
 from mldr_kd_mm.models.losses.cc import CCLoss
 from mldr_kd_mm.models.losses.crd import CRDLoss

@@ -1,4 +1,4 @@
-"""Correlation congruence, as OFA-KD's tables have it."""
+"""Correlation congruence (CC), in OFA-KD's version."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from mldr_kd_mm.utils.errors import check_positive
 
 @MODELS.register_module()
 class CCLoss(nn.Module):
-    r"""Aligns how neighbouring samples of a batch deviate from the teacher.
+    r"""Match the deviations from the teacher of neighbouring samples in a batch.
 
-    Linear layers bring the features of both to one width, :math:`\Delta_i = W_s f_i^s - W_t f_i^t`,
-    and
+    Linear layers project the features of both models to a common width. With
+    :math:`\Delta_i = W_s f_i^s - W_t f_i^t` the loss is
 
     .. math:: \overline{\textstyle\sum_d |\Delta_{i,d}| \, |\Delta_{i+1,d}|},
 
-    averaged over the neighbours of a batch. A batch of one has none: its loss is 0.
+    averaged over the pairs of neighbours. A batch of one has no pair and gives 0.
 
-    Source: OFA-KD's code for Correlation Congruence (arXiv 1904.01802), which weighs it with 0.02.
+    Source: OFA-KD's code for Correlation Congruence (arXiv 1904.01802), with weight 0.02.
 
     Args:
-        student_width: D_s. The Distiller finds it when it is None.
-        teacher_width: D_t. The Distiller finds it when it is None.
-        dim: The common width.
+        student_width: Width D_s. None: the Distiller sets it.
+        teacher_width: Width D_t. None: the Distiller sets it.
+        dim: Common width.
 
     Raises:
         ConfigError: If a width is missing or not positive.
@@ -45,7 +45,7 @@ class CCLoss(nn.Module):
 
     @full_precision
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Compare the student's features with the teacher's.
+        """Compute the loss.
 
         Args:
             student: Features (B, D_s).
@@ -55,7 +55,7 @@ class CCLoss(nn.Module):
             A scalar.
 
         Raises:
-            ConfigError: If they are not vectors of the same samples.
+            ConfigError: If the features are not vectors (B, D) of equal batch size.
         """
         check_features(student, teacher)
         deviation = (self.embed_student(student) - self.embed_teacher(teacher)).abs()

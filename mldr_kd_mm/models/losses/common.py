@@ -1,4 +1,4 @@
-"""What the losses share: their precision, the checks of their arguments, forms of labels."""
+"""Helpers of the losses: precision, gathering over processes, argument checks and labels."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from mldr_kd_mm.utils.errors import ConfigError, is_number
 
 
 def full_precision(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Decorate a loss's ``forward(self, student, teacher, ...)``.
+    """Decorate a loss's ``forward(self, student, teacher, ...)`` to compute in float32 or float64.
 
-    Under autocast half precision would overflow in products and powers of logits, so that autocast
-    is off inside, and half-precision tensors come in as float32. The teacher's carry no gradient.
+    Products and powers of logits would overflow in half precision. Therefore autocast is off inside
+    and half-precision tensors are converted to float32. The teacher's tensor is detached.
     """
 
     @functools.wraps(forward)
@@ -31,35 +31,35 @@ def full_precision(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """Bring half precision to float32, and leave float64 as it is."""
+    """Convert half precision to float32 and keep float32 and float64."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-# torch.compile breaks its graph here and goes on after it.
+# torch.compile breaks the graph here and continues after it.
 @torch.compiler.disable
 def gather_batch(tensors: Sequence[Tensor], dim: int = 0) -> list[Tensor]:
-    """Join the batches of all processes, in the order of their ranks; all must call it.
+    """Concatenate the batches of all processes in the order of their ranks.
 
-    Where each process computes the same loss of the joined batch, the parameters' gradient that
-    DistributedDataParallel averages over the processes is that of one process on that batch.
+    All processes must call it. If each computes the same loss of the joined batch, the gradient
+    that DistributedDataParallel averages equals that of one process on the joined batch.
 
     Args:
-        tensors: Of the same samples; the batch may have another size in another process.
-        dim: The dimension of the batch.
+        tensors: Tensors of the same samples. Batch sizes may differ between processes.
+        dim: The batch dimension.
 
     Returns:
-        As many tensors; alone they are what came in.
+        The joined tensors. A single process returns its own.
     """
     if dist.get_world_size() == 1:
         return list(tensors)
-    # On a GPU the host waits for the sizes: without them it cannot make the joined tensors.
+    # On a GPU the host waits for the sizes, which it needs to allocate the joined tensors.
     own = torch.tensor([tensors[0].shape[dim]], device=tensors[0].device)
     sizes = torch.cat(dist.all_gather(own)).tolist()
     return [_Gather.apply(tensor, dim, sizes) for tensor in tensors]
 
 
 class _Gather(torch.autograd.Function):
-    """What :func:`gather_batch` does with one tensor, and its gradient."""
+    """:func:`gather_batch` of one tensor, with its gradient."""
 
     @staticmethod
     def forward(ctx, tensor: Tensor, dim: int, sizes: list[int]) -> Tensor:
@@ -67,7 +67,7 @@ class _Gather(torch.autograd.Function):
         ctx.dim, ctx.start, ctx.size = dim, sum(sizes[:rank]), sizes[rank]
         ctx.world_size = len(sizes)
         rows = tensor.movedim(dim, 0)
-        # A collective wants the same shape of all.
+        # A collective needs the same shape on all ranks.
         padded = rows.new_zeros(max(sizes), *rows.shape[1:])
         padded[: len(rows)] = rows
         joined = [part[:size] for part, size in zip(dist.all_gather(padded), sizes, strict=True)]
@@ -75,15 +75,15 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
-        # The mean over the processes divides by their number, but each row is in one of them only.
+        # DDP divides the sum over processes by their number, but each row is in one process only.
         return ctx.world_size * gradient.narrow(ctx.dim, ctx.start, ctx.size), None, None
 
 
 def check_logits(student: Tensor, teacher: Tensor) -> None:
-    """Check that logits can be compared.
+    """Check the shapes of logits.
 
     Raises:
-        ConfigError: Unless they are (B, C) or (K, B, C) of the student, and (B, C) of the teacher.
+        ConfigError: If they are not (B, C) or (K, B, C) for the student and (B, C) for the teacher.
     """
     if student.dim() not in (2, 3) or student.shape[-2:] != teacher.shape:
         raise ConfigError(
@@ -93,68 +93,73 @@ def check_logits(student: Tensor, teacher: Tensor) -> None:
 
 
 def check_features(student: Tensor, teacher: Tensor) -> None:
-    """Check that features are vectors of the same samples.
+    """Check the shapes of feature vectors.
 
     Raises:
-        ConfigError: Unless they are (B, D_s) of the student and (B, D_t) of the teacher.
+        ConfigError: If they are not (B, D_s) for the student and (B, D_t) for the teacher.
     """
     if student.dim() != 2 or teacher.dim() != 2 or len(student) != len(teacher):
         raise ConfigError(
             f'features: student {tuple(student.shape)}, teacher {tuple(teacher.shape)}: '
-            'must be (B, D) for both'
+            'must be (B, D) for both, with equal B'
         )
 
 
 def check_widths(student_width: int | None, teacher_width: int | None) -> None:
-    """Check the widths that a loss's own layers are made for.
+    """Check the widths of a loss's own layers.
 
     Raises:
-        ConfigError: If one is missing or not positive.
+        ConfigError: If a width is missing or not positive.
     """
     for field, width in (('student_width', student_width), ('teacher_width', teacher_width)):
         if not is_number(width, int) or width < 1:
             raise ConfigError(
-                f'{field}={width!r}: must be the width of the feature '
-                '(inside a Distiller it is found)'
+                f'{field}={width!r}: must be the width of the feature (a Distiller sets it)'
             )
 
 
 def kl_div(student: Tensor, teacher: Tensor) -> Tensor:
-    """KL(teacher || student) of the softmax over the last dimension: (..., M) -> (...)."""
+    """Compute KL(teacher || student) of softmax over the last dimension: (..., M) -> (...)."""
     log_q, log_p = F.log_softmax(student, -1), F.log_softmax(teacher, -1)
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
 def standardize(logits: Tensor) -> Tensor:
-    """Bring each sample's logits to mean 0 and (unbiased) standard deviation 1: (..., C).
+    """Standardise each sample's logits (..., C) to mean 0 and (unbiased) standard deviation 1.
 
-    Source: Logit Standardization in Knowledge Distillation (arXiv 2403.01427). Where the deviation
-    is less than 0.01, as from a head that starts at zero, 0.01 takes its place: the gradient grows
-    with its inverse.
+    A deviation below 0.01, as from a head that starts at zero, is replaced by 0.01, since the
+    gradient grows with its inverse.
+
+    Source: Logit Standardization in Knowledge Distillation (arXiv 2403.01427).
     """
     centred = logits - logits.mean(-1, keepdim=True)
     return centred / (logits.std(-1, keepdim=True).clamp_min(0.01) + 1e-7)
 
 
 def class_of(target: Tensor, logits: Tensor) -> Tensor:
-    """The class of each sample: labels (B,), or of soft labels (B, C) the largest -> (B,).
+    """Return the class of each sample (B,).
 
     Args:
-        target: The labels.
-        logits: What they are the labels of, (B, C).
+        target: Labels (B,), or soft labels (B, C), of which the largest counts.
+        logits: Logits of the same samples (B, C).
 
     Raises:
-        ConfigError: If a label is outside the classes (looked at on the CPU alone, since a look at
-            a GPU's would make every step wait for it), or the shapes do not fit.
+        ConfigError: If the shapes do not fit, or a label is out of range. The range is only checked
+            on the CPU: on a GPU the check would make every step wait.
     """
     _check_target(target, *logits.shape)
     return target if target.dim() == 1 else target.argmax(-1)
 
 
 def probability_of(target: Tensor, logits: Tensor) -> Tensor:
-    """Labels as a distribution: (B,) or (B, C) -> (B, C).
+    """Return the labels as probabilities (B, C).
 
-    Args and errors are those of :func:`class_of`.
+    Args:
+        target: Labels (B,), or soft labels (B, C).
+        logits: Logits of the same samples (B, C).
+
+    Raises:
+        ConfigError: As in :func:`class_of`.
     """
     _check_target(target, *logits.shape)
     return F.one_hot(target, logits.shape[1]) if target.dim() == 1 else target
@@ -165,8 +170,8 @@ def _check_target(target: Tensor, batch: int, num_classes: int) -> None:
         return
     if target.shape != (batch,):
         raise ConfigError(
-            f'target: has the shape {tuple(target.shape)}: must be labels ({batch},) or soft '
-            f'labels ({batch}, {num_classes})'
+            f'target: has shape {tuple(target.shape)}; must be labels ({batch},) or soft labels '
+            f'({batch}, {num_classes})'
         )
     if target.device.type == 'cpu' and not ((target >= 0) & (target < num_classes)).all():
         raise ConfigError(f'target={target.tolist()}: must be within 0..{num_classes - 1}')

@@ -1,4 +1,4 @@
-"""Contrastive representation distillation, with its memory bank."""
+"""Contrastive representation distillation (CRD) with a memory bank."""
 
 from __future__ import annotations
 
@@ -21,41 +21,42 @@ from mldr_kd_mm.utils.errors import ConfigError, check_positive, is_number
 
 @MODELS.register_module()
 class CRDLoss(nn.Module):
-    r"""Tells a sample's feature of one model from other samples' features of the other model.
+    r"""Contrast each sample's feature with the other model's features of other samples.
 
-    Linear layers and L2 normalisation give embeddings :math:`v_s, v_t`. A memory bank holds one
-    embedding a sample of the training set for each model. With N samples, K negatives and a
-    temperature :math:`\tau`, the critic of sample i for an entry j of the other model's bank is
+    Linear layers and L2 normalisation give embeddings :math:`v_s, v_t`. For each model a memory
+    bank holds one embedding per training sample. With N samples, K negatives and temperature
+    :math:`\tau`, the critic of sample i for entry j of the other model's bank is
 
     .. math:: h(i, j) = \frac{g}{g + K / N}, \qquad g = \exp(v_i^\top m_j / \tau) / Z,
 
-    and the loss of noise-contrastive estimation, for both models and averaged over the batch,
+    and the loss, by noise-contrastive estimation, summed over both models and averaged over the
+    batch, is
 
     .. math:: -\log h(i, i) - \sum_{k=1}^{K} \log(1 - h(i, j_k)).
 
-    Z is the mean of :math:`\exp(\cdot / \tau)` over the first batch, times N, and fixed from then
-    on. After each step of training the batch's entries move towards its embeddings, but for those
-    that are not finite.
+    Z is N times the mean of :math:`\exp(\cdot / \tau)` over the first batch and stays fixed. After
+    each training step the entries of the batch move towards its embeddings; entries that would not
+    be finite stay.
 
-    Under several processes all update the bank with the batches of all, so that each has the same.
-    Bank and Z are part of the checkpoint. The negatives are a function of the batch's indices:
-    nothing of the global random numbers is used, and a resumed run draws the same.
+    With several processes, each updates its bank with the batches of all, so that the banks stay
+    equal. Banks and Z are part of the checkpoint. The negatives are a function of the batch's
+    indices: they use no global random numbers, and a resumed run draws the same ones.
 
     Source: Contrastive Representation Distillation (arXiv 1910.10699), equations 5 to 19, and the
-    authors' code, which weighs it with 0.8. One difference: negatives are any other samples, where
-    that code can also leave out those of the same class.
+    authors' code, with weight 0.8. One difference: negatives are any other samples, while that code
+    can exclude those of the same class.
 
     Args:
-        num_samples: N, the size of the training set; a sample's index is its ``sample_idx``.
-        negatives: K, drawn with replacement; at most N - 1.
-        temperature: At least 0.02, so that exp(1 / temperature) is a number of float32.
-        momentum: How much of an entry is kept when it is updated; from 0 to below 1.
+        num_samples: Size N of the training set. A sample's index is its ``sample_idx``.
+        negatives: Number K of negatives, drawn with replacement; at most N - 1.
+        temperature: Temperature; at least 0.02, so that exp(1 / temperature) fits into float32.
+        momentum: Share of an entry that is kept when it is updated; from 0 to below 1.
         dim: Width of the embeddings.
-        student_width: D_s. The Distiller finds it when it is None.
-        teacher_width: D_t. The Distiller finds it when it is None.
+        student_width: Width D_s. None: the Distiller sets it.
+        teacher_width: Width D_t. None: the Distiller sets it.
 
     Raises:
-        ConfigError: For a value out of range, or a width that is missing.
+        ConfigError: If an argument is out of range, or a width is missing.
     """
 
     def __init__(
@@ -73,8 +74,7 @@ class CRDLoss(nn.Module):
         check_widths(student_width, teacher_width)
         if negatives >= num_samples:
             raise ConfigError(
-                f'negatives={negatives}: must be at most {num_samples - 1}, as there are '
-                f'num_samples={num_samples} and a sample is not its own negative'
+                f'negatives={negatives}: must be at most num_samples - 1 = {num_samples - 1}'
             )
         if not is_number(temperature) or not 0.02 <= temperature < math.inf:
             raise ConfigError(f'temperature={temperature!r}: must be a number of 0.02 or more')
@@ -89,7 +89,7 @@ class CRDLoss(nn.Module):
         bound = math.sqrt(3 / dim)
         for name in ('student_bank', 'teacher_bank'):
             self.register_buffer(name, torch.empty(num_samples, dim).uniform_(-bound, bound))
-        # Of the student's embeddings against the teacher's bank, and the other way round.
+        # Z of the student's embeddings with the teacher's bank, and of the reverse.
         self.register_buffer('normalizers', torch.zeros(2))
 
     @full_precision
@@ -99,14 +99,14 @@ class CRDLoss(nn.Module):
         Args:
             student: Features (B, D_s).
             teacher: Features (B, D_t); no gradient flows into them.
-            index: Of the samples in the training set, (B,); on the CPU it is checked.
+            index: Positions of the samples in the training set (B,). Checked on the CPU only.
 
         Returns:
             A scalar.
 
         Raises:
-            ConfigError: If the features are not vectors of the same samples, there are more or
-                fewer indices, or one is not below ``num_samples``.
+            ConfigError: If the features are not vectors (B, D) of equal batch size, or an index is
+                missing or out of range.
         """
         check_features(student, teacher)
         self._check_index(index, len(student))
@@ -126,18 +126,18 @@ class CRDLoss(nn.Module):
 
     def _check_index(self, index: Tensor, batch: int) -> None:
         if index.shape != (batch,):
-            raise ConfigError(f'index: has the shape {tuple(index.shape)}: must be ({batch},)')
+            raise ConfigError(f'index: has shape {tuple(index.shape)}; must be ({batch},)')
         if index.device.type != 'cpu':
             return
         wrong = index[(index < 0) | (index >= self.num_samples)]
         if len(wrong):
             raise ConfigError(
-                f'num_samples={self.num_samples}: a sample has the index {int(wrong[0])}: must be '
-                'the size of the training set'
+                f'num_samples={self.num_samples}: must be the size of the training set; a sample '
+                f'has index {int(wrong[0])}'
             )
 
     def _draw(self, index: Tensor) -> Tensor:
-        """For each sample its own index and those of K others: (B,) -> (B, 1 + K)."""
+        """Return each sample's own index and those of K others: (B,) -> (B, 1 + K)."""
         device = self.student_bank.device
         generator = torch.Generator(device).manual_seed(hash(tuple(index.tolist())) % 2**63)
         shape = (len(index), self.negatives)
@@ -146,23 +146,23 @@ class CRDLoss(nn.Module):
         return torch.cat([own, others + (others >= own)], 1)
 
     def _similarities(self, embedding: Tensor, bank: Tensor, entries: Tensor) -> Tensor:
-        """exp(v m / tau) for some of a bank's entries: (B, 1 + K)."""
-        # All B * N products at once are cheaper than B * K gathered embeddings. The bank is copied,
-        # since it moves before the backward pass.
+        """Compute exp(v m / tau) for selected entries of a bank: (B, 1 + K)."""
+        # All B * N products at once are cheaper than gathering B * K embeddings. The bank is copied
+        # because it changes before the backward pass.
         products = embedding @ bank.clone().T
         return (products.gather(1, entries) / self.temperature).exp()
 
     @torch.no_grad()
     def _set_normalizers(self, similarities: Tensor) -> None:
-        """Fix Z by the first batch of all processes whose mean is finite."""
+        """Set Z from the first batch of all processes whose mean is finite."""
         found = similarities.mean((1, 2)) * self.num_samples
         dist.all_reduce(found, 'mean')
         found = torch.where(found.isfinite(), found, 0.0)
         self.normalizers.copy_(torch.where(self.normalizers > 0, self.normalizers, found))
 
     def _contrast(self, similarities: Tensor) -> Tensor:
-        """The loss of noise-contrastive estimation: (2, B, 1 + K), the positive first -> scalar."""
-        # Before the first step of training there is no Z: any will do.
+        """Compute the loss from similarities (2, B, 1 + K), the positive first."""
+        # Before the first training step Z is unknown, and any value will do.
         normalizers = torch.where(self.normalizers > 0, self.normalizers, self.num_samples)
         density = similarities / normalizers.view(2, 1, 1)
         noise = self.negatives / self.num_samples
@@ -173,12 +173,12 @@ class CRDLoss(nn.Module):
 
     @torch.no_grad()
     def _update(self, index: Tensor, student: Tensor, teacher: Tensor) -> None:
-        """Move the entries of the batches of all processes towards their embeddings."""
+        """Move the banks' entries of all processes' batches towards their embeddings."""
         index, student, teacher = gather_batch([index, student, teacher])
-        # A sampler may repeat samples to fill the last batch: the first of them counts, everywhere.
+        # A sampler may repeat samples to fill the last batch. The first one counts on all ranks.
         first = (index.unsqueeze(0) == index.unsqueeze(1)).int().argmax(1)
         for bank, embedding in ((self.student_bank, student), (self.teacher_bank, teacher)):
             old = bank[index]
             moved = F.normalize(torch.lerp(embedding[first], old, self.momentum), dim=-1)
-            # A step that is not finite can be skipped, but what it left here would stay.
+            # NonFiniteHook skips a step that is not finite, but cannot undo a change of the bank.
             bank[index] = torch.where(moved.isfinite().all(-1, keepdim=True), moved, old)

@@ -1,4 +1,4 @@
-"""Decoupled Finegrained Relation Alignment, the loss of MLDR-KD."""
+"""Decoupled Finegrained Relation Alignment (DFRA), the loss of MLDR-KD."""
 
 from __future__ import annotations
 
@@ -23,42 +23,41 @@ TERMS = ('class_relation', 'sample_relation', 'probability')
 
 @MODELS.register_module()
 class DFRALoss(nn.Module):
-    r"""Aligns class-wise and sample-wise relations of logits beside the probabilities.
+    r"""Match class-wise and sample-wise relations of logits, and the class probabilities.
 
-    With logits :math:`z` of shape (B, C), both divided by the temperature, and
+    With the logits :math:`z` (B, C) of each model, divided by the temperature, and
     :math:`\kappa = C^{-1/2}`:
 
-    - class relation: :math:`R = \kappa z_b z_b^\top` for each sample, C x C;
-    - sample relation: :math:`R = \kappa z_c z_c^\top` for each class, B x B, the same
-      :math:`\kappa`;
-    - each column of a relation is made a distribution by a softmax over its rows, and compared by
-      KL(teacher || student), averaged over all columns of the batch;
-    - probability: KL(teacher || student) of the class distributions, averaged over the batch.
+    - Class relation: :math:`R = \kappa z_b z_b^\top` (C, C) for each sample.
+    - Sample relation: :math:`R = \kappa z_c z_c^\top` (B, B) for each class, with the same
+      :math:`\kappa`.
+    - A softmax over its rows turns each column of a relation into a distribution. The term is
+      KL(teacher || student), averaged over all columns.
+    - Probability: KL(teacher || student) of the class probabilities, averaged over the batch.
 
-    The loss is class relation + sample relation + alpha * probability. There is no factor of
+    The loss is class relation + sample relation + alpha * probability. It has no factor of
     temperature squared, and logits are not centred.
 
     Source: MLDR-KD (arXiv 2502.06189), section "Decoupled Finegrained Relation Alignment", and the
-    authors' release. What it lacks: the weights of the relations, for ablations, and
-    ``standardize``, which is logit standardisation's (arXiv 2403.01427).
+    authors' release. Added here: the weights of the relations, for ablations, and ``standardize``
+    from logit standardisation (arXiv 2403.01427).
 
     Args:
-        temperature: Divides the logits of both; above 0.
+        temperature: Divides the logits of both models; above 0.
         alpha: Weight of the probability term; at least 0.
         class_weight: Weight of the class relation; at least 0.
         sample_weight: Weight of the sample relation; at least 0.
-        standardize: Whether to bring each sample's logits to mean 0 and standard deviation 1 first.
-        relation: ``'dense'`` makes the relations, block by block; ``'linear'`` does not, see
-            :mod:`mldr_kd_mm.models.losses.relation`; ``'auto'`` takes what is faster. All give the
-            same to rounding error, and none keeps a relation for the backward pass.
-        gather: Whether the samples of all processes are related while training, not those of each
-            process alone. The loss, and the parameters' gradient as DistributedDataParallel
-            averages it, are those of one process on the joined batch; each process computes all of
-            it. Without other processes nothing changes.
+        standardize: Whether to standardise each sample's logits to mean 0 and standard deviation 1
+            first.
+        relation: ``'dense'`` computes the relations block by block. ``'linear'`` avoids them, see
+            :mod:`mldr_kd_mm.models.losses.relation`. ``'auto'`` takes the faster one. Results agree
+            to rounding error, and no relation is kept for the backward pass.
+        gather: Whether to relate the samples of all processes in training, not of each process
+            alone. Loss and gradient, as averaged by DistributedDataParallel, then equal those of
+            one process on the joined batch. Each process computes all of it.
 
     Raises:
-        ConfigError: For a temperature or a weight out of range, an unknown ``relation``, or a
-            switch that is neither True nor False.
+        ConfigError: If an argument is out of range or unknown.
     """
 
     compares_logits = True
@@ -78,8 +77,8 @@ class DFRALoss(nn.Module):
         check_not_negative(alpha=alpha, class_weight=class_weight, sample_weight=sample_weight)
         if not alpha + class_weight + sample_weight:
             raise ConfigError(
-                f'alpha={alpha}, class_weight={class_weight}, sample_weight={sample_weight}: one '
-                'must be above 0'
+                f'alpha={alpha}, class_weight={class_weight}, sample_weight={sample_weight}: at '
+                'least one must be above 0'
             )
         if relation not in FORMS:
             raise ConfigError(f'relation={relation!r}: must be one of {", ".join(FORMS)}')
@@ -93,14 +92,14 @@ class DFRALoss(nn.Module):
         self.sample_weight = sample_weight
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Compare the student's logits with the teacher's.
+        """Compute the loss.
 
         Args:
             student: Logits (B, C), or (K, B, C) of K heads.
             teacher: Logits (B, C); no gradient flows into them.
 
         Returns:
-            A scalar, or (K,), one value a head.
+            A scalar, or (K,), one value per head.
 
         Raises:
             ConfigError: If the shapes do not fit.
@@ -117,15 +116,15 @@ class DFRALoss(nn.Module):
     def terms(
         self, student: Tensor, teacher: Tensor, names: Collection[str] = TERMS
     ) -> dict[str, Tensor]:
-        """The terms of the loss, not weighted.
+        """Compute the terms of the loss without their weights.
 
         Args:
             student: Logits (B, C), or (K, B, C) of K heads.
             teacher: Logits (B, C).
-            names: Which terms to compute.
+            names: Terms to compute, of ``TERMS``.
 
         Returns:
-            Name -> a scalar or (K,).
+            Name -> scalar, or (K,).
         """
         check_logits(student, teacher)
         if self.gather and self.training:
@@ -133,7 +132,7 @@ class DFRALoss(nn.Module):
         if self.standardize:
             student, teacher = standardize(student), standardize(teacher)
         student, teacher = student / self.temperature, teacher / self.temperature
-        # Both relations are scaled by the number of classes.
+        # The number of classes scales both relations.
         compare = partial(relation_kl, scale=student.shape[-1] ** -0.5, form=self.relation)
         terms = {
             'class_relation': lambda: compare(student, teacher),

@@ -1,4 +1,4 @@
-"""Distillation from a stronger teacher: correlations instead of an exact match."""
+"""Distillation from a stronger teacher (DIST)."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ from mldr_kd_mm.models.losses.common import check_logits, full_precision
 from mldr_kd_mm.registry import MODELS
 from mldr_kd_mm.utils.errors import check_above_zero, check_not_negative
 
-# Below it, what is left of a constant row after its mean is taken off is rounding of float32.
+# Below this norm a centred row is the rounding error of a constant row in float32.
 _CONSTANT = 1e-7
 
 
 @MODELS.register_module()
 class DISTLoss(nn.Module):
-    r"""Lets the student's probabilities correlate with the teacher's.
+    r"""Correlate the student's class probabilities with the teacher's.
 
     With :math:`p = softmax(z / \tau)` of shape (B, C) and Pearson's correlation :math:`\rho`:
 
     .. math:: \tau^2 \, \bigl( \beta \, (1 - \overline{\rho(p_s[b,:], p_t[b,:])})
               + \gamma \, (1 - \overline{\rho(p_s[:,c], p_t[:,c])}) \bigr),
 
-    the first over the classes of each sample, the second over the batch for each class.
+    where the first correlation is over the classes of each sample and the second over the batch for
+    each class.
 
-    A row or column that is constant has no correlation: it counts as 0 and gives no gradient, where
-    the quotient's would be without bound (a student whose head starts at zero). In a batch of one
-    the second term is 0.
+    The correlation of a constant row or column counts as 0 without a gradient, which would be
+    unbounded (a student whose head starts at zero). In a batch of one the second term is 0.
 
-    Source: Knowledge Distillation from A Stronger Teacher (arXiv 2205.10536), equations 9 and 10;
-    the factor :math:`\tau^2` is that of the authors' code.
+    Source: Knowledge Distillation from A Stronger Teacher (arXiv 2205.10536), equations 9 and 10.
+    The factor :math:`\tau^2` is from the authors' code.
 
     Args:
         beta: Weight of the correlation over the classes; at least 0.
         gamma: Weight of the correlation over the batch; at least 0.
-        temperature: Divides the logits of both; above 0.
+        temperature: Divides the logits of both models; above 0.
 
     Raises:
-        ConfigError: For a value out of range.
+        ConfigError: If an argument is out of range.
     """
 
     compares_logits = True
@@ -52,14 +52,14 @@ class DISTLoss(nn.Module):
 
     @full_precision
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Compare the student's logits with the teacher's.
+        """Compute the loss.
 
         Args:
             student: Logits (B, C), or (K, B, C) of K heads.
             teacher: Logits (B, C); no gradient flows into them.
 
         Returns:
-            A scalar, or (K,), one value a head.
+            A scalar, or (K,), one value per head.
 
         Raises:
             ConfigError: If the shapes do not fit.
@@ -73,10 +73,10 @@ class DISTLoss(nn.Module):
 
 
 def _correlation(student: Tensor, teacher: Tensor) -> Tensor:
-    """Pearson's correlation over the last dimension: (..., M) -> (...)."""
+    """Compute Pearson's correlation over the last dimension: (..., M) -> (...)."""
     student, teacher = (x - x.mean(-1, keepdim=True) for x in (student, teacher))
     norms = torch.linalg.vector_norm(student, dim=-1), torch.linalg.vector_norm(teacher, dim=-1)
     varies = (norms[0] > _CONSTANT) & (norms[1] > _CONSTANT)
-    # The 1e-8 is that of the authors' code.
+    # 1e-8 is from the authors' code.
     correlation = (student * teacher).sum(-1) / (norms[0] * norms[1] + 1e-8)
     return torch.where(varies, correlation, 0.0)

@@ -1,4 +1,4 @@
-"""Decoupled knowledge distillation."""
+"""Decoupled knowledge distillation (DKD)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from mldr_kd_mm.utils.errors import check_above_zero, check_not_negative
 
 @MODELS.register_module()
 class DKDLoss(nn.Module):
-    r"""Aligns how sure the models are of the target, and apart from it what else they see.
+    r"""Match the probability of the target class and the distribution of the others separately.
 
-    With the probability :math:`b = (p_{target}, 1 - p_{target})` and, of the other classes alone,
+    With :math:`b = (p_{target}, 1 - p_{target})` and, of the other classes,
     :math:`\hat p = softmax(z_{i \ne target} / \tau)`:
 
     .. math:: \tau^2 \, (\alpha \, KL(b_t \,\|\, b_s) + \beta \, KL(\hat p_t \,\|\, \hat p_s)).
@@ -22,13 +22,13 @@ class DKDLoss(nn.Module):
     Source: Decoupled Knowledge Distillation (arXiv 2203.08679), equation 7.
 
     Args:
-        alpha: Weight of the target's part (TCKD); at least 0.
-        beta: Weight of the other classes' part (NCKD); at least 0. OFA-KD compares with 2, the
-            classic setting for CIFAR has 8.
-        temperature: Divides the logits of both; above 0.
+        alpha: Weight of the target class (TCKD); at least 0.
+        beta: Weight of the other classes (NCKD); at least 0. OFA-KD's tables use 2, the classic
+            setting for CIFAR is 8.
+        temperature: Divides the logits of both models; above 0.
 
     Raises:
-        ConfigError: For a value out of range.
+        ConfigError: If an argument is out of range.
     """
 
     compares_logits = True
@@ -43,7 +43,7 @@ class DKDLoss(nn.Module):
 
     @full_precision
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
-        """Compare the student's logits with the teacher's.
+        """Compute the loss.
 
         Args:
             student: Logits (B, C), or (K, B, C) of K heads.
@@ -51,10 +51,10 @@ class DKDLoss(nn.Module):
             target: Labels (B,), or soft labels (B, C), of which the largest counts.
 
         Returns:
-            A scalar, or (K,), one value a head.
+            A scalar, or (K,), one value per head.
 
         Raises:
-            ConfigError: If the shapes do not fit or a label is outside the classes.
+            ConfigError: If the shapes do not fit, or a label is out of range.
         """
         check_logits(student, teacher)
         target = class_of(target, teacher)
@@ -65,10 +65,10 @@ class DKDLoss(nn.Module):
 
 
 def _decouple(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits of (target, any other), (..., B, 2), and of the others alone, (..., B, C-1).
+    """Split logits into (target, any other), (..., B, 2), and the other classes, (..., B, C-1).
 
-    The target's column is left out, not masked with a large number, so that no value is too large
-    for any dtype.
+    The target's column is left out rather than masked with a large number, which would not fit
+    into every dtype.
     """
     columns = torch.arange(logits.shape[-1] - 1, device=logits.device)
     columns = columns + (columns >= target.unsqueeze(-1))

@@ -1,4 +1,4 @@
-"""Hints from the teacher's intermediate features (FitNet)."""
+"""FitNet: regression of the teacher's intermediate features."""
 
 from __future__ import annotations
 
@@ -15,23 +15,22 @@ from mldr_kd_mm.utils.errors import ConfigError, check_sizes
 
 @MODELS.register_module()
 class FitNetLoss(nn.Module):
-    r"""Lets a 1x1 convolution of the student's feature predict the teacher's.
+    r"""Predict the teacher's feature from the student's by a 1x1 convolution.
 
     .. math:: \overline{(W f_s - f_t)^2},
 
-    averaged over the batch, the width and the grid. Models of two families give maps and tokens of
-    several grids, so both are first brought to a common layout: tokens, without the class token,
-    become the map that they stand for, and the finer map is averaged down to the coarser grid.
+    averaged over the batch, the width and the grid. Different architectures give maps or tokens on
+    different grids. Tokens, without the class token, are therefore reshaped into a map, and the
+    finer map is average-pooled to the coarser grid.
 
-    Source: FitNets: Hints for Thin Deep Nets (arXiv 1412.6550), equation 3; the common layout is
-    ours.
+    Source: FitNets: Hints for Thin Deep Nets (arXiv 1412.6550), equation 3. The common layout is
+    this project's.
 
     Args:
-        student_width: Width of the student's feature. The Distiller finds it when it is None.
-        teacher_width: Width of the teacher's. The Distiller finds it when it is None.
-        student_grid: (H, W) that the student's tokens stand for, None for a map. The Distiller
-            finds it when it is None.
-        teacher_grid: The same of the teacher's.
+        student_width: Width C_s of the student's feature. None: the Distiller sets it.
+        teacher_width: Width C_t of the teacher's feature. None: the Distiller sets it.
+        student_grid: (H, W) of the student's tokens; None for a map. The Distiller sets it.
+        teacher_grid: (H, W) of the teacher's tokens; None for a map. The Distiller sets it.
 
     Raises:
         ConfigError: If a width is missing or not positive, or a grid is not two sizes.
@@ -58,19 +57,20 @@ class FitNetLoss(nn.Module):
 
         Args:
             student: A map (B, C_s, H, W) or tokens (B, [1 +] H * W, C_s).
-            teacher: The same of the teacher; no gradient flows into it.
+            teacher: A map (B, C_t, H, W) or tokens (B, [1 +] H * W, C_t); no gradient flows into
+                it.
 
         Returns:
             A scalar.
 
         Raises:
-            ConfigError: If a feature is neither, its tokens do not fill the grid, or the batches
+            ConfigError: If a feature is neither a map nor tokens of its grid, or the batch sizes
                 differ.
         """
         if len(student) != len(teacher):
             raise ConfigError(
                 f'features: student {tuple(student.shape)}, teacher {tuple(teacher.shape)}: must '
-                'be of the same samples'
+                'have equal batch sizes'
             )
         student = _as_map(student, self.student_grid, 'student')
         teacher = _as_map(teacher, self.teacher_grid, 'teacher')
@@ -80,12 +80,12 @@ class FitNetLoss(nn.Module):
 
 
 def _as_map(feature: Tensor, grid: Sequence[int] | None, whose: str) -> Tensor:
-    """(B, C, H, W) as it is, or (B, [1 +] H * W, C) -> (B, C, H, W)."""
+    """Return a map (B, C, H, W) of a map or tokens (B, [1 +] H * W, C)."""
     if feature.dim() == 4:
         return feature
     if feature.dim() != 3 or grid is None or feature.shape[1] - math.prod(grid) not in (0, 1):
         raise ConfigError(
-            f'{whose}_grid={grid}: the feature has the shape {tuple(feature.shape)}: must be a map '
-            '(B, C, H, W), or tokens (B, H * W, C) beside a class token or not'
+            f'{whose}_grid={grid}: the feature has shape {tuple(feature.shape)}; must be a map '
+            '(B, C, H, W), or tokens (B, H * W, C) with or without a class token'
         )
     return feature[:, -math.prod(grid) :].mT.unflatten(-1, tuple(grid))

@@ -1,4 +1,4 @@
-"""Knowledge distillation by softened probabilities."""
+"""Knowledge distillation (KD) by softened probabilities."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mldr_kd_mm.utils.errors import check_above_zero
 
 @MODELS.register_module()
 class KDLoss(nn.Module):
-    r"""Aligns the class probabilities.
+    r"""Match the class probabilities.
 
     With logits :math:`z` divided by the temperature :math:`\tau`:
 
@@ -22,11 +22,11 @@ class KDLoss(nn.Module):
     Source: Distilling the Knowledge in a Neural Network (arXiv 1503.02531), section 2.
 
     Args:
-        temperature: Divides the logits of both; above 0. OFA-KD compares with 1, the classic
-            setting for CIFAR has 4.
+        temperature: Divides the logits of both models; above 0. OFA-KD's tables use 1, the classic
+            setting for CIFAR is 4.
 
     Raises:
-        ConfigError: For a temperature out of range.
+        ConfigError: If the temperature is out of range.
     """
 
     compares_logits = True
@@ -38,14 +38,14 @@ class KDLoss(nn.Module):
 
     @full_precision
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Compare the student's logits with the teacher's.
+        """Compute the loss.
 
         Args:
             student: Logits (B, C), or (K, B, C) of K heads.
             teacher: Logits (B, C); no gradient flows into them.
 
         Returns:
-            A scalar, or (K,), one value a head.
+            A scalar, or (K,), one value per head.
 
         Raises:
             ConfigError: If the shapes do not fit.

@@ -1,4 +1,4 @@
-"""Knowledge distillation of standardised logits."""
+"""Logit standardisation (LS): knowledge distillation of standardised logits."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from mldr_kd_mm.registry import MODELS
 
 @MODELS.register_module()
 class LogitStandardizationLoss(KDLoss):
-    r"""Aligns the class probabilities whatever the mean and the scale of a sample's logits.
+    r"""Match the class probabilities independently of the mean and scale of the logits.
 
-    The logits of each sample are first brought to mean 0 and standard deviation 1, so that a
-    student need not reach the range of the teacher's:
+    The logits of each sample are first standardised to mean 0 and standard deviation 1, so that
+    the student need not match the range of the teacher's logits:
 
     .. math:: Z(z) = (z - \bar z) / (\sigma(z) + 10^{-7}), \qquad
               \tau^2 \, KL(softmax(Z(z_t) / \tau) \,\|\, softmax(Z(z_s) / \tau)).
@@ -23,10 +23,10 @@ class LogitStandardizationLoss(KDLoss):
     :math:`\sigma` is the unbiased estimate.
 
     Args:
-        temperature: Divides the standardised logits of both; above 0.
+        temperature: Divides the standardised logits of both models; above 0.
 
     Raises:
-        ConfigError: For a temperature out of range.
+        ConfigError: If the temperature is out of range.
     """
 
     def __init__(self, temperature: float = 2.0) -> None:
@@ -34,5 +34,5 @@ class LogitStandardizationLoss(KDLoss):
 
     @full_precision
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Compare the student's logits with the teacher's; see :class:`KDLoss`."""
+        """Compute the loss; see :class:`KDLoss`."""
         return super().forward(standardize(student), standardize(teacher))

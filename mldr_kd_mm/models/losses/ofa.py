@@ -1,4 +1,4 @@
-"""The loss of one-for-all distillation (OFA-KD)."""
+"""One-for-all distillation (OFA-KD)."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from mldr_kd_mm.utils.errors import check_above_zero
 
 @MODELS.register_module()
 class OFALoss(nn.Module):
-    r"""Aligns the class probabilities, the target's the more the surer the teacher is of it.
+    r"""Match the class probabilities, with more weight on targets that the teacher is sure of.
 
-    With the label as a distribution :math:`y` and probabilities :math:`p`:
+    With the label as probabilities :math:`y` and the models' probabilities :math:`p`:
 
     .. math:: -\sum_c \bigl( (p_t + y)^\epsilon - y \bigr) \log p_s,
 
-    averaged over the batch. With :math:`\epsilon = 1` it is the cross-entropy with the teacher.
-    OFA-KD reads the final logits and those of each stage.
+    averaged over the batch. With :math:`\epsilon = 1` this is the cross-entropy with the teacher.
+    OFA-KD applies it to the final logits and to those of each stage.
 
     Source: One-for-All: Bridge the Gap Between Heterogeneous Architectures in Knowledge
     Distillation (arXiv 2310.19444), section "Adaptive target information enhancement".
 
     Args:
-        eps: The exponent; above 0. 1 for CIFAR-100, 1.5 for some pairs on ImageNet.
+        eps: Exponent; above 0. OFA-KD uses 1 on CIFAR-100 and 1.5 for some pairs on ImageNet.
 
     Raises:
-        ConfigError: For an exponent out of range.
+        ConfigError: If the exponent is out of range.
     """
 
     compares_logits = True
@@ -40,7 +40,7 @@ class OFALoss(nn.Module):
 
     @full_precision
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
-        """Compare the student's logits with the teacher's.
+        """Compute the loss.
 
         Args:
             student: Logits (B, C), or (K, B, C) of K heads.
@@ -48,10 +48,10 @@ class OFALoss(nn.Module):
             target: Labels (B,), or soft labels (B, C).
 
         Returns:
-            A scalar, or (K,), one value a head.
+            A scalar, or (K,), one value per head.
 
         Raises:
-            ConfigError: If the shapes do not fit or a label is outside the classes.
+            ConfigError: If the shapes do not fit, or a label is out of range.
         """
         check_logits(student, teacher)
         target = probability_of(target, teacher)

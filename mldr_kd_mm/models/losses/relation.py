@@ -1,30 +1,31 @@
-r"""The relations of MLDR-KD's logits, compared in linear time.
+r"""Compare the relations of MLDR-KD's logits in linear time.
 
 A row :math:`x` of :math:`M` logits has the relation :math:`P_{ij}`, the softmax over :math:`i` of
-:math:`\kappa x_i x_j`. With :math:`P` the teacher's relation, of a row :math:`t`, and :math:`Q` the
-student's, of a row :math:`s`, the sum of KL(teacher || student) over the columns, and its gradient
-with respect to :math:`s`, are
+:math:`\kappa x_i x_j`. Let :math:`P` be the teacher's relation, of a row :math:`t`, and :math:`Q`
+the student's, of a row :math:`s`. The sum of KL(teacher || student) over the columns and its
+gradient with respect to :math:`s` are
 
 .. math::
     \kappa\, t^\top P t - \sum_j \mathrm{LSE}_i(\kappa t_i t_j)
     - \kappa\, s^\top P s + \sum_j \mathrm{LSE}_i(\kappa s_i s_j), \qquad
     \kappa (Q + Q^\top) s - \kappa (P + P^\top) s.
 
-So the teacher's relation meets all heads of the student in one product, and nothing of the size of
-a relation is kept for the backward pass. What both sides need is the same: of a row and some
-vectors :math:`v` the sum of the log-sum-exps, :math:`v^\top P v` and :math:`(P + P^\top) v`.
-:func:`_dense` makes P for that, in blocks.
+One product with the teacher's relation therefore serves all heads of the student, and no tensor of
+the size of a relation is kept for the backward pass. Both sides need the same quantities: for a row
+and some vectors :math:`v`, the sum of the log-sum-exps, :math:`v^\top P v` and
+:math:`(P + P^\top) v`. :func:`_dense` computes P block by block.
 
-:func:`_linear` does not. :math:`\exp(\kappa x_i x_j)`, divided by its largest value in the column,
-is :math:`\exp(r (\pm p - 1))`, of the position :math:`p \in [-1, 1]` of :math:`x_i` between the
-row's least and highest value and the rate :math:`r = \kappa |x_j| (\max x - \min x) / 2`; the sign
-is that of :math:`x_j`. A sum of products of Chebyshev polynomials of p and of r replaces it, all
-rows having the same coefficients, and the sums over i and j come apart. Its error is far below the
-column's sum, which is 1 at least, with :math:`\sqrt{2 r \log(1 / \epsilon)}` polynomials. It
-computes in float64, since the sums over a row cancel (float64 logits: exact to about 1e-12); a C
-kernel does the same where it was built.
+:func:`_linear` avoids P. Divided by its largest value in the column,
+:math:`\exp(\kappa x_i x_j)` is :math:`\exp(r (\pm p - 1))`, where :math:`p \in [-1, 1]` is the
+position of :math:`x_i` between the row's minimum and maximum,
+:math:`r = \kappa |x_j| (\max x - \min x) / 2` is the rate, and the sign is that of :math:`x_j`. A
+sum of products of Chebyshev polynomials of p and of r approximates it with the same coefficients
+for all rows, which separates the sums over i and j. With
+:math:`\sqrt{2 r \log(1 / \epsilon)}` polynomials the error is far below the column's sum, which is
+at least 1. The computation is in float64, since the sums over a row cancel (float64 logits: exact
+to about 1e-12). A C kernel does the same if it was built.
 
-Source: MLDR-KD (arXiv 2502.06189) for what is computed.
+Source: MLDR-KD (arXiv 2502.06189) for the quantity; the method is this project's.
 """
 
 from __future__ import annotations
@@ -43,17 +44,17 @@ import torch
 from torch import Tensor
 
 FORMS = ('auto', 'dense', 'linear')
-# Numbers in a temporary tensor, by device: what fits the cache of a core, what keeps a GPU at work.
+# Elements of a temporary tensor: on a CPU it fits the cache of a core, on a GPU it keeps it busy.
 _BLOCK = defaultdict(lambda: 2**26, cpu=2**18)
-# Up to here a GPU computes a relation itself sooner than it tells the host the logits' range.
+# Up to this length a GPU computes a relation faster than it tells the host the range of the logits.
 _DENSE_ON_GPU = 1024
 
 
 class _Sums(NamedTuple):
-    """What a comparison needs of the relations P of N rows, and of c vectors v for each."""
+    """Quantities of the relations P of N rows, and of c vectors v for each."""
 
     lse: Tensor
-    """(N,): the log-sum-exps of the columns, summed."""
+    """(N,): the sum of the columns' log-sum-exps."""
     energy: Tensor
     """(N, c): v' P v."""
     both: Tensor
@@ -61,20 +62,20 @@ class _Sums(NamedTuple):
 
 
 def relation_kl(student: Tensor, teacher: Tensor, scale: float, form: str = 'auto') -> Tensor:
-    """Mean KL(teacher || student) of the relations' columns.
+    """Compute the mean KL(teacher || student) of the relations' columns.
 
     Args:
         student: Rows (N, M), or (K, N, M) of K heads.
         teacher: Rows (N, M); no gradient flows into them.
-        scale: The factor kappa of the relations.
-        form: ``dense`` makes the relations; ``linear`` does not, unless that would take more than M
-            polynomials; ``auto`` takes what is faster.
+        scale: Factor kappa of the relations.
+        form: ``dense`` computes the relations. ``linear`` avoids them, unless it would take more
+            than M polynomials. ``auto`` takes the faster one.
 
     Returns:
-        A scalar, or (K,). Its gradient cannot be differentiated again.
+        A scalar, or (K,). It has no second derivative.
     """
     if teacher.shape[-1] == 1:
-        # A softmax over one entry is 1: no rounding error instead of 0.
+        # A softmax over one entry is 1, so the loss is exactly 0.
         return (0 * student).sum((-2, -1))
     value, _ = _relation_kl(student.reshape(-1, *teacher.shape), teacher, scale, form)
     return value.reshape(student.shape[:-2])
@@ -84,7 +85,7 @@ def relation_kl(student: Tensor, teacher: Tensor, scale: float, form: str = 'aut
 def _relation_kl(
     student: Tensor, teacher: Tensor, scale: float, form: str
 ) -> tuple[Tensor, Tensor]:
-    """The value (K,) and its gradient (K, N, M); one operation to a compiler."""
+    """Compute the value (K,) and its gradient (K, N, M), as one operation for torch.compile."""
     heads, num_rows, length = student.shape
     of_teacher = _sums(
         teacher, torch.cat([teacher.unsqueeze(1), student.transpose(0, 1)], 1), scale, form
@@ -93,7 +94,7 @@ def _relation_kl(
     of_student = _sums(rows, rows.unsqueeze(1), scale, form)
 
     energy = of_teacher.energy.sum(0)
-    # Summed in the same order, so that nothing is left where the two are equal.
+    # Both are summed in the same order, so that the difference of equal logits is exactly 0.
     lse = of_student.lse.view(heads, num_rows).sum(1) - of_teacher.lse.view(1, num_rows).sum(1)
     value = scale * (energy[0] - energy[1:]) + lse
     gradient = of_student.both.view_as(student) - of_teacher.both[:, 1:].transpose(0, 1)
@@ -113,7 +114,7 @@ def _keep_gradient(ctx, inputs, output) -> None:
 
 def _backward(ctx, of_value: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:
     if torch.is_grad_enabled():
-        raise RuntimeError('DFRALoss has no second derivative: its gradient is made with its value')
+        raise RuntimeError('DFRALoss has no second derivative; its gradient comes with its value')
     (gradient,) = ctx.saved_tensors
     return of_value[:, None, None] * gradient, None, None, None
 
@@ -122,12 +123,12 @@ _relation_kl.register_autograd(_backward, setup_context=_keep_gradient)
 
 
 def _sums(rows: Tensor, vectors: Tensor, scale: float, form: str) -> _Sums:
-    """What a comparison needs of rows (N, M) and vectors (N, c, M)."""
+    """Compute the sums for rows (N, M) and vectors (N, c, M)."""
     length = rows.shape[1]
     on_gpu = rows.is_cuda
     if form == 'dense' or (form == 'auto' and on_gpu and length <= _DENSE_ON_GPU):
         return _dense(rows, vectors, scale)
-    # The largest rate; on a GPU this waits for it.
+    # The largest rate. On a GPU the host waits for it.
     low, high = rows.aminmax(dim=1)
     reach = (rows.abs().amax(1).double() * (high - low) * (scale / 2)).max().item()
     degree = _degree(reach, torch.finfo(rows.dtype).eps / 4)
@@ -143,10 +144,10 @@ def _sums(rows: Tensor, vectors: Tensor, scale: float, form: str) -> _Sums:
 
 
 def _dense(rows: Tensor, vectors: Tensor, scale: float) -> _Sums:
-    """The sums, of relations that are made block by block.
+    """Compute the sums from relations, block by block.
 
-    The student's and the teacher's sums are subtracted from each other: what a softmax does not
-    change, the largest entries and the vectors' middles, is summed apart, in float64.
+    The sums of student and teacher nearly cancel. Their largest parts, the columns' maxima and the
+    vectors' midpoints, are therefore summed separately, in float64.
     """
     num_rows, length = rows.shape
     low, high = rows.double().aminmax(dim=1, keepdim=True)
@@ -174,7 +175,7 @@ def _dense(rows: Tensor, vectors: Tensor, scale: float) -> _Sums:
 
 
 def _parts(count: int, size: int, block: int) -> Iterator[slice]:
-    """Split ``count`` things of a size into parts of a block or, if that is less, of one thing."""
+    """Split ``count`` items of ``size`` elements into parts of about ``block`` elements."""
     step = max(1, block // size)
     return (slice(start, start + step) for start in range(0, count, step))
 
@@ -182,10 +183,10 @@ def _parts(count: int, size: int, block: int) -> Iterator[slice]:
 def _linear(
     rows: Tensor, vectors: Tensor, scale: float, reach: float, coefficients: Tensor
 ) -> _Sums:
-    """The sums without the relations, for rates up to ``reach``. All in float64."""
+    """Compute the sums without relations, in float64, for rates up to ``reach``."""
     degree = len(coefficients)
     coefficients = coefficients.to(rows.device)
-    # T_n(-p) is -T_n(p) for an odd n: what differs between the signs.
+    # For odd n, T_n(-p) is -T_n(p); even and odd terms are summed apart for the two signs.
     even, odd = coefficients.clone(), coefficients.clone()
     even[1::2] = odd[::2] = 0
     parts = []
@@ -213,7 +214,7 @@ def _linear(
 
 
 def _chebyshev(x: Tensor, degree: int) -> Tensor:
-    """The first ``degree`` Chebyshev polynomials of x (N, M): (N, degree, M)."""
+    """Evaluate the first ``degree`` Chebyshev polynomials at x (N, M): (N, degree, M)."""
     values = [torch.ones_like(x), x]
     while len(values) < degree:
         values.append(2 * x * values[-1] - values[-2])
@@ -221,13 +222,13 @@ def _chebyshev(x: Tensor, degree: int) -> Tensor:
 
 
 def _degree(reach: float, error: float) -> int:
-    """How many polynomials represent exp(r (p - 1)), for all r up to ``reach``, with this error.
+    """Return how many polynomials approximate exp(r (p - 1)) for all r up to ``reach``.
 
-    The coefficients of exp(r (p - 1)) are exp(-r) I_n(r), which is the probability that two Poisson
-    variables of mean r / 2 differ by n: what is left out grows with r.
+    The coefficients of exp(r (p - 1)) are exp(-r) I_n(r), the probability that two Poisson
+    variables of mean r / 2 differ by n. The truncation error therefore grows with r.
     """
     if not math.isfinite(reach) or reach > 1e6:
-        return 2**31  # more than any row has
+        return 2**31  # Longer than any row.
     most = int(12 * math.sqrt(reach)) + 32
     ratios, ratio = [0.0] * (most + 1), 0.0
     for n in range(most, 0, -1):
@@ -239,7 +240,7 @@ def _degree(reach: float, error: float) -> int:
 
 
 def _coefficients(reach: float, degree: int) -> Tensor:
-    """exp(r (p - 1)) as products T_n(p) T_k(2 r / reach - 1): (degree, degree), of n and k."""
+    """Return the coefficients (n, k) of T_n(p) T_k(2 r / reach - 1) in exp(r (p - 1))."""
     n = np.arange(degree)
     angles = (n + 0.5) * np.pi / degree
     nodes = np.cos(angles)
@@ -251,7 +252,7 @@ def _coefficients(reach: float, degree: int) -> Tensor:
 
 @lru_cache(maxsize=1)
 def _kernel() -> ctypes.CDLL | None:
-    """The compiled relation.c, unless the installation had no C compiler."""
+    """Load the compiled relation.c; None if the installation had no C compiler."""
     for path in Path(__file__).parent.glob('_relation.*'):
         kernel = ctypes.CDLL(str(path))
         kernel.relation_rows.restype = None
@@ -267,7 +268,7 @@ def _linear_in_c(
     reach: float,
     coefficients: Tensor,
 ) -> _Sums:
-    """What :func:`_linear` does, on as many threads as torch uses."""
+    """Compute :func:`_linear` in C, on as many threads as torch uses."""
     (num_rows, length), count, degree = rows.shape, vectors.shape[1], len(coefficients)
     sums = _Sums(
         rows.new_empty(num_rows), rows.new_empty(num_rows, count), torch.empty_like(vectors)
@@ -275,7 +276,7 @@ def _linear_in_c(
 
     def compute(part: slice) -> None:
         tensors = [tensor[part] for tensor in (rows, vectors, *sums)]
-        # relation.c says what for.
+        # relation.c describes this work space.
         work = rows.new_empty(7 * (length + 32 + degree))
         x, v, *results = (ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors)
         kernel.relation_rows(

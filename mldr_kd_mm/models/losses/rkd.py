@@ -1,4 +1,4 @@
-"""Relational knowledge distillation."""
+"""Relational knowledge distillation (RKD)."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from mldr_kd_mm.utils.errors import check_not_negative
 
 @MODELS.register_module()
 class RKDLoss(nn.Module):
-    r"""Aligns the distances and the angles among the features of a batch.
+    r"""Match the distances and angles between the features of a batch.
 
     With features :math:`f`, the mean distance :math:`\mu` of all pairs and the smooth L1 loss
-    :math:`l`, averaged over pairs and triples, those with equal samples among them:
+    :math:`l`, averaged over all pairs and triples, including those with equal samples:
 
     .. math:: w_d \, l(|f_i - f_j| / \mu) + w_a \, l(\cos \angle f_i f_j f_k).
 
-    The widths of student and teacher may differ. A batch of one has no pair: its loss is 0.
+    The widths of student and teacher may differ. A batch of one has no pair and gives 0.
 
     Source: Relational Knowledge Distillation (arXiv 1904.05068), equations 5 to 8.
 
@@ -29,7 +29,7 @@ class RKDLoss(nn.Module):
         angle_weight: Weight of the angles; at least 0.
 
     Raises:
-        ConfigError: For a weight out of range.
+        ConfigError: If a weight is out of range.
     """
 
     def __init__(self, distance_weight: float = 25.0, angle_weight: float = 50.0) -> None:
@@ -40,7 +40,7 @@ class RKDLoss(nn.Module):
 
     @full_precision
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Compare the student's features with the teacher's.
+        """Compute the loss.
 
         Args:
             student: Features (B, D_s).
@@ -50,7 +50,7 @@ class RKDLoss(nn.Module):
             A scalar.
 
         Raises:
-            ConfigError: If they are not vectors of the same samples.
+            ConfigError: If the features are not vectors (B, D) of equal batch size.
         """
         check_features(student, teacher)
         student, teacher = (f.unsqueeze(0) - f.unsqueeze(1) for f in (student, teacher))
@@ -60,18 +60,17 @@ class RKDLoss(nn.Module):
 
 
 def _distances(differences: Tensor) -> Tensor:
-    """All distances, divided by their mean: (B, B, D) -> (B, B)."""
+    """Compute all distances, divided by their mean: (B, B, D) -> (B, B)."""
     batch = len(differences)
-    # The root has no gradient at 0, where a sample meets itself.
+    # The root has no gradient at 0, the distance of a sample to itself.
     distances = differences.square().sum(-1).clamp_min(1e-12).sqrt()
     distances = distances * (1 - torch.eye(batch, dtype=distances.dtype, device=distances.device))
     return distances / (distances.sum() / max(batch * (batch - 1), 1)).clamp_min(1e-12)
 
 
 def _angles(differences: Tensor) -> Tensor:
-    """Cosines of the angles that each sample sees between any two: (B, B, D) -> (B, B, B)."""
+    """Compute the cosine of the angle at each sample between any two: (B, B, D) -> (B, B, B)."""
     norms = torch.linalg.vector_norm(differences, dim=-1, keepdim=True)
-    # Two equal samples have no direction; divided by next to nothing its gradient would have no
-    # bound.
+    # Equal samples have no direction. Dividing by their tiny norm would give an unbounded gradient.
     directions = differences / torch.where(norms > 1e-6, norms, 1.0)
     return directions @ directions.mT

@@ -12,28 +12,29 @@ from mldr_kd_mm.utils.errors import ConfigError, check_not_negative, check_switc
 
 @MODELS.register_module()
 class RSDLoss(nn.Module):
-    r"""Lets each dimension of the student's feature follow one of the teacher's, and no other.
+    r"""Correlate each dimension of the student's feature with one of the teacher's and no other.
 
-    A decoupler, which is of no use after training, brings the student's feature to the teacher's
-    width: linear to twice its own width, BatchNorm, GELU, linear, no biases. Both are standardised
-    over the batch (biased deviation, plus 1e-5), and of their correlation
-    :math:`P = f_t^\top f_s / B`:
+    A decoupler, used in training only, projects the student's feature to the teacher's width:
+    linear to twice its own width, BatchNorm, GELU, linear, without biases. Both features are
+    standardised over the batch (biased deviation, plus 1e-5). With their correlation
+    :math:`P = f_t^\top f_s / B` the loss is
 
     .. math:: \sum_i (P_{ii} - 1)^2 + \kappa \sum_{i \ne j} P_{ij}^2.
 
-    A batch of one cannot be standardised: its loss is 0 (and the decoupler's BatchNorm refuses it).
+    A batch of one cannot be standardised and gives 0 (and the decoupler's BatchNorm refuses it in
+    training).
 
-    Source: the authors' release (github.com/spacewanderx/RSD, ICCV 2025), which weighs it with 0.1.
+    Source: the authors' release (github.com/spacewanderx/RSD, ICCV 2025), with weight 0.1.
 
     Args:
-        kappa: Weight of what is off the diagonal; at least 0.
-        decoupler: Whether to have one; without it the widths must agree.
-        student_width: D_s. The Distiller finds it when it is None.
-        teacher_width: D_t. The Distiller finds it when it is None.
+        kappa: Weight of the off-diagonal correlations; at least 0.
+        decoupler: Whether to use the decoupler. Without it the widths must be equal.
+        student_width: Width D_s. None: the Distiller sets it.
+        teacher_width: Width D_t. None: the Distiller sets it.
 
     Raises:
-        ConfigError: For a weight out of range, a width that is missing or not positive, or widths
-            that differ without a decoupler.
+        ConfigError: If an argument is out of range, a width is missing, or the widths differ
+            without a decoupler.
     """
 
     def __init__(
@@ -49,8 +50,8 @@ class RSDLoss(nn.Module):
         check_widths(student_width, teacher_width)
         if not decoupler and student_width != teacher_width:
             raise ConfigError(
-                f'decoupler=False: the student has width {student_width}, the teacher '
-                f'{teacher_width}: must be True where they differ'
+                f'decoupler=False: must be True, as the student has width {student_width} and the '
+                f'teacher {teacher_width}'
             )
         self.kappa = kappa
         self.decoupler = nn.Identity()
@@ -64,7 +65,7 @@ class RSDLoss(nn.Module):
 
     @full_precision
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Compare the student's features with the teacher's.
+        """Compute the loss.
 
         Args:
             student: Features (B, D_s).
@@ -74,14 +75,15 @@ class RSDLoss(nn.Module):
             A scalar.
 
         Raises:
-            ConfigError: If they are not vectors of the same samples, or their widths differ.
+            ConfigError: If the features are not vectors (B, D) of equal batch size, or their widths
+                differ.
         """
         check_features(student, teacher)
         student = self.decoupler(student)
         if student.shape != teacher.shape:
             raise ConfigError(
                 f'features: student {tuple(student.shape)}, teacher {tuple(teacher.shape)}: '
-                'must be of the same width'
+                'must have equal widths'
             )
         if len(student) == 1:
             return 0 * student.sum()
@@ -92,8 +94,8 @@ class RSDLoss(nn.Module):
 
 
 def _standardize(features: Tensor) -> Tensor:
-    """Each dimension over the batch: (B, D) -> (B, D)."""
+    """Standardise each dimension over the batch: (B, D) -> (B, D)."""
     centred = features - features.mean(0)
-    # The root has no gradient at 0, which a dead unit is.
+    # The root has no gradient at 0, the deviation of a dead unit.
     deviation = torch.sqrt(centred.square().mean(0) + torch.finfo(features.dtype).tiny)
     return centred / (deviation + 1e-5)

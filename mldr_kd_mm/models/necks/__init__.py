@@ -1,4 +1,4 @@
-"""Necks turn a student's stage features into logits that a loss can compare."""
+"""Necks: logits from the stages of a student, for the losses to compare."""
 
 from mldr_kd_mm.models.necks.msdf import MSDFNeck, MSDFOutput
 

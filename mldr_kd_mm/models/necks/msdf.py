@@ -1,4 +1,4 @@
-"""Multi-Scale Dynamic Fusion, the neck of MLDR-KD."""
+"""Multi-Scale Dynamic Fusion (MSDF), the neck of MLDR-KD."""
 
 from __future__ import annotations
 
@@ -16,42 +16,43 @@ from mldr_kd_mm.utils.errors import ConfigError, are_sizes, check_positive, is_n
 
 
 class MSDFOutput(NamedTuple):
-    """What :class:`MSDFNeck` returns, for S stages, B samples and C classes."""
+    """Outputs of :class:`MSDFNeck` for S stages, B samples and C classes."""
 
     stage_logits: Tensor
-    """(S, B, C): the logits of each stage."""
+    """Logits of each stage (S, B, C)."""
     fused_logits: Tensor
-    """(B, C): their sum, weighted for each sample and class."""
+    """Sum of the stages' logits (B, C), weighted for each sample and class."""
     fusion_weights: Tensor
-    """(B, S, C): the weights, which sum to 1 over the stages."""
+    """Weights (B, S, C), which sum to 1 over the stages."""
 
 
 @MODELS.register_module()
 class MSDFNeck(BaseModule):
-    """Projects the stages of a student to logits and fuses them with learned weights.
+    """Project the stages of a student to logits and fuse them with learned weights.
 
-    A projector brings stage s of S to a descriptor of ``project_dim`` channels, a map through S - s
-    convolutional blocks that halve the resolution, tokens through merges of neighbours and
-    transformer blocks, and a linear layer makes its logits. One gate, shared by the stages, scores
-    each class of each descriptor; a softmax of the scores over the stages gives the weights of the
-    fusion.
+    A projector turns stage s of S into a descriptor with ``project_dim`` channels: maps go through
+    S - s convolutional blocks that halve the resolution, tokens through merges of neighbours and
+    transformer blocks. A linear layer gives the logits of the stage. One gate, shared by the
+    stages, scores each class of each descriptor, and a softmax over the stages turns the scores
+    into fusion weights.
 
     Source: MLDR-KD (arXiv 2502.06189), section "Multi-Scale Dynamic Fusion", and the authors'
-    release; the projectors of tokens, which it lacks, are OFA-KD's.
+    release. That has no projectors for tokens; these are OFA-KD's.
 
     Args:
-        in_channels: Width of each stage's feature, from the first to the last. The Distiller finds
-            it when it is None.
-        project_dim: Width of the descriptors. None: the width of the last stage; if that is a map,
-            the Distiller takes the teacher's final width where it is larger, as the paper does.
-        grids: For each stage that gives tokens the (H, W) of their grid, for each that gives a map
-            None. None: all give maps. The Distiller finds it when it is None.
-        num_classes: Number of classes C. The Distiller finds it when it is not given.
-        gate_dim: Hidden width of the gate. None: 4C. 0: no gate, all stages weigh the same (an
-            ablation of the paper's).
+        in_channels: Width of each stage's feature, from the first to the last. None: the Distiller
+            sets it.
+        project_dim: Width of the descriptors. None: the width of the last stage. If that is a map,
+            the Distiller uses the width of the teacher's feature if it is larger, as the paper
+            does.
+        grids: (H, W) of each stage's token grid, or None for a stage that is a map. None: all
+            stages are maps. The Distiller sets it.
+        num_classes: Number of classes C. The Distiller sets it if the config does not.
+        gate_dim: Hidden width of the gate. None: 4C. 0: no gate, all stages have equal weights (an
+            ablation in the paper).
 
     Raises:
-        ConfigError: If a width is missing or not positive, or ``grids`` do not fit the stages.
+        ConfigError: If a width is missing or not positive, or ``grids`` does not fit the stages.
     """
 
     def __init__(
@@ -66,8 +67,8 @@ class MSDFNeck(BaseModule):
         super().__init__()
         if not isinstance(in_channels, Sequence) or not in_channels:
             raise ConfigError(
-                f'in_channels={in_channels!r}: must list the width of each stage '
-                '(inside a Distiller it is found)'
+                f'in_channels={in_channels!r}: must list the width of each stage (a Distiller '
+                'sets it)'
             )
         for channels in in_channels:
             check_positive(in_channels=channels)
@@ -91,17 +92,17 @@ class MSDFNeck(BaseModule):
         self.apply(_init)
 
     def forward(self, features: Sequence[Tensor]) -> MSDFOutput:
-        """Project and fuse.
+        """Project and fuse the stages.
 
         Args:
-            features: From the first stage to the last, a map (B, C_s, H_s, W_s) or tokens
-                (B, H_s * W_s, C_s) each, the class token, if there is one, before the others.
+            features: A map (B, C_s, H_s, W_s) or tokens (B, [1 +] H_s * W_s, C_s) of each stage,
+                from the first to the last, with the class token, if any, in front.
 
         Returns:
-            The logits of the stages, the fused logits and the weights of the fusion.
+            The logits of the stages, the fused logits and the fusion weights.
 
         Raises:
-            ConfigError: If the features are not of the number, widths and grids that were given.
+            ConfigError: If the number, widths or grids of the features do not fit.
         """
         self._check(features)
         descriptors = torch.stack(
@@ -127,21 +128,23 @@ class MSDFNeck(BaseModule):
         shapes = [tuple(feature.shape) for feature in features]
         if any(len(shape) not in (3, 4) for shape in shapes):
             raise ConfigError(
-                f'features: shapes {shapes}: must be maps (B, C, H, W) or tokens (B, N, C)'
+                f'features: have shapes {shapes}; must be maps (B, C, H, W) or tokens (B, N, C)'
             )
         widths = tuple(shape[1 if len(shape) == 4 else 2] for shape in shapes)
         if widths != self.in_channels:
-            raise ConfigError(f'in_channels={self.in_channels}: the features have widths {widths}')
+            raise ConfigError(
+                f'in_channels={self.in_channels}: must be {widths}, the widths of the features'
+            )
         for grid, shape in zip(self.grids, shapes, strict=True):
             if (grid is None) != (len(shape) == 4):
                 raise ConfigError(
-                    f'grids={self.grids}: the shapes are {shapes}: must have (H, W) for tokens '
-                    '(B, N, C), None for a map (B, C, H, W)'
+                    f'grids={self.grids}: the features have shapes {shapes}; must be (H, W) for '
+                    'tokens (B, N, C), None for a map (B, C, H, W)'
                 )
             if grid and shape[1] - math.prod(grid) not in (0, 1):
                 raise ConfigError(
-                    f'grids={self.grids}: {grid} makes {math.prod(grid)} tokens, beside a class '
-                    f'token or not; the feature has {shape[1]}'
+                    f'grids={self.grids}: {grid} has {math.prod(grid)} tokens; must be those of '
+                    f'the feature, {shape[1]}, with or without a class token'
                 )
 
 
@@ -170,7 +173,7 @@ def _check_grids(
     is_list = isinstance(grids, Sequence) and len(grids) == num_stages
     if not is_list or not all(grid is None or are_sizes(grid, 2) for grid in grids):
         raise ConfigError(
-            f'grids={grids!r}: must have, for each of {num_stages} stages, (H, W) or None for a map'
+            f'grids={grids!r}: must have (H, W), or None for a map, for each of {num_stages} stages'
         )
     return tuple(grid and tuple(grid) for grid in grids)
 

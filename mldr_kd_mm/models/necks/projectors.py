@@ -1,4 +1,4 @@
-"""Projectors bring the feature of one stage to a descriptor of a common width."""
+"""Projectors from the feature of a stage to a descriptor of a common width."""
 
 from __future__ import annotations
 
@@ -8,15 +8,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# The grid at which OFA-KD stops to merge tokens: that of the last stage at 224 px.
+# OFA-KD merges tokens down to this grid, that of the last stage at 224 px.
 _GRID = 7
 _NUM_HEADS = 4
 
 
 def separable_conv(in_channels: int, out_channels: int) -> nn.Sequential:
-    """A block of two depthwise separable convolutions that halves the resolution.
+    """Build a block of two depthwise separable convolutions that halves the resolution.
 
-    (B, in_channels, H, W) -> (B, out_channels, ceil(H/2), ceil(W/2)). Source: MLDR-KD's release.
+    Source: MLDR-KD's release.
+
+    Args:
+        in_channels: Width of the input (B, in_channels, H, W).
+        out_channels: Width of the output (B, out_channels, ceil(H / 2), ceil(W / 2)).
     """
 
     def half(out_channels: int, stride: int) -> list[nn.Module]:
@@ -33,11 +37,17 @@ def separable_conv(in_channels: int, out_channels: int) -> nn.Sequential:
 
 
 def map_projector(in_channels: int, out_channels: int, num_blocks: int) -> nn.Sequential:
-    """Project the feature map of a stage and pool it: (B, in_channels, H, W) -> (B, out_channels).
+    """Build the projector of a map: (B, in_channels, H, W) -> (B, out_channels).
 
-    ``num_blocks`` separable blocks, each doubling the width but the last, which goes to
-    ``out_channels``; with no block (the last stage), one 1x1 convolution without bias. Source:
-    MLDR-KD's release.
+    It consists of separable blocks, each of which doubles the width except the last one, and
+    average pooling. Without blocks (the last stage) it is a 1x1 convolution without bias.
+
+    Source: MLDR-KD's release.
+
+    Args:
+        in_channels: Width of the map.
+        out_channels: Width of the descriptor.
+        num_blocks: Number of separable blocks.
     """
     if num_blocks == 0:
         layers = [nn.Conv2d(in_channels, out_channels, 1, bias=False)]
@@ -48,16 +58,16 @@ def map_projector(in_channels: int, out_channels: int, num_blocks: int) -> nn.Se
 
 
 class TokenMerging(nn.Module):
-    """Merges each square of neighbouring tokens of a grid into one.
+    """Merge each square of neighbouring tokens of a grid into one.
 
-    A class token bypasses it; where the width changes, it goes through as a square of itself.
+    A class token bypasses the merge. If the width changes, it is repeated to fill a square.
 
     Args:
         grid: (H, W) of the tokens.
-        in_channels: Their width.
-        out_channels: The width of the merged ones.
-        factor: The side of the square: 2, or 1 to change the width alone.
-        activation: What follows the linear layer.
+        in_channels: Width of the tokens.
+        out_channels: Width of the merged tokens.
+        factor: Side of the square: 2, or 1 to only change the width.
+        activation: Module after the linear layer. None: no activation.
     """
 
     def __init__(
@@ -78,7 +88,7 @@ class TokenMerging(nn.Module):
         self.activation = activation or nn.Identity()
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(B, [1 +] H * W, C) -> (B, [1 +] H' * W', C'), odd sides padded with zeros."""
+        """Merge (B, [1 +] H * W, C) into (B, [1 +] H' * W', C'), padding odd sides with zeros."""
         height, width = self.grid
         num_patches = height * width
         class_token, patches = tokens[:, :-num_patches], tokens[:, -num_patches:]
@@ -97,7 +107,7 @@ class TokenMerging(nn.Module):
 
 
 class TokenPool(nn.Module):
-    """The class token if there is one beside the grid, else the mean: (B, N, C) -> (B, C)."""
+    """Take the class token if there is one, else the mean: (B, N, C) -> (B, C)."""
 
     def __init__(self, num_patches: int) -> None:
         super().__init__()
@@ -110,12 +120,18 @@ class TokenPool(nn.Module):
 def token_projector(
     grid: tuple[int, int], in_channels: int, out_channels: int, num_blocks: int
 ) -> nn.Sequential:
-    """Project the tokens of a stage and pool them: (B, N, in_channels) -> (B, out_channels).
+    """Build the projector of tokens: (B, N, in_channels) -> (B, out_channels).
 
-    2 x 2 neighbours are merged until the grid is at most 7 x 7, the first merge going to
-    ``out_channels``, with GELU; ``num_blocks`` transformer blocks follow, at least one; then the
-    class token is taken, or the mean. Source: OFA-KD (custom_forward, custom_model), see
-    docs/architectures.md.
+    It merges 2 x 2 neighbours until the grid is at most 7 x 7; the first merge changes the width
+    and has a GELU. Transformer blocks follow, and finally the class token is taken, or the mean.
+
+    Source: OFA-KD (custom_forward, custom_model), see docs/architectures.md.
+
+    Args:
+        grid: (H, W) of the tokens.
+        in_channels: Width of the tokens.
+        out_channels: Width of the descriptor.
+        num_blocks: Number of transformer blocks; at least one is used.
     """
     from timm.models.vision_transformer import Block  # half a second, for this projector alone
 
@@ -128,7 +144,7 @@ def token_projector(
         channels, activation = (in_channels, nn.GELU()) if i == 0 else (out_channels, None)
         layers.append(TokenMerging(grid, channels, out_channels, factor, activation))
         grid = layers[-1].out_grid
-    # An odd width cannot be shared out among four heads.
+    # Four heads need a width that is a multiple of four.
     num_heads = math.gcd(out_channels, _NUM_HEADS)
     layers += [Block(out_channels, num_heads) for _ in range(max(num_blocks, 1))]
     return nn.Sequential(*layers, TokenPool(math.prod(grid)))

@@ -353,7 +353,7 @@ class TestErrors:
         with pytest.raises(ConfigError) as caught:
             build()(images(1, *size))
         message = str(caught.value)
-        assert message == f'img_size=(64, 64): the images have the size {size}'
+        assert message == f'img_size=(64, 64): must be {size}, the size of the images'
 
     @pytest.mark.parametrize('field', ['patch_size', 'embed_dim', 'depth', 'num_classes', 'd_conv'])
     @pytest.mark.parametrize('value', [0, -1, 1.5, None])
@@ -363,5 +363,7 @@ class TestErrors:
 
     @pytest.mark.parametrize('rate', [-0.1, 1.0])
     def test_drop_path_rate(self, rate):
-        with pytest.raises(ConfigError, match=rf'^drop_path_rate={rate}: must be in \[0, 1\)$'):
+        with pytest.raises(
+            ConfigError, match=rf'^drop_path_rate={rate}: must be from 0 to below 1$'
+        ):
             build(drop_path_rate=rate)

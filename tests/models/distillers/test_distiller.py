@@ -640,7 +640,10 @@ class TestBadInput:
 
     def test_bank_smaller_than_the_training_set(self):
         distiller = build(mldr(losses=[crd(num_samples=5)]))
-        with pytest.raises(ConfigError, match='num_samples=5: a sample has the index 5'):
+        with pytest.raises(
+            ConfigError,
+            match='num_samples=5: must be the size of the training set; a sample has index 5',
+        ):
             losses_of(distiller, numbered(batch()))
 
     def test_samples_without_a_number(self):

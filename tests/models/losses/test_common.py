@@ -150,5 +150,5 @@ class TestTarget:
         with pytest.raises(ConfigError) as caught:
             read(torch.zeros(shape), torch.zeros(2, 3))
         assert str(caught.value) == (
-            f'target: has the shape {shape}: must be labels (2,) or soft labels (2, 3)'
+            f'target: has shape {shape}; must be labels (2,) or soft labels (2, 3)'
         )

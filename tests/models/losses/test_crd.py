@@ -368,53 +368,34 @@ def test_the_lowest_temperature_is_finite():
 
 
 class TestErrors:
-    @pytest.mark.parametrize('index', [12, 100, -1])
+    @pytest.mark.parametrize('index', [12, -1])
     def test_index_outside_the_training_set(self, index):
         loss = build()
         before = saved(loss)
         with pytest.raises(ConfigError) as caught:
             loss(*batch(0, index))
-        message = str(caught.value)
-        assert message.startswith('num_samples=12: a sample has the index')
-        assert message.endswith(': must be the size of the training set')
+        assert str(caught.value) == (
+            f'num_samples=12: must be the size of the training set; a sample has index {index}'
+        )
         assert_close(saved(loss), before, rtol=0, atol=0)
 
-    def test_a_negative_index_is_named(self):
-        with pytest.raises(ConfigError, match='a sample has the index -1:'):
-            build()(*batch(0, -1))
-
-    @pytest.mark.parametrize('negatives', [12, 13])
-    def test_more_negatives_than_others(self, negatives):
+    @pytest.mark.parametrize(
+        ('wrong', 'message'),
+        [
+            (dict(negatives=12), 'negatives=12: must be at most num_samples - 1 = 11'),
+            (dict(num_samples=0), 'num_samples=0: must be a whole number of 1 or more'),
+            (dict(dim=True), 'dim=True: must be a whole number of 1 or more'),
+            (dict(momentum=1.0), 'momentum=1.0: must be from 0 to below 1'),
+            (dict(momentum=False), 'momentum=False: must be from 0 to below 1'),
+            (dict(temperature=math.inf), 'temperature=inf: must be a number of 0.02 or more'),
+            (dict(student_width=None), 'student_width=None: must be the width of the feature'),
+        ],
+        ids=str,
+    )
+    def test_arguments(self, wrong, message):
         with pytest.raises(ConfigError) as caught:
-            build(negatives=negatives)
-        assert str(caught.value) == (
-            f'negatives={negatives}: must be at most 11, as there are num_samples=12 and a sample '
-            'is not its own negative'
-        )
-
-    @pytest.mark.parametrize('field', ['num_samples', 'negatives', 'dim'])
-    @pytest.mark.parametrize('value', [0, -1, None, 1.5, True])
-    def test_count(self, field, value):
-        arguments = dict(num_samples=12, negatives=5, dim=3, **WIDTHS) | {field: value}
-        with pytest.raises(ConfigError, match=f'^{field}={value}: must be a whole number of 1 or'):
-            CRDLoss(**arguments)
-
-    @pytest.mark.parametrize('field', ['student_width', 'teacher_width'])
-    def test_width(self, field):
-        with pytest.raises(ConfigError, match=f'^{field}=None: must be the width of the feature'):
-            build(**{field: None})
-
-    @pytest.mark.parametrize('momentum', [-0.1, 1, 1.0, math.nan, None, 'x', False])
-    def test_momentum(self, momentum):
-        with pytest.raises(
-            ConfigError, match=f'^momentum={momentum!r}: must be from 0 to below 1$'
-        ):
-            build(momentum=momentum)
-
-    @pytest.mark.parametrize('temperature', [0, -1, math.inf, None])
-    def test_temperature(self, temperature):
-        with pytest.raises(ConfigError, match='^temperature=.*: must be a number of 0.02 or more$'):
-            build(temperature=temperature)
+            build(**wrong)
+        assert str(caught.value).startswith(message)
 
 
 @pytest.fixture(scope='module')

@@ -127,5 +127,5 @@ class TestErrors:
         with pytest.raises(ConfigError) as caught:
             loss(**features | {whose: torch.zeros(shape)})
         message = str(caught.value)
-        assert message.startswith(f'{whose}_grid={grid}: the feature has the shape {shape}: must')
+        assert message.startswith(f'{whose}_grid={grid}: the feature has shape {shape}; must')
         assert '\n' not in message

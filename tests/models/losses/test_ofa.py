@@ -85,7 +85,7 @@ class TestErrors:
 
     def test_soft_labels_of_other_classes(self):
         student, teacher = normal(2, 2, 5)
-        with pytest.raises(ConfigError, match=r'^target: has the shape \(2, 6\): must be labels'):
+        with pytest.raises(ConfigError, match=r'^target: has shape \(2, 6\); must be labels'):
             OFALoss()(student, teacher, torch.ones(2, 6) / 6)
 
     @pytest.mark.parametrize('eps', [0, -1, math.inf, math.nan, None])

@@ -186,15 +186,15 @@ class TestErrors:
     def test_other_features_than_its_own(self, widths, found):
         neck = MSDFNeck(in_channels=[4, 8], num_classes=5)
         message = self.message(lambda: neck(maps(widths, [4] * len(widths))))
-        assert message == f'in_channels=(4, 8): the features have widths {found}'
+        assert message == f'in_channels=(4, 8): must be {found}, the widths of the features'
 
     @pytest.mark.parametrize(
         ('features', 'grids', 'reason'),
         [
-            ([(2, 4, 3, 3), (2, 17, 8)], None, 'must have (H, W) for tokens'),
+            ([(2, 4, 3, 3), (2, 17, 8)], None, 'must be (H, W) for tokens'),
             ([(2, 4, 3, 3), (2, 8, 4, 4)], [None, (4, 4)], 'None for a map (B, C, H, W)'),
-            ([(2, 4, 3, 3), (2, 18, 8)], [None, (4, 4)], '(4, 4) makes 16 tokens'),
-            ([(2, 4, 3, 3), (2, 15, 8)], [None, (4, 4)], 'the feature has 15'),
+            ([(2, 4, 3, 3), (2, 18, 8)], [None, (4, 4)], '(4, 4) has 16 tokens'),
+            ([(2, 4, 3, 3), (2, 15, 8)], [None, (4, 4)], 'those of the feature, 15'),
             ([(2, 4), (2, 16, 8)], [None, (4, 4)], 'must be maps (B, C, H, W) or tokens'),
         ],
         ids=['tokens', 'map', 'too many tokens', 'too few tokens', 'neither'],
@@ -209,7 +209,9 @@ class TestErrors:
     )
     def test_grids(self, grids):
         message = self.message(lambda: MSDFNeck(in_channels=[4, 8], num_classes=5, grids=grids))
-        assert message.startswith(f'grids={grids!r}: must have, for each of 2 stages, (H, W)')
+        assert message.startswith(
+            f'grids={grids!r}: must have (H, W), or None for a map, for each of 2'
+        )
 
 
 class TestTokens:
