@@ -10,7 +10,7 @@ import timm
 from helpers import image_folder
 
 from mldr_kd_mm import cli
-from mldr_kd_mm.apis.distill import AUGMENTATIONS
+from mldr_kd_mm.apis.recipe import AUGMENTATIONS
 
 ROOT = Path(__file__).parents[1]
 

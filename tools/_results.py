@@ -22,6 +22,7 @@ from mldr_kd_mm.apis.configs import SCRATCH
 from mldr_kd_mm.utils.atomic_files import atomic_write
 from mldr_kd_mm.utils.errors import ConfigError
 from mldr_kd_mm.version import __version__
+from mldr_kd_mm.visualization.style import COLORS, INK, apply_style
 
 MODULES = ('torch', 'timm', 'mmengine', 'mmcv', 'mmpretrain')
 
@@ -275,6 +276,7 @@ def commands(results: Sequence[Result]) -> list[str]:
     ]
 
 
+@apply_style()
 def draw(results: Sequence[Result], path: Path) -> None:
     """Draw a panel for each pair: the accuracy of each seed, and of each method the mean."""
     pairs = group(results, 'pair')
@@ -299,17 +301,17 @@ def draw_pair(axes: Axes, pair: str, results: Sequence[Result]) -> None:
         std = statistics.stdev(values) if len(values) > 1 else 0
         # The legend has each of them once.
         labels = ('a seed', 'mean ± std') if place == 0 else (None, None)
-        style = dict(color='tab:blue', alpha=0.5, markersize=5, label=labels[0])
+        style = dict(color=COLORS[0], alpha=0.5, markersize=5, label=labels[0])
         axes.plot([place] * len(values), values, 'o', **style)
         mean = statistics.mean(values)
-        axes.errorbar(place, mean, std, fmt='_', color='black', capsize=6, label=labels[1])
+        axes.errorbar(place, mean, std, fmt='_', color=INK, capsize=6, label=labels[1])
     if SCRATCH in methods:
         alone = statistics.mean(result.last for result in methods[SCRATCH])
-        axes.axhline(alone, color='gray', linestyle=':', label=f'student alone, {alone:.2f} %')
+        axes.axhline(alone, color=COLORS[7], linestyle=':', label=f'student alone, {alone:.2f} %')
     axes.set_xticks(range(len(methods)), methods, rotation=45, ha='right')
     axes.set_xlim(-0.5, len(methods) - 0.5)
     teacher = teacher_accuracy(results)
     title = pair if teacher is None else f'{pair}: the teacher has {teacher:.2f} %'
     axes.set(title=title, ylabel='top-1 accuracy after the last epoch, %')
-    axes.grid(axis='y', alpha=0.3)
-    axes.legend(fontsize='small')
+    axes.grid(axis='y')
+    axes.legend()

@@ -19,7 +19,6 @@ At the end WORK_DIR holds results.md, results.csv and results.png of all finishe
 
 from __future__ import annotations
 
-import ast
 import copy
 import fcntl
 import hashlib
@@ -49,6 +48,7 @@ from mldr_kd_mm.apis.configs import METHODS, PAIRS, SCRATCH, find_config, find_c
 from mldr_kd_mm.engine.arguments import RUNNER_FIELDS, CfgOptions, merge_options
 from mldr_kd_mm.evaluation.logged_run import ACCURACY
 from mldr_kd_mm.utils.errors import ConfigError, describe, one_line_for
+from mldr_kd_mm.utils.safe_config import parse_config
 
 TEACHERS = 'teachers'
 # The fields of a config that a run is made of: not where it is written and how it is started.
@@ -301,18 +301,16 @@ def student_alone(settings: Settings) -> Settings:
 
 
 def read_settings(path: Path) -> Settings:
-    """Return the settings that a run has stored; they are literals, and nothing of it is run.
+    """Return the settings that a run has stored, without executing the file.
 
     Raises:
-        ConfigError: The file is not there, or holds anything else.
+        ConfigError: The file cannot be read, or contains more than literals.
     """
     try:
-        assignments = ast.parse(path.read_text()).body
-        return {line.targets[0].id: ast.literal_eval(line.value) for line in assignments}
-    except (OSError, ValueError, SyntaxError, AttributeError, RecursionError) as error:
-        raise ConfigError(
-            f'{path}: cannot be read as the settings of a run ({describe(error)})'
-        ) from error
+        text = path.read_text()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f'{path}: cannot be read ({describe(error)})') from error
+    return parse_config(text, str(path))
 
 
 def teacher_file(settings: Settings) -> Path | None:

@@ -35,6 +35,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mldr_kd_mm.evaluation.logged_run import ACCURACY
+from mldr_kd_mm.visualization.style import COLORS, INK, apply_style
 
 WORK_DIR = Path('work_dirs/quickstart')
 LABELS = {
@@ -42,15 +43,15 @@ LABELS = {
     'scratch': 'student alone, 10 a class',
     'mldr': 'MLDR-KD, 10 a class',
 }
-COLORS = {'scratch': 'tab:orange', 'mldr': 'tab:blue'}
+METHOD_COLORS = {'scratch': COLORS[1], 'mldr': COLORS[0]}
 # The student's heads that MLDR-KD compares with the teacher, as the Distiller logs them.
 HEADS = {
-    'logits': 'tab:blue',
-    'fused': 'black',
-    'stage1': 'tab:green',
-    'stage2': 'tab:olive',
-    'stage3': 'tab:red',
-    'stage4': 'tab:purple',
+    'logits': COLORS[0],
+    'fused': INK,
+    'stage1': COLORS[1],
+    'stage2': COLORS[2],
+    'stage3': COLORS[3],
+    'stage4': COLORS[4],
 }
 
 
@@ -105,6 +106,7 @@ def make_table(runs: list[Quick]) -> Table:
     return table
 
 
+@apply_style()
 def draw_picture(runs: list[Quick], path: Path) -> None:
     """Draw accuracy, losses and fusion weights over the epochs, and save them as an image."""
     runs_of = by_method(runs)
@@ -117,10 +119,10 @@ def draw_picture(runs: list[Quick], path: Path) -> None:
 
     accuracy.set(title='Accuracy on the test images', ylabel='top-1 accuracy, %')
     teacher = list(runs_of['teacher'][0].curve(ACCURACY).values())[-1]
-    accuracy.axhline(teacher, color='black', linestyle='--', label=f'teacher ({teacher:.1f} %)')
+    accuracy.axhline(teacher, color=INK, linestyle='--', label=f'teacher ({teacher:.1f} %)')
     own_loss.set(title="The student's own loss in training", ylabel='cross-entropy')
     for method in ('scratch', 'mldr'):
-        style = dict(label=LABELS[method], color=COLORS[method])
+        style = dict(label=LABELS[method], color=METHOD_COLORS[method])
         draw_curve(accuracy, runs_of[method], ACCURACY, **style)
         draw_curve(own_loss, runs_of[method], 'loss', **style)
 
@@ -135,7 +137,7 @@ def draw_picture(runs: list[Quick], path: Path) -> None:
 
     for axes in (accuracy, own_loss, dfra, fusion):
         axes.set_xlabel('epoch')
-        axes.grid(alpha=0.3)
+        axes.grid()
         axes.legend()
     figure.savefig(path, dpi=120)
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+
+from mldr_kd_mm.visualization.style import COLORS, apply_style
 
 TEACHER, STUDENT, NECK, LOSS, OTHER = '#dbe7f6', '#fde6cf', '#fdf3d0', '#dff0dc', '#eeeeee'
 CLASSES = ('cat', 'dog', 'fox', 'car', 'bus', 'ship')
@@ -25,9 +26,9 @@ LOGITS = {
 }
 
 
+@apply_style()
 def main(folder: Path) -> None:
     """Write the figures, byte for byte the same each time."""
-    matplotlib.rcParams.update({'svg.hashsalt': 'mldr', 'font.size': 9})
     for name, draw in {'data': draw_data, 'relations': draw_relations}.items():
         draw().savefig(folder / f'{name}.svg', metadata={'Date': None})
 
@@ -76,8 +77,8 @@ def draw_relations() -> Figure:
     relations = {name: class_relation(np.array(logits)) for name, logits in LOGITS.items()}
     figure = Figure(figsize=(5, 5.4), layout='constrained')
     (top_left, top_right), (left, right) = figure.subplots(2, 2)
-    top_left.bar(CLASSES, LOGITS['teacher'], color='#4477aa')
-    top_right.bar(CLASSES, LOGITS['student'], color='#dd8844')
+    top_left.bar(CLASSES, LOGITS['teacher'], color=COLORS[0])
+    top_right.bar(CLASSES, LOGITS['student'], color=COLORS[1])
     for axes, (name, relation) in zip((left, right), relations.items(), strict=True):
         axes.imshow(relation, vmin=0, vmax=1, cmap='Blues')
         axes.set_yticks(range(len(CLASSES)), CLASSES)

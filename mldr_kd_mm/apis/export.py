@@ -26,7 +26,7 @@ from mldr_kd_mm.models.taps.stages import fixed_size
 from mldr_kd_mm.registry import MODELS, SCOPE
 from mldr_kd_mm.utils.checkpoint import load_checkpoint, student_state_dict
 from mldr_kd_mm.utils.errors import ConfigError, check_sizes, named, printable
-from mldr_kd_mm.utils.safe_config import read_config
+from mldr_kd_mm.utils.safe_config import parse_config
 
 TOLERANCE = 1e-4
 """Largest allowed difference between the logits of an exported graph and the student's, relative to
@@ -184,7 +184,7 @@ def _read_run_config(record: RunRecord, path: str | None) -> dict[str, Any]:
             return Config.fromfile(path).to_dict()
     if record.config is None:
         raise ConfigError("checkpoint: meta['cfg']: is missing; give the config's path (--config)")
-    return read_config(record.config)
+    return parse_config(record.config)
 
 
 def _inference_config(value: Any) -> Any:

@@ -22,7 +22,7 @@ from mldr_kd_mm.models.distillers.distiller import Distiller
 from mldr_kd_mm.registry import DATASETS, MODELS
 from mldr_kd_mm.utils.checkpoint import has_training_state, load_checkpoint
 from mldr_kd_mm.utils.errors import ConfigError, named
-from mldr_kd_mm.utils.safe_config import read_config
+from mldr_kd_mm.utils.safe_config import parse_config
 
 ACCURACY = 'accuracy/top1'
 """Name under which the top-1 accuracy on the validation set is logged, in percent."""
@@ -105,7 +105,7 @@ class LoggedRun:
                 f'{work_dir}: must be the work directory of a run: it has no '
                 f'*/vis_data/{"config.py" if records else "scalars.json"}'
             )
-        config = read_config(configs[-1].read_text(), str(configs[-1]))
+        config = parse_config(configs[-1].read_text(), str(configs[-1]))
         return cls(name, work_dir, Config(config), records)
 
     def curve(self, key: str) -> dict[int, float]:

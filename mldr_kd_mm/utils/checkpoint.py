@@ -331,8 +331,7 @@ def find_weights(checkpoint: dict[str, Any], label: str) -> Weights:
     if not found:
         keys = ', '.join(map(printable, list(checkpoint)[:20])) or 'nothing'
         raise ConfigError(
-            f'{label}: has no weights under {", ".join(map(repr, _WEIGHT_KEYS))}; '
-            f'it has: {keys}'
+            f'{label}: has no weights under {", ".join(map(repr, _WEIGHT_KEYS))}; it has: {keys}'
         )
     weights = _unwrap(candidates[found[0]])
     notes = [] if found[0] in ('', 'state_dict') else [f'from {found[0]!r}']

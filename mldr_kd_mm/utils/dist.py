@@ -9,11 +9,21 @@ from typing import TypeVar
 
 import torch
 from mmengine import dist
-from torch import Tensor
+from mmengine.model import is_model_wrapper
+from torch import Tensor, nn
 
 from mldr_kd_mm.utils.errors import ConfigError
 
 T = TypeVar('T')
+
+
+def unwrap_model(model: nn.Module) -> nn.Module:
+    """Return the model inside a distributed wrapper, or the model itself if it has none.
+
+    Args:
+        model: A Runner's model.
+    """
+    return model.module if is_model_wrapper(model) else model
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from mldr_kd_mm.utils.errors import ConfigError
 _NAMES = {'inf': float('inf'), 'nan': float('nan')}
 
 
-def read_config(text: str, field: str = "checkpoint: meta['cfg']") -> dict[str, Any]:
+def parse_config(text: str, field: str = "checkpoint: meta['cfg']") -> dict[str, Any]:
     """Parse the output of mmengine's ``Config.pretty_text``, which every checkpoint contains.
 
     mmengine's own ``Config.fromstring`` executes the text as a program.

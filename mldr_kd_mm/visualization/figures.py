@@ -10,9 +10,7 @@ import io
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -21,63 +19,12 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from mldr_kd_mm.evaluation.measures import Array, ConfusedPair, Reliability
+from mldr_kd_mm.visualization.style import COLORS, INK, apply_style, style_of
 
-INK = '#1b1f23'
-"""Of texts and axes; as SVG it becomes the colour of the text around."""
-COLORS = (
-    '#2f7fc1',
-    '#d2601a',
-    '#1f9254',
-    '#a064c0',
-    '#a67c00',
-    '#d1508a',
-    '#14919b',
-    '#7f7f7f',
-)
-STYLE = {
-    'axes.edgecolor': INK,
-    'axes.labelcolor': INK,
-    'axes.prop_cycle': mpl.cycler(color=COLORS),
-    'axes.spines.right': False,
-    'axes.spines.top': False,
-    'axes.titlesize': 11,
-    'axes.titleweight': 'bold',
-    'axes.formatter.useoffset': False,
-    'axes.axisbelow': True,
-    'font.family': ['sans-serif'],
-    'font.size': 10,
-    'grid.alpha': 0.2,
-    'grid.color': INK,
-    'image.interpolation': 'nearest',
-    'legend.fontsize': 9,
-    'legend.frameon': False,
-    'legend.labelcolor': INK,
-    'lines.linewidth': 1.6,
-    'lines.markersize': 3,
-    'svg.fonttype': 'none',
-    'svg.hashsalt': 'mldr-kd',
-    'text.color': INK,
-    # Names of runs and classes are no formulas.
-    'text.parse_math': False,
-    'xtick.color': INK,
-    'ytick.color': INK,
-}
-_LINES = ('-', '--', ':', '-.')
 # A matrix of more classes than this has no room for their names.
 _NAMED = 20
 
 Curve = Mapping[int, float]
-
-
-def styled() -> AbstractContextManager:
-    """The settings under which all figures are drawn and saved."""
-    return mpl.rc_context(STYLE)
-
-
-def style_of(number: int) -> dict[str, str]:
-    """Colour and line of the run, stage or whatever has this number."""
-    color, line = number % len(COLORS), number // len(COLORS) % len(_LINES)
-    return dict(color=COLORS[color], linestyle=_LINES[line])
 
 
 def draw_curves(
@@ -100,7 +47,7 @@ def draw_curves(
         bands: Label of a curve -> the lower and the upper edge of a band around it.
         xlabel: What is counted.
     """
-    with styled():
+    with apply_style():
         figure, axes = _panel(title, xlabel=xlabel, ylabel=ylabel)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid()
@@ -147,7 +94,7 @@ def draw_matrix(
         with_numbers: Whether to write each value into its cell.
         width: Of the figure, in inches.
     """
-    with styled():
+    with apply_style():
         figure, axes = _panel(title, width, xlabel=xlabel, ylabel=ylabel)
         # Numbers are read on half the colour.
         limit = 2 * limit if with_numbers else limit
@@ -197,7 +144,7 @@ def draw_reliability(bins: Mapping[str, Reliability], title: str) -> Figure:
         bins: Label -> the bins of a model; a point is the larger, the more samples it stands for.
         title: Of the figure.
     """
-    with styled():
+    with apply_style():
         figure, axes = _panel(title, xlabel='confidence', ylabel='accuracy')
         axes.set(xlim=(0, 1.02), ylim=(-0.02, 1.04))
         axes.grid()
@@ -219,7 +166,7 @@ def draw_outcomes(parts: Mapping[str, Mapping[str, float]], title: str) -> Figur
         parts: Run -> outcome -> part of the samples; of all runs the same outcomes.
         title: Of the figure.
     """
-    with styled():
+    with apply_style():
         figure, axes = _panel(title, height=1.8 + 0.4 * len(parts), xlabel='% of the samples')
         axes.set(xlim=(0, 100))
         left = np.zeros(len(parts))
@@ -245,7 +192,7 @@ def draw_pairs(
         before: The first model.
         after: The second.
     """
-    with styled():
+    with apply_style():
         figure, axes = _panel(title, height=1.4 + 0.24 * len(pairs), xlabel='samples')
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(axis='x')
@@ -270,7 +217,7 @@ def shorten(text: str, length: int = 26) -> str:
 
 def to_svg(figure: Figure) -> str:
     """A figure as SVG for inside of a page: without a background, its ink the page's."""
-    with styled(), warnings.catch_warnings():
+    with apply_style(), warnings.catch_warnings():
         _ignore_missing_glyphs()
         file = io.StringIO()
         nothing = dict.fromkeys(('Creator', 'Date', 'Format', 'Type'))
@@ -284,7 +231,7 @@ def to_svg(figure: Figure) -> str:
 
 def to_png(figure: Figure) -> bytes:
     """A figure as PNG, on white."""
-    with styled(), warnings.catch_warnings():
+    with apply_style(), warnings.catch_warnings():
         _ignore_missing_glyphs()
         file = io.BytesIO()
         figure.savefig(file, format='png', dpi=150, facecolor='white')
@@ -293,7 +240,7 @@ def to_png(figure: Figure) -> bytes:
 
 def to_pixels(figure: Figure) -> NDArray[np.uint8]:
     """A figure as an image (H, W, 3), RGB on white."""
-    with styled(), warnings.catch_warnings():
+    with apply_style(), warnings.catch_warnings():
         _ignore_missing_glyphs()
         figure.set(facecolor='white', dpi=100)
         canvas = FigureCanvasAgg(figure)

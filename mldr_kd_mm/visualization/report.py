@@ -20,6 +20,7 @@ from mldr_kd_mm.visualization import figures
 from mldr_kd_mm.visualization.model_figures import class_names
 from mldr_kd_mm.visualization.page import Row, render
 from mldr_kd_mm.visualization.sections import SECTIONS, Entry
+from mldr_kd_mm.visualization.style import style_of
 
 _COLUMNS = (
     'Run',
@@ -62,7 +63,7 @@ def make_report(
     check_positive(samples=samples)
     paths = [Path(work_dir) for work_dir in work_dirs]
     entries = [
-        _look_at(LoggedRun.read(path, name), figures.style_of(number)['color'], samples, checkpoint)
+        _look_at(LoggedRun.read(path, name), style_of(number)['color'], samples, checkpoint)
         for number, (path, name) in enumerate(zip(paths, _short_names(paths), strict=True))
     ]
     out = Path(out)

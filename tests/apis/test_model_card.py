@@ -13,7 +13,7 @@ from mldr_kd_mm.apis.export import export_student, rebuild_student
 from mldr_kd_mm.apis.model_card import input_metadata, model_card
 from mldr_kd_mm.apis.run_record import RunRecord
 from mldr_kd_mm.models.builder import build_classifier
-from mldr_kd_mm.utils.safe_config import read_config
+from mldr_kd_mm.utils.safe_config import parse_config
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 HOOKS = dict(
@@ -39,7 +39,7 @@ def card_of(checkpoint, folder) -> dict[str, str]:
 
 def card_of_config(name, **content) -> tuple[dict[str, str], dict]:
     """The card's items for one of our configs, and what the graphs say of the images."""
-    run = read_config(Config.fromfile(CONFIGS / name).pretty_text)
+    run = parse_config(Config.fromfile(CONFIGS / name).pretty_text)
     weights = build_classifier(run['model']['student'].copy()).state_dict()
     student = rebuild_student(run, weights)
     record = RunRecord.from_checkpoint(content)

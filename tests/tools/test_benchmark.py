@@ -835,7 +835,7 @@ def test_stored_settings_are_read_and_not_run(benchmark, tmp_path):
     ):
         path.write_text(evil)
         (tmp_path / 'other.py').write_text(f'import os; os.mkdir({str(canary)!r})')
-        with pytest.raises(benchmark.ConfigError, match='cannot be read as the settings') as caught:
+        with pytest.raises(benchmark.ConfigError, match='must be a config of plain') as caught:
             benchmark.read_settings(path)
         assert '\n' not in str(caught.value)
         assert not canary.exists()

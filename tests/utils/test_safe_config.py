@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from mmengine.config import Config
 
 from mldr_kd_mm.utils.errors import ConfigError
-from mldr_kd_mm.utils.safe_config import read_config
+from mldr_kd_mm.utils.safe_config import parse_config
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 
@@ -36,16 +36,16 @@ values = st.recursive(
 @given(st.dictionaries(names, values, max_size=4))
 def test_reads_what_mmengine_writes(config):
     written = Config(config)
-    assert read_config(written.pretty_text) == written.to_dict()
+    assert parse_config(written.pretty_text) == written.to_dict()
 
 
 @pytest.mark.parametrize(
-    'name', ['mldr/deit_to_mobilenet_c100.py', 'crd/swin-tiny_to_vim-tiny_c100.py']
+    'name', ['mldr/deit_to_mobilenet_c100.py', 'mldr/swin-tiny_to_vim-tiny_c100.py']
 )
 def test_reads_our_configs(name):
     config = Config.fromfile(CONFIGS / name)
     # What a list of a base file's is, is a tuple in no text.
-    assert read_config(config.pretty_text) == config.to_dict()
+    assert parse_config(config.pretty_text) == config.to_dict()
 
 
 @pytest.mark.parametrize(
@@ -72,6 +72,6 @@ def test_reads_our_configs(name):
 def test_runs_nothing(text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError, match='must be a config of plain values') as raised:
-        read_config(text)
+        parse_config(text)
     assert '\n' not in str(raised.value)
     assert not list(tmp_path.iterdir())

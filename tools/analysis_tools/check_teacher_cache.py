@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from mldr_kd_mm.apis.configs import load_config
 from mldr_kd_mm.engine.arguments import add_arguments, apply_arguments
 from mldr_kd_mm.engine.launch import preflight
 from mldr_kd_mm.models.distillers.teacher_cache import FINGERPRINT
+from mldr_kd_mm.utils.dist import unwrap_model
 from mldr_kd_mm.utils.errors import ConfigError, check_positive, one_line_for
 
 TOLERANCE = 1e-3
@@ -59,7 +59,7 @@ class Compare(Hook):
                 self._compare(runner, batches[number])
 
     def _compare(self, runner: Runner, indices: list) -> None:
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = unwrap_model(runner.model)
         found = model.teacher_cache.read([index.view for index in indices])
         if None in found.values():
             return

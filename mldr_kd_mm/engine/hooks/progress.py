@@ -9,13 +9,13 @@ from typing import Any
 from mmengine.device import get_device
 from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import nn
 
 from mldr_kd_mm.evaluation.logged_run import ACCURACY
 from mldr_kd_mm.models.distillers.distiller import Distiller
 from mldr_kd_mm.registry import HOOKS
+from mldr_kd_mm.utils.dist import unwrap_model
 from mldr_kd_mm.utils.progress import close_bars, is_open, open_bars, remove_bar, show_bar
 
 # The first steps are slower than the rest; those after them are timed.
@@ -127,7 +127,7 @@ class ProgressHook(Hook):
 
 def _facts(runner: Runner) -> Iterator[tuple[str, str]]:
     """What is about to be trained, as names and values."""
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    model = unwrap_model(runner.model)
     config = runner.cfg.get('model')
     if isinstance(model, Distiller):
         yield from _facts_of_distiller(runner, model, config)
@@ -181,7 +181,7 @@ def _type(config: Mapping) -> str:
 
 def _cached(runner: Runner) -> str:
     """What happens to the teacher's outputs, where there is a cache of them."""
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    model = unwrap_model(runner.model)
     if getattr(model, 'teacher_cache', None) is None:
         return ''
     views = runner.train_dataloader.batch_sampler.sampler.views

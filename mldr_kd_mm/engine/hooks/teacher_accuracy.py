@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 
 from mldr_kd_mm.engine.hooks.progress import ProgressHook
 from mldr_kd_mm.models.distillers.distiller import Distiller
 from mldr_kd_mm.registry import HOOKS
+from mldr_kd_mm.utils.dist import unwrap_model
 from mldr_kd_mm.utils.progress import track
 
 
@@ -34,7 +34,7 @@ class TeacherAccuracyHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Log the teacher's metrics, each as ``teacher/<metric>``."""
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = unwrap_model(runner.model)
         has_teacher = isinstance(model, Distiller)
         if not (self.enabled and has_teacher and runner.val_loop) or runner.iter > 0:
             return

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.optim import AmpOptimWrapper
 from mmengine.runner import Runner
 from torch import nn
@@ -20,6 +19,7 @@ from mldr_kd_mm.models.distillers.distiller import Distiller
 from mldr_kd_mm.models.distillers.teacher_cache import DTYPES, FORMAT, TeacherCache
 from mldr_kd_mm.registry import HOOKS
 from mldr_kd_mm.structures.view import View, ViewIndex
+from mldr_kd_mm.utils.dist import unwrap_model
 from mldr_kd_mm.utils.errors import ConfigError
 
 _NUM_IMAGES = 16
@@ -57,7 +57,7 @@ class TeacherCacheHook(Hook):
         Raises:
             ConfigError: If the run cannot have a cache, or not this one.
         """
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = unwrap_model(runner.model)
         if self.dir is None or not isinstance(model, Distiller):
             return
         self._check(model, runner.train_dataloader)
