@@ -32,6 +32,7 @@ setup(
             'py.typed',
             '.mim/model-index.yml',
             '.mim/configs/*/metafile.yml',
+            '.mim/configs/*/README.md',
             '.mim/configs/**/*.py',
             '.mim/tools/**/*.py',
             # Not the scripts that only work in the repository.

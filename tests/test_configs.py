@@ -2,6 +2,7 @@
 
 import copy
 import re
+import runpy
 import shutil
 from functools import cache
 from pathlib import Path
@@ -147,6 +148,19 @@ def test_ofa_weighs_the_stages_of_a_cnn_less(subtests):
             assert compose(cfg, 'ofa').model.losses[0].weight == weight
             as_it_is = compose(cfg, str(ROOT / 'configs/_base_/methods/ofa.py'))
             assert as_it_is.model.losses[0].weight == 1.0
+
+
+def test_readmes_of_methods(subtests):
+    """They are short, have the command, and their tables are the current results."""
+    tables = runpy.run_path(ROOT / 'docs/benchmarks/write_tables.py')
+    for method in METHODS:
+        with subtests.test(method):
+            readme = (ROOT / f'configs/{method}/README.md').read_text()
+            assert len(readme.splitlines()) <= 60
+            command = 'configs/mldr/' if method == 'mldr' else f'--method {method}\n'
+            assert command in readme
+            fix = 'run: python docs/benchmarks/write_tables.py'
+            assert tables['with_results'](readme, method) == readme, fix
 
 
 def test_teachers_of_the_benchmark_differ_from_its_students_in_size(subtests):

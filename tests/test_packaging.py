@@ -193,5 +193,7 @@ def test_project_outside_the_repository(wheel, project, tmp_path):
     assert 'loss_dfra_fused' in output
     output = run(python, 'train.py', 'configs/mldr_mobilenet.py', *ONE_STEP, cwd=project)
     assert 'loss_dfra_fused' in output
-    for name in ('mldr_resnet', 'mldr_mobilenet'):
+    output = run(python, 'train.py', 'configs/dist_resnet.py', *ONE_STEP, cwd=project)
+    assert 'loss_dist_logits' in output
+    for name in ('mldr_resnet', 'mldr_mobilenet', 'dist_resnet'):
         assert (project / f'work_dirs/{name}/epoch_1.pth').is_file()

@@ -1,4 +1,4 @@
-"""Train what a config of this project describes.
+"""Train a config of this project.
 
 python train.py CONFIG [--cfg-options KEY=VALUE ...]
 """
@@ -6,7 +6,7 @@ python train.py CONFIG [--cfg-options KEY=VALUE ...]
 from argparse import ArgumentParser
 from pathlib import Path
 
-import shapes_kd  # noqa: F401  before the config is read, see there
+import shapes_kd  # noqa: F401  must precede reading a config, see there
 from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 

@@ -1,4 +1,4 @@
-"""The same by the path of the inherited config, with its student for fewer classes.
+"""A whole config inherited by path, with its own student for fewer classes.
 
 python train.py configs/mldr_mobilenet.py
 """
@@ -20,7 +20,7 @@ val_evaluator = test_evaluator = dict(topk=1)
 
 model = dict(
     teacher=_base_.shapes.teacher,
-    teacher_checkpoint=None,  # the path or URL of yours; this one has random weights
+    teacher_checkpoint=None,  # the path or URL of your teacher; this one has random weights
     student=dict(head=dict(num_classes=_base_.shapes.num_classes, topk=1)),
     input_size=(3, 64, 64),
 )

@@ -1,4 +1,4 @@
-"""Other data, classes and student; the method and its recipe are the inherited config's.
+"""A whole config inherited by name, with the project's own data, classes and student.
 
 python train.py configs/mldr_resnet.py
 """
@@ -17,7 +17,7 @@ val_evaluator = test_evaluator = dict(topk=1)
 
 model = dict(
     teacher=_base_.shapes.teacher,
-    teacher_checkpoint=None,  # the path or URL of yours; this one has random weights
+    teacher_checkpoint=None,  # the path or URL of your teacher; this one has random weights
     student=dict(
         _delete_=True,
         type='TimmClassifier',

@@ -1,6 +1,6 @@
-"""What both configs of this project share, under names that the inherited config does not use."""
+"""Shared by the configs of this project, under names that the inherited configs do not use."""
 
-# For tools that do not import the project themselves, as those of mldr_kd_mm.
+# For tools that do not import this project, such as those of mldr_kd_mm.
 custom_imports = dict(imports=['shapes_kd'])
 
 shapes = dict(

@@ -1,6 +1,6 @@
-"""A data set of drawn shapes, to distil on."""
+"""A data set of drawn shapes."""
 
-# Also what lets mmengine read 'mldr_kd_mm::…': a config of this project is read after this import.
+# This import also lets mmengine resolve 'mldr_kd_mm::…' in configs that are read after it.
 import mldr_kd_mm  # noqa: F401
 from shapes_kd.shapes import Shapes
 

@@ -1,4 +1,4 @@
-"""Drawn shapes of random size, place and colour."""
+"""Drawn shapes of random size, position and colour."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ SIZE = 64  # pixels
 
 @DATASETS.register_module()
 class Shapes(BaseDataset):
-    """Squares, discs, diamonds and rings; always the same ones for a seed.
+    """Images of squares, discs, diamonds and rings, determined by a seed.
 
-    Every item that enters the pipeline is a dict with ``img``, uint8 (64, 64, 3), and ``gt_label``.
+    Each item that enters the pipeline is a dict with ``img``, uint8 (64, 64, 3), and ``gt_label``.
 
     Args:
-        num_images: How many; the classes take turns.
-        seed: Another one draws other images.
+        num_images: Number of images; the classes alternate.
+        seed: Seed of the images.
         **kwargs: ``pipeline`` and the other arguments of mmpretrain's BaseDataset.
     """
 
@@ -32,7 +32,7 @@ class Shapes(BaseDataset):
         super().__init__(ann_file='', **kwargs)
 
     def load_data_list(self) -> list[dict]:
-        """Return one ``{'img': uint8 (64, 64, 3), 'gt_label': int}`` an image."""
+        """Return a dict ``{'img': uint8 (64, 64, 3), 'gt_label': int}`` per image."""
         random = np.random.default_rng(self.seed)
         labels = np.arange(self.num_images) % len(self.METAINFO['classes'])
         return [{'img': _draw(int(label), random), 'gt_label': int(label)} for label in labels]
