@@ -13,7 +13,11 @@ import statistics
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-VARIANTS = {'kd': ('kd', 'kd_t4'), 'ofa': ('ofa', 'ofa_cnn'), 'mldr': ('mldr', 'mldr_ls', 'mldr_rsd')}
+VARIANTS = {
+    'kd': ('kd', 'kd_t4'),
+    'ofa': ('ofa', 'ofa_cnn'),
+    'mldr': ('mldr', 'mldr_ls', 'mldr_rsd'),
+}
 BLOCK = re.compile(r'(<!-- results: [^\n]*-->\n).*(<!-- end of results -->)', re.DOTALL)
 
 Rows = list[dict[str, str]]

@@ -1,4 +1,4 @@
-"""Classifiers by name: timm's, those of configs/_base_/models, mmpretrain's."""
+"""Find classifiers by name in timm, ``configs/_base_/models`` and mmpretrain."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 @dataclass(frozen=True)
 class NamedModel:
-    """A classifier that was asked for.
+    """A classifier, its input and its pretrained weights.
 
     Attributes:
-        name: What to call it.
+        name: Name for messages and work directories.
         config: Config of an mmpretrain classifier.
         image_size: Height and width of its images, in pixels.
         normalization: ``mean`` and ``std`` of its images, RGB on [0, 255].
-        weights: Where its pretrained weights are: ``'timm'``, a URL, or None if there are none.
-        pretrained_classes: How many classes these are of.
+        weights: Source of its pretrained weights: ``'timm'``, a URL, or None if there are none.
+        pretrained_classes: Number of classes of the pretrained weights.
     """
 
     name: str
@@ -45,22 +45,22 @@ class NamedModel:
 
 
 def config_names(folder: str) -> list[str]:
-    """Return the names, without ``.py``, of the shipped configs in a folder of them."""
+    """Return the names, without ``.py``, of the shipped configs in a folder."""
     return sorted(path.stem for path in (CONFIGS / folder).glob('*.py'))
 
 
 def find_model(
     model: str | dict, num_classes: int, image_size: int | None = None, field: str = 'model'
 ) -> NamedModel:
-    """Find a classifier, and give it so many classes and this image size.
+    """Find a classifier and set its number of classes and its image size.
 
     Args:
-        model: ``timm/NAME``, ``mmpretrain/NAME``, or a bare NAME, which is looked for in timm, then
-            in ``configs/_base_/models``, then in mmpretrain. Or the path of a config (its ``model``
-            or its only dict with a type) or a dict, which are taken as they are.
-        num_classes: Of the data.
-        image_size: Height and width in pixels. None: what the model was made for.
-        field: What the user calls it, for the errors.
+        model: ``timm/NAME``, ``mmpretrain/NAME``, or a bare NAME, which is looked up in timm, then
+            in ``configs/_base_/models``, then in mmpretrain. Also the path of a config (its
+            ``model`` or its only dict with a type) or a dict, which are used unchanged.
+        num_classes: Number of classes of the data.
+        image_size: Height and width in pixels. None: the size that the model was made for.
+        field: Name of the argument, for errors.
 
     Raises:
         ConfigError: If there is no such model.
@@ -87,10 +87,11 @@ def find_model(
 
 
 def recipe_of(model: NamedModel) -> str:
-    """Which of the recipes of ``configs/_base_/schedules`` is for a model: ``cnn`` and so on.
+    """Return the recipe of ``configs/_base_/schedules`` for a model.
 
-    A network with BatchNorm and without attention gets the CNN recipe, Vision Mamba its own, any
-    other the Transformer's.
+    Returns:
+        ``'cnn'`` for a network with BatchNorm and without attention, ``'mamba'`` for Vision Mamba,
+        ``'transformer'`` for any other.
     """
     with torch.random.fork_rng(devices=[]), log_warnings_only(), named(f'model {model.name!r}'):
         built = build_classifier(copy.deepcopy(model.config))
@@ -100,11 +101,11 @@ def recipe_of(model: NamedModel) -> str:
 
 
 def with_pretrained_weights(model: NamedModel, field: str) -> dict[str, Any]:
-    """The config of a model that begins with its pretrained weights.
+    """Return the config of a model that starts from its pretrained weights.
 
     Args:
         model: The model.
-        field: What the user calls it, for the errors.
+        field: Name of the argument, for errors.
 
     Raises:
         ConfigError: If there are no such weights.
@@ -116,18 +117,18 @@ def with_pretrained_weights(model: NamedModel, field: str) -> dict[str, Any]:
 
 
 def fetch_pretrained(model: NamedModel, path: Path, field: str) -> str:
-    """Have a model's pretrained weights where ``load_from`` finds them.
+    """Return a path or URL of a model's pretrained weights for ``load_from``.
 
     Args:
         model: The model.
-        path: Where timm's are written, with a new head.
-        field: What the user calls the model, for the errors.
+        path: File to write timm's weights to, with a new head.
+        field: Name of the argument, for errors.
 
     Returns:
         The path, or mmpretrain's URL.
 
     Raises:
-        ConfigError: If there are no such weights, or they cannot be fetched.
+        ConfigError: If there are no such weights, or they cannot be downloaded.
     """
     import timm
 
@@ -139,10 +140,10 @@ def fetch_pretrained(model: NamedModel, path: Path, field: str) -> str:
     try:
         with torch.random.fork_rng(devices=[]):
             created = timm.create_model(model.config['model_name'], pretrained=True, **arguments)
-    except Exception as error:  # of the hub, or of whatever it is reached through
+    except Exception as error:  # from the hub, or from the network stack below it
         reason = str(error).strip().splitlines()[0].rstrip('.')
         raise ConfigError(
-            f'{field}={model.name!r}: its pretrained weights cannot be fetched ({reason}): '
+            f'{field}={model.name!r}: its pretrained weights cannot be downloaded ({reason}): '
             f'{_without(field)}'
         ) from error
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -153,14 +154,14 @@ def fetch_pretrained(model: NamedModel, path: Path, field: str) -> str:
 def _check_has_weights(model: NamedModel, field: str) -> None:
     if model.weights is None:
         raise ConfigError(
-            f'{field}={model.name!r}: there are no pretrained weights of it: {_without(field)}'
+            f'{field}={model.name!r}: it has no pretrained weights: {_without(field)}'
         )
 
 
 def _without(field: str) -> str:
-    """What to do where there are no pretrained weights."""
+    """Return the advice for a model without pretrained weights."""
     checkpoint = 'give teacher_checkpoint, or ' if field == 'teacher' else ''
-    return f'{checkpoint}set {field}_pretrained=False to begin with random ones'
+    return f'{checkpoint}set {field}_pretrained=False to start from random weights'
 
 
 def _of_timm(name: str, num_classes: int, image_size: int | None) -> NamedModel:
@@ -202,7 +203,7 @@ def _of_mmpretrain(name: str, num_classes: int, image_size: int | None) -> Named
 
 
 def _only_model(path: str, field: str) -> dict[str, Any]:
-    """The model that a config file describes."""
+    """Return the model in a config file."""
     if not Path(path).is_file():
         raise ConfigError(f'{field}={path!r}: there is no such file')
     with named(f'{field}={path!r}'):
@@ -211,7 +212,7 @@ def _only_model(path: str, field: str) -> dict[str, Any]:
         return config['model']
     models = [v for v in config.values() if isinstance(v, dict) and 'type' in v]
     if len(models) != 1:
-        raise ConfigError(f'{field}={path!r}: must have a model, or one dict with a type')
+        raise ConfigError(f'{field}={path!r}: must contain a model, or one dict with a type')
     return models[0]
 
 
@@ -223,7 +224,7 @@ def _set_classes(config: dict, num_classes: int) -> None:
 
 
 def _set_size(config: dict, image_size: int | None) -> int:
-    """Give a model of fixed image size another; returns what it has then."""
+    """Set the image size of a model that has a fixed one; return the resulting size."""
     backbone = config.get('backbone', config)
     if 'img_size' in backbone and image_size:
         backbone['img_size'] = image_size

@@ -85,7 +85,7 @@ def test_pretrained_weights():
 
 
 def test_no_pretrained_weights(tmp_path):
-    with pytest.raises(ConfigError, match=r"teacher='vim-tiny': there are no .*teacher_checkpoint"):
+    with pytest.raises(ConfigError, match=r"teacher='vim-tiny': it has no .*teacher_checkpoint"):
         fetch_pretrained(find_model('vim-tiny', 7), tmp_path / 'weights.pth', 'teacher')
 
 

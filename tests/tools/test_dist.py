@@ -90,12 +90,12 @@ def test_slurm(tmp_path):
     srun.chmod(0o755)
     path = f'{tmp_path}:{os.environ["PATH"]}'
     size = dict(GPUS='16', SRUN_ARGS='--quiet --time=1', PORT='29123')
-    run = bash('slurm_train.sh', 'gpu', 'job', 'c.py', 'out', '--amp', PATH=path, **size)
+    run = bash('slurm_train.sh', 'gpu', 'job', 'c.py', 'out', '--method', 'kd', PATH=path, **size)
     assert run.returncode == 0, run.stderr
     port, *words = run.stdout.split()
     assert port == '29123'
     assert {'--partition=gpu', '--gres=gpu:8', '--ntasks=16', '--quiet', '--time=1'} <= set(words)
-    assert words[-6:] == ['c.py', '--work-dir', 'out', '--launcher', 'slurm', '--amp']
+    assert words[-7:] == ['c.py', '--work-dir', 'out', '--launcher', 'slurm', '--method', 'kd']
 
 
 @pytest.mark.parametrize('script', ['dist_train.sh', 'dist_test.sh', 'slurm_train.sh'])

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import mldr, runner_config, vit
+from helpers import mldr, resnet, runner_config, vit
 
 from mldr_kd_mm.registry import MODELS
 
@@ -36,6 +36,26 @@ def test_train_resume_and_test(config, tool, tmp_path):
     code, _ = tool('test', config, tmp_path / 'run/epoch_2.pth', '--work-dir', tested)
     assert code == 0
     assert 'accuracy/top1' in next(tested.glob('*/*.log')).read_text()
+
+
+def test_pair_with_a_method(tool, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = dict(type='Distiller', teacher=vit(), student=resnet(), input_size=(3, 32, 32))
+    fields = runner_config(model, tmp_path / 'of/no/use')
+    del fields['work_dir']
+    fields.update(test_dataloader=fields['val_dataloader'])
+    fields.update(test_evaluator=fields['val_evaluator'], test_cfg={})
+    pair = tmp_path / 'pair.py'
+    pair.write_text('\n'.join(f'{name} = {value!r}' for name, value in fields.items()))
+    for method, parts in {'dkd': {'student'}, 'scratch': {'backbone', 'head'}}.items():
+        assert tool('train', pair, '--method', method)[0] == 0
+        checkpoint = tmp_path / f'work_dirs/pair_{method}/epoch_1.pth'
+        weights = torch.load(checkpoint, weights_only=False)['state_dict']
+        assert {key.partition('.')[0] for key in weights} == parts
+        assert tool('test', pair, checkpoint, '--method', method)[0] == 0
+    code, stderr = tool('train', pair)
+    assert (code, stderr.count('\n')) == (2, 1)
+    assert 'a pair needs a method; add --method' in stderr
 
 
 @pytest.mark.parametrize(
