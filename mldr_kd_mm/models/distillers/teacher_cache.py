@@ -1,4 +1,4 @@
-"""A teacher's outputs on disk: recorded once for each view of each sample, read from then on."""
+"""A cache on disk of a teacher's outputs, one for each view of each sample."""
 
 from __future__ import annotations
 
@@ -30,34 +30,34 @@ LOCK = 'lock'
 
 
 class TeacherCache:
-    """Runs the teacher on what is not stored yet, and stores it.
+    """Read the teacher's outputs from disk, or run the teacher and store them.
 
-    ``<name>.bin`` holds one tensor of each sample in each view, (views, samples, ...), mapped into
-    the memory of all processes; ``<name>.crc`` holds a checksum for each, which is written after
-    it. What was cut off half-way, or has changed since, does not fit its checksum and is computed
-    again. ``fingerprint.json`` says what the outputs depend on.
+    ``<name>.bin`` holds one tensor for each sample in each view, (views, samples, ...), and is
+    mapped into the memory of all processes. ``<name>.crc`` holds a checksum for each entry, which
+    is written after it. An entry that was interrupted or damaged does not match its checksum and is
+    computed again. ``fingerprint.json`` lists what the outputs depend on.
 
-    What is returned is what is stored, also in the step that stores it: a run that records and one
+    The step that stores an entry also returns the stored value, so a run that records and a run
     that reads see the same numbers.
 
     Args:
-        folder: Where the files are; all processes must see the same.
-        fingerprint: What the outputs depend on, plain values by name. It must have ``views``,
-            ``samples`` and ``dtype``, ``'fp16'`` or ``'fp32'``. Where ``mixing`` is not None, an
-            output also depends on the batch that its image was mixed in.
-        outputs: Name -> ``dict(tap=..., shape=[...])``, where the teacher gives it and the shape of
-            one sample. A name that the folder lacks is recorded beside those it has.
+        folder: Folder of the files, which all processes must see.
+        fingerprint: What the outputs depend on: name -> plain value. It must have ``views``,
+            ``samples`` and ``dtype``, ``'fp16'`` or ``'fp32'``. If ``mixing`` is not None, an
+            output also depends on the batch in which its image was mixed.
+        outputs: Name -> ``dict(tap=..., shape=[...])``, the tap and the shape for one sample. Names
+            that the folder lacks are recorded beside those that it has.
 
     Raises:
-        ConfigError: If the folder holds outputs that depend on something else, a file of it is not
-            whole, or the disk has too little space; nothing has been written then.
+        ConfigError: If the folder holds outputs for other settings, a file is incomplete, or the
+            disk has too little space. Nothing has been written then.
     """
 
     def __init__(
         self, folder: str | Path, fingerprint: Mapping[str, Any], outputs: Mapping[str, dict]
     ) -> None:
         self.folder = Path(folder)
-        # As it is after being written and read.
+        # The same types as after writing and reading it.
         self.fingerprint = json.loads(json.dumps(fingerprint, default=str))
         outputs = json.loads(json.dumps(outputs))
         self.mixed = self.fingerprint.get('mixing') is not None
@@ -74,18 +74,18 @@ class TeacherCache:
     def __call__(
         self, views: Sequence[View], device: torch.device, run: Callable[[], Mapping[str, Tensor]]
     ) -> dict[str, Tensor]:
-        """What the teacher makes of a batch.
+        """Return the teacher's outputs for a batch.
 
         Args:
-            views: The batch's views.
-            device: Where the outputs are wanted.
-            run: Runs the teacher on the batch; called if an output is not stored.
+            views: Views of the batch.
+            device: Device of the outputs.
+            run: Function that runs the teacher on the batch. Called if an output is not stored.
 
         Returns:
-            Name -> float32 (B, ...).
+            Name -> float32 tensor (B, ...).
 
         Raises:
-            ConfigError: If an output does not fit what is stored.
+            ConfigError: If an output has another shape than before, or does not fit the dtype.
         """
         found = self.read(views)
         if None in found.values():
@@ -93,7 +93,7 @@ class TeacherCache:
         return {name: _to_device(values, device) for name, values in found.items()}
 
     def read(self, views: Sequence[View]) -> dict[str, Tensor | None]:
-        """What is stored of a batch: name -> (B, ...), or None where an entry is not valid."""
+        """Read a batch: name -> (B, ...), or None if one of its entries is not valid."""
         return {
             name: array.read(_place(views), self._key(views))
             for name, array in self._arrays.items()
@@ -107,36 +107,36 @@ class TeacherCache:
                 values = exact.astype(self.dtype)
             if values.shape[1:] != array.values.shape[2:]:
                 raise ConfigError(
-                    f'teacher_cache: {name} has the shape {values.shape[1:]}, and '
-                    f'{array.values.shape[2:]} before: all images must have one size'
+                    f'teacher_cache: {name} has shape {values.shape[1:]}, before '
+                    f'{array.values.shape[2:]}; all images must have the same size'
                 )
             if self.dtype == np.float16 and not np.isfinite(values).all():
                 raise ConfigError(
-                    f"teacher_cache: dtype='fp16': {name} has the value {np.abs(exact).max():.4g}, "
-                    "which it cannot hold: must be 'fp32'"
+                    f"teacher_cache: dtype='fp16': must be 'fp32', as {name} has the value "
+                    f'{np.abs(exact).max():.4g}'
                 )
             array.write(_place(views), values, self._key(views))
             found[name] = torch.from_numpy(values)
         return found
 
     def _key(self, views: Sequence[View]) -> int:
-        """What the checksums start from, so that those of another batch's mixture never fit."""
+        """Return the start value of the checksums, so that those of another mixture never match."""
         return hash_views(views) if self.mixed else 0
 
     def _prepare(self, outputs: dict[str, dict]) -> None:
-        """Make the files, or check those that are there."""
+        """Create the files, or check the existing ones."""
         stored = self._stored_outputs(outputs)
-        self._say(stored, outputs)
+        self._report(stored, outputs)
         if stored.keys() >= outputs.keys():
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         with lock_file(self.folder / LOCK):
-            # Another run may have been faster.
+            # Another run may have created the files in the meantime.
             stored = self._stored_outputs(outputs)
             for name in outputs.keys() - stored.keys():
                 shape = outputs[name]['shape']
                 _Array.make(self.folder / name, self.entries, shape, self.dtype)
-            # It comes last, and at once: without it the files count for nothing.
+            # Written last and atomically: without it the other files do not count.
             content = dict(fingerprint=self.fingerprint, outputs=stored | outputs)
             with atomic_write(self.folder / FINGERPRINT) as file:
                 file.write(json.dumps(content, indent=1).encode())
@@ -156,34 +156,34 @@ class TeacherCache:
         if differences:
             more = f' and {len(differences) - 4} more' if len(differences) > 4 else ''
             raise ConfigError(
-                f'teacher_cache: dir={str(self.folder)!r} was recorded otherwise: '
-                f'{"; ".join(differences[:4])}{more}: name another dir, or delete this one'
+                f'teacher_cache: dir={str(self.folder)!r}: was recorded with other settings: '
+                f'{"; ".join(differences[:4])}{more}; set another dir, or delete this one'
             )
         for name, output in stored.items():
             _Array.check(self.folder / name, self.entries, output['shape'], self.dtype)
         return stored
 
     def _check_free(self) -> None:
-        """Raise if the folder is somebody else's: files of it would be overwritten."""
-        # The lock is the first file of a cache, also of one that came to nothing.
+        """Refuse a folder that is not a cache, whose files would be overwritten."""
+        # The lock is the first file of a cache, also of one that was interrupted.
         if self.folder.is_dir() and not (self.folder / LOCK).is_file():
             other = next(self.folder.iterdir(), None)
             if other is not None:
                 raise ConfigError(
-                    f'teacher_cache: dir={str(self.folder)!r}: is no teacher cache, and holds '
-                    f'{other.name!r}: must be an empty or a new folder'
+                    f'teacher_cache: dir={str(self.folder)!r}: must be a new or empty folder, or a '
+                    f'teacher cache; it holds {other.name!r}'
                 )
 
-    def _say(self, stored: dict[str, dict], outputs: dict[str, dict]) -> None:
-        """Log the sizes; raise if the disk has no room for what is not stored."""
+    def _report(self, stored: dict[str, dict], outputs: dict[str, dict]) -> None:
+        """Log the sizes; raise if the disk has too little space for new outputs."""
         needed = 0
         for name, output in outputs.items():
             size = sum(_sizes(self.entries, output['shape'], self.dtype))
             needed += 0 if name in stored else size
             print_log(
-                f'teacher_cache: {name} {tuple(output["shape"])} in {self.folder} '
-                f'{"is there" if name in stored else "will be recorded"}: {self.entries[0]} views '
-                f'of {self.entries[1]} samples, {_bytes(size)}',
+                f'teacher_cache: {"read" if name in stored else "record"} {name} '
+                f'{tuple(output["shape"])} in {self.folder}: {self.entries[0]} views of '
+                f'{self.entries[1]} samples, {_bytes(size)}',
                 'current',
             )
         folders = (self.folder, *self.folder.absolute().parents)
@@ -191,7 +191,7 @@ class TeacherCache:
         if needed > free:
             raise ConfigError(
                 f'teacher_cache: dir={str(self.folder)!r}: needs {_bytes(needed)}, the disk has '
-                f"{_bytes(free)} left: fewer views, dtype='fp16' or another disk would help"
+                f"{_bytes(free)} left; use fewer views, dtype='fp16' or another disk"
             )
 
     def __deepcopy__(self, memo: dict) -> TeacherCache:
@@ -199,7 +199,7 @@ class TeacherCache:
 
 
 class _Array:
-    """One tensor of each sample in each view, and a checksum for each."""
+    """One tensor for each sample in each view, with a checksum."""
 
     def __init__(
         self, path: Path, entries: tuple[int, int], shape: Sequence[int], dtype: np.dtype
@@ -210,31 +210,31 @@ class _Array:
 
     @staticmethod
     def make(path: Path, entries: tuple[int, int], shape: Sequence[int], dtype: np.dtype) -> None:
-        """Make files in which no entry is valid."""
+        """Create files in which no entry is valid."""
         for file_path, size in zip(_files(path), _sizes(entries, shape, dtype), strict=True):
-            file_path.unlink(missing_ok=True)  # where it is a link, what it points to stays
+            file_path.unlink(missing_ok=True)  # The target of a link stays.
             with open(file_path, 'xb') as file:
-                # A disk that is full later would end the process without a message.
+                # Otherwise a full disk would later end the process without a message.
                 os.posix_fallocate(file.fileno(), 0, size)
 
     @staticmethod
     def check(path: Path, entries: tuple[int, int], shape: Sequence[int], dtype: np.dtype) -> None:
-        """Raise unless the files are whole."""
+        """Refuse links and incomplete files."""
         for file, size in zip(_files(path), _sizes(entries, shape, dtype), strict=True):
             if file.is_symlink():
                 raise ConfigError(
-                    f'teacher_cache: {file} is a link, and would be written to: delete '
+                    f'teacher_cache: {file} is a link, which would be written through; delete '
                     f'{path.parent}'
                 )
             found = file.stat().st_size if file.exists() else 0
             if found != size:
                 raise ConfigError(
-                    f'teacher_cache: {file} has {found} bytes, must have {size}: delete '
+                    f'teacher_cache: {file} has {found} bytes, must have {size}; delete '
                     f'{path.parent}'
                 )
 
     def read(self, place: tuple[np.ndarray, np.ndarray], key: int) -> Tensor | None:
-        """The entries (B, ...), or None if one is not valid."""
+        """Read entries (B, ...); None if one is not valid."""
         marks = self.marks[place]
         if not marks.all():
             return None
@@ -243,13 +243,13 @@ class _Array:
         return torch.from_numpy(values) if valid else None
 
     def write(self, place: tuple[np.ndarray, np.ndarray], values: np.ndarray, key: int) -> None:
-        """Store entries, their checksums last."""
+        """Write entries, and then their checksums."""
         self.values[place] = values
         self.marks[place] = [_mark(value, key) for value in values]
 
 
 def _read_fingerprint(path: Path) -> tuple[dict[str, Any], dict[str, dict]]:
-    """What the stored outputs depend on, and name -> ``dict(shape=[...], ...)`` of each."""
+    """Read what the stored outputs depend on, and name -> ``dict(shape=[...], ...)`` of each."""
     try:
         content = json.loads(path.read_text())
         known, stored = content['fingerprint'], content['outputs']
@@ -257,10 +257,10 @@ def _read_fingerprint(path: Path) -> tuple[dict[str, Any], dict[str, dict]]:
         names_are_plain = all(Path(name).name == name for name in stored)
         sizes_are_sizes = all(type(size) is int and size > 0 for size in sizes)
         if not (isinstance(known, dict) and names_are_plain and sizes_are_sizes):
-            raise ValueError('it is none that was written here')
+            raise ValueError('unexpected content')
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(
-            f'teacher_cache: {path} cannot be read ({error}): delete {path.parent}'
+            f'teacher_cache: {path} cannot be read ({error}); delete {path.parent}'
         ) from error
     return known, stored
 
@@ -275,7 +275,7 @@ def _sizes(entries: tuple[int, int], shape: Sequence[int], dtype: np.dtype) -> t
 
 
 def _mark(value: np.ndarray, key: int) -> int:
-    """The checksum of an entry, never 0, which stands for none."""
+    """Compute the checksum of an entry. It is never 0, which marks an empty entry."""
     return zlib.crc32(value.tobytes(), key) or 1
 
 

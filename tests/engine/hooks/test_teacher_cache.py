@@ -271,7 +271,7 @@ def test_says_what_differs(recorded, teacher, tmp_path, change, message):
     config = configure(tmp_path / 'run', teacher, recorded[1])
     change(config, tmp_path)
     run = Run(config)
-    with pytest.raises(ConfigError, match=f'was recorded otherwise: .*{message}'):
+    with pytest.raises(ConfigError, match=f'was recorded with other settings: .*{message}'):
         run.open_cache()
 
 

@@ -179,8 +179,14 @@ def of_timm_0_6(swin: torch.nn.Module) -> dict[str, torch.Tensor]:
 class TestTimmFiles:
     """timm's files, and those of trainers that save timm's models."""
 
-    @pytest.mark.parametrize('family', TIMM)
-    @pytest.mark.parametrize('name', ['teacher.pth', 'teacher.safetensors', 'teacher.pth.tar'])
+    @pytest.mark.parametrize(
+        ('family', 'name'),
+        zip(
+            TIMM,
+            ['teacher.pth', 'teacher.safetensors', 'teacher.pth.tar', 'teacher.pth'],
+            strict=True,
+        ),
+    )
     def test_the_authors_teachers(self, family, name, tmp_path):
         plain, path = timm_model(family), tmp_path / name
         if name.endswith('.safetensors'):

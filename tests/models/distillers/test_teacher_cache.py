@@ -130,21 +130,23 @@ def test_a_mixed_image_belongs_to_its_batch(tmp_path):
 @pytest.mark.parametrize(
     ('changed', 'message'),
     [
-        (dict(seed=1), 'seed was 0, is 1:'),
-        (dict(views=3), 'views was 2, is 3:'),
-        (dict(samples=7), 'samples was 6, is 7:'),
-        (dict(dtype='fp16'), "dtype was 'fp32', is 'fp16':"),
-        (dict(mixing=dict(size=2)), r"mixing was None, is \{'size': 2\}:"),
-        (dict(teacher=dict(weights='xyz')), "teacher.weights was 'abc', is 'xyz':"),
-        (dict(teacher={}), "teacher.weights was 'abc', is not set:"),
-        (dict(steps=[1]), r'steps was not set, is \[1\]:'),
-        (dict(seed=1, views=3), 'views was 2, is 3; seed was 0, is 1:'),
-        (dict(text='x' * 99), r"text was not set, is 'x{56}\.\.\.:"),
+        (dict(seed=1), 'seed was 0, is 1;'),
+        (dict(views=3), 'views was 2, is 3;'),
+        (dict(samples=7), 'samples was 6, is 7;'),
+        (dict(dtype='fp16'), "dtype was 'fp32', is 'fp16';"),
+        (dict(mixing=dict(size=2)), r"mixing was None, is \{'size': 2\};"),
+        (dict(teacher=dict(weights='xyz')), "teacher.weights was 'abc', is 'xyz';"),
+        (dict(teacher={}), "teacher.weights was 'abc', is not set;"),
+        (dict(steps=[1]), r'steps was not set, is \[1\];'),
+        (dict(seed=1, views=3), 'views was 2, is 3; seed was 0, is 1;'),
+        (dict(text='x' * 99), r"text was not set, is 'x{56}\.\.\.;"),
     ],
 )
 def test_says_what_differs(cache, changed, message):
     cache(views([0, 1]), CPU, Teaching())
-    with pytest.raises(ConfigError, match=f'was recorded otherwise: {message} name another dir'):
+    with pytest.raises(
+        ConfigError, match=f'was recorded with other settings: {message} set another'
+    ):
         again(cache, **changed)
     assert_equal(again(cache)(views([0, 1]), CPU, Teaching(seed=1)), outputs())
 
@@ -154,13 +156,13 @@ def test_says_which_output_differs(cache, field):
     changed = dict(tap='layer2', shape=[8, 2, 2])[field]
     wanted = copy.deepcopy(OUTPUTS)
     wanted['stage1'][field] = changed
-    with pytest.raises(ConfigError, match=rf'otherwise: outputs\.stage1\.{field}'):
+    with pytest.raises(ConfigError, match=rf'other settings: outputs\.stage1\.{field}'):
         again(cache, wanted)
 
 
 def test_lists_differ_by_their_items(tmp_path):
     TeacherCache(tmp_path / 'cache', {**KEY, 'steps': [dict(size=8), 1]}, OUTPUTS)
-    with pytest.raises(ConfigError, match=r'otherwise: steps.0.size was 8, is 9:'):
+    with pytest.raises(ConfigError, match=r'other settings: steps.0.size was 8, is 9;'):
         TeacherCache(tmp_path / 'cache', {**KEY, 'steps': [dict(size=9), 1]}, OUTPUTS)
 
 
@@ -183,10 +185,10 @@ def test_sizes_are_said_beforehand(tmp_path):
     MMLogger.get_instance(f'sizes of {tmp_path}', log_file=str(log))
     TeacherCache(tmp_path / 'cache', KEY, OUTPUTS)
     # 2 x 6 entries of 3 numbers and a checksum, four bytes each.
-    recorded = f'teacher_cache: logits (3,) in {tmp_path / "cache"} will be recorded'
-    assert f'{recorded}: 2 views of 6 samples, 192 B' in log.read_text()
+    recorded = f'teacher_cache: record logits (3,) in {tmp_path / "cache"}: '
+    assert f'{recorded}2 views of 6 samples, 192 B' in log.read_text()
     cache = TeacherCache(tmp_path / 'cache', KEY, OUTPUTS)
-    assert 'is there: 2 views of 6 samples, 192 B' in log.read_text()
+    assert recorded.replace('record', 'read', 1) + '2 views of 6 samples, 192 B' in log.read_text()
     sizes = [
         path.stat().st_size for kind in ('bin', 'crc') for path in cache.folder.glob(f'*.{kind}')
     ]
@@ -195,7 +197,7 @@ def test_sizes_are_said_beforehand(tmp_path):
 
 def test_a_disk_that_is_too_small(tmp_path):
     key = {**KEY, 'views': 10**12}
-    with pytest.raises(ConfigError, match=r"needs 504 TB, the disk has .* left: .* dtype='fp16'"):
+    with pytest.raises(ConfigError, match=r"needs 504 TB, the disk has .* left; .* dtype='fp16'"):
         TeacherCache(tmp_path / 'deep' / 'cache', key, OUTPUTS)
     assert list(tmp_path.iterdir()) == []
 
@@ -241,7 +243,7 @@ def fingerprint(outputs, **known):
 )
 def test_a_fingerprint_that_is_none(cache, text):
     (cache.folder / 'fingerprint.json').write_text(text)
-    with pytest.raises(ConfigError, match=r'fingerprint\.json cannot be read .*: delete'):
+    with pytest.raises(ConfigError, match=r'fingerprint\.json cannot be read .*; delete'):
         again(cache)
 
 
@@ -257,7 +259,7 @@ def test_a_fingerprint_of_larger_files(cache, size):
 def test_a_fingerprint_cannot_write_to_the_terminal(cache):
     text = fingerprint(OUTPUTS, **KEY, **{'new\nline\x1b[2J': 'x\n'})
     (cache.folder / 'fingerprint.json').write_text(text)
-    with pytest.raises(ConfigError, match='otherwise: ') as caught:
+    with pytest.raises(ConfigError, match='other settings: ') as caught:
         again(cache)
     assert str(caught.value).isprintable()
 
@@ -268,7 +270,7 @@ def test_a_link_is_not_written_through(cache, tmp_path, file):
     precious = tmp_path / 'precious'
     (cache.folder / file).rename(precious)
     (cache.folder / file).symlink_to(precious)
-    with pytest.raises(ConfigError, match=rf'{file} is a link, .*: delete {cache.folder}'):
+    with pytest.raises(ConfigError, match=rf'{file} is a link, .*; delete {cache.folder}'):
         again(cache)
 
 
@@ -291,8 +293,8 @@ def test_a_folder_of_something_else(tmp_path, file):
     with pytest.raises(ConfigError) as caught:
         TeacherCache(tmp_path, KEY, OUTPUTS)
     assert str(caught.value) == (
-        f"teacher_cache: dir='{tmp_path}': is no teacher cache, and holds {file!r}: "
-        'must be an empty or a new folder'
+        f"teacher_cache: dir='{tmp_path}': must be a new or empty folder, or a teacher cache; it "
+        f'holds {file!r}'
     )
     assert [path.name for path in tmp_path.iterdir()] == [file]
     assert (tmp_path / file).read_text() == 'precious'
@@ -319,14 +321,16 @@ def test_values_beyond_half_precision(tmp_path):
     cache = TeacherCache(tmp_path / 'cache', {**KEY, 'dtype': 'fp16'}, OUTPUTS)
     teaching = Teaching()
     teaching.outputs['stage1'][1, 0, 0, 0] = 1e5
-    with pytest.raises(ConfigError, match="dtype='fp16': stage1 has the value 1e.05, .* 'fp32'"):
+    with pytest.raises(
+        ConfigError, match="dtype='fp16': must be 'fp32', as stage1 has the value 1e.05"
+    ):
         cache(views([0, 1]), CPU, teaching)
 
 
 def test_images_of_another_size(cache):
     teaching = Teaching()
     teaching.outputs['stage1'] = torch.zeros(2, 4, 3, 3)
-    with pytest.raises(ConfigError, match=r'stage1 has the shape \(4, 3, 3\), and \(4, 2, 2\)'):
+    with pytest.raises(ConfigError, match=r'stage1 has shape \(4, 3, 3\), before \(4, 2, 2\)'):
         cache(views([0, 1]), CPU, teaching)
 
 

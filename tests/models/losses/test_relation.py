@@ -112,7 +112,7 @@ def test_is_the_definition(dtype, form, pair, kappa):
 
 @pytest.mark.usefixtures('linear')
 @pytest.mark.parametrize(('dtype', 'error'), [(torch.float32, 5e-7), (torch.float64, 1e-12)])
-@pytest.mark.parametrize(('spread', 'length'), [(1, 100), (4, 100), (4, 1000), (12, 1000)])
+@pytest.mark.parametrize(('spread', 'length'), [(1, 100), (4, 100), (12, 1000)])
 def test_linear_keeps_the_precision(used, dtype, error, spread, length):
     student = normal(3, 4, length, scale=spread, dtype=dtype)
     teacher = normal(4, length, scale=spread, seed=1, dtype=dtype)

@@ -70,7 +70,8 @@ CONVNEXT = dict(
     head=dict(type='LinearClsHead', num_classes=NUM_CLASSES, in_channels=320),
 )
 
-# Config, widths of the stages, their strides: METHOD's taps of OFA-KD and MLDR-KD.
+# Config, widths and strides of the stages: OFA-KD's and MLDR-KD's taps. test_architectures.py has
+# the other families.
 CNNS = {
     'resnet18': (classifier(512, type='ResNet', depth=18), [64, 128, 256, 512], [4, 8, 16, 32]),
     'resnet50': (classifier(2048, type='ResNet', depth=50), [256, 512, 1024, 2048], [4, 8, 16, 32]),
@@ -85,35 +86,14 @@ CNNS = {
         [24, 32, 96, 1280],
         [1, 2, 4, 8],
     ),
-    'mobilenet_v3': (
-        classifier(576, type='MobileNetV3', arch='small'),
-        [16, 24, 48, 576],
-        [4, 8, 16, 32],
-    ),
     'convnext': (CONVNEXT, [40, 80, 160, 320], [4, 8, 16, 32]),
-    'densenet': (
-        classifier(1024, type='DenseNet', arch='121'),
-        [256, 512, 1024, 1024],
-        [4, 8, 16, 32],
-    ),
-    'hrnet': (
-        classifier(256, type='HRNet', arch='w32'),
-        [32, 64, 128, 256],
-        [4, 8, 16, 32],
-    ),
     'timm resnet18': (timm('resnet18'), [64, 128, 256, 512], [4, 8, 16, 32]),
-    'timm convnext_atto': (timm('convnext_atto'), [40, 80, 160, 320], [4, 8, 16, 32]),
     'timm mobilenetv2_100': (timm('mobilenetv2_100'), [24, 32, 96, 1280], [4, 8, 16, 32]),
-    'timm mobilenetv2_050': (timm('mobilenetv2_050'), [16, 16, 48, 1280], [4, 8, 16, 32]),
-    'timm efficientnet_b0': (timm('efficientnet_b0'), [24, 40, 112, 1280], [4, 8, 16, 32]),
-    'timm regnetx_002': (timm('regnetx_002'), [24, 56, 152, 368], [4, 8, 16, 32]),
 }
 
 # Config, the blocks that are tapped, width of their tokens.
 COLUMNS = {
     'vit depth 4': (vit(4), [0, 1, 2, 3], 16),
-    'vit depth 6': (vit(6), [0, 1, 4, 5], 16),
-    'vit depth 8': (vit(8), [0, 2, 6, 7], 16),
     'vit depth 12': (vit(12), [1, 3, 9, 11], 16),
     'vit depth 24': (vit(24), [3, 7, 19, 23], 16),
     'deit-small': (DEIT_SMALL, [1, 3, 9, 11], 384),
@@ -126,7 +106,19 @@ COLUMNS = {
     'timm vit depth 6': (small_timm_vit(6), [0, 1, 4, 5], 24),
 }
 
-ALL = {key: config for key, (config, *_) in (CNNS | COLUMNS).items()}
+ALL = {
+    key: (CNNS | COLUMNS)[key][0]
+    for key in (
+        'resnet18_cifar',
+        'mobilenet_v2_cifar',
+        'convnext',
+        'timm resnet18',
+        'timm mobilenetv2_100',
+        'vit depth 4',
+        'distilled deit',
+        'timm vit depth 6',
+    )
+}
 
 
 @pytest.fixture(params=ALL)
@@ -162,7 +154,7 @@ def test_stages_of_a_column_of_blocks(config, blocks, width):
     assert {tuple(record[stage].shape) for stage in STAGES} == {(1, tokens, width)}
 
 
-@pytest.mark.parametrize('depth', [4, 5, 7, 8, 10, 13, 18, 27, 32])
+@pytest.mark.parametrize('depth', [4, 5, 7, 13, 32])
 def test_stages_of_any_depth_ascend_to_the_last_block(depth):
     taps = stage_taps(MODELS.build(vit(depth))).values()
     blocks = [int(path.split('.')[-1]) for path in taps]
