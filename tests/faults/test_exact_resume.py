@@ -59,7 +59,7 @@ def test_a_validation_that_was_cut_off_is_done_again(tmp_path, straight):
 
     assert_same(run(config | dict(resume=True), tmp_path), straight(1))
 
-    assert 'the validation of epoch 1 comes first' in logs(tmp_path)
+    assert 'running the interrupted validation of epoch 1' in logs(tmp_path)
 
 
 def test_stops_after_a_step_of_the_optimizer(tmp_path):
@@ -112,7 +112,7 @@ def test_with_another_sampler_the_epoch_begins_anew(tmp_path):
     run(config, tmp_path, code=143, fault=stop)
     run(config | dict(resume=True), tmp_path)
 
-    assert 'epoch 2 begins anew: to go on after its 2 iterations' in logs(tmp_path)
+    assert 'epoch 2 restarts; to continue after its 2 iterations' in logs(tmp_path)
     assert (tmp_path / 'epoch_3.pth').exists()
 
 

@@ -61,7 +61,7 @@ def stop(folder, signal, code):
     """Send a signal to torchrun in the middle of a run; return the checkpoint that it saved."""
     stopped = dist_train(folder, fault=dict(signal=signal, iteration=4, rank=1, to_parent=True))
     assert stopped.returncode == code, stopped.stderr
-    assert 'Told to stop' in stopped.stdout + stopped.stderr
+    assert 'Stop signal: saved' in stopped.stdout + stopped.stderr
     saved = Path((folder / 'last_checkpoint').read_text())
     assert saved.name.startswith('iter_')
     return saved

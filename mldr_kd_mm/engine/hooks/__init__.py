@@ -1,4 +1,4 @@
-"""Hooks that mmengine's Runner lacks."""
+"""Hooks for mmengine's Runner."""
 
 from mldr_kd_mm.engine.hooks.broadcast_buffers import BroadcastBuffersHook
 from mldr_kd_mm.engine.hooks.checkpoint import AtomicCheckpointHook

@@ -1,4 +1,4 @@
-"""One model to validate, whatever the number of processes."""
+"""Synchronised buffers for validation."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from mldr_kd_mm.registry import HOOKS
 
 @HOOKS.register_module()
 class BroadcastBuffersHook(Hook):
-    """Gives the buffers of the main process to all others before they validate.
+    """Broadcasts the main process's buffers before validation and testing.
 
-    DistributedDataParallel keeps weights alike, but with ``broadcast_buffers=False``, as mmengine
-    has it, each process has the running statistics of BatchNorm of its own batches, and validates
-    its share of the samples with them. With this hook the metrics are those of the model that the
-    main process saves. mmengine's SyncBuffersHook takes the mean of the processes instead, which
-    EMAHook's copy of the buffers does not follow.
+    DistributedDataParallel keeps weights in sync. With ``broadcast_buffers=False``, mmengine's
+    default, each rank has BatchNorm statistics of its own batches and would validate its share of
+    the samples with them. With this hook the metrics belong to the model that the main process
+    saves. mmengine's SyncBuffersHook averages over the ranks instead, which leaves EMAHook's copy
+    of the buffers behind.
     """
 
-    # After EMAHook has put its averages in place.
+    # Runs after EMAHook has swapped in its averages.
     priority = 'LOW'
 
     def before_val_epoch(self, runner: Runner) -> None:
-        """Receive the buffers, or send them."""
+        """Broadcast the buffers."""
         for buffer in runner.model.buffers():
             dist.broadcast(buffer)
 

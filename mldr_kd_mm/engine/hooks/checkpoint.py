@@ -1,4 +1,4 @@
-"""Checkpoints that survive a kill, a full disk and a flipped bit."""
+"""Checkpoints that survive a killed process, a full disk and a flipped bit."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ _INTERIM = 'interim_ckpt'
 
 @HOOKS.register_module()
 class AtomicCheckpointHook(CheckpointHook):
-    """mmengine's CheckpointHook, with which there is a whole checkpoint at any time.
+    """mmengine's CheckpointHook with atomic writes, so that a complete checkpoint always exists.
 
-    - A checkpoint is written under another name, flushed to the disk and then renamed, and so is
-      ``last_checkpoint``; only then are older ones removed, best ones too.
-    - ``resume=True`` goes on from the newest checkpoint that can be read in full; one that cannot
-      is named in the log.
-    - What cannot be written, on a full disk for instance, ends all processes with one line, and
-      the checkpoints before it stay.
-    - Whatever mmengine loads runs no code of the file's.
+    - A checkpoint is written under another name, flushed to the disk and renamed, and so is
+      ``last_checkpoint``. Only then are older checkpoints removed, including the previous best.
+    - ``resume=True`` continues from the newest checkpoint that can be read in full. Damaged ones
+      are named in the log.
+    - A checkpoint that cannot be written, for example on a full disk, ends all ranks with one line.
+      The checkpoints before it stay.
+    - Loading a checkpoint never executes code from the file.
 
-    Checkpoints that are directories (DeepSpeed, FSDP's ``local``) and remote ones are written as
-    mmengine writes them. Its arguments are those of mmengine's hook.
+    Checkpoints that are directories (DeepSpeed, FSDP's ``local``) and remote checkpoints are
+    written by mmengine's code. The arguments are those of mmengine's hook.
     """
 
     def before_run(self, runner: Runner) -> None:
-        """Choose the checkpoint that a run with ``resume=True`` goes on from."""
+        """Find the checkpoint that a run with ``resume=True`` continues from."""
         use_safe_loading()
         if runner._resume and runner._load_from is None and not runner._has_loaded:
-            runner._load_from = run_on_main_process(lambda: newest_checkpoint(runner))
+            runner._load_from = run_on_main_process(lambda: find_latest_checkpoint(runner))
 
     def before_train(self, runner: Runner) -> None:
-        """Set up the paths, and sweep up what a kill has left half written."""
+        """Set up the paths and remove incomplete files that a killed run has left."""
         use_atomic_writes()
         super().before_train(runner)
         self.last_ckpt = runner.message_hub.runtime_info.get('last_ckpt')
@@ -52,20 +52,20 @@ class AtomicCheckpointHook(CheckpointHook):
                 path.unlink()
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Have the numbers of epoch and iteration right under a FlexibleRunner, too."""
-        # It counts one too many where a checkpoint is saved again after validation.
+        """Correct the epoch and iteration of a FlexibleRunner."""
+        # It counts one too many if a checkpoint is saved again after validation.
         checkpoint['meta'].update(self._progress)
 
     def save_now(self, runner: Runner) -> str:
-        """Save after an iteration, beside the checkpoints that are due.
+        """Save an interim checkpoint after an iteration.
 
-        The next checkpoint that is due takes its place.
+        The next regular checkpoint replaces it.
 
         Args:
-            runner: The runner, in ``after_train_iter``.
+            runner: The runner, during ``after_train_iter``.
 
         Returns:
-            The path of the checkpoint.
+            Path of the checkpoint.
         """
         iteration = runner.iter + 1
         name = f'iter_{iteration}.pth'
@@ -86,20 +86,20 @@ class AtomicCheckpointHook(CheckpointHook):
         self._remove(path for path in outdated if path not in (None, self.last_ckpt))
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, float]) -> None:
-        # mmengine removes the old best checkpoint before it writes the new one.
+        # mmengine would remove the old best checkpoint before it writes the new one.
         backend = self.file_backend
-        self.file_backend = _RemovesLater(backend)
+        self.file_backend = _DeferredRemoval(backend)
         try:
             self._progress = dict(epoch=runner.epoch, iter=runner.iter)
-            with self._explained(self.last_ckpt):
+            with self._write_errors_on_all_ranks(self.last_ckpt):
                 super()._save_best_checkpoint(runner, metrics)
             outdated = self.file_backend.outdated
         finally:
             self.file_backend = backend
-        kept = {getattr(self, 'best_ckpt_path', None), *self._several_best().values()}
+        kept = {getattr(self, 'best_ckpt_path', None), *self._best_paths().values()}
         self._remove(path for path in outdated if path not in kept)
 
-    def _several_best(self) -> dict[str, str]:
+    def _best_paths(self) -> dict[str, str]:
         return getattr(self, 'best_ckpt_path_dict', None) or {}
 
     def _write(self, runner: Runner, name: str, meta: dict, by_epoch: bool) -> None:
@@ -107,7 +107,7 @@ class AtomicCheckpointHook(CheckpointHook):
         path = self.file_backend.join_path(self.out_dir, name)
         runner.message_hub.update_info('last_ckpt', path)
         self._progress = dict(meta)
-        with self._explained(previous):
+        with self._write_errors_on_all_ranks(previous):
             runner.save_checkpoint(
                 self.out_dir,
                 name,
@@ -124,16 +124,16 @@ class AtomicCheckpointHook(CheckpointHook):
         self.last_ckpt = path
 
     @contextmanager
-    def _explained(self, previous: str | None) -> Iterator[None]:
-        """Turn what the disk refuses into one line, in all processes."""
+    def _write_errors_on_all_ranks(self, previous: str | None) -> Iterator[None]:
+        """Raise a failed write as a ConfigError of one line, on all ranks."""
         with raise_on_all_ranks():
             try:
                 yield
             except OSError as error:
-                there = f'{previous} is whole' if previous else 'there is none before it'
+                kept = f'{previous} is complete' if previous else 'there is no earlier one'
                 raise ConfigError(
                     f'default_hooks.checkpoint: {self.out_dir}: a checkpoint cannot be written: '
-                    f'{error.strerror or error}; {there}'
+                    f'{error.strerror or error}; {kept}'
                 ) from error
 
     def _remove(self, paths: Sequence[str]) -> None:
@@ -146,8 +146,8 @@ class AtomicCheckpointHook(CheckpointHook):
                 self.file_backend.rmtree(path)
 
 
-class _RemovesLater:
-    """A file backend that notes what it is told to remove."""
+class _DeferredRemoval:
+    """File backend that collects the paths to remove instead of removing them."""
 
     def __init__(self, backend: Any) -> None:
         self._backend = backend
@@ -162,40 +162,42 @@ class _RemovesLater:
     rmtree = remove
 
 
-def newest_checkpoint(runner: Runner) -> str | None:
-    """Find the newest checkpoint of a run that is whole, and name in the log those that are not.
+def find_latest_checkpoint(runner: Runner) -> str | None:
+    """Find the newest complete checkpoint in a run's work directory.
+
+    Damaged checkpoints are named in the log.
 
     Args:
-        runner: The runner, of which the work directory is searched.
+        runner: The runner.
 
     Returns:
-        The path, or None if there is no checkpoint at all.
+        The path, or None if there is no checkpoint.
 
     Raises:
-        ConfigError: If there are checkpoints and none can be read.
+        ConfigError: There are checkpoints and none can be read.
     """
     broken = 0
-    for path in _candidates(Path(runner.work_dir)):
+    for path in _list_checkpoints(Path(runner.work_dir)):
         if path.is_dir():
             return str(path)
         try:
             content = load_checkpoint(str(path), 'resume')
         except (ConfigError, FileNotFoundError) as error:
-            runner.logger.warning(f'{error}: looking for the checkpoint before it')
+            runner.logger.warning(f'{error}; trying the checkpoint before it')
             broken += 1
         else:
             if has_training_state(content):
                 return str(path)
     if broken:
         raise ConfigError(
-            f'resume: none of the {broken} checkpoints of {runner.work_dir} can be read: '
-            'remove them and last_checkpoint to begin anew'
+            f'resume: none of the {broken} checkpoints of {runner.work_dir} can be read; '
+            'remove them and last_checkpoint to start from the beginning'
         )
     return None
 
 
-def _candidates(work_dir: Path) -> list[Path]:
-    """The checkpoint that ``last_checkpoint`` names, then all others, the newest first."""
+def _list_checkpoints(work_dir: Path) -> list[Path]:
+    """Return the checkpoint named in ``last_checkpoint``, then all others from new to old."""
     note = work_dir / 'last_checkpoint'
     named = [Path(note.read_text().strip())] if note.is_file() else []
     folders = {work_dir.resolve(), *(path.resolve().parent for path in named)}
@@ -203,7 +205,7 @@ def _candidates(work_dir: Path) -> list[Path]:
         path
         for folder in folders
         for path in folder.glob('*.pth')
-        # Of the best ones there is no state of the optimizer.
+        # The best checkpoints have no optimizer state.
         if not path.name.startswith('best_')
     ]
     found.sort(key=lambda path: path.stat().st_mtime, reverse=True)

@@ -1,4 +1,4 @@
-"""A resumed run that ends as if nothing had stopped it."""
+"""Exact resume: a resumed run ends with the weights of an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ _VALIDATED = 'last_validated_epoch'
 
 @HOOKS.register_module()
 class ExactResumeHook(Hook):
-    """Makes a run that was stopped at any iteration end with the weights it would have had.
+    """Resumes a run at any iteration so that it ends with the same weights.
 
-    - Random numbers: before each step the generators of each process are seeded by (seed,
-      iteration, process), so that no state of theirs need be saved.
-    - Data: an epoch goes on at the sample at which it was left, without reading those before it.
-      For that ``train_dataloader.sampler`` must be a :class:`~mldr_kd_mm.datasets.ViewSampler`;
-      with another one the epoch begins anew, which the log says.
-    - A validation that was cut off is done again.
-    - With another number of processes or another batch size the run goes on at the same sample
-      and the same point of the learning rate's schedule, though not bit for bit; the log says so.
+    - Random numbers: the generators of each rank are seeded by (seed, iteration, rank) before each
+      step, so their state need not be saved.
+    - Data: the epoch continues at the next sample, without reading those before it. This requires
+      ``train_dataloader.sampler`` to be a :class:`~mldr_kd_mm.datasets.ViewSampler`; with another
+      sampler the epoch restarts, and the log says so.
+    - An interrupted validation runs again.
+    - With another number of processes or another batch size the run continues at the same sample
+      and the same point of the learning-rate schedule, but not bit for bit; the log says so.
 
-    A loop over iterations (``by_epoch=False``) is forwarded by mmengine's own means.
+    mmengine itself forwards the data of iteration-based loops (``by_epoch=False``).
     """
 
-    priority = 'LOWEST'  # a validation needs what the other hooks have set up
+    priority = 'LOWEST'  # a validation before training needs the other hooks to be set up
 
     def before_train(self, runner: Runner) -> None:
-        """Validate the epoch whose validation was cut off."""
+        """Run the validation that was interrupted."""
         loop = runner.train_loop
         if not (runner._resume and runner.val_loop and isinstance(loop, EpochBasedTrainLoop)):
             return
@@ -46,11 +46,13 @@ class ExactResumeHook(Hook):
         )
         done = runner.message_hub.runtime_info.get(_VALIDATED, 0) >= runner.epoch
         if due and not done and runner.iter == runner.epoch * len(loop.dataloader):
-            runner.logger.info(f'resume: the validation of epoch {runner.epoch} comes first')
+            runner.logger.info(
+                f'resume: running the interrupted validation of epoch {runner.epoch}'
+            )
             runner.val_loop.run()
 
     def before_train_epoch(self, runner: Runner) -> None:
-        """Let the data loader start where the epoch was left."""
+        """Start the data loader where the epoch was interrupted."""
         _seed(runner, 'epoch', runner.epoch)
         loop = runner.train_loop
         if not isinstance(loop, EpochBasedTrainLoop):
@@ -58,13 +60,13 @@ class ExactResumeHook(Hook):
         done = runner.iter - runner.epoch * len(loop.dataloader)
         if done == 0:
             return
-        runner.logger.info(f'resume: epoch {runner.epoch + 1} goes on after {done} iterations')
+        runner.logger.info(f'resume: epoch {runner.epoch + 1} continues after {done} iterations')
         loop.dataloader.sampler.start_at(done * loop.dataloader.batch_size)
-        # The hooks are told the number of a batch in its epoch.
+        # Hooks receive the number of the batch within the whole epoch.
         loop.run_iter = lambda number, batch: type(loop).run_iter(loop, done + number, batch)
 
     def after_train_epoch(self, runner: Runner) -> None:
-        """Number the batches of the next epoch from 0 again."""
+        """Number the batches of the next epoch from 0."""
         vars(runner.train_loop).pop('run_iter', None)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
@@ -72,15 +74,15 @@ class ExactResumeHook(Hook):
         _seed(runner, 'iter', runner.iter)
 
     def before_val_epoch(self, runner: Runner) -> None:
-        """Note which epoch is validated, for the checkpoints that are saved afterwards."""
+        """Record which epoch is validated, for the checkpoints saved afterwards."""
         runner.message_hub.update_info(_VALIDATED, runner.epoch)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Note what a step was made of."""
+        """Record the number of processes, the batch size and the iterations per epoch."""
         checkpoint['meta']['steps'] = _steps(runner.train_loop.dataloader)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Fit the checkpoint's progress to this run; say if it does not go on bit for bit."""
+        """Convert the checkpoint's progress to this run; warn if it is not exact."""
         if not runner._resume:
             return
         loop = runner.train_loop
@@ -89,23 +91,23 @@ class ExactResumeHook(Hook):
         if changed:
             runner.logger.warning(
                 f'resume: saved by {then["processes"]} process(es) with batches of '
-                f'{then["batch_size"]}, goes on with {now["processes"]} and {now["batch_size"]}: '
-                'at the same sample, but not bit for bit'
+                f'{then["batch_size"]}, continues with {now["processes"]} and '
+                f'{now["batch_size"]} at the same sample, but not bit for bit'
             )
         if isinstance(loop, EpochBasedTrainLoop):
             if changed:
                 _convert(checkpoint, then, now)
-            _fit(checkpoint['meta'], runner)
+            _restart_epoch_if_needed(checkpoint['meta'], runner)
 
 
-def _fit(meta: dict, runner: Runner) -> None:
-    """Go back to the beginning of an epoch that cannot be left and entered in between."""
+def _restart_epoch_if_needed(meta: dict, runner: Runner) -> None:
+    """Go back to the beginning of the epoch if its data cannot be entered in the middle."""
     loader = runner.train_loop.dataloader
     done = meta['iter'] - meta['epoch'] * len(loader)
     if done == 0 or (isinstance(loader.sampler, ViewSampler) and 0 < done <= len(loader)):
         return
     runner.logger.warning(
-        f'resume: epoch {meta["epoch"] + 1} begins anew: to go on after its {done} iterations '
+        f'resume: epoch {meta["epoch"] + 1} restarts; to continue after its {done} iterations, '
         "train_dataloader.sampler must be a 'ViewSampler', as it was"
     )
     meta['iter'] -= done
@@ -114,17 +116,17 @@ def _fit(meta: dict, runner: Runner) -> None:
 def _seed(runner: Runner, what: str, number: int) -> None:
     seed_global_rng(runner.seed, number, get_rank(), ('epoch', 'iter').index(what), 0)
     if torch.cuda.is_available():
-        # By a number of the generator that has just been seeded.
+        # Derived from the generator that has just been seeded.
         torch.cuda.manual_seed(int(torch.randint(2**62, ())))
 
 
 def _steps(loader: DataLoader) -> dict[str, int]:
-    size = loader.batch_size or 1  # a batch sampler of its own has none
+    size = loader.batch_size or 1  # None with a custom batch sampler
     return dict(processes=get_world_size(), batch_size=size, iters_per_epoch=len(loader))
 
 
 def _convert(checkpoint: dict, then: dict[str, int], now: dict[str, int]) -> None:
-    """Count the checkpoint's progress in steps of another size."""
+    """Convert the checkpoint's progress to iterations of another size."""
     meta = checkpoint['meta']
     done = meta['iter'] - meta['epoch'] * then['iters_per_epoch']
     samples = done * then['processes'] * then['batch_size']
@@ -133,9 +135,9 @@ def _convert(checkpoint: dict, then: dict[str, int], now: dict[str, int]) -> Non
     ratio = now['iters_per_epoch'] / then['iters_per_epoch']
     for state in _scheduler_states(checkpoint.get('param_schedulers', [])):
         if not state['by_epoch']:
-            # All else depends on how many iterations an epoch has.
+            # All other fields depend on the number of iterations per epoch.
             kept = dict(
-                last_step=round(state['last_step'] * ratio),  # from where the schedule begins
+                last_step=round(state['last_step'] * ratio),  # counted from the schedule's begin
                 _global_step=meta['iter'],
                 _last_value=state['_last_value'],
             )

@@ -1,4 +1,4 @@
-"""The figures of a report, while a run trains."""
+"""Figures of teacher and student during training."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from mldr_kd_mm.utils.errors import check_positive, check_switch
 
 @HOOKS.register_module()
 class FigureHook(Hook):
-    """Draws what student and teacher say of some validation batches, for all visualizer backends.
+    """Sends figures of some validation batches to all visualizer backends.
 
-    Images: the class relations of teacher and student and their difference, the weights of the
-    neck's fusion by class, calibration, CKA of the stages. Scalars: ``observed/agreement``,
-    ``observed/student_ece``, ``observed/teacher_ece``, and of each stage the lowest and the highest
-    weight that a class has in the fusion, ``observed/fusion_stage1_lowest`` and so on. All are of
-    the first process's share of the batches.
+    Images: the class relations of teacher and student and their difference, the fusion weights of
+    the neck by class, calibration and the CKA of the stages. Scalars: ``observed/agreement``,
+    ``observed/student_ece``, ``observed/teacher_ece``, and the lowest and highest fusion weight of
+    a class for each stage, ``observed/fusion_stage1_lowest`` and so on. All come from the main
+    process's share of the batches.
 
-    Training does not notice: nothing of the model is changed, and no random number is drawn. What
-    cannot be drawn is a warning. Nothing is drawn where the model is no :class:`Distiller`, or is
+    Training is unaffected: the model does not change and no random number is drawn. A figure that
+    cannot be drawn is a warning. Nothing is drawn if the model is not a :class:`Distiller` or is
     sharded over processes.
 
     Args:
-        interval: Draw at the first validation of the process, at every so manieth after it, and at
-            the last.
-        batches: How many batches, spread over the validation set.
-        enabled: Whether to draw at all.
+        interval: Draw at the first validation, every ``interval`` validations after it, and at the
+            last.
+        batches: Number of batches, spread evenly over the validation set.
+        enabled: Whether to draw figures.
 
     Raises:
-        ConfigError: If a number is not 1 or more, or ``enabled`` is no switch.
+        ConfigError: A number is below 1, or ``enabled`` is not a bool.
     """
 
     priority = 'LOW'
@@ -56,9 +56,9 @@ class FigureHook(Hook):
         self._chosen: set[int] = set()
 
     def before_val_epoch(self, runner: Runner) -> None:
-        """Choose the batches, if this validation is one to draw."""
+        """Choose the batches if figures are due."""
         self._observer = None
-        # The property would build a loop, and its data set, for a validation alone.
+        # runner.train_loop would build the loop and its data set, also for validation alone.
         if not isinstance(runner._train_loop, BaseLoop):
             return
         due = self._validations % self.interval == 0 or _is_last(runner)
@@ -77,7 +77,7 @@ class FigureHook(Hook):
         data_batch: dict[str, Any] | None = None,
         outputs: Sequence | None = None,
     ) -> None:
-        """Observe a batch while the weights are those that are validated, of EMA for instance."""
+        """Observe a batch with the weights that are validated, such as those of EMA."""
         if self._observer is None or batch_idx not in self._chosen:
             return
         try:
@@ -87,7 +87,7 @@ class FigureHook(Hook):
             self._give_up(runner, error)
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        """Draw."""
+        """Draw the figures."""
         if self._observer is None:
             return
         try:
@@ -97,13 +97,13 @@ class FigureHook(Hook):
         self._observer = None
 
     def _give_up(self, runner: Runner, error: Exception) -> None:
-        # Days of training are worth more than a picture, whatever went wrong with it.
+        # A figure must never end a training run, whatever the error.
         self._observer = None
         runner.logger.warning(f'FigureHook: no figures: {type(error).__name__}: {error}')
 
 
 def _distiller(runner: Runner) -> Distiller | None:
-    """The model, if this process has the whole of it and it is a Distiller."""
+    """Return the model if it is a Distiller and not sharded."""
     model = runner.model
     model = model.module if isinstance(model, DistributedDataParallel) else model
     return model if isinstance(model, Distiller) else None
@@ -117,12 +117,12 @@ def _is_last(runner: Runner) -> bool:
 
 
 def _draw(runner: Runner, seen: Observations) -> None:
-    # Imported where something is drawn: matplotlib takes its time.
+    # Imported late, since matplotlib is slow to import.
     from mldr_kd_mm.visualization.figures import to_pixels
     from mldr_kd_mm.visualization.model_figures import class_names, pictures_of
 
     by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
-    # As mmengine's LoggerHook counts validations.
+    # The same step as mmengine's LoggerHook.
     step = runner.epoch if by_epoch else runner.iter
     classes = class_names(runner.val_dataloader.dataset, seen.student.shape[1])
     runner.visualizer.add_scalars(_scalars(seen), step=step)
@@ -145,6 +145,6 @@ def _scalars(seen: Observations) -> dict[str, float]:
 
 def _add_image(runner: Runner, name: str, image: np.ndarray, step: int) -> None:
     for backend in runner.visualizer._vis_backends.values():
-        # MLflow wants the name of a file, and has no steps.
+        # MLflow expects a file name and has no steps.
         as_file = isinstance(backend, MLflowVisBackend)
         backend.add_image(f'{name}_{step}.png' if as_file else name, image, step)

@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is not finite: skipped by all processes, counted and reported."""
+"""Skip training steps with NaN or infinite losses or gradients."""
 
 from __future__ import annotations
 
@@ -22,44 +22,47 @@ from mldr_kd_mm.utils.errors import ConfigError, check_positive
 
 
 class _Forward(NamedTuple):
-    """What is kept of a forward pass until all processes agree that its step was good."""
+    """Data of a forward pass, kept until all ranks agree that its step was finite.
+
+    Attributes:
+        terms: Names of the losses.
+        finite: Whether each loss is finite, bool (T,) on the training device.
+        data_samples: The batch.
+    """
 
     terms: list[str]
-    """The names of the losses."""
     finite: Tensor
-    """Whether each is finite (T,), on the device that trains."""
     data_samples: Sequence | None
-    """The batch."""
 
-    def wrong(self) -> list[str]:
-        """The losses that are not finite; on a GPU the host waits for them."""
+    def non_finite_terms(self) -> list[str]:
+        """Return the losses that are not finite; on a GPU this waits for the device."""
         return [t for t, finite in zip(self.terms, self.finite.tolist(), strict=True) if not finite]
 
 
 @HOOKS.register_module()
 class NonFiniteHook(Hook):
-    """Skips a step whose loss or gradient is not finite, and ends a run that does not recover.
+    """Skips steps with non-finite losses or gradients and ends a run that does not recover.
 
-    Such a step changes nothing: no weight, no state of the optimizer, no running statistics of
-    BatchNorm. All processes skip it together, also where one of them alone has the loss. The log
-    names the losses and the indices of the samples. It works for every model that trains under
-    one OptimWrapper. With gradient accumulation an update is skipped as a whole.
+    A skipped step changes no weight, no optimizer state and no BatchNorm statistics. All ranks skip
+    it together, even if only one has the non-finite loss. The log names the losses and the indices
+    of the samples. The hook works with every model that trains under one OptimWrapper. With
+    gradient accumulation a whole update is skipped.
 
-    Under a GradScaler the losses alone count: gradients that overflow are its own affair.
+    Under a GradScaler only losses are checked, since the scaler handles overflowing gradients.
 
-    On a GPU an optimizer with ``fused=True`` is told on the device, so that the host waits for
-    nothing, and the log has a step two steps later; for others the host waits, as torch's own
-    GradScaler does.
+    On a GPU, an optimizer with ``fused=True`` skips the step on the device: the host does not wait,
+    and the log reports the step two steps later. With other optimizers the host waits, as with
+    torch's GradScaler.
 
     Args:
-        max_in_a_row: After so many skipped steps in a row the run ends. They are counted anew in a
-            resumed run, unlike all skipped steps, whose number is part of checkpoints.
+        max_in_a_row: Number of consecutive skipped steps after which the run ends. Resuming resets
+            this count, but not the total number of skipped steps, which checkpoints contain.
 
     Raises:
-        ConfigError: If ``max_in_a_row`` is below 1.
+        ConfigError: ``max_in_a_row`` is below 1.
     """
 
-    # Before EMAHook averages and CheckpointHook saves.
+    # Runs before EMAHook averages and CheckpointHook saves.
     priority = 'HIGH'
 
     def __init__(self, max_in_a_row: int = 10) -> None:
@@ -67,15 +70,15 @@ class NonFiniteHook(Hook):
         self.max_in_a_row = max_in_a_row
 
     def __deepcopy__(self, memo: dict) -> NonFiniteHook:
-        """A copy of the model has hooks of ours too; they watch the original alone."""
+        """Return the hook itself: a copied model has its forward hooks, which must do nothing."""
         return self
 
     def before_train(self, runner: Runner) -> None:
-        """Watch the model and its optimizer.
+        """Register hooks on the model and its optimizer.
 
         Raises:
-            ConfigError: If the processes take different numbers of steps, in all of them: they
-                would wait for each other's gradients and votes for ever.
+            ConfigError: The ranks take different numbers of steps and would wait for each other
+                for ever. Raised on all ranks.
         """
         self._optimizer: Optimizer | None = None
         if isinstance(runner.optim_wrapper, OptimWrapperDict):
@@ -87,11 +90,11 @@ class NonFiniteHook(Hook):
         self._device = next(runner.model.parameters()).device
         scaler = getattr(runner.optim_wrapper, 'loss_scaler', None)
         self._scales = scaler is not None and scaler.is_enabled()
-        self._statistics = _Statistics(runner.model)
-        self._votes = DeferredAllReduce()
-        # Of the update that is under way, and of those whose votes are not known.
+        self._statistics = _BatchNormStatistics(runner.model)
+        self._all_reduce = DeferredAllReduce()
+        # Forward passes of the current update, and of the updates without a reduced result.
         self._forwards: list[_Forward] = []
-        self._has_voted = False
+        self._has_agreed = False
         self._agreed: Tensor | None = None
         self._open: deque[tuple[int, list[_Forward]]] = deque()
         self._has_stepped = False
@@ -104,15 +107,15 @@ class NonFiniteHook(Hook):
         ]
         if self._device.type != 'cpu' and not _is_fused(self._optimizer):
             runner.logger.warning(
-                'NonFiniteHook: the host waits for the GPU in each step: '
-                'optim_wrapper.optimizer.fused=True avoids it, with SGD, Adam and AdamW'
+                'NonFiniteHook: the host waits for the GPU in each step; set '
+                'optim_wrapper.optimizer.fused=True to avoid it (SGD, Adam, AdamW)'
             )
 
     def after_train(self, runner: Runner) -> None:
-        """Report on the last steps, and leave nothing behind on the model and its optimizer.
+        """Report the last steps and remove the hooks from the model and its optimizer.
 
         Raises:
-            ConfigError: If ``max_in_a_row`` steps in a row were skipped; in all processes.
+            ConfigError: ``max_in_a_row`` consecutive steps were skipped. Raised on all ranks.
         """
         if self._optimizer is None:
             return
@@ -120,8 +123,8 @@ class NonFiniteHook(Hook):
             handle.remove()
         vars(self._optimizer).pop('found_inf', None)
         while self._open:
-            self._agreed = self._votes.reduce(torch.zeros(2, device=self._device))
-            self._settle(runner)
+            self._agreed = self._all_reduce.reduce(torch.zeros(2, device=self._device))
+            self._report_known(runner)
 
     @torch.compiler.disable
     def _before_forward(self, model: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -132,7 +135,7 @@ class NonFiniteHook(Hook):
     def _after_forward(self, model: nn.Module, args: tuple, kwargs: dict, losses: Any) -> None:
         if not self._is_training(model, kwargs):
             return
-        # What mmengine adds up and differentiates.
+        # The values that mmengine adds up and differentiates.
         values = {name: _mean(value) for name, value in losses.items() if 'loss' in name}
         finite = torch.stack(list(values.values())).isfinite()
         self._forwards.append(_Forward(list(values), finite, kwargs.get('data_samples')))
@@ -142,26 +145,26 @@ class NonFiniteHook(Hook):
 
     @torch.compiler.disable
     def _before_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
-        skip = self._vote(None if self._scales else optimizer)
+        skip = self._agree(None if self._scales else optimizer)
         if self._scales:
             skip = torch.maximum(skip, getattr(optimizer, 'found_inf', skip))
-        # torch's fused SGD leaves its momentum uninitialised where the first step is skipped.
+        # torch's fused SGD leaves its momentum uninitialised if the first step is skipped.
         if self._has_stepped and _is_fused(optimizer):
             optimizer.found_inf = skip
         elif skip:
-            # What has no gradient is neither decayed nor moved on by its momentum.
+            # Without a gradient, a parameter gets neither weight decay nor momentum.
             optimizer.zero_grad()
         else:
             self._has_stepped = True
 
-    def _vote(self, optimizer: Optimizer | None = None) -> Tensor:
-        """Agree on this step with the other processes.
+    def _agree(self, optimizer: Optimizer | None = None) -> Tensor:
+        """Agree with the other ranks whether to skip this step.
 
         Args:
-            optimizer: Its gradients count too.
+            optimizer: Optimizer whose gradients are checked as well.
 
         Returns:
-            1.0 if the step is bad, else 0.0, a scalar on the device that trains.
+            1.0 to skip the step, else 0.0, a scalar on the training device.
         """
         flags = torch.zeros(2, device=self._device)
         if self._forwards:
@@ -169,11 +172,11 @@ class NonFiniteHook(Hook):
         gradients = _gradients(optimizer) if optimizer else []
         if gradients:
             flags[1] = ~nn.utils.get_total_norm(gradients).isfinite()
-        self._agreed = self._votes.reduce(flags)
-        self._has_voted = True
-        bad = flags.amax()
-        self._statistics.put_back(bad)
-        return bad
+        self._agreed = self._all_reduce.reduce(flags)
+        self._has_agreed = True
+        skip = flags.amax()
+        self._statistics.restore_if(skip)
+        return skip
 
     def after_train_iter(
         self,
@@ -182,24 +185,24 @@ class NonFiniteHook(Hook):
         data_batch: Any = None,
         outputs: dict | None = None,
     ) -> None:
-        """Report what is known by now.
+        """Report the steps whose result is known.
 
         Raises:
-            ConfigError: If ``max_in_a_row`` steps in a row were skipped; in all processes.
+            ConfigError: ``max_in_a_row`` consecutive steps were skipped. Raised on all ranks.
         """
         if self._optimizer is None:
             return
-        if not self._has_voted:
+        if not self._has_agreed:
             if not runner.optim_wrapper.should_update():
                 return
             # A GradScaler that finds an overflow does not call optimizer.step.
-            self._vote()
+            self._agree()
         self._open.append((runner.iter + 1, self._forwards))
-        self._forwards, self._has_voted = [], False
-        self._settle(runner)
+        self._forwards, self._has_agreed = [], False
+        self._report_known(runner)
 
-    def _settle(self, runner: Runner) -> None:
-        """Report on the step that the last vote told of."""
+    def _report_known(self, runner: Runner) -> None:
+        """Report the step that the last reduced flags belong to."""
         if self._agreed is None:
             return
         iteration, forwards = self._open.popleft()
@@ -212,26 +215,26 @@ class NonFiniteHook(Hook):
         if self._in_a_row == 0:
             self._last_good = runner.message_hub.get_info('last_ckpt')
         self._in_a_row += 1
-        # Checkpoints have what the message hub has.
+        # The message hub is part of checkpoints.
         total = runner.message_hub.get_info('skipped_steps', 0) + 1
         runner.message_hub.update_info('skipped_steps', total)
         runner.visualizer.add_scalar('skipped_steps', total, step=iteration)
-        found = _found_by_all(forwards)
+        found = _describe_causes(forwards)
         runner.logger.warning(
             f'Iter(train) [{iteration}]: step skipped, {found}; '
             f'{self._in_a_row} in a row, {total} in all'
         )
         if self._in_a_row >= self.max_in_a_row:
-            resume = f'resume from {self._last_good}' if self._last_good else 'start anew'
+            resume = f'resume from {self._last_good}' if self._last_good else 'start again'
             raise ConfigError(
                 f'NonFiniteHook: max_in_a_row={self.max_in_a_row} steps were skipped up to '
-                f'iteration {iteration}, {found}: check these samples, or {resume} with a lower '
+                f'iteration {iteration}, {found}; check these samples, or {resume} with a lower '
                 'optim_wrapper.optimizer.lr'
             )
 
 
-class _Statistics:
-    """The running statistics of a model's BatchNorms, kept before a step and put back after it."""
+class _BatchNormStatistics:
+    """Copy of a model's BatchNorm statistics, taken before a step and restored if it is skipped."""
 
     def __init__(self, model: nn.Module) -> None:
         buffers = [
@@ -240,19 +243,19 @@ class _Statistics:
             if isinstance(module, _NormBase)
             for buffer in module.buffers(recurse=False)
         ]
-        # Hundreds of small tensors: as one of each dtype they take a few kernels.
+        # Concatenating hundreds of small tensors by dtype takes only a few kernels.
         kinds = groupby(sorted(buffers, key=_kind), key=_kind)
         self._groups = [list(group) for _, group in kinds]
         self._kept: list[Tensor] = []
 
     def keep(self) -> None:
-        """Copy them."""
+        """Copy the statistics."""
         self._kept = [torch.cat(group) for group in self._groups]
 
-    def put_back(self, bad: Tensor) -> None:
-        """Write the copies back if ``bad``, a scalar; the host of a GPU does not wait for it."""
+    def restore_if(self, skip: Tensor) -> None:
+        """Restore the copy if ``skip``, a scalar, is not 0, without waiting for a GPU."""
         for group, kept in zip(self._groups, self._kept, strict=False):
-            values = torch.where(bad > 0, kept, torch.cat(group))
+            values = torch.where(skip > 0, kept, torch.cat(group))
             torch._foreach_copy_(group, values.split([len(buffer) for buffer in group]))
 
 
@@ -260,8 +263,8 @@ def _check_same_steps(steps: int) -> None:
     everywhere = dist.all_gather_object(steps)
     if len(set(everywhere)) > 1:
         raise ConfigError(
-            f'train_dataloader: the processes take {", ".join(map(str, everywhere))} steps: must '
-            'be as many each: sampler.round_up=True or drop_last=True'
+            f'train_dataloader: the processes take {", ".join(map(str, everywhere))} steps, which '
+            'must be equal; set sampler.round_up=True or drop_last=True'
         )
 
 
@@ -270,7 +273,7 @@ def _kind(buffer: Tensor) -> str:
 
 
 def _mean(value: Tensor | Iterable[Tensor]) -> Tensor:
-    """A loss as mmengine adds it up: a tensor, or a list of tensors."""
+    """Reduce a loss, a tensor or a list of tensors, as mmengine does."""
     if isinstance(value, Tensor):
         return value.detach().mean()
     return torch.stack([_mean(part) for part in value]).sum()
@@ -282,20 +285,20 @@ def _gradients(optimizer: Optimizer) -> list[Tensor]:
 
 
 def _is_fused(optimizer: Optimizer) -> bool:
-    """Whether it reads ``found_inf`` on its device, as GradScaler sets it."""
+    """Return whether the optimizer reads ``found_inf`` on its device, as GradScaler sets it."""
     return all(group.get('fused') for group in optimizer.param_groups)
 
 
-def _found_by_all(forwards: list[_Forward]) -> str:
-    """What is not finite, and for which samples, of all processes."""
-    wrong = [forward for forward in forwards if forward.wrong()]
-    terms = [term for forward in wrong for term in forward.wrong()]
-    indices = [index for forward in wrong or forwards for index in _indices(forward.data_samples)]
+def _describe_causes(forwards: list[_Forward]) -> str:
+    """Describe what is not finite and for which samples, on all ranks."""
+    bad = [forward for forward in forwards if forward.non_finite_terms()]
+    terms = [term for forward in bad for term in forward.non_finite_terms()]
+    indices = [index for forward in bad or forwards for index in _indices(forward.data_samples)]
     everywhere = dist.all_gather_object((terms, indices))
-    # Where no loss is wrong, the gradient is, and any of the samples may have made it so.
-    guilty = [found for found in everywhere if found[0]] or everywhere
-    terms = list(dict.fromkeys(term for terms, _ in guilty for term in terms))
-    indices = [str(index) for _, indices in guilty for index in indices]
+    # If all losses are finite, the gradient is not, and any of the samples may be the cause.
+    causes = [found for found in everywhere if found[0]] or everywhere
+    terms = list(dict.fromkeys(term for terms, _ in causes for term in terms))
+    indices = [str(index) for _, indices in causes for index in indices]
     return (
         f'not finite: {", ".join(terms) or "the gradient"}; '
         f'samples {", ".join(indices) or "unknown"}'
@@ -303,8 +306,8 @@ def _found_by_all(forwards: list[_Forward]) -> str:
 
 
 def _indices(data_samples: Sequence | None) -> list[int]:
-    """The places of a batch in the data set, as far as its samples tell."""
-    # `sample_idx` counts within a part of a concatenated data set, a view within the whole.
+    """Return the known indices of a batch in the data set."""
+    # In a concatenated data set, `sample_idx` counts within a part and a view within the whole.
     indices = (
         sample.view.index if 'view' in sample else sample.get('sample_idx')
         for sample in data_samples or ()

@@ -1,4 +1,4 @@
-"""What is about to be trained, how long it will take, and a bar on a terminal."""
+"""Summary, expected time and progress bar of a run."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from mldr_kd_mm.registry import HOOKS
 from mldr_kd_mm.utils.dist import unwrap_model
 from mldr_kd_mm.utils.progress import close_bars, is_open, open_bars, remove_bar, show_bar
 
-# The first steps are slower than the rest; those after them are timed.
+# The first steps are slower than the rest, so the steps after them are timed.
 _FIRST_STEPS, _TIMED_STEPS = 5, 20
 
 
 @HOOKS.register_module()
 class ProgressHook(Hook):
-    """Says what is about to be trained, and shows how far it is.
+    """Logs a summary of the run and the expected time, and shows a progress bar.
 
-    Before training the log gets teacher, its accuracy, student, parameters, taps, data and steps,
-    and after the first steps how long the others will take.
+    The summary before training lists the teacher and its accuracy, the student, losses, taps, data
+    and steps. The expected time follows after the first steps.
 
-    If stderr is a terminal and ``rich`` is installed, a bar of steps with loss, accuracy and the
-    time that is left follows, in validation a second one; what is printed meanwhile appears above
-    them. Elsewhere there are mmengine's own lines alone. Nothing of a run's results depends on it.
+    If stderr is a terminal and ``rich`` is installed, a bar shows steps, loss, accuracy and the
+    remaining time, and a second bar the validation. Log lines appear above the bars. Otherwise the
+    console shows only mmengine's log. The hook does not affect the results of a run.
 
     Args:
-        enabled: Whether to do any of this.
+        enabled: Whether to log and show anything.
     """
 
-    # After TeacherAccuracyHook, whose result is shown, and before StopSignalHook, which may exit.
+    # Runs after TeacherAccuracyHook, whose result it logs, and before StopSignalHook, which exits.
     priority = 95
 
     def __init__(self, enabled: bool = True) -> None:
@@ -46,13 +46,13 @@ class ProgressHook(Hook):
         self._started = 0.0
 
     def before_train(self, runner: Runner) -> None:
-        """Log what will be trained, and begin to show it."""
+        """Log the summary and show the bar."""
         if not self.enabled:
             return
         facts = list(_facts(runner))
         width = max(len(name) for name, _ in facts)
         lines = [f'  {name:<{width}}  {value}' for name, value in facts]
-        runner.logger.info('\n'.join(['About to be trained:', *lines]))
+        runner.logger.info('\n'.join(['Training setup:', *lines]))
         self._first = runner.iter
         open_bars()
         show_bar('train', completed=runner.iter, total=runner.max_iters)
@@ -60,7 +60,7 @@ class ProgressHook(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        """Move the bar, and tell the expected time once it can be told."""
+        """Update the bar; log the expected time once it is known."""
         if not self.enabled:
             return
         done = runner.iter + 1
@@ -70,45 +70,45 @@ class ProgressHook(Hook):
             step = (time.monotonic() - self._started) / _TIMED_STEPS
             left = runner.max_iters - done
             runner.logger.info(
-                f'Expected time: {_duration(step * left)} for the {left} steps that are left, at '
-                f'{step:.3g} s a step, measured over {_TIMED_STEPS}'
+                f'Expected time: {_duration(step * left)} for the remaining {left} steps at '
+                f'{step:.3g} s per step, measured over {_TIMED_STEPS} steps'
             )
         if is_open():
-            # What RuntimeInfoHook has read from the device already.
+            # RuntimeInfoHook has already read the loss from the device.
             loss = runner.message_hub.get_scalar('train/loss').current()
             show_bar('train', completed=done, state=self._state(runner, loss))
 
     def after_train(self, runner: Runner) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         close_bars()
 
     def before_val_epoch(self, runner: Runner) -> None:
-        """Begin a bar of validation."""
+        """Show a bar for the validation."""
         self._begin(runner, 'val', runner.val_dataloader)
 
     def after_val_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        """Move it."""
+        """Update the bar."""
         show_bar('val', completed=batch_idx + 1)
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        """Take it away, and keep the accuracy for the bar of training."""
+        """Remove the bar and keep the accuracy for the training bar."""
         self._accuracy = (metrics or {}).get(ACCURACY)
         remove_bar('val')
 
     def before_test_epoch(self, runner: Runner) -> None:
-        """Begin a bar of testing."""
+        """Show a bar for the test."""
         self._begin(runner, 'test', runner.test_dataloader)
 
     def after_test_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        """Move it."""
+        """Update the bar."""
         show_bar('test', completed=batch_idx + 1)
 
     def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        """Take it away."""
+        """Remove the bar."""
         remove_bar('test')
 
     def _begin(self, runner: Runner, name: str, loader: Any) -> None:
@@ -126,7 +126,7 @@ class ProgressHook(Hook):
 
 
 def _facts(runner: Runner) -> Iterator[tuple[str, str]]:
-    """What is about to be trained, as names and values."""
+    """Yield the names and values of the summary."""
     model = unwrap_model(runner.model)
     config = runner.cfg.get('model')
     if isinstance(model, Distiller):
@@ -145,7 +145,7 @@ def _facts(runner: Runner) -> Iterator[tuple[str, str]]:
 
 def _facts_of_distiller(runner: Runner, model: Distiller, config: Any) -> Iterator[tuple[str, str]]:
     teacher = model.teacher
-    source = teacher.checkpoint or 'the weights that its config gives it'
+    source = teacher.checkpoint or 'weights of its config'
     yield 'teacher', f'{_describe(teacher.model, teacher.config)}, {source}'
     metrics = runner.message_hub.runtime_info.get('teacher_metrics', {})
     if ACCURACY in metrics:
@@ -161,11 +161,11 @@ def _facts_of_distiller(runner: Runner, model: Distiller, config: Any) -> Iterat
     if isinstance(taps, Mapping):
         yield 'taps', ', '.join(f'{name} {path}' for name, path in taps.items())
     if model.teacher_cache is not None:
-        yield 'teacher cache', 'its outputs are recorded once and read afterwards'
+        yield 'teacher cache', 'outputs are recorded once and read afterwards'
 
 
 def _describe(model: nn.Module, config: Any) -> str:
-    """A model's name, and how many parameters it has."""
+    """Return a model's name and number of parameters."""
     name = type(model).__name__
     if isinstance(config, Mapping):
         backbone = config.get('backbone') or config
@@ -180,7 +180,7 @@ def _type(config: Mapping) -> str:
 
 
 def _cached(runner: Runner) -> str:
-    """What happens to the teacher's outputs, where there is a cache of them."""
+    """Return whether the teacher cache is recorded or read; empty without a cache."""
     model = unwrap_model(runner.model)
     if getattr(model, 'teacher_cache', None) is None:
         return ''

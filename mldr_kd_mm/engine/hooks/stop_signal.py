@@ -1,4 +1,4 @@
-"""A run that is told to stop, and loses nothing."""
+"""Stop a run by a signal without losing progress."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from mldr_kd_mm.utils.errors import ConfigError
 
 @HOOKS.register_module()
 class StopSignalHook(Hook):
-    """On a signal, saves a checkpoint after the step at hand and ends the run.
+    """Saves a checkpoint and ends the run after the current step when a signal arrives.
 
-    All processes stop after the same step, whichever got the signal, and exit with code 130 after
-    SIGINT and 143 after the others. With gradient accumulation the step is the optimizer's.
-    Before and after training a signal does what it always does.
+    All ranks stop after the same step, whichever received the signal, and exit with code 130 after
+    SIGINT and 143 after other signals. With gradient accumulation, a step is a step of the
+    optimizer. Before and after training, signals have their usual effect.
 
     Args:
-        signals: Names of the signals. SIGUSR1 is what one tells Slurm to send before the time is
-            over: ``sbatch --signal=USR1@120``.
+        signals: Names of the signals. Slurm can send SIGUSR1 before a job's time limit with
+            ``sbatch --signal=USR1@120``.
 
     Raises:
-        ConfigError: If there is no signal of a name.
+        ConfigError: There is no signal of that name.
     """
 
-    priority = 'LOWEST'  # the checkpoint must have what the other hooks do after a step
+    priority = 'LOWEST'  # the checkpoint must include the changes of the other hooks
 
     def __init__(self, signals: Sequence[str] = ('SIGTERM', 'SIGINT', 'SIGUSR1')) -> None:
         known = {known.name: known for known in signal.Signals}
@@ -47,72 +47,75 @@ class StopSignalHook(Hook):
         self._handlers: dict[signal.Signals, Any] = {}
 
     def before_run(self, runner: Runner) -> None:
-        """Let the data loaders' workers outlive a signal, which may go to them too."""
+        """Make data-loader workers ignore the signals, which may be sent to them as well."""
         for loop in (runner._train_loop, runner._val_loop):
             if isinstance(loop, BaseLoop):
                 loader = loop.dataloader
-                loader.worker_init_fn = partial(_start_deaf, self.signals, loader.worker_init_fn)
-        # Before multiprocessing's own, which sends SIGTERM to what is left, and then waits.
-        atexit.unregister(_end_workers)
-        atexit.register(_end_workers)
+                loader.worker_init_fn = partial(
+                    _ignore_signals, self.signals, loader.worker_init_fn
+                )
+        # Runs before multiprocessing's own handler, which sends SIGTERM to the workers and waits.
+        atexit.unregister(_kill_workers)
+        atexit.register(_kill_workers)
 
     def before_train(self, runner: Runner) -> None:
-        """Begin to listen."""
-        self._asked = self._agreed = 0
-        self._votes = DeferredAllReduce()
+        """Install the signal handlers."""
+        self._requested_code = self._agreed_code = 0
+        self._all_reduce = DeferredAllReduce()
         hooks = [hook for hook in runner.hooks if isinstance(hook, AtomicCheckpointHook)]
         self._checkpoints = hooks[0] if hooks else AtomicCheckpointHook()
         if not hooks:
             self._checkpoints.before_train(runner)
-        # Python gives signals to the main thread alone.
+        # Python delivers signals to the main thread only.
         if threading.current_thread() is threading.main_thread():
-            self._handlers = {number: signal.signal(number, self._note) for number in self.signals}
+            self._handlers = {
+                number: signal.signal(number, self._handle) for number in self.signals
+            }
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        """Save and exit if any process was told to stop."""
+        """Save a checkpoint and exit if any rank received a signal."""
         device = next(runner.model.parameters()).device
-        votes = self._votes.reduce(torch.tensor([self._asked], device=device))
-        if votes is not None:
-            self._agreed = max(self._agreed, int(votes))
-        if not self._agreed or not _has_stepped(runner):
+        code = self._all_reduce.reduce(torch.tensor([self._requested_code], device=device))
+        if code is not None:
+            self._agreed_code = max(self._agreed_code, int(code))
+        if not self._agreed_code or not _has_stepped(runner):
             return
         path = self._checkpoints.save_now(runner)
         runner.logger.warning(
-            f'Told to stop: {path} was saved after iteration {runner.iter + 1}; --resume goes on '
-            'from there'
+            f'Stop signal: saved {path} after iteration {runner.iter + 1}; continue with --resume'
         )
         self.after_train(runner)
-        raise SystemExit(self._agreed)
+        raise SystemExit(self._agreed_code)
 
     def after_train(self, runner: Runner) -> None:
-        """Put the handlers back."""
+        """Restore the signal handlers."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}
 
-    def _note(self, number: int, _: Any) -> None:
-        self._asked = 128 + (signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
+    def _handle(self, number: int, _: Any) -> None:
+        self._requested_code = 128 + (signal.SIGINT if number == signal.SIGINT else signal.SIGTERM)
 
 
 def _has_stepped(runner: Runner) -> bool:
-    """Whether the gradients of this iteration have gone into the weights."""
+    """Return whether this iteration ended with a step of the optimizer."""
     wrapper = runner.optim_wrapper
     return not isinstance(wrapper, OptimWrapper) or wrapper.should_update()
 
 
-def _start_deaf(numbers: Sequence[int], start: Callable | None, worker: int) -> None:
-    """Start a worker that ignores signals; it ends when it is told to, or with its process."""
+def _ignore_signals(numbers: Sequence[int], init: Callable | None, worker: int) -> None:
+    """Initialise a data-loader worker that ignores signals; it ends with its loader or process."""
     for number in numbers:
         signal.signal(number, signal.SIG_IGN)
-    if start is not None:
-        start(worker)
+    if init is not None:
+        init(worker)
 
 
-def _end_workers() -> None:
-    """End, with this process, the workers that nobody has ended."""
-    # torch's handler would call it a failure.
+def _kill_workers() -> None:
+    """Kill the data-loader workers that are still running when this process exits."""
+    # torch's handler would report them as failed.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for child in multiprocessing.active_children():
         if child.daemon:

@@ -1,4 +1,4 @@
-"""The teacher's accuracy, measured before it teaches."""
+"""Accuracy of the teacher before training."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from mldr_kd_mm.utils.progress import track
 
 @HOOKS.register_module()
 class TeacherAccuracyHook(Hook):
-    """Measures the teacher on the validation set before training, and logs what it found.
+    """Evaluates the teacher on the validation set before training and logs its metrics.
 
-    A teacher whose weights, classes or normalisation are wrong shows here and not after days.
-    They are kept in the message hub too, as ``teacher_metrics``, and so in each checkpoint.
-    Nothing is measured when a run is resumed, without a validation set, or if the model is no
+    This reveals wrong weights, classes or normalisation of the teacher at once. The metrics are
+    also stored in the message hub as ``teacher_metrics``, and thus in each checkpoint. The hook
+    does nothing in a resumed run, without a validation set, or if the model is not a
     :class:`Distiller`.
 
     Args:
-        enabled: Whether to measure at all; the default runtime has this hook, and
-            ``--cfg-options default_hooks.teacher_accuracy.enabled=False`` turns it off.
+        enabled: Whether to evaluate the teacher. The default runtime has this hook; turn it off
+            with ``--cfg-options default_hooks.teacher_accuracy.enabled=False``.
     """
 
     priority = 'VERY_LOW'
@@ -33,12 +33,12 @@ class TeacherAccuracyHook(Hook):
         self.enabled = enabled
 
     def before_train(self, runner: Runner) -> None:
-        """Log the teacher's metrics, each as ``teacher/<metric>``."""
+        """Log the teacher's metrics as ``teacher/<metric>``."""
         model = unwrap_model(runner.model)
         has_teacher = isinstance(model, Distiller)
         if not (self.enabled and has_teacher and runner.val_loop) or runner.iter > 0:
             return
-        # The loader draws a seed from the global generator, which training must not notice.
+        # The loader draws a seed from the global generator, which must not affect training.
         with torch.random.fork_rng(devices=[]):
             metrics = self._evaluate(runner, model)
         runner.visualizer.add_scalars({f'teacher/{name}': v for name, v in metrics.items()})

@@ -1,4 +1,4 @@
-"""The teacher's outputs, recorded while it teaches and read back from then on."""
+"""Opens a cache of the teacher's outputs before training."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ from mldr_kd_mm.utils.dist import unwrap_model
 from mldr_kd_mm.utils.errors import ConfigError
 
 _NUM_IMAGES = 16
-"""How many images, evenly spaced, show that data set and pipeline are the same."""
+"""Number of images, evenly spaced, whose hash identifies data set and pipeline."""
 
 
 @HOOKS.register_module()
 class TeacherCacheHook(Hook):
-    """Gives a :class:`Distiller` a cache of its teacher's outputs, exact under augmentation.
+    """Caches the outputs of a :class:`Distiller`'s teacher, exactly, also under augmentation.
 
-    The train loader needs ``sampler=dict(type='ViewSampler', views=V)``: the first V epochs record,
-    later ones show the images of epoch ``e mod V`` again and read. Another run with the same
-    teacher, data and seed reads from the start, whatever its student and method.
+    The train loader needs ``sampler=dict(type='ViewSampler', views=V)``. The first V epochs record
+    the outputs; later epochs show the images of epoch ``e mod V`` again and read them. Other runs
+    with the same teacher, data and seed read from the start, whatever their student and method.
 
-    The cache is opened before training. What its outputs depend on is compared with what the files
-    were recorded with; see docs/teacher_cache.md.
+    The cache is opened before training. Everything its outputs depend on is compared with the
+    settings they were recorded with; see docs/teacher_cache.md.
 
     Args:
-        dir: The folder of the cache, on a disk that all processes share. None: no cache.
-        dtype: ``'fp32'`` keeps the outputs as they are, ``'fp16'`` takes half the space.
+        dir: Folder of the cache, on a disk that all processes share. None: no cache.
+        dtype: ``'fp32'`` stores the exact outputs, ``'fp16'`` takes half the space.
 
     Raises:
-        ConfigError: If ``dtype`` is neither.
+        ConfigError: ``dtype`` is neither.
     """
 
     def __init__(self, dir: str | None = None, dtype: str = 'fp32') -> None:
@@ -55,7 +55,7 @@ class TeacherCacheHook(Hook):
         """Open the cache.
 
         Raises:
-            ConfigError: If the run cannot have a cache, or not this one.
+            ConfigError: The run does not support a cache, or the cache has other settings.
         """
         model = unwrap_model(runner.model)
         if self.dir is None or not isinstance(model, Distiller):
@@ -99,7 +99,7 @@ def _sampler(loader: DataLoader) -> Any:
 
 
 def _some_items(loader: DataLoader) -> list[dict]:
-    """Evenly spaced items of the data set, in their first view."""
+    """Return evenly spaced items of the data set in their first view."""
     sampler = _sampler(loader)
     size = len(loader.dataset)
     places = np.linspace(0, size - 1, min(_NUM_IMAGES, size)).astype(int).tolist()
@@ -107,7 +107,7 @@ def _some_items(loader: DataLoader) -> list[dict]:
 
 
 def _data(loader: DataLoader, items: list[dict], config: dict) -> dict:
-    """What the images depend on."""
+    """Return everything the images depend on."""
     sampler = _sampler(loader)
     labels = getattr(loader.dataset, 'get_gt_labels', lambda: [])()
     return dict(
@@ -123,7 +123,7 @@ def _data(loader: DataLoader, items: list[dict], config: dict) -> dict:
 def _teacher(model: Distiller) -> dict:
     state = model.teacher.model.state_dict()
     names = np.frombuffer(' '.join(state).encode(), np.uint8)
-    # NumPy has no bfloat16, and every tensor is some bytes.
+    # Hash bytes, since NumPy has no bfloat16.
     values = (
         t.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy() for t in state.values()
     )
@@ -135,7 +135,7 @@ def _teacher(model: Distiller) -> dict:
 
 
 def _outputs(model: Distiller, item: dict) -> dict[str, dict]:
-    """Where the teacher gives what the losses read, and its shape for one image."""
+    """Return the tap and the shape for one image of each output that the losses read."""
     batch = dict(inputs=[item['inputs']], data_samples=[item['data_samples']])
     record = model.run_teacher(model.data_preprocessor(batch, False)['inputs'])
     taps = model.teacher.recorder.taps
@@ -156,7 +156,7 @@ def _normalization(preprocessor: nn.Module) -> dict:
 
 
 def _mixing(preprocessor: nn.Module, loader: DataLoader) -> dict | None:
-    """What a mixed image depends on beside its sample; None where batches are not mixed."""
+    """Return what a mixed image depends on besides its sample; None without mixing."""
     mixer = getattr(preprocessor, 'batch_augments', None)
     if mixer is None:
         return None
@@ -183,7 +183,7 @@ def _without(config: dict, key: str) -> dict:
 
 
 def _hash(*arrays: np.ndarray) -> str:
-    """A checksum of arrays, their shapes and dtypes."""
+    """Return a checksum of arrays, their shapes and dtypes."""
     state = hashlib.sha256()
     for array in arrays:
         state.update(f'{array.dtype}{array.shape}'.encode())

@@ -1,7 +1,6 @@
 """Trains a small model with a ProgressHook, in a process of its own: WORK_DIR [OPTION]...
 
-Options: ``off`` disables the hook, ``without-rich`` hides the package, ``failing`` raises after
-some steps.
+Options: ``off`` disables the hook, ``failing`` raises after some steps.
 """
 
 import sys
@@ -24,8 +23,6 @@ class FailingHook(Hook):
 
 def main():
     work_dir, *options = sys.argv[1:]
-    if 'without-rich' in options:
-        sys.modules['rich'] = None
     # Drop path makes the student's weights depend on each random number that is drawn.
     model = mldr(teacher=resnet(), student=vit())
     cfg = runner_config(model, Path(work_dir), max_epochs=7)

@@ -1,4 +1,4 @@
-"""What several processes validate, in mmengine's real Runner over gloo."""
+"""Validation by several processes, in mmengine's real Runner over gloo."""
 
 from __future__ import annotations
 
@@ -64,23 +64,15 @@ def test_metrics_are_those_of_the_checkpoint(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('update_buffers', [False, True])
-def test_metrics_are_those_of_averaged_weights(tmp_path, update_buffers):
+@pytest.mark.parametrize(('update_buffers', 'round_up'), [(False, True), (True, False)])
+def test_averaged_weights_and_odd_samples(tmp_path, update_buffers, round_up):
+    """31 samples are 16 and 15 for the two processes, in batches of 10 and less."""
     ema = dict(type='EMAHook', momentum=0.5, update_buffers=update_buffers)
-    config = configure(tmp_path / 'run', val_size=597, custom_hooks=[ema])
-    metrics = in_two_processes(config, tmp_path)
-    del config['custom_hooks']
-    assert metrics == [validate(config, tmp_path / 'run' / 'epoch_1.pth')]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('round_up', [True, False])
-def test_each_sample_counts_once(tmp_path, round_up):
-    """31 samples are 16 and 15 a process, in batches of 10 and less."""
-    config = configure(tmp_path / 'run', val_size=31, round_up=round_up)
+    config = configure(tmp_path / 'run', val_size=31, round_up=round_up, custom_hooks=[ema])
     (metrics,) = in_two_processes(config, tmp_path)
     assert (metrics['samples'], metrics['different']) == (31, 31)
-    assert [metrics] == [validate(config, tmp_path / 'run' / 'epoch_1.pth')]
+    del config['custom_hooks']
+    assert metrics == validate(config, tmp_path / 'run' / 'epoch_1.pth')
 
     alone = configure(tmp_path / 'alone', val_size=31)
     Runner.from_cfg(Config(alone)).train()

@@ -155,7 +155,7 @@ def test_a_full_disk_leaves_the_checkpoints_before(tmp_path, keep):
 
         line = str(caught.value)
         assert 'No space left on device' in line
-        assert f'{disk / "run" / "epoch_1.pth"} is whole' in line
+        assert f'{disk / "run" / "epoch_1.pth"} is complete' in line
         assert names(disk / 'run') == ['epoch_1.pth']
         assert (tmp_path / 'run' / 'last_checkpoint').read_text().endswith('epoch_1.pth')
         torch.load(disk / 'run' / 'epoch_1.pth', weights_only=False)
