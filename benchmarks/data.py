@@ -1,10 +1,10 @@
-"""Images a second that one core makes of CIFAR-100 at 224 px, beside mmpretrain's own pipeline.
+"""Measure the throughput of the data pipeline against mmpretrain's, for CIFAR-100 at 224 px.
 
 python benchmarks/data.py
 
-From the image in memory through the collated uint8 batch, as a loader's worker does it; normalising
-is the device's. Both sides make the same images, which is checked, and take turns in one run, so
-that other work on the machine slows both. A core's second is one of the process's time.
+One core turns images in memory into collated uint8 batches, as a data-loader worker does;
+normalisation happens on the device. Both pipelines make the same images, which is checked, and
+alternate in one run, so that other load on the machine slows both. Time is CPU time.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ SIDES = ('ours', 'mmpretrain')
 
 
 class Pickled(VerifiedCIFAR100):
-    """The images as mmengine keeps them."""
+    """The data set with mmengine's storage of images, which are pickles."""
 
     _serialize_data = BaseDataset._serialize_data
     get_data_info = BaseDataset.get_data_info
 
 
 def mmpretrains(step: dict) -> list[dict]:
-    """The steps of mmpretrain's that a step of ours stands for."""
+    """Return the mmpretrain transforms that a transform of this project replaces."""
     step = dict(step)
     if step['type'] == 'PackPlanes':
         return [dict(step, type='PackInputs')]
@@ -50,7 +50,7 @@ def mmpretrains(step: dict) -> list[dict]:
 
 
 def build(loader: dict, data_root: str) -> dict[str, VerifiedCIFAR100]:
-    """Both sides of one loader's data set."""
+    """Build a loader's data set with both pipelines."""
     pipeline = loader.dataset.pipeline
     options = dict(data_root=data_root, split=loader.dataset.split, verify=False, download=False)
     theirs = [each for step in pipeline for each in mmpretrains(step)]
@@ -59,7 +59,7 @@ def build(loader: dict, data_root: str) -> dict[str, VerifiedCIFAR100]:
 
 
 def make(dataset: VerifiedCIFAR100, batches: np.ndarray, seed: int) -> tuple[float, float, Tensor]:
-    """Seconds of the process and of the clock that ``batches`` take, and the last one's images."""
+    """Make batches; return CPU seconds, wall-clock seconds and the images of the last batch."""
     random.seed(seed)
     np.random.seed(seed)
     cpu, wall = time.process_time(), time.perf_counter()
@@ -71,15 +71,15 @@ def make(dataset: VerifiedCIFAR100, batches: np.ndarray, seed: int) -> tuple[flo
 def compare(
     sides: dict[str, VerifiedCIFAR100], batches: np.ndarray, repeats: int
 ) -> dict[str, list]:
-    """Median images a second of each side, ``[of a core, by the clock]``."""
+    """Return the median images per second of each side, by CPU time and by wall-clock time."""
     seconds = {name: [] for name in sides}
     for repeat in range(repeats + 1):
         images = {}
         for name, dataset in sides.items():
             *spent, images[name] = make(dataset, batches, seed=repeat)
-            if repeat:  # the first one warms up
+            if repeat:  # the first one is the warm-up
                 seconds[name].append(spent)
-        assert torch.equal(*images.values()), 'the two sides make different images'
+        assert torch.equal(*images.values()), 'the two pipelines make different images'
     return {
         name: [batches.size / statistics.median(column) for column in zip(*rows, strict=True)]
         for name, rows in seconds.items()
@@ -87,15 +87,17 @@ def compare(
 
 
 def main() -> None:
-    """Print both sides and the target."""
+    """Print the throughput of both pipelines and the target."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--data-root', default='data/cifar100', help='holds cifar-100-python/')
+    parser.add_argument(
+        '--data-root', default='data/cifar100', help='directory with cifar-100-python/'
+    )
     parser.add_argument('--batch-size', type=int, default=128)
-    parser.add_argument('--batches', type=int, default=4, help='in each repeat')
+    parser.add_argument('--batches', type=int, default=4, help='batches per repeat')
     parser.add_argument('--repeats', type=int, default=7, help='at least 5 for a fair median')
     args = parser.parse_args()
     torch.set_num_threads(1)
-    cv2.setNumThreads(0)  # as the configs set it for workers
+    cv2.setNumThreads(0)  # as in the workers
 
     cfg, strong = (Config.fromfile(BASES / f'cifar100_224{x}.py') for x in ('', '_strong'))
     loaders = {
@@ -108,7 +110,7 @@ def main() -> None:
         f'{cv2.__version__}, 1 thread; {args.batches} batches of {args.batch_size}, '
         f'{args.repeats} repeats'
     )
-    print(f'{"images/s of a core":20}{"ours":>8}{"mmpretrain":>12}{"ratio":>8}{"by the clock":>14}')
+    print(f'{"images/s per core":20}{"ours":>8}{"mmpretrain":>12}{"ratio":>8}{"wall clock":>14}')
     ratios = {}
     for name, loader in loaders.items():
         sides = build(loader, args.data_root)

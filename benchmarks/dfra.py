@@ -1,10 +1,10 @@
-"""Time, memory and error of DFRA's relations, beside the relations written out.
+"""Measure time, memory and error of the DFRA loss against a straightforward implementation.
 
 python benchmarks/dfra.py
 
-Six heads, as MLDR-KD compares them, forward and backward, float32, one thread. Written out, each
-head makes its own relation and the teacher's and leaves the gradient to autograd. The two take
-turns in one run, so that other work on the machine slows both; a time is one of the process.
+Six student heads, as in MLDR-KD, forward and backward, float32, one thread. The straightforward
+implementation builds the relation matrices of each head and of the teacher and uses autograd. Both
+alternate in one run, so that other load on the machine slows both. Time is CPU time.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mldr_kd_mm.models.losses import DFRALoss
 from mldr_kd_mm.models.losses import relation as forms
 
 HEADS = 6
-# Samples, classes and by how much the loss is to be faster.
+# (samples, classes) -> target speed-up.
 TARGETS = {(128, 100): 10, (64, 400): 15, (32, 1000): 50}
 MEMORY_SHAPE, MEMORY_RATIO = (64, 400), 30
 LARGE_SHAPE, LARGE_GIB = (128, 21841), 2
@@ -34,7 +34,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def written_out(student: Tensor, teacher: Tensor) -> Tensor:
-    """The relations' terms for heads (K, B, C), as their definition has them: (K,)."""
+    """Return the relation terms for heads (K, B, C) by their definition, (K,)."""
     kappa = student.shape[-1] ** -0.5
 
     def relation(rows: Tensor) -> Tensor:
@@ -48,14 +48,14 @@ def written_out(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def make_logits(batch: int, classes: int, spread: float = 3.0) -> tuple[Tensor, Tensor]:
-    """Logits of a student's heads (K, B, C) and of a teacher (B, C)."""
+    """Return logits of student heads (K, B, C) and of a teacher (B, C)."""
     torch.manual_seed(0)
     student = spread * torch.randn(HEADS, batch, classes)
     return student, spread * torch.randn(batch, classes)
 
 
 def step(loss: Loss, student: Tensor, teacher: Tensor) -> tuple[float, Tensor, Tensor]:
-    """Seconds of one forward and backward, the values and the gradient."""
+    """Run one forward and backward pass; return CPU seconds, loss values and the gradient."""
     student = student.clone().requires_grad_()
     start = time.process_time()
     values = loss(student, teacher)
@@ -64,12 +64,12 @@ def step(loss: Loss, student: Tensor, teacher: Tensor) -> tuple[float, Tensor, T
 
 
 def error(actual: Tensor, expected: Tensor) -> float:
-    """Largest difference, as a part of the largest value."""
+    """Return the largest difference relative to the largest value."""
     return ((actual.double() - expected).abs().max() / expected.abs().max()).item()
 
 
 def compare(batch: int, classes: int, repeats: int) -> float:
-    """Print both sides of a shape; return the ratio."""
+    """Print the results for a shape; return the speed-up."""
     student, teacher = make_logits(batch, classes)
     sides: dict[str, Loss] = {
         'written out': written_out,
@@ -81,7 +81,7 @@ def compare(batch: int, classes: int, repeats: int) -> float:
     for repeat in range(repeats + 1):
         for name, loss in sides.items():
             took, *result = step(loss, student, teacher)
-            if repeat:  # the first one warms up
+            if repeat:  # the first one is the warm-up
                 seconds[name].append(took)
             elif classes <= 1000:
                 of_value, of_gradient = map(error, result, exact)
@@ -92,31 +92,31 @@ def compare(batch: int, classes: int, repeats: int) -> float:
 
 
 def peak_gib(side: str, batch: int, classes: int) -> float:
-    """What a process of its own needs beside its logits and what it begins with."""
+    """Measure the peak memory of a step in a separate process, without its inputs."""
     command = [sys.executable, __file__, '--peak-of', side, str(batch), str(classes)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(done.stdout.split()[-1])
 
 
 def print_peak(side: str, batch: int, classes: int) -> None:
-    """Print it, in that process. Linux tells."""
+    """Print the peak memory of a step, in that process; Linux only."""
     loss = {'written out': written_out, 'auto': DFRALoss(alpha=0)}[side]
-    step(loss, *make_logits(2, 40))  # loads what a first call loads
+    step(loss, *make_logits(2, 40))  # loads everything that is loaded lazily
     student, teacher = make_logits(batch, classes)
-    Path('/proc/self/clear_refs').write_text('5')  # the peak starts from here
+    Path('/proc/self/clear_refs').write_text('5')  # resets the peak
     before = resident_gib('VmRSS')
     step(loss, student, teacher)
     print(resident_gib('VmHWM') - before)
 
 
 def resident_gib(field: str) -> float:
-    """The process's resident memory now (``VmRSS``) or at its peak (``VmHWM``)."""
+    """Return the current (``VmRSS``) or peak (``VmHWM``) resident memory of the process."""
     status = Path('/proc/self/status').read_text().split()
     return int(status[status.index(f'{field}:') + 1]) / 2**20
 
 
 def main() -> None:
-    """Print all shapes and their targets."""
+    """Print the results for all shapes and the targets."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--repeats', type=int, default=5, help='at least 5 for a fair median')
     parser.add_argument('--peak-of', nargs=3, metavar=('SIDE', 'B', 'C'), help=argparse.SUPPRESS)

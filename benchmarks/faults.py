@@ -1,12 +1,12 @@
-"""Kill, stop and damage a run many times, and compare its end with an undisturbed one.
+"""Kill, stop and damage a run many times and compare its result with an undisturbed run.
 
     python benchmarks/faults.py [--faults 50] [--processes 1 2] [--seed 0]
 
-The run is small (a ViT student, MLDR-KD and CRD, EMA, mixup, dropout; 40 images) and real: new
-processes, mmengine's Runner, checkpoints on a disk of 20 MB where that can be mounted. Whenever it
-is at its end its weights, banks, optimizer and best score must be those of the run that nothing
-befell, bit for bit; then it begins anew, until there were that many faults. The last line counts
-them. With another seed faults come at other moments, and so they do on another machine.
+The run is small (a ViT student, MLDR-KD and CRD, EMA, mixup, dropout; 40 images) but real: new
+processes, mmengine's Runner, checkpoints on a 20 MB disk if one can be mounted. When the run ends,
+its weights, memory banks, optimizer state and best score must equal those of an undisturbed run bit
+for bit. It restarts until the given number of faults has occurred; the last line counts them. The
+moments of the faults depend on the seed and on the machine.
 """
 
 import sys
@@ -15,7 +15,7 @@ from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections import Counter
 from pathlib import Path
 
-# In the place of this folder, in which this file is named as the package there.
+# Replaces this folder, where this file would hide the package `faults` of the tests.
 sys.path[0] = str(Path(__file__).parents[1] / 'tests')
 
 from faults.campaign import Campaign, small_disk  # noqa: E402
@@ -24,7 +24,9 @@ from faults.campaign import Campaign, small_disk  # noqa: E402
 def main() -> None:
     """Run the campaign for each number of processes."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument('--faults', type=int, default=50, help='for each number of processes')
+    parser.add_argument(
+        '--faults', type=int, default=50, help='faults for each number of processes'
+    )
     parser.add_argument('--processes', type=int, nargs='+', default=[1, 2])
     parser.add_argument('--epochs', type=int, default=6)
     parser.add_argument('--seed', type=int, default=0)

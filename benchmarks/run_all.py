@@ -1,8 +1,8 @@
-"""Run all benchmarks, and print every target beside what was measured.
+"""Run all benchmarks and print every target next to the measured value.
 
 python benchmarks/run_all.py
 
-Takes about fifteen minutes on two cores. data.py needs CIFAR-100, in data/cifar100.
+Takes about fifteen minutes on two cores. data.py needs CIFAR-100 in data/cifar100.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ FOLDER = Path(__file__).resolve().parent
 
 
 def main() -> None:
-    """Run one after the other; exit code 1 if one fails."""
+    """Run the benchmarks one after the other; exit with code 1 if one fails."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('scripts', nargs='*', help='names such as dfra; default: all')
+    parser.add_argument('scripts', nargs='*', help='names, such as dfra; default: all')
     args = parser.parse_args()
     paths = [FOLDER / f'{name}.py' for name in args.scripts] or sorted(FOLDER.glob('*.py'))
     targets, failed = [], []

@@ -1,17 +1,17 @@
-"""Cost of a step as classes, batch, stages and processes grow: measured, and as a model has it.
+"""Measure and model the cost of a step as classes, batch, stages and processes grow.
 
 python benchmarks/scale.py [--out docs/performance]
 
-Writes ``results.csv`` and a picture a sweep. DFRA, forward and backward, float32, one thread, is
-timed as the process's CPU time, medians of five. Its model counts what
-:mod:`mldr_kd_mm.models.losses.relation` does: rows x their length x polynomials, or x their length
-again where a relation is made. The seconds of one count are fitted to the sweep over the classes
-alone;
-of the other two sweeps the curves are predictions.
+Writes ``results.csv`` and one figure per sweep. DFRA runs forward and backward in float32 on one
+thread; times are medians of five in CPU time. Its cost model counts the operations of
+:mod:`mldr_kd_mm.models.losses.relation`: rows x length x polynomials, or rows x length squared
+where a relation matrix is built. The seconds per operation are fitted to the sweep over classes;
+the curves of the other two sweeps are predictions.
 
-Processes are real ones, over gloo: a step of MLDR-KD at 32 px in DistributedDataParallel. The model
-is the step of one process and a ring's all-reduce, 2 (p - 1) / p of the gradients' bytes through
-the link and 2 (p - 1) times its latency. gloo's link is measured; those of nccl are assumed.
+The processes are real and communicate over gloo: a step of MLDR-KD at 32 px in
+DistributedDataParallel. The cost model is the step of one process plus a ring all-reduce, which
+sends 2 (p - 1) / p of the gradients' bytes and takes 2 (p - 1) latencies. gloo's link is measured;
+the links of nccl are assumed.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ matplotlib.use('Agg')
 from matplotlib import pyplot  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
-# x of each sweep -> the shape (heads, samples, classes) of DFRA at it.
+# Sweep -> x -> shape (heads, samples, classes) of DFRA.
 SWEEPS: dict[str, dict[int, tuple[int, int, int]]] = {
     'classes': {c: (6, 32, c) for c in (10, 30, 100, 300, 1000, 3000, 10_000, 30_000, 100_000)},
     'batch': {b: (6, b, 100) for b in (8, 16, 32, 64, 128, 256, 512, 1024)},
     'stages': {s: (s + 2, 64, 100) for s in (0, 1, 2, 4, 6, 8, 12)},
 }
-# A form is left out where it would take more, by what it took at the shape before.
+# Larger shapes are skipped; the time is extrapolated from the previous shape.
 MAX_SECONDS, MAX_GIB = 5, 1
 PAIR = 'configs/mldr/deit_to_mobilenet_c100_32px.py'
 MAIN_JOB = 'configs/mldr/deit_to_mobilenet_c100.py'
@@ -62,15 +62,18 @@ SMALL, LARGE = 2**10, 2**24
 
 
 class Link(NamedTuple):
-    """What connects the processes."""
+    """Connection between processes.
+
+    Attributes:
+        latency: Seconds.
+        bandwidth: Bytes per second in one direction.
+    """
 
     latency: float
-    """Seconds."""
     bandwidth: float
-    """Bytes a second, in one direction."""
 
     def all_reduce(self, size: float, processes: int) -> float:
-        """Seconds of a ring's all-reduce."""
+        """Return the seconds of a ring all-reduce of ``size`` bytes."""
         rounds = 2 * (processes - 1)
         return rounds * self.latency + rounds / processes * size / self.bandwidth
 
@@ -83,14 +86,14 @@ NCCL = {
 
 
 class Work(NamedTuple):
-    """What DFRA of a shape counts."""
+    """Numbers of operations of DFRA for a shape: products with polynomials, relation entries."""
 
     linear: float
     made: float
 
     @classmethod
     def of(cls, form: str, student: Tensor, teacher: Tensor) -> Work:
-        """Count the class relation and the sample relation."""
+        """Count the operations of the class relation and the sample relation."""
         heads = len(student)
         linear = made = 0
         for rows, others in ((teacher, student), (teacher.mT, student.mT)):
@@ -108,14 +111,14 @@ class Work(NamedTuple):
 
 
 def _polynomials(rows: Tensor, classes: int) -> int:
-    """How many of them relation.py takes for these rows."""
+    """Return the number of polynomials that relation.py uses for these rows."""
     low, high = rows.aminmax(dim=-1)
     reach = (rows.abs().amax(-1) * (high - low)).max().item() * classes**-0.5 / 2
     return _degree(reach, torch.finfo(torch.float32).eps / 4)
 
 
 class Point(NamedTuple):
-    """A row of the CSV file."""
+    """Row of the CSV file."""
 
     sweep: str
     x: int
@@ -125,7 +128,7 @@ class Point(NamedTuple):
 
 
 def measure_dfra() -> list[Point]:
-    """All forms at all shapes, and what the model says of them."""
+    """Measure all implementations at all shapes, with the prediction of the cost model."""
     forms: dict[str, Callable] = {
         'written out': written_out,
         'dense': DFRALoss(relation='dense'),
@@ -152,7 +155,7 @@ def _sweep(form: str, loss: Callable, sweep: str) -> list[tuple[int, Work, float
     found, per_count = [], 0.0
     for x, (heads, batch, classes) in SWEEPS[sweep].items():
         if form == 'written out':
-            # A relation of each side, and what autograd keeps of them.
+            # The relations of both sides and the tensors that autograd keeps.
             gib = 6 * 4 * heads * (batch * classes**2 + classes * batch**2) / 2**30
             if gib > MAX_GIB:
                 break
@@ -169,7 +172,7 @@ def _sweep(form: str, loss: Callable, sweep: str) -> list[tuple[int, Work, float
 
 
 def _fit(works: list[Work], seconds: list[float], made: float | None) -> np.ndarray:
-    """Seconds of a call, of a product and of an entry, with the least squared relative errors."""
+    """Fit the seconds per call, product and entry by least squares of the relative errors."""
     columns = np.array([(1.0, *work) for work in works])
     target = np.array(seconds)
     known = np.zeros(3) if made is None else np.array([0.0, 0.0, made])
@@ -181,7 +184,7 @@ def _fit(works: list[Work], seconds: list[float], made: float | None) -> np.ndar
 
 
 def measure_processes() -> tuple[list[Point], Link, int]:
-    """A step in one and two processes, gloo's link, and the bytes of the gradients."""
+    """Measure a step in one and two processes and gloo's link; return the gradients' size too."""
     points = []
     for count in PROCESSES:
         with tempfile.TemporaryDirectory() as folder:
@@ -196,7 +199,7 @@ def measure_processes() -> tuple[list[Point], Link, int]:
         size, step, alone, small, large = map(float, outputs[0].split()[-5:])
         if count == 1:
             base = step
-        # The ring of two: each sends half of it twice.
+        # In a ring of two, each process sends half of the bytes twice.
         link = Link(small / 2, LARGE / max(large - small, 1e-9))
         predicted = base + (link.all_reduce(size, count) if count > 1 else 0)
         points.append(Point('processes', count, 'gloo', step, predicted))
@@ -209,7 +212,7 @@ def measure_processes() -> tuple[list[Point], Link, int]:
 
 
 def worker(count: int, folder: str, rank: int) -> None:
-    """Time steps and all-reduces, in one of the processes."""
+    """Time steps and all-reduces in one of the processes."""
     distributed.init_process_group(
         'gloo', init_method=f'file://{folder}/store', rank=rank, world_size=count
     )
@@ -237,12 +240,12 @@ def worker(count: int, folder: str, rank: int) -> None:
     distributed.barrier()
     if rank == 0:
         print(size, *times, flush=True)
-    # A thread of gloo's can keep Python from shutting down.
+    # A gloo thread can keep Python from shutting down.
     os._exit(0)
 
 
 def wall_seconds(call: Callable[[], None]) -> float:
-    """The median of some calls, all processes beginning together."""
+    """Return the median wall-clock seconds of calls that start on all processes at once."""
     times = []
     for _ in range(STEPS + 1):
         distributed.barrier()
@@ -253,7 +256,7 @@ def wall_seconds(call: Callable[[], None]) -> float:
 
 
 def build(path: str) -> nn.Module:
-    """The Distiller of a config, its teacher with random weights."""
+    """Build the Distiller of a config with random teacher weights."""
     init_default_scope('mldr_kd_mm')
     cfg = Config.fromfile(ROOT / path)
     cfg.model.update(teacher_checkpoint=None, data_preprocessor=cfg.data_preprocessor)
@@ -261,7 +264,7 @@ def build(path: str) -> nn.Module:
 
 
 def draw_dfra(points: list[Point], folder: Path) -> None:
-    """A picture a sweep: what was measured as points, the model as lines."""
+    """Draw one figure per sweep, with measurements as points and the cost model as lines."""
     labels = dict(
         classes='classes (6 heads, 32 samples)',
         batch='samples (6 heads, 100 classes)',
@@ -274,22 +277,22 @@ def draw_dfra(points: list[Point], folder: Path) -> None:
             x = [point.x for point in line]
             axes.plot(x, [1e3 * p.measured for p in line], 'o', color=colour, label=form)
             axes.plot(x, [1e3 * p.predicted for p in line], '--', color=colour)
-        axes.set(xlabel=label, ylabel='CPU ms a step', yscale='log')
+        axes.set(xlabel=label, ylabel='CPU ms per step', yscale='log')
         if sweep != 'stages':
             axes.set_xscale('log')
         finish(figure, axes, 'DFRA: measured (points), model (lines)', folder / f'{sweep}.png')
 
 
 def draw_processes(points: list[Point], link: Link, size: int, folder: Path) -> None:
-    """Left what was measured over gloo, right what the model says of nccl."""
+    """Draw the measurements over gloo and the predictions for nccl side by side."""
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4))
     base, *_ = (point.measured for point in points)
     left.plot([p.x for p in points], [1e3 * p.measured for p in points], 'o', label='measured')
     x = range(1, 9)
     curve = [1e3 * (base + (link.all_reduce(size, p) if p > 1 else 0)) for p in x]
-    left.plot(x, curve, '--', label='model, a core each')
-    left.set(xlabel='processes (gloo)', ylabel='ms a step', ylim=(0, None))
-    left.set_title('MLDR-KD at 32 px, 16 images a process')
+    left.plot(x, curve, '--', label='model, one core per process')
+    left.set(xlabel='processes (gloo)', ylabel='ms per step', ylim=(0, None))
+    left.set_title('MLDR-KD at 32 px, 16 images per process')
     left.legend()
     left.grid(alpha=0.3)
 
@@ -299,13 +302,13 @@ def draw_processes(points: list[Point], link: Link, size: int, folder: Path) -> 
         times = [1e3 * assumed.all_reduce(main_job, p) for p in x]
         right.plot(x, times, '--', label=name)
         print(f'nccl, assumed {name}: {main_job / 1e6:.1f} MB, 4 GPUs {times[1]:.2f} ms')
-    right.set(xlabel='GPUs (nccl, not measured)', ylabel='ms an all-reduce', yscale='log')
+    right.set(xlabel='GPUs (nccl, not measured)', ylabel='ms per all-reduce', yscale='log')
     right.set_xscale('log', base=2)
-    finish(figure, right, f'the main job: {main_job / 1e6:.0f} MB', folder / 'processes.png')
+    finish(figure, right, f'main config: {main_job / 1e6:.0f} MB', folder / 'processes.png')
 
 
 def finish(figure, axes, title: str, path: Path) -> None:
-    """Write a picture."""
+    """Save a figure."""
     axes.set_title(title)
     axes.legend()
     axes.grid(alpha=0.3)
@@ -315,9 +318,9 @@ def finish(figure, axes, title: str, path: Path) -> None:
 
 
 def main() -> None:
-    """Measure, write and print all."""
+    """Run all measurements; write and print the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--out', type=Path, default=Path('work_dirs/scale'), help='a folder')
+    parser.add_argument('--out', type=Path, default=Path('work_dirs/scale'), help='output folder')
     parser.add_argument('--worker', nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(1)

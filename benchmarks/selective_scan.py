@@ -1,9 +1,9 @@
-"""Time and memory of the selective scan on the CPU, beside the same loop left to autograd.
+"""Measure time and memory of the selective scan on the CPU against a loop with autograd.
 
 python benchmarks/selective_scan.py
 
-The default shape is that of one direction of a layer of Vision Mamba's small model, at batch size
-8. The two take turns in one run, so that other work on the machine slows both.
+The default shape is one direction of a layer of the small Vision Mamba at batch size 8. Both
+alternate in one run, so that other load on the machine slows both.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ Scan = Callable[..., Tensor]
 def plain_scan(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, z: Tensor, bias: Tensor
 ) -> Tensor:
-    """``selective_scan`` as a time-major loop that autograd differentiates."""
+    """Compute ``selective_scan`` as a time-major loop that autograd differentiates."""
     u, delta, B, C, gate = (x.permute(2, 0, 1).contiguous() for x in (u, delta, B, C, z))
     delta = F.softplus(delta + bias)
     du, A = delta * u, A.T.contiguous()
     state, outputs = u.new_zeros(u.shape[1], *A.shape), []
-    # Unbound once: the gradient of an index would be as large as the whole tensor, at each step.
+    # Unbind once, since the gradient of indexing is as large as the whole tensor at each step.
     for d, x, b, c in zip(delta.unbind(), du.unbind(), B.unbind(), C.unbind(), strict=True):
         state = torch.exp(d[:, None] * A) * state + x[:, None] * b[..., None]
         outputs.append(torch.bmm(c[:, None], state).squeeze(1))
@@ -41,7 +41,7 @@ def plain_scan(
 
 
 def make_inputs(batch: int, length: int, width: int, states: int) -> list[Tensor]:
-    """Random arguments of the scan, with steps as a new Vision Mamba has them."""
+    """Return random arguments of the scan with the step sizes of an untrained Vision Mamba."""
     torch.manual_seed(0)
     sequence, weights = (batch, width, length), (batch, states, length)
     rates = -torch.arange(1.0, states + 1).repeat(width, 1)
@@ -52,14 +52,14 @@ def make_inputs(batch: int, length: int, width: int, states: int) -> list[Tensor
 
 
 def milliseconds(scan: Scan, inputs: list[Tensor]) -> float:
-    """Of one forward and backward."""
+    """Measure one forward and backward pass."""
     start = time.perf_counter()
     torch.autograd.grad(scan(*inputs).sum(), inputs)
     return 1e3 * (time.perf_counter() - start)
 
 
 def saved_bytes(scan: Scan, inputs: list[Tensor]) -> int:
-    """What a forward keeps for its backward, its arguments included, a storage counted once."""
+    """Return the bytes that a forward pass keeps for its backward pass, inputs included."""
     storages = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -68,14 +68,14 @@ def saved_bytes(scan: Scan, inputs: list[Tensor]) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        y = scan(*inputs)  # alive until all is counted, so that no address is used twice
+        y = scan(*inputs)  # kept alive, so that no address is reused before the sum
     total = sum(storages.values())
     del y
     return total
 
 
 def main() -> None:
-    """Print both sides and their targets."""
+    """Print the results of both scans and the targets."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name, default in (('batch', 8), ('length', 197), ('width', 768), ('states', 16)):
         parser.add_argument(f'--{name}', type=int, default=default)
@@ -85,7 +85,7 @@ def main() -> None:
     inputs = make_inputs(args.batch, args.length, args.width, args.states)
     scans = {'selective_scan': selective_scan, 'autograd loop': plain_scan}
     for scan in scans.values():
-        milliseconds(scan, inputs)  # warms up
+        milliseconds(scan, inputs)  # warm-up
     times = {name: [] for name in scans}
     for _ in range(args.repeats):
         for name, scan in scans.items():

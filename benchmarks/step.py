@@ -1,11 +1,11 @@
-"""A training step of MLDR-KD beside one of the student alone.
+"""Measure a training step of MLDR-KD against a step of the student alone.
 
 python benchmarks/step.py
 
-The paper's setting, Swin-T to ResNet18 on CIFAR-100 at 224 px, with random weights and images, at a
-small batch. Forward, losses, backward and optimizer; with a live teacher, and with a warm cache of
-its logits. All take turns in one run, so that other work on the machine slows all; a time is one
-of the process. --profile prints what a step with a warm cache consists of.
+The paper's setting, Swin-T to ResNet18 on CIFAR-100 at 224 px, with random weights, random images
+and a small batch. A step is forward, losses, backward and optimizer, with a live teacher or with a
+warm cache of its logits. All variants alternate in one run, so that other load on the machine slows
+all of them. Time is CPU time. --profile prints the operators of a step with a warm cache.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Step = Callable[[], object]
 
 
 def build(name: str) -> tuple[torch.nn.Module, Step]:
-    """A model of a config, and what makes one step of its training from ``model.batch``."""
+    """Build a config's model and a function that trains it for a step on ``model.batch``."""
     cfg = Config.fromfile(CONFIGS / f'{name}.py')
     cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
     if 'teacher' in cfg.model:
@@ -47,7 +47,7 @@ def build(name: str) -> tuple[torch.nn.Module, Step]:
 
 
 def make_batch(size: int, num_classes: int = 100) -> dict:
-    """Random images and labels, as a data loader gives them."""
+    """Return random images and labels in the format of a data loader."""
     images = torch.randint(0, 256, (size, 3, 224, 224), dtype=torch.uint8)
     samples = []
     for index, label in enumerate(torch.randint(0, num_classes, (size, 1))):
@@ -58,19 +58,19 @@ def make_batch(size: int, num_classes: int = 100) -> dict:
 
 
 def medians(steps: dict[str, Step], repeats: int) -> dict[str, float]:
-    """Milliseconds of each, which take turns."""
+    """Return the median CPU milliseconds of each step; the steps alternate."""
     taken = {name: [] for name in steps}
     for repeat in range(repeats + 1):
         for name, step in steps.items():
             start = time.process_time()
             step()
-            if repeat:  # the first one warms up
+            if repeat:  # the first one is the warm-up
                 taken[name].append(time.process_time() - start)
     return {name: 1e3 * statistics.median(times) for name, times in taken.items()}
 
 
 def main() -> None:
-    """Print the steps and their targets."""
+    """Print the times of all steps and the targets."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--batch-size', type=int, default=8)
     parser.add_argument('--repeats', type=int, default=5, help='at least 5 for a fair median')

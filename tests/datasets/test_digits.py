@@ -9,11 +9,9 @@ import numpy as np
 import pytest
 import torch
 from mmengine.dataset import pseudo_collate
-from mmengine.registry import DefaultScope
 from torch.utils.data import DataLoader
 
 from mldr_kd_mm.datasets import Digits
-from mldr_kd_mm.registry import DATASETS
 from mldr_kd_mm.utils.errors import ConfigError
 
 sklearn_datasets = pytest.importorskip('sklearn.datasets', reason='needs scikit-learn')
@@ -59,8 +57,7 @@ def test_labels_belong_to_their_images():
     assert dataset.get_gt_labels().tolist() == expected
 
 
-@pytest.mark.parametrize('size', [8, 32, 40])
-def test_images_are_enlarged_and_rgb(size):
+def test_images_are_enlarged_and_rgb(size=40):
     small, large = Digits('test', size=8), Digits('test', size=size)
     for before, after in zip(small, large, strict=True):
         image = after['img']
@@ -111,13 +108,6 @@ def test_says_how_to_get_scikit_learn(monkeypatch):
     monkeypatch.setitem(sys.modules, 'sklearn', None)
     with pytest.raises(ConfigError, match=r'pip install mldr-kd-mm\[quickstart\]'):
         Digits()
-
-
-@pytest.mark.parametrize('scope', ['mldr_kd_mm', 'mmpretrain'])
-@pytest.mark.parametrize('name', ['Digits', 'mldr_kd_mm.Digits'])
-def test_every_spelling_is_found(scope, name):
-    with DefaultScope.overwrite_default_scope(scope):
-        assert isinstance(DATASETS.build(dict(type=name, split='test')), Digits)
 
 
 def test_feeds_a_pipeline_in_worker_processes():

@@ -441,20 +441,20 @@ PLACES = ['state_dict_ema', 'state_dict', 'model', 'model_state_dict', 'module',
 
 
 class TestPlaces:
-    @pytest.mark.parametrize('count', range(1, len(PLACES) + 1))
-    def test_the_first_of_several_is_read(self, tmp_path, count):
-        places = PLACES[-count:]
-        others = {place: {'other': torch.zeros(1)} for place in places[1:]}
-        # In the file, the order is another.
-        path = save(tmp_path, dict(epoch=3) | others | {places[0]: WEIGHTS})
-        weights, notes = read_weights(path)
-        assert_close(weights, WEIGHTS, rtol=0, atol=0)
-        assert notes == (() if places[0] == 'state_dict' else (f'from {places[0]!r}',))
+    def test_the_first_of_several_is_read(self, tmp_path):
+        for count in range(1, len(PLACES) + 1):
+            places = PLACES[-count:]
+            others = {place: {'other': torch.zeros(1)} for place in places[1:]}
+            # The file has another order.
+            path = save(tmp_path, dict(epoch=3) | others | {places[0]: WEIGHTS})
+            weights, notes = read_weights(path)
+            assert_close(weights, WEIGHTS, rtol=0, atol=0)
+            assert notes == (() if places[0] == 'state_dict' else (f'from {places[0]!r}',))
 
-    @pytest.mark.parametrize('nothing', [None, {}, 'none', {'epoch': 3}])
-    def test_what_holds_no_weights_is_passed_over(self, tmp_path, nothing):
-        content = dict.fromkeys(PLACES, nothing) | dict(model=WEIGHTS)
-        assert_close(tensors_of(save(tmp_path, content)), WEIGHTS, rtol=0, atol=0)
+    def test_keys_without_weights_are_skipped(self, tmp_path):
+        for nothing in (None, {}, 'none', {'epoch': 3}):
+            content = dict.fromkeys(PLACES, nothing) | dict(model=WEIGHTS)
+            assert_close(tensors_of(save(tmp_path, content)), WEIGHTS, rtol=0, atol=0)
 
     def test_what_mmengine_averages_is_under_state_dict(self, tmp_path):
         """Its EMAHook swaps: under ema_state_dict are the weights that were not averaged."""
@@ -578,18 +578,17 @@ def test_reads_from_the_hub(tmp_path):
     assert no_name.startswith(f'ConfigError: teacher_checkpoint={names[6]!r}: ')
 
 
-@pytest.mark.parametrize('load', [load_checkpoint, tensors_of])
 class TestErrors:
     @pytest.mark.parametrize('name', ['absent.pth', 'absent.safetensors', ''])
-    def test_missing_file(self, load, tmp_path, name):
+    def test_missing_file(self, tmp_path, name):
         path = str(tmp_path / name)  # the last is a directory
         with pytest.raises(FileNotFoundError) as caught:
-            load(path, 'teacher_checkpoint')
+            tensors_of(path, 'teacher_checkpoint')
         assert str(caught.value) == f'teacher_checkpoint={path!r}: there is no such file'
 
-    def test_unreachable_url(self, load, tmp_path, monkeypatch):
+    def test_unreachable_url(self, tmp_path, monkeypatch):
         monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))
-        assert 'cannot be read' in refuses(load, (tmp_path / 'absent.pth').as_uri())
+        assert 'cannot be read' in refuses(tensors_of, (tmp_path / 'absent.pth').as_uri())
 
     @pytest.mark.parametrize('writer', ['torch', 'torch legacy', 'pickle'])
     @pytest.mark.parametrize(
@@ -597,7 +596,7 @@ class TestErrors:
         [(os.mkdir, f'{os.name}.mkdir'), (exec, 'exec')],
         ids=['mkdir', 'exec'],
     )
-    def test_runs_no_code(self, load, tmp_path, writer, function, name):
+    def test_runs_no_code(self, tmp_path, writer, function, name):
         canary, path = tmp_path / 'canary', tmp_path / 'weights.pth'
         argument = str(canary) if function is os.mkdir else f'import os; os.mkdir({str(canary)!r})'
         content = dict(state_dict=WEIGHTS, evil=Calls(function, argument))
@@ -605,7 +604,7 @@ class TestErrors:
             path.write_bytes(pickle.dumps(content, 2))
         else:
             save(tmp_path, content, _use_new_zipfile_serialization=writer == 'torch')
-        assert 'refused: it asks for ' in refuses(load, str(path))
+        assert 'refused: it asks for ' in refuses(tensors_of, str(path))
         assert not canary.exists()
 
         if writer != 'pickle':
@@ -614,17 +613,10 @@ class TestErrors:
 
     @pytest.mark.parametrize('content', [b'', b'text\n', b'\x80\x02]q\x00.', b'PK\x03\x04'])
     @pytest.mark.parametrize('name', ['weights.pth', 'weights.safetensors'])
-    def test_no_checkpoint(self, load, tmp_path, content, name):
+    def test_no_checkpoint(self, tmp_path, content, name):
         path = tmp_path / name
         path.write_bytes(content)
-        assert 'cannot be read as weights: ' in refuses(load, str(path))
-
-    @pytest.mark.parametrize('keep', [0.3, 0.9])
-    def test_truncated_file(self, load, tmp_path, keep):
-        path = tmp_path / 'weights.pth'
-        torch.save(WEIGHTS, path)
-        path.write_bytes(path.read_bytes()[: int(keep * path.stat().st_size)])
-        assert 'cannot be read as weights: ' in refuses(load, str(path))
+        assert 'cannot be read as weights: ' in refuses(tensors_of, str(path))
 
 
 @pytest.mark.parametrize(
