@@ -20,7 +20,6 @@ At the end WORK_DIR holds results.md, results.csv and results.png of all finishe
 from __future__ import annotations
 
 import copy
-import fcntl
 import hashlib
 import json
 import os
@@ -29,7 +28,7 @@ import signal
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -48,6 +47,8 @@ from mldr_kd_mm.apis.configs import METHODS, PAIRS, SCRATCH, find_config, find_c
 from mldr_kd_mm.engine.arguments import RUNNER_FIELDS, CfgOptions, merge_options
 from mldr_kd_mm.evaluation.logged_run import ACCURACY
 from mldr_kd_mm.utils.errors import ConfigError, describe, one_line_for
+from mldr_kd_mm.utils.file_lock import lock_file
+from mldr_kd_mm.utils.nested import iter_differences
 from mldr_kd_mm.utils.safe_config import parse_config
 
 TEACHERS = 'teachers'
@@ -58,7 +59,6 @@ OF_THE_PAIR = ('teacher', 'teacher_checkpoint', 'student', 'input_size', 'teache
 # mmengine removes the oldest checkpoint before it writes the next: with one alone, a run that is
 # stopped in between could not go on.
 CHECKPOINTS = dict(type='AtomicCheckpointHook', interval=1, max_keep_ckpts=2, save_best=None)
-NOT_SET = 'not set'
 
 Settings = dict[str, Any]
 
@@ -338,20 +338,6 @@ def _sha256(path: Path, modified: int) -> str:
     return digest.hexdigest()
 
 
-def difference(one: Any, other: Any, field: str = '') -> tuple[str, Any, Any] | None:
-    """Return the first field in which settings differ, with both values; None if they are equal."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        items = [(k, one.get(k, NOT_SET), other.get(k, NOT_SET)) for k in one | other]
-    elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
-        items = [(index, one[index], other[index]) for index in range(len(one))]
-    else:
-        return None if one == other else (field, one, other)
-    for key, a, b in items:
-        if found := difference(a, b, f'{field}.{key}'.lstrip('.')):
-            return found
-    return None
-
-
 def recipe(settings: Settings) -> Settings:
     """Return the settings without the method's own and without the seed."""
     shared = {name: value for name, value in settings.items() if name != 'custom_imports'}
@@ -375,7 +361,7 @@ def check_recipe(pair: Settings, run: Settings, names: tuple[str, str], remedy: 
     """
     if not (is_distilled(pair) and is_distilled(run)):
         pair, run = student_alone(pair), student_alone(run)
-    if found := difference(recipe(pair), recipe(run)):
+    if found := next(iter_differences(recipe(pair), recipe(run)), None):
         field, expected, value = found
         raise ConfigError(
             f'{field} is {show(expected)} in {names[0]}, and {show(value)} in {names[1]}: the '
@@ -396,7 +382,7 @@ def check_stored(run: BenchmarkRun) -> None:
             f'{run.work_dir} holds a run that the benchmark did not start: end it with '
             'tools/train.py, or remove that directory'
         )
-    if found := difference(read_settings(run.config), run.all_settings()):
+    if found := next(iter_differences(read_settings(run.config), run.all_settings()), None):
         field, old, new = found
         raise ConfigError(
             f'{field} was {show(old)} in the stored run {run.work_dir}, and would be {show(new)}: '
@@ -406,7 +392,7 @@ def check_stored(run: BenchmarkRun) -> None:
 
 def show(value: Any) -> str:
     """Return a value as one short text."""
-    text = value if value is NOT_SET else repr(value)
+    text = repr(value)
     return text if len(text) <= 80 else f'{text[:77]}...'
 
 
@@ -479,9 +465,9 @@ def alone_in(work_dir: Path) -> Iterator[None]:
             'empty or a new directory'
         )
     work_dir.mkdir(parents=True, exist_ok=True)
-    with lock.open('a') as file:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.enter_context(lock_file(lock, wait=False))
         except BlockingIOError:
             raise ConfigError(
                 f'--work-dir {work_dir}: another benchmark is at work in it'

@@ -635,21 +635,6 @@ def test_places(benchmark, monkeypatch):
     assert benchmark.places(None) == [{'CUDA_VISIBLE_DEVICES': d} for d in ('4', 'GPU-5')]
 
 
-@pytest.mark.parametrize(
-    ('one', 'other', 'expected'),
-    [
-        (dict(a=[1, dict(b=2)]), dict(a=[1, dict(b=2)]), None),
-        (dict(a=[1, dict(b=2)]), dict(a=[1, dict(b=3)]), ('a.1.b', 2, 3)),
-        (dict(a=[1]), dict(a=[1, 2]), ('a', [1], [1, 2])),
-        (dict(a=None), {}, ('a', None, 'not set')),
-        ({}, dict(a=dict(b=1)), ('a', 'not set', dict(b=1))),
-        (dict(a=(1, 2)), dict(a=(1, 3)), ('a', (1, 2), (1, 3))),
-    ],
-)
-def test_difference(benchmark, one, other, expected):
-    assert benchmark.difference(one, other) == expected
-
-
 # Several runs at a time
 
 
