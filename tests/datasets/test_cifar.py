@@ -1,4 +1,4 @@
-"""CIFAR-100 on small made-up sets in the official layout, and on the real one where it is."""
+"""CIFAR-100 on small artificial data in the official layout, and on the real data if present."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def snapshot(root: Path) -> dict[str, tuple[bytes, int]]:
 
 
 def official_attributes(folder: Path) -> dict:
-    """Make a set and its archive; return the class attributes under which they are the official."""
+    """Write a data set and its archive; return class attributes that make them official."""
     root = make_cifar100(folder)
     archive = folder / 'archive.tar.gz'
     with tarfile.open(archive, 'w:gz') as tar:
@@ -180,7 +180,7 @@ def test_an_archive_with_another_checksum_is_kept(official, tmp_path):
 
 @pytest.mark.parametrize('fault', ['another file', 'too large', 'damaged', 'a link'])
 def test_a_download_that_is_no_set_leaves_nothing(official, tmp_path, monkeypatch, fault):
-    """Not even where its checksum is the official one."""
+    """Also if its checksum is the official one."""
     archive = official / 'archive.tar.gz'
     if fault == 'another file':
         archive.write_text('a page that asks for a password')
@@ -201,7 +201,7 @@ def test_a_download_that_is_no_set_leaves_nothing(official, tmp_path, monkeypatc
     with pytest.raises(ConfigError, match=f'lacks .* download failed .*{message}') as caught:
         VerifiedCIFAR100(data_root=str(root))
     assert str(caught.value).isprintable()
-    # What has the official checksum is not fetched again.
+    # An archive with the official checksum is not downloaded again.
     kept = [VerifiedCIFAR100.filename] if fault in ('damaged', 'a link') else []
     assert [path.name for path in root.iterdir()] == kept
 

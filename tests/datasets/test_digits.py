@@ -1,4 +1,4 @@
-"""The digits: a fixed split of real images."""
+"""The digits and their fixed split."""
 
 from __future__ import annotations
 

@@ -1,3 +1,5 @@
+"""Image folders with one folder per class."""
+
 import shutil
 from pathlib import Path
 

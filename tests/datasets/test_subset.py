@@ -1,4 +1,4 @@
-"""The ``subset`` option, without files."""
+"""The ``subset`` option of the data sets."""
 
 from __future__ import annotations
 

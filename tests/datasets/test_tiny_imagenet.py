@@ -1,6 +1,6 @@
-"""Tiny-ImageNet on made-up sets in the official layout, and on real images where they are.
+"""Tiny-ImageNet on artificial data in the official layout, and on real images if present.
 
-The configs of Tiny-ImageNet and of ImageNet are held to what they promise here too.
+The data configs of Tiny-ImageNet and ImageNet are tested here as well.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The quicker transforms make what mmpretrain's make, image by image and in distribution."""
+"""The faster transforms make the same images as mmpretrain's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A sample is a function of (seed, epoch, index): real pipelines, workers and runs."""
+"""Samples depend on (seed, epoch, index) alone: real pipelines, workers and runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints: every kind that users have is read, and none runs code."""
+"""Checkpoints of all trainers are loaded, and none executes code."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_urls_that_end_alike(tmp_path, monkeypatch):
 
 
 def comparable(value):
-    """Plain values that are equal if and only if contents are, bit by bit; without functions."""
+    """Return plain values that are equal if the contents are, bit by bit; without functions."""
     if isinstance(value, torch.Tensor):
         return 'tensor', value.dtype, comparable(value.numpy())
     if isinstance(value, (np.ndarray, np.generic)):
@@ -143,7 +143,7 @@ RUN = dict(
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
-    """The Runner of one epoch, with all kinds of objects that mmengine writes."""
+    """A Runner after one epoch, whose checkpoint has all kinds of objects."""
     return train(resnet(), tmp_path_factory.mktemp('runs') / 'run', **copy.deepcopy(RUN))
 
 
@@ -152,7 +152,7 @@ def checkpoint_of(runner) -> str:
 
 
 class TestOfTheRunner:
-    """Whatever mmengine logs, its message hub, optimizer and schedules are in the file too."""
+    """Checkpoints of mmengine also hold its message hub, optimizer and schedules."""
 
     def test_is_read_whole(self, run):
         path = checkpoint_of(run)
@@ -286,7 +286,7 @@ def test_refusals_are_short_and_give_no_bad_advice(tmp_path, pickled, reason):
 @settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_a_damaged_pickle_is_read_or_refused(tmp_path_factory, data):
-    """Whose checksum is as it should be, as somebody who means harm writes it."""
+    """Its checksum is right, as an attacker would make it."""
     path = tmp_path_factory.getbasetemp() / 'damaged.pth'
     torch.save(dict(model=WEIGHTS, n=np.arange(3), log=HistoryBuffer([0.5], [1]), a='text'), path)
     with ZipFile(path) as archive:
@@ -352,14 +352,14 @@ def test_an_archive_without_checksums(tmp_path, monkeypatch):
 
 @pytest.fixture
 def safe_loading(monkeypatch):
-    """mmengine reads through us until the test's end."""
+    """Make mmengine use our loader during the test."""
     monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
     use_safe_loading()
 
 
 @pytest.mark.usefixtures('safe_loading')
 class TestSafeLoading:
-    """The files of every trainer, through mmengine."""
+    """mmengine loads checkpoints through this project."""
 
     def test_resumes(self, run, tmp_path):
         path = checkpoint_of(run)
@@ -375,7 +375,7 @@ class TestSafeLoading:
     @pytest.mark.parametrize('scheme', ['', 'http'])
     @pytest.mark.parametrize('field', ['load_from', 'init_cfg'])
     def test_reads_weights(self, tmp_path, monkeypatch, field, scheme):
-        """Of another trainer, whose command line is left out."""
+        """The weights of another trainer, whose command line is dropped."""
         model = MODELS.build(resnet())
         weights = {name: torch.full_like(v, 2) for name, v in model.state_dict().items()}
         path = save(tmp_path, dict(state_dict=weights, args=Namespace(**COMMAND_LINE)))
@@ -494,7 +494,7 @@ COMMAND_LINE = dict(
 
 
 class TestCommandLine:
-    """The trainers of timm and DeiT write their command line into the file."""
+    """timm and DeiT write their command line into the checkpoint."""
 
     @pytest.mark.parametrize('legacy', [False, True], ids=['zip', 'legacy'])
     def test_is_passed_over(self, tmp_path, legacy):
@@ -521,7 +521,7 @@ class TestCommandLine:
 
     @pytest.mark.parametrize('name', ['exists', 'mkdir', 'write_text', 'home'])
     def test_gives_no_method(self, tmp_path, name):
-        """Not even of the classes that the stand-ins stand for."""
+        """Methods of the replaced classes cannot be reached."""
         path = tmp_path / 'weights.pth'
         # c: a class's attribute by its dotted path; R: called with the tuple of one string
         path.write_bytes(
@@ -544,7 +544,7 @@ for name in sys.argv[1:]:
 
 
 def test_reads_from_the_hub(tmp_path):
-    """What an earlier session has fetched, since there may be no network."""
+    """Reads the local cache, since there may be no network."""
 
     def repository(name, file, value, revision='main'):
         folder = tmp_path / f'hub/models--{name.replace("/", "--")}'
@@ -567,7 +567,7 @@ def test_reads_from_the_hub(tmp_path):
         text=True,
         check=True,
     )
-    # What mmpretrain imports may have something to say before.
+    # Imports of mmpretrain may print lines before.
     *tensors, absent, no_revision, no_name = process.stdout.splitlines()[-len(names) :]
     assert tensors == [f"{{'weight': tensor({value})}}" for value in (1, 1, 2, 3)]
     for line, name in ((absent, names[4]), (no_revision, names[5])):
@@ -609,7 +609,7 @@ class TestErrors:
 
         if writer != 'pickle':
             torch.load(path, weights_only=False)
-            assert canary.exists(), 'the canary would not have sung in any case'
+            assert canary.exists(), 'the file is harmless, so the test shows nothing'
 
     @pytest.mark.parametrize('content', [b'', b'text\n', b'\x80\x02]q\x00.', b'PK\x03\x04'])
     @pytest.mark.parametrize('name', ['weights.pth', 'weights.safetensors'])

@@ -1,4 +1,4 @@
-"""Processes that fail together; how they are used is tested with what uses them."""
+"""Errors on all ranks; their use is tested with the modules that need them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_an_error_within_is_told_once(tmp_path, fails):
 
 
 def main(rank, store, fails):
-    """One of two processes; the first one fails."""
+    """Run one of two ranks; rank 0 fails."""
     torch.distributed.init_process_group(
         'gloo', init_method=f'file://{store}', rank=rank, world_size=2
     )
@@ -38,12 +38,12 @@ def main(rank, store, fails):
             with raise_on_all_ranks():
                 fail('inner')
             fail('outer')
-    # Neither waits for the other now.
+    # The ranks are still in step.
     assert all_gather_object(rank) == [0, 1]
     assert run_on_main_process(lambda: rank) == 0
 
 
 if __name__ == '__main__':
     main(int(sys.argv[1]), *sys.argv[2:])
-    # A thread of gloo's may abort a process that shuts down as usual.
+    # A gloo thread may abort a process during its usual shutdown.
     os._exit(0)

@@ -1,4 +1,4 @@
-"""The checks that many parts share."""
+"""User errors and argument checks."""
 
 from __future__ import annotations
 

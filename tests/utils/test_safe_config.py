@@ -1,4 +1,4 @@
-"""The text of a config, read without running it."""
+"""Config texts are read without executing them."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from mldr_kd_mm.utils.safe_config import parse_config
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 
-# mmengine writes no def=... that Python reads, and keeps names with _ before them for itself.
+# mmengine does not quote Python's keywords and reserves names that start with an underscore.
 names = st.text('abcghi_', min_size=1, max_size=5).filter(lambda name: not name.startswith('_'))
 plain = st.one_of(
     st.none(),

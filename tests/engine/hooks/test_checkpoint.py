@@ -1,4 +1,4 @@
-"""Checkpoints in mmengine's real Runner: kept, found again, and refused by a full disk."""
+"""Checkpoints in mmengine's real Runner: rotation, resume, damaged files and a full disk."""
 
 from __future__ import annotations
 

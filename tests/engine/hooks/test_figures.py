@@ -1,4 +1,4 @@
-"""The figures during training, in mmengine's real Runner and real visualizer backends."""
+"""Figures during training, with mmengine's real Runner and visualizer backends."""
 
 import json
 from pathlib import Path

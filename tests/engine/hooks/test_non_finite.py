@@ -1,4 +1,4 @@
-"""Steps that are not finite, in mmengine's real Runner."""
+"""Non-finite steps in mmengine's real Runner."""
 
 from __future__ import annotations
 

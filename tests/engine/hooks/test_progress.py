@@ -1,4 +1,4 @@
-"""What a run says of itself, on a real pseudo-terminal and into a pipe."""
+"""Summary and progress bars on a pseudo-terminal and into a pipe."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""Signals and what they leave, in processes that end."""
+"""Data-loader workers after a run with signal handlers."""
 
 import os
 import signal
@@ -23,8 +23,8 @@ runner.itself = runner
 """
 
 
-def test_deaf_workers_end_with_their_process(tmp_path):
-    """Those of a Runner that is still there at the end do not hear multiprocessing's SIGTERM."""
+def test_workers_that_ignore_signals_end_with_their_process(tmp_path):
+    """multiprocessing's SIGTERM at exit has no effect on them."""
     root = Path(__file__).parents[3]
     environment = os.environ | {'PYTHONPATH': f'{root}:{root / "tests"}', 'OMP_NUM_THREADS': '1'}
     command = [sys.executable, '-c', LEAVES_WORKERS, str(tmp_path / 'run')]
