@@ -469,7 +469,10 @@ FAULTS = [
     Fault(
         'stop signal ignored',
         'test_stop_signal.py test_exact_resume.py',
-        [('self._asked = 128 + (', 'self._asked = 0 * (')],
+        [
+            ('self._asked = 128 + (', 'self._asked = 0 * ('),
+            ('self._requested_code = 128 + (', 'self._requested_code = 0 * ('),
+        ],
     ),
     Fault(
         'non-finite step not skipped',
@@ -479,7 +482,10 @@ FAULTS = [
     Fault(
         'BatchNorm statistics of a skipped step kept',
         'test_non_finite.py',
-        [('torch.where(bad > 0, kept, torch.cat(group))', 'torch.cat(group)')],
+        [
+            ('torch.where(bad > 0, kept, torch.cat(group))', 'torch.cat(group)'),
+            ('torch.where(skip > 0, kept, torch.cat(group))', 'torch.cat(group)'),
+        ],
     ),
     Fault(
         'votes not reduced over the ranks',
