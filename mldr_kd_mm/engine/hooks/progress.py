@@ -132,7 +132,7 @@ def _facts(runner: Runner) -> Iterator[tuple[str, str]]:
     if isinstance(model, Distiller):
         yield from _facts_of_distiller(runner, model, config)
     else:
-        yield 'model', _describe(model, config)
+        yield 'model', _summarize_model(model, config)
     loader = runner.train_dataloader
     batch = f'{loader.batch_size}'
     if get_world_size() > 1:
@@ -146,17 +146,17 @@ def _facts(runner: Runner) -> Iterator[tuple[str, str]]:
 def _facts_of_distiller(runner: Runner, model: Distiller, config: Any) -> Iterator[tuple[str, str]]:
     teacher = model.teacher
     source = teacher.checkpoint or 'weights of its config'
-    yield 'teacher', f'{_describe(teacher.model, teacher.config)}, {source}'
+    yield 'teacher', f'{_summarize_model(teacher.model, teacher.config)}, {source}'
     metrics = runner.message_hub.runtime_info.get('teacher_metrics', {})
     if ACCURACY in metrics:
         yield "teacher's accuracy", f'{metrics[ACCURACY]:.2f} % on the validation set'
     own = config.get('student') if isinstance(config, Mapping) else None
-    yield 'student', _describe(model.student, own)
+    yield 'student', _summarize_model(model.student, own)
     for comparison in model.losses:
         reads = ', '.join(comparison.student)
         yield f'loss {comparison.name}', f'{_type(comparison.config)} of {reads}'
     if model.neck is not None:
-        yield 'neck', _describe(model.neck, None)
+        yield 'neck', _summarize_model(model.neck, None)
     taps = model.tapped_student.recorder.taps
     if isinstance(taps, Mapping):
         yield 'taps', ', '.join(f'{name} {path}' for name, path in taps.items())
@@ -164,7 +164,7 @@ def _facts_of_distiller(runner: Runner, model: Distiller, config: Any) -> Iterat
         yield 'teacher cache', 'outputs are recorded once and read afterwards'
 
 
-def _describe(model: nn.Module, config: Any) -> str:
+def _summarize_model(model: nn.Module, config: Any) -> str:
     """Return a model's name and number of parameters."""
     name = type(model).__name__
     if isinstance(config, Mapping):
