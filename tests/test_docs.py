@@ -78,6 +78,7 @@ PLACES = [
     (r'python tools/train\.py configs/\S+_32px\.py', NOT + 'an hour, and needs CIFAR-100'),
     (r'python tools/train\.py configs/teachers/NAME\.py', NOT + 'an hour, and needs CIFAR-100'),
     (r'(python )?tools/benchmark\.py', 'tools/test_benchmark.py::test_csv_is_what_the_runs_logged'),
+    (r'python docs/benchmarks/write_tables\.py', 'test_docs.py::test_tables_of_the_benchmarks'),
     (r'python docs/benchmarks/teacher_confidence\.py', NOT + 'needs the teachers, of an hour'),
     (r'python benchmarks/faults\.py', 'faults/test_campaign.py::test_nothing_is_lost'),
     (r'python benchmarks/data\.py', 'test_benchmarks.py::test_data'),
@@ -427,6 +428,12 @@ def build(names: dict) -> None:
     # Pairs that are shipped are built by test_every_config.py.
     if "type='Distiller'" in names.get('text', ''):
         MODELS.build(dict(names['model'], teacher_checkpoint=None))
+
+
+def test_tables_of_the_benchmarks():
+    page = (ROOT / 'docs/benchmarks.md').read_text()
+    tables = runpy.run_path(str(ROOT / 'docs/benchmarks/write_tables.py'))
+    assert tables['with_benchmarks'](page) == page, 'run: python docs/benchmarks/write_tables.py'
 
 
 LINK = re.compile(r'\[[^\]]*\]\(([^)\s]+)\)')

@@ -1,8 +1,9 @@
-"""Write the results of each method into configs/METHOD/README.md.
+"""Write the result tables of docs/benchmarks.md and of each configs/METHOD/README.md.
 
     python docs/benchmarks/write_tables.py
 
-Reads results.csv, which tools/benchmark.py wrote, and published.csv, the numbers of the papers.
+Reads results.csv and tries*.csv, which tools/benchmark.py wrote, and published.csv, the numbers of
+the papers.
 """
 
 from __future__ import annotations
@@ -13,26 +14,122 @@ import statistics
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+TOKEN_STUDENT = 'resnet18_to_vit_cifar100-20cls'
 VARIANTS = {
     'kd': ('kd', 'kd_t4'),
     'ofa': ('ofa', 'ofa_cnn'),
     'mldr': ('mldr', 'mldr_ls', 'mldr_rsd'),
 }
-BLOCK = re.compile(r'(<!-- results: [^\n]*-->\n).*(<!-- end of results -->)', re.DOTALL)
+# Row of docs/benchmarks.md -> method.
+CHANGES = {
+    'MLDR-KD': 'mldr',
+    'no class relation': 'mldr_no-class',
+    'no sample relation': 'mldr_no-sample',
+    'no probability term': 'mldr_no-probability',
+    'equal weights for all stages': 'mldr_no-gate',
+    'stage and fused logits only': 'mldr_features',
+    'final logits only': 'mldr_logits',
+    'a tenth of all weights (`mldr_small`)': 'mldr_small',
+    'a tenth of the weights of stage and fused logits (`mldr_small-stages`)': 'mldr_small-stages',
+    'temperature 4 (`mldr_t4`)': 'mldr_t4',
+    "RSD's loss added (`mldr_rsd`)": 'mldr_rsd',
+    'standardised logits (`mldr_ls`)': 'mldr_ls',
+}
+BLOCK = re.compile(r'(<!-- results: [^\n]*-->\n).*?(<!-- end of results -->)', re.DOTALL)
 
 Rows = list[dict[str, str]]
 
 
 def main() -> None:
-    """Write the tables into all READMEs."""
+    """Write the tables into the page and into all READMEs."""
+    page = ROOT / 'docs/benchmarks.md'
+    page.write_text(with_benchmarks(page.read_text()))
     for path in sorted(ROOT.glob('configs/*/README.md')):
         path.write_text(with_results(path.read_text(), path.parent.name))
 
 
 def with_results(readme: str, method: str) -> str:
     """Return the text of a README with the current results of its method."""
-    tables = f'{measured_table(method)}\n{published_table(method)}'
-    return BLOCK.sub(lambda match: f'{match[1]}\n{tables}\n{match[2]}', readme)
+    return fill(readme, f'{measured_table(method)}\n{published_table(method)}')
+
+
+def with_benchmarks(page: str) -> str:
+    """Return the text of docs/benchmarks.md with the current results."""
+    return fill(page, benchmark_tables(), changes_table(), learning_rate_table())
+
+
+def fill(text: str, *tables: str) -> str:
+    """Return a text with each of its blocks filled."""
+    following = iter(tables)
+    return BLOCK.sub(lambda match: f'{match[1]}\n{next(following)}\n{match[2]}', text)
+
+
+def benchmark_tables() -> str:
+    """Return a section for each pair, with a row for each method."""
+    rows, sections = read('results'), []
+    for pair in dict.fromkeys(row['pair'] for row in rows):
+        its_own = [row for row in rows if row['pair'] == pair]
+        teacher = next(row for row in its_own if row['teacher_sha256'])
+        table = [
+            'Method|Last epoch|Best epoch|Difference|Seeds|Minutes per run|Peak memory'.split('|'),
+            [':--', *['--:'] * 6],
+        ]
+        for method in dict.fromkeys(row['method'] for row in its_own):
+            runs = [row for row in its_own if row['method'] == method]
+            minutes = statistics.mean(float(row['seconds']) for row in runs) / 60
+            table.append(
+                [
+                    f'`{method}`',
+                    accuracy(rows, pair, method),
+                    accuracy(rows, pair, method, 'best'),
+                    '' if method == 'scratch' else difference(rows, pair, method),
+                    str(len(runs)),
+                    f'{minutes:.1f}',
+                    f'{max(float(row["memory"]) for row in runs):,.0f} MB',
+                ]
+            )
+        sections.append(
+            f'## {pair}\n\nTeacher: {float(teacher["teacher"]):.2f} %, '
+            f'`{teacher["teacher_checkpoint"]}`, SHA-256 {teacher["teacher_sha256"][:12]}….\n\n'
+            f'{markdown(table)}'
+        )
+    return '\n'.join(sections)
+
+
+def difference(rows: Rows, pair: str, method: str) -> str:
+    """Return mean and standard deviation of the differences from the student alone, by seed."""
+    last = {(r['method'], r['seed']): float(r['last']) for r in rows if r['pair'] == pair}
+    values = [x - last['scratch', seed] for (name, seed), x in last.items() if name == method]
+    return f'{statistics.mean(values):+.2f} ± {statistics.stdev(values):.2f}'
+
+
+def changes_table() -> str:
+    """Return what each change of MLDR-KD does on the token student."""
+    rows = read('results') + read('tries')
+    table = [['Change', 'Last epoch', 'Compared with MLDR-KD'], [':--', '--:', '--:']]
+    for change, method in CHANGES.items():
+        gain = '' if method == 'mldr' else f'{mean(rows, method) - mean(rows, "mldr"):+.2f}'
+        table.append([change, accuracy(rows, TOKEN_STUDENT, method), gain])
+    return markdown(table)
+
+
+def learning_rate_table() -> str:
+    """Return what twice the learning rate does on the token student."""
+    rows, before = read('tries_learning_rate'), read('results')
+    table = [['Method', 'Last epoch', 'Compared with 1e-3'], [':--', '--:', '--:']]
+    for name, now in {'student alone': 'scratch', 'OFA': 'ofa', 'MLDR-KD': 'mldr'}.items():
+        gain = mean(rows, now) - mean(before, now)
+        table.append([name, accuracy(rows, TOKEN_STUDENT, now), f'{gain:+.2f}'])
+    return markdown(table)
+
+
+def mean(rows: Rows, method: str) -> float:
+    """Return the mean accuracy of a method on the token student."""
+    return statistics.mean(
+        float(row['last'])
+        for row in rows
+        if row['pair'] == TOKEN_STUDENT and row['method'] == method
+    )
 
 
 def measured_table(method: str) -> str:
@@ -74,8 +171,8 @@ def accuracy(rows: Rows, pair: str, method: str | None = None, name: str = 'last
     """Return the mean and standard deviation over the seeds, or the teacher's one value."""
     its_own = [row for row in rows if row['pair'] == pair and method in (None, row['method'])]
     values = [float(row[name]) for row in its_own if row[name]]
-    mean = f'{statistics.mean(values):.2f}'
-    return mean if name == 'teacher' else f'{mean} ± {statistics.stdev(values):.2f}'
+    center = f'{statistics.mean(values):.2f}'
+    return center if name == 'teacher' else f'{center} ± {statistics.stdev(values):.2f}'
 
 
 def markdown(table: list[list[str]]) -> str:
