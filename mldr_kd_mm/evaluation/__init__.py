@@ -1,1 +1,1 @@
-"""What is measured of a teacher and a student beside accuracy and loss."""
+"""Measures of teacher and student beyond accuracy and loss."""

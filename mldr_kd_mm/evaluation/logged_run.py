@@ -1,4 +1,4 @@
-"""What a run leaves in its work directory: its log, its config, its checkpoints."""
+"""Logs, config and checkpoints in the work directory of a run."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ ACCURACY = 'accuracy/top1'
 
 
 def read_records(work_dir: Path) -> list[dict[str, Any]]:
-    """Return all that a run logged so far, in the order of time.
+    """Return all records that a run has logged so far, in order of time.
 
     Args:
         work_dir: The Runner's work directory.
     """
-    # A run that was continued has a log for each part; their names are times.
+    # A resumed run has one log per part, named after the time of its start.
     logs = sorted(work_dir.glob('*/vis_data/scalars.json'))
     return [
         record
@@ -45,26 +45,27 @@ def read_records(work_dir: Path) -> list[dict[str, Any]]:
 
 @lru_cache
 def _read_log(log: Path, size: int, modified: int) -> list[dict[str, Any]]:
-    """Return the records of a log; it is read again only when it has changed."""
+    """Return the records of a log. It is read again only after it has changed."""
     lines = log.read_text().splitlines(keepends=True)
     try:
-        # The last line may be half written.
+        # The last line may be incomplete.
         records = [json.loads(line) for line in lines if line.endswith('\n')]
         if not all(isinstance(record['step'], int) for record in records):
-            raise ValueError('a step is no number')
+            raise ValueError('a step is not a number')
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ConfigError(f'{log}: is no log of a run ({error})') from error
+        raise ConfigError(f'{log}: must be the log of a run ({error})') from error
     return records
 
 
 def curve(records: Sequence[dict[str, Any]], key: str) -> dict[int, float]:
-    """Return what was logged under a name: epoch -> value, of which the latest counts.
-
-    Of a run that counts iterations it is iteration -> value.
+    """Return the curve of a logged scalar, with the latest value of each epoch.
 
     Args:
-        records: Those of a run, in the order of time.
-        key: The name.
+        records: Records of a run, in order of time.
+        key: Name of the scalar.
+
+    Returns:
+        Epoch -> value, or iteration -> value for a run that counts iterations.
     """
     values = {
         # Training is logged by iteration, validation by epoch.
@@ -77,13 +78,13 @@ def curve(records: Sequence[dict[str, Any]], key: str) -> dict[int, float]:
 
 @dataclass(eq=False)
 class LoggedRun:
-    """A run that began to train.
+    """A run that has started to train.
 
     Args:
-        name: What figures call it.
+        name: Name of the run in figures.
         work_dir: The Runner's work directory.
-        config: What it ran, in its last part if it was continued.
-        records: What it logged.
+        config: Config of the run; of its last part if it was resumed.
+        records: Logged records, in order of time.
     """
 
     name: str
@@ -95,8 +96,12 @@ class LoggedRun:
     def read(cls, work_dir: Path, name: str) -> LoggedRun:
         """Read a work directory.
 
+        Args:
+            work_dir: The Runner's work directory.
+            name: Name of the run in figures.
+
         Raises:
-            ConfigError: If no run logged there, or its config cannot be read.
+            ConfigError: No run has logged there, or its config cannot be read.
         """
         records = read_records(work_dir)
         configs = sorted(work_dir.glob('*/vis_data/config.py'))
@@ -109,11 +114,11 @@ class LoggedRun:
         return cls(name, work_dir, Config(config), records)
 
     def curve(self, key: str) -> dict[int, float]:
-        """See :func:`curve`."""
+        """Return the curve of a logged scalar, see :func:`curve`."""
         return curve(self.records, key)
 
     def names(self, prefix: str = '') -> list[str]:
-        """All names with this prefix that the run logged, in the order of their first value."""
+        """Return the names of logged scalars with this prefix, in order of their first value."""
         logged = dict.fromkeys(key for record in self.records for key in record)
         return [key for key in logged if key.startswith(prefix)]
 
@@ -124,39 +129,45 @@ class LoggedRun:
 
     @property
     def student(self) -> dict[str, Any]:
-        """The config of what is trained."""
+        """Config of the trained model."""
         return self.config.model.student if self.has_teacher else self.config.model
 
     def checkpoint(self, name: str | None = None) -> dict[str, Any]:
-        """Read a checkpoint.
+        """Load a checkpoint of the run.
 
         Args:
-            name: Of a file in the work directory. None: the newest, which need not be the best.
+            name: Name of a file in the work directory. None: the newest, not the best.
+
+        Returns:
+            Content of the checkpoint.
 
         Raises:
-            FileNotFoundError: If there is none.
-            ConfigError: If it cannot be read.
+            FileNotFoundError: There is no such checkpoint.
+            ConfigError: The checkpoint cannot be read.
         """
         if name is not None:
             return load_checkpoint(str(self.work_dir / name))
-        # Not what last_checkpoint names: the work directory may have been moved.
-        for path in sorted(self.work_dir.glob('*.pth'), key=_age, reverse=True):
+        # The path in last_checkpoint is wrong after the work directory has moved.
+        for path in sorted(self.work_dir.glob('*.pth'), key=_recency, reverse=True):
             content = load_checkpoint(str(path))
             if has_training_state(content):
                 return content
         raise FileNotFoundError(f'{self.work_dir}: there is no checkpoint')
 
     def build_student(self) -> nn.Module:
-        """The student alone, with random weights: what it is, not what it learnt."""
+        """Build the student with random weights."""
         init_default_scope(self.config.get('default_scope', 'mldr_kd_mm'))
         return build_classifier(_without_download(self.student))
 
     def build_model(self, checkpoint: dict[str, Any]) -> nn.Module:
-        """The run's model with the weights of a checkpoint, ready to be evaluated.
+        """Build the run's model in evaluation mode and load the weights of a checkpoint.
+
+        Args:
+            checkpoint: Content of the checkpoint.
 
         Raises:
-            FileNotFoundError: If the teacher's weights are gone.
-            ConfigError: If the model cannot be built, or the weights are of another one.
+            FileNotFoundError: The teacher's checkpoint does not exist any more.
+            ConfigError: The model cannot be built, or the weights do not fit it.
         """
         init_default_scope(self.config.get('default_scope', 'mldr_kd_mm'))
         config = self.config.model.to_dict() | dict(
@@ -174,26 +185,26 @@ class LoggedRun:
         try:
             model.load_state_dict(checkpoint['state_dict'])
         except (KeyError, RuntimeError) as error:
-            # The first line of torch's names the model alone.
+            # The first line of torch's message only names the model.
             reason = f'{error}'.splitlines()[:2][-1].strip()
-            raise ConfigError(f'checkpoint: is not of the model of the config: {reason}') from error
+            raise ConfigError(f'checkpoint: does not fit the config: {reason}') from error
         return model.eval()
 
     def validation_batches(self, samples: int) -> DataLoader:
-        """Some samples of the validation set, spread over all of it.
+        """Load samples that are evenly spaced over the validation set.
 
         Args:
-            samples: How many at most.
+            samples: Maximum number of samples.
 
         Returns:
-            A loader of the batches; its data set is a ``Subset`` of the run's.
+            Loader of the batches. Its data set is a ``Subset`` of the run's.
 
         Raises:
-            ConfigError: If the run has no validation set, or its files are gone.
+            ConfigError: The run has no validation set, or its files are missing.
         """
         loader = self.config.get('val_dataloader')
         if not loader:
-            raise ConfigError('val_dataloader: the run has none')
+            raise ConfigError('val_dataloader: the run has no validation set')
         with named('val_dataloader.dataset'):
             dataset = DATASETS.build(loader.dataset)
             # Data sets are often sorted by class.
@@ -206,15 +217,15 @@ class LoggedRun:
             )
 
 
-def _age(checkpoint: Path) -> tuple[bool, float, int]:
-    """What is the larger, the newer a checkpoint is; a best one counts less than the others."""
+def _recency(checkpoint: Path) -> tuple[bool, float, int]:
+    """Return a sort key that grows with newer checkpoints; best checkpoints come before all."""
     numbers = re.findall(r'\d+', checkpoint.stem)
-    # Copies may all be of the same time.
+    # Copied files may all have the same time.
     number = int(numbers[-1]) if numbers else 0
     return not checkpoint.name.startswith('best_'), checkpoint.stat().st_mtime, number
 
 
 def _without_download(classifier: dict[str, Any]) -> dict[str, Any]:
-    """A classifier's config without the weights it begins with."""
+    """Return a classifier's config without its pretrained weights."""
     config = {k: v for k, v in dict(classifier).items() if k not in ('init_cfg', 'checkpoint_path')}
     return config | ({'pretrained': False} if 'pretrained' in config else {})

@@ -1,4 +1,4 @@
-"""What is measured of a student beside its accuracy; all in numpy, on N samples and C classes."""
+"""Measures of predictions beyond accuracy, in NumPy, for N samples and C classes."""
 
 from __future__ import annotations
 
@@ -15,50 +15,55 @@ Labels = NDArray[np.integer]
 
 
 def softmax(logits: Array, axis: int = -1) -> Array:
-    """The softmax in float64, over the classes unless another axis is given."""
+    """Return the softmax in float64.
+
+    Args:
+        logits: Logits, (N, C) by default.
+        axis: Axis of the classes.
+    """
     logits = np.asarray(logits, np.float64)
     exponentials = np.exp(logits - logits.max(axis, keepdims=True))
     return exponentials / exponentials.sum(axis, keepdims=True)
 
 
 def agreement(a: Array, b: Array) -> float:
-    """The part of the samples for which two models name the same class.
+    """Return the share of samples for which two models predict the same class, from 0 to 1.
 
     Args:
-        a: Logits (N, C).
-        b: Logits (N, C) of the other.
+        a: Logits (N, C) of the first model.
+        b: Logits (N, C) of the second model.
 
-    Returns:
-        Between 0 and 1.
+    Raises:
+        ConfigError: The shapes differ.
     """
     _check_same_shape(a, b)
     return float((a.argmax(1) == b.argmax(1)).mean())
 
 
 class Reliability(NamedTuple):
-    """Samples sorted by confidence, the probability of the class that the model names, into bins.
+    """Accuracy per confidence bin. Confidence is the probability of the predicted class.
 
-    Of an empty bin, confidence and accuracy are NaN.
+    Attributes:
+        confidence: Mean confidence (bins,); NaN for an empty bin.
+        accuracy: Accuracy (bins,), from 0 to 1; NaN for an empty bin.
+        count: Number of samples (bins,).
     """
 
     confidence: Array
-    """(bins,): the mean confidence."""
     accuracy: Array
-    """(bins,): the part that is right."""
     count: Labels
-    """(bins,): the number of samples."""
 
 
 def reliability(probabilities: Array, labels: Labels, bins: int = 15) -> Reliability:
-    """How often a model is right where it is how sure.
+    """Compute the accuracy per confidence bin.
 
     Args:
-        probabilities: (N, C), each row with the sum 1.
-        labels: The true classes (N,).
-        bins: Number of bins of equal width between 0 and 1; a bin has its upper edge.
+        probabilities: Probabilities (N, C); each row sums to 1.
+        labels: True classes (N,).
+        bins: Number of bins of equal width between 0 and 1. A bin includes its upper edge.
 
     Returns:
-        The bins, from the least confidence to the highest.
+        The bins, from low to high confidence.
     """
     check_positive(bins=bins)
     confidence = probabilities.max(1)
@@ -74,17 +79,15 @@ def reliability(probabilities: Array, labels: Labels, bins: int = 15) -> Reliabi
 
 
 def expected_calibration_error(probabilities: Array, labels: Labels, bins: int = 15) -> float:
-    """The mean distance between confidence and accuracy of the bins, weighted by their samples.
+    """Return the expected calibration error, from 0 (calibrated) to 1.
 
-    Source: On Calibration of Modern Neural Networks (arXiv 1706.04599), equation 3.
+    It is the mean distance between confidence and accuracy of the bins, weighted by their numbers
+    of samples. Source: On Calibration of Modern Neural Networks (arXiv 1706.04599), equation 3.
 
     Args:
-        probabilities: (N, C), each row with the sum 1.
-        labels: The true classes (N,).
-        bins: See :func:`reliability`.
-
-    Returns:
-        Between 0, of a model that is right as often as it says, and 1.
+        probabilities: Probabilities (N, C); each row sums to 1.
+        labels: True classes (N,).
+        bins: Number of bins, see :func:`reliability`.
     """
     of_bin = reliability(probabilities, labels, bins)
     distances = np.abs(of_bin.confidence - of_bin.accuracy)
@@ -92,29 +95,28 @@ def expected_calibration_error(probabilities: Array, labels: Labels, bins: int =
 
 
 def linear_cka(x: Array, y: Array) -> float:
-    """How alike two representations of the same samples are, whatever their axes are.
+    """Return the linear CKA, a similarity of two representations of the same samples.
 
-    Rotating or scaling one of them changes nothing. The estimator of HSIC is the unbiased one, so
-    that unrelated features are near 0, a little below it too, even where there are fewer samples
-    than channels.
+    It does not change when one of them is rotated or scaled. HSIC is estimated without bias, so
+    unrelated features are near 0 (or slightly below), even with fewer samples than channels.
 
-    Source: Similarity of Neural Network Representations Revisited (arXiv 1905.00414); unbiased as
-    in Do Wide and Deep Networks Learn the Same Things? (arXiv 2010.15327), equation 3, over all
-    samples at once.
+    Source: Similarity of Neural Network Representations Revisited (arXiv 1905.00414); the unbiased
+    estimator is that of Do Wide and Deep Networks Learn the Same Things? (arXiv 2010.15327),
+    equation 3, computed on all samples at once.
 
     Args:
-        x: Features (N, D) of N >= 4 samples.
+        x: Features (N, D), N >= 4.
         y: Features (N, E).
 
     Returns:
-        1 where they are equal; 0 where one of them is the same for all samples.
+        1 for equal features; 0 if one of them is the same for all samples.
 
     Raises:
-        ConfigError: For fewer samples, or another number of them in the two.
+        ConfigError: The numbers of samples differ or are below 4.
     """
     if len(x) != len(y) or len(x) < 4:
         raise ConfigError(
-            f'linear_cka: {len(x)} and {len(y)} samples: must be the same number, 4 or more'
+            f'linear_cka: {len(x)} and {len(y)} samples; must be the same number, 4 or more'
         )
     grams = [_gram(features) for features in (x, y)]
     own = [_hsic(gram, gram) for gram in grams]
@@ -124,10 +126,10 @@ def linear_cka(x: Array, y: Array) -> float:
 
 
 def _gram(features: Array) -> Array:
-    """The products of centred features, 0 on the diagonal and of size 1 at most."""
+    """Return the Gram matrix of centred and scaled features, with a diagonal of zeros."""
     centred = np.asarray(features, np.float64) - np.mean(features, 0, dtype=np.float64)
     largest = np.abs(centred).max(initial=0)
-    # Rounding leaves a trace of what is the same for all samples.
+    # Features that are the same for all samples leave rounding errors.
     if largest <= 1e-12 * np.abs(features).max(initial=0):
         return np.zeros((len(features), len(features)))
     centred /= largest
@@ -137,7 +139,7 @@ def _gram(features: Array) -> Array:
 
 
 def _hsic(a: Array, b: Array) -> float:
-    """The unbiased estimator, without a factor that the ratio does not keep; diagonals are 0."""
+    """Return the unbiased HSIC of Gram matrices with zero diagonals, up to a constant factor."""
     n = len(a)
     return (
         (a * b).sum()
@@ -147,18 +149,18 @@ def _hsic(a: Array, b: Array) -> float:
 
 
 def class_relation(logits: Array, classes: Sequence[int] | None = None) -> Array:
-    r"""The mean over the samples of the class relation that DFRA aligns.
+    r"""Return the class relation that DFRA aligns, averaged over the samples.
 
-    Of logits z its entry (i, j) is the softmax over i of :math:`C^{-1/2} z_i z_j`, as in
+    For logits z, entry (i, j) is the softmax over i of :math:`C^{-1/2} z_i z_j`, as in
     :class:`mldr_kd_mm.models.losses.DFRALoss` at temperature 1.
 
     Args:
-        logits: (N, C).
-        classes: The M classes whose rows and columns are wanted. None: all of them. The softmax is
-            over all classes in either case.
+        logits: Logits (N, C).
+        classes: Indices of the M rows and columns to return. None: all. The softmax is over all
+            classes in either case.
 
     Returns:
-        (M, M); with all classes each column has the sum 1.
+        Relation (M, M). With all classes each column sums to 1.
     """
     logits = np.asarray(logits, np.float64)
     classes = np.arange(logits.shape[1]) if classes is None else np.asarray(classes)
@@ -169,7 +171,14 @@ def class_relation(logits: Array, classes: Sequence[int] | None = None) -> Array
 
 
 class ConfusedPair(NamedTuple):
-    """How often samples of one class are taken for another, by two models."""
+    """Number of samples of one class that two models take for another class.
+
+    Attributes:
+        true: The true class.
+        named: The predicted class.
+        before: Number of samples for the first model.
+        after: Number of samples for the second model.
+    """
 
     true: int
     named: int
@@ -178,7 +187,16 @@ class ConfusedPair(NamedTuple):
 
 
 def confusion_matrix(labels: Labels, named: Labels, num_classes: int) -> Labels:
-    """How many samples of class i are named j: (C, C)."""
+    """Count the samples of class i that are predicted as class j.
+
+    Args:
+        labels: True classes (N,).
+        named: Predicted classes (N,).
+        num_classes: C.
+
+    Returns:
+        Counts (C, C).
+    """
     pairs = np.bincount(labels * num_classes + named, minlength=num_classes**2)
     return pairs.reshape(num_classes, num_classes)
 
@@ -186,17 +204,17 @@ def confusion_matrix(labels: Labels, named: Labels, num_classes: int) -> Labels:
 def changed_pairs(
     labels: Labels, before: Labels, after: Labels, num_classes: int
 ) -> tuple[list[ConfusedPair], list[ConfusedPair]]:
-    """The pairs of classes that one model confuses more often than another.
+    """Find the pairs of classes that two models confuse at different rates.
 
     Args:
-        labels: The true classes (N,).
-        before: The classes that the first model names (N,).
-        after: Those that the second names (N,).
+        labels: True classes (N,).
+        before: Classes (N,) predicted by the first model.
+        after: Classes (N,) predicted by the second model.
         num_classes: C.
 
     Returns:
-        The pairs that the second model confuses less often, and those it confuses more often, the
-        largest change first.
+        The pairs that the second model confuses less often, and the pairs that it confuses more
+        often, with the largest changes first.
     """
     counts = [confusion_matrix(labels, named, num_classes) for named in (before, after)]
     change = counts[1] - counts[0]
@@ -213,4 +231,4 @@ def changed_pairs(
 
 def _check_same_shape(a: Array, b: Array) -> None:
     if a.shape != b.shape:
-        raise ConfigError(f'logits: {a.shape} and {b.shape}: must be of the same samples')
+        raise ConfigError(f'logits: {a.shape} and {b.shape}; must have the same shape')

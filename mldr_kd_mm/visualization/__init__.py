@@ -1,1 +1,1 @@
-"""What a person looks at: figures of a run, and a page of them."""
+"""Figures of runs and the report page that shows them."""

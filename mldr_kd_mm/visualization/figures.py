@@ -1,7 +1,7 @@
-"""The figures of a run. Each is one panel, so that a page can set them beside or below each other.
+"""The figures of a run, each a single panel.
 
-All of it is drawn in :data:`INK` and in colours that stand out on white and on black alike, on no
-background; matrices fade into the background where they are 0. So a page can choose its own.
+Figures have no background and use colours that are legible on white and on black; matrices are
+transparent where they are 0. A page can therefore choose its own background.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from mldr_kd_mm.evaluation.measures import Array, ConfusedPair, Reliability
 from mldr_kd_mm.visualization.style import COLORS, INK, apply_style, style_of
 
-# A matrix of more classes than this has no room for their names.
+# Matrices of more classes than this have no tick labels.
 _NAMED = 20
 
 Curve = Mapping[int, float]
@@ -36,16 +36,19 @@ def draw_curves(
     bands: Mapping[str, tuple[Curve, Curve]] | None = None,
     xlabel: str = 'epoch',
 ) -> Figure:
-    """Draw curves over the epochs.
+    """Draw curves over epochs or iterations.
 
     Args:
-        curves: Label -> curve. A curve may be empty, so that others keep their colours.
-        title: Of the figure.
-        ylabel: What is drawn, with its unit.
-        levels: Label -> value, drawn as dashed lines over all epochs.
-        legend: Whether to say which is which.
-        bands: Label of a curve -> the lower and the upper edge of a band around it.
-        xlabel: What is counted.
+        curves: Label -> curve. An empty curve is not drawn but keeps its colour.
+        title: Title of the figure.
+        ylabel: Quantity on the y axis, with its unit.
+        levels: Label -> value of a dashed horizontal line.
+        legend: Whether to draw a legend.
+        bands: Label of a curve -> lower and upper edge of a band around it.
+        xlabel: Unit of the x axis, ``epoch`` or ``iteration``.
+
+    Returns:
+        The figure.
     """
     with apply_style():
         figure, axes = _panel(title, xlabel=xlabel, ylabel=ylabel)
@@ -80,23 +83,26 @@ def draw_matrix(
     with_numbers: bool = False,
     width: float = 4.0,
 ) -> Figure:
-    """Draw a matrix as a picture.
+    """Draw a matrix as a heat map.
 
     Args:
-        values: (R, C).
-        title: Of the figure.
-        rows: The names of the rows.
-        columns: The names of the columns.
-        ylabel: What the rows are.
-        xlabel: What the columns are.
-        limit: The value that has the full colour.
-        signed: Whether values below 0 have a colour of their own.
-        with_numbers: Whether to write each value into its cell.
-        width: Of the figure, in inches.
+        values: Matrix (R, C).
+        title: Title of the figure.
+        rows: Names of the rows.
+        columns: Names of the columns.
+        ylabel: Label of the rows.
+        xlabel: Label of the columns.
+        limit: Value with the full colour.
+        signed: Whether negative values have a second colour.
+        with_numbers: Whether to print each value in its cell.
+        width: Width of the figure in inches.
+
+    Returns:
+        The figure.
     """
     with apply_style():
         figure, axes = _panel(title, width, xlabel=xlabel, ylabel=ylabel)
-        # Numbers are read on half the colour.
+        # Numbers are printed on at most half the colour, to be legible.
         limit = 2 * limit if with_numbers else limit
         colors, lowest = (_SIGNED, -limit) if signed else (_FADE, 0)
         image = axes.imshow(values, colors, aspect='auto', vmin=lowest, vmax=limit)
@@ -113,18 +119,21 @@ def draw_matrix(
 def draw_relation(
     values: Array, title: str, classes: Sequence[str], limit: float, signed: bool = False
 ) -> Figure:
-    """Draw a class relation, or the difference of two; see :func:`draw_matrix`."""
+    """Draw a class relation or a difference of two, see :func:`draw_matrix`."""
     labels = ('of class', 'to class')
     return draw_matrix(values, title, classes, classes, *labels, limit, signed, width=3.4)
 
 
 def draw_fusion_by_class(weights: Array, title: str, classes: Sequence[str]) -> Figure:
-    """Draw the weights (S, C) of a neck's fusion: how far each is above or below the mean.
+    """Draw how far a neck's fusion weights are above or below equal weights.
 
     Args:
-        weights: (S, C), which sum to 1 over the stages.
-        title: Of the figure.
-        classes: Their names.
+        weights: Fusion weights (S, C); each column sums to 1.
+        title: Title of the figure.
+        classes: Names of the classes.
+
+    Returns:
+        The figure.
     """
     stages = [f'stage{number + 1}' for number in range(len(weights))]
     above = weights - 1 / len(weights)
@@ -133,16 +142,19 @@ def draw_fusion_by_class(weights: Array, title: str, classes: Sequence[str]) -> 
 
 
 def draw_cka(values: Array, title: str, teacher: Sequence[str], student: Sequence[str]) -> Figure:
-    """Draw the CKA of each stage of the teacher (rows) with each of the student (columns)."""
+    """Draw the CKA of the teacher's stages (rows) and the student's stages (columns)."""
     return draw_matrix(values, title, teacher, student, 'teacher', 'student', 1, with_numbers=True)
 
 
 def draw_reliability(bins: Mapping[str, Reliability], title: str) -> Figure:
-    """Draw accuracy over confidence; a calibrated model is on the diagonal.
+    """Draw a reliability diagram; the points of a calibrated model lie on the diagonal.
 
     Args:
-        bins: Label -> the bins of a model; a point is the larger, the more samples it stands for.
-        title: Of the figure.
+        bins: Label -> bins of a model. The area of a point shows the number of samples.
+        title: Title of the figure.
+
+    Returns:
+        The figure.
     """
     with apply_style():
         figure, axes = _panel(title, xlabel='confidence', ylabel='accuracy')
@@ -160,11 +172,14 @@ def draw_reliability(bins: Mapping[str, Reliability], title: str) -> Figure:
 
 
 def draw_outcomes(parts: Mapping[str, Mapping[str, float]], title: str) -> Figure:
-    """Draw of each run which part of the samples who is right about, as bars.
+    """Draw the shares of outcomes, such as "both right", as one stacked bar per run.
 
     Args:
-        parts: Run -> outcome -> part of the samples; of all runs the same outcomes.
-        title: Of the figure.
+        parts: Run -> outcome -> share of the samples. All runs have the same outcomes.
+        title: Title of the figure.
+
+    Returns:
+        The figure.
     """
     with apply_style():
         figure, axes = _panel(title, height=1.8 + 0.4 * len(parts), xlabel='% of the samples')
@@ -183,14 +198,17 @@ def draw_outcomes(parts: Mapping[str, Mapping[str, float]], title: str) -> Figur
 def draw_pairs(
     pairs: Sequence[ConfusedPair], title: str, classes: Sequence[str], before: str, after: str
 ) -> Figure:
-    """Draw pairs of classes, and how often two models confuse each.
+    """Draw how often two models confuse each pair of classes.
 
     Args:
-        pairs: Of which the first is drawn at the top.
-        title: Of the figure.
-        classes: The names of all classes.
-        before: The first model.
-        after: The second.
+        pairs: Pairs, from top to bottom.
+        title: Title of the figure.
+        classes: Names of all classes.
+        before: Name of the first model.
+        after: Name of the second model.
+
+    Returns:
+        The figure.
     """
     with apply_style():
         figure, axes = _panel(title, height=1.4 + 0.24 * len(pairs), xlabel='samples')
@@ -210,13 +228,18 @@ def draw_pairs(
 
 
 def shorten(text: str, length: int = 26) -> str:
-    """Leave out the middle of a text that is too long for a figure."""
+    """Replace the middle of a text that is too long with an ellipsis.
+
+    Args:
+        text: The text.
+        length: Maximum number of characters.
+    """
     half = (length - 1) // 2
     return text if len(text) <= length else f'{text[:half]}…{text[-half:]}'
 
 
 def to_svg(figure: Figure) -> str:
-    """A figure as SVG for inside of a page: without a background, its ink the page's."""
+    """Return a figure as an inline SVG element without background, in the page's text colour."""
     with apply_style(), warnings.catch_warnings():
         _ignore_missing_glyphs()
         file = io.StringIO()
@@ -224,13 +247,13 @@ def to_svg(figure: Figure) -> str:
         figure.savefig(file, format='svg', transparent=True, metadata=nothing)
     svg = file.getvalue()
     svg = svg[svg.index('<svg') :].replace(INK, 'currentColor')
-    # Each figure of a page has these; what is referred to has other names.
+    # These ids repeat in every figure of a page. The referenced ids have other names and stay.
     svg = re.sub(r' id="[\w.]+_\d+"', '', svg)
     return re.sub(r'<metadata>.*?</metadata>', '', svg, flags=re.DOTALL)
 
 
 def to_png(figure: Figure) -> bytes:
-    """A figure as PNG, on white."""
+    """Return a figure as PNG on white."""
     with apply_style(), warnings.catch_warnings():
         _ignore_missing_glyphs()
         file = io.BytesIO()
@@ -239,7 +262,7 @@ def to_png(figure: Figure) -> bytes:
 
 
 def to_pixels(figure: Figure) -> NDArray[np.uint8]:
-    """A figure as an image (H, W, 3), RGB on white."""
+    """Return a figure as an RGB image on white, uint8 (H, W, 3)."""
     with apply_style(), warnings.catch_warnings():
         _ignore_missing_glyphs()
         figure.set(facecolor='white', dpi=100)
@@ -254,7 +277,7 @@ def _panel(
     figure = Figure(figsize=(width, height), layout='constrained')
     axes = figure.subplots()
     axes.set(**labels)
-    # Not the axes' own title, which is as narrow as they are.
+    # The axes' own title would be limited to their width.
     figure.suptitle(
         shorten(title, int(12 * width)), x=0.02, ha='left', fontsize=11, fontweight='bold'
     )
@@ -276,7 +299,7 @@ def _name_ticks(axes: Axes, rows: Sequence[str], columns: Sequence[str]) -> None
 
 
 def _fade(name: str, stops: Mapping[float, Sequence[tuple[str, float]]]) -> Colormap:
-    """A colour map of (colour, opacity) at each place, of which two make a jump."""
+    """Build a colour map from (colour, opacity) stops; two stops at one position make a jump."""
     return LinearSegmentedColormap.from_list(
         name,
         [
@@ -287,7 +310,7 @@ def _fade(name: str, stops: Mapping[float, Sequence[tuple[str, float]]]) -> Colo
     )
 
 
-# Transparent at 0, so that they fit any background.
+# Transparent at 0, to fit any background.
 _FADE = _fade('fade', {0: [(COLORS[0], 0)], 1: [(COLORS[0], 1)]})
 _SIGNED = _fade(
     'signed',
@@ -296,5 +319,5 @@ _SIGNED = _fade(
 
 
 def _ignore_missing_glyphs() -> None:
-    # A page has other fonts than matplotlib.
+    # The browser has fonts for glyphs that matplotlib's font lacks.
     warnings.filterwarnings('ignore', message=r'Glyph \d+ .* missing from')

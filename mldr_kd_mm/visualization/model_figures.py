@@ -1,4 +1,4 @@
-"""Figures of what a student and its teacher say: for a report, and while a run trains."""
+"""Figures of a student's and its teacher's predictions, for the report and during training."""
 
 from __future__ import annotations
 
@@ -19,16 +19,19 @@ from mldr_kd_mm.visualization import figures
 from mldr_kd_mm.visualization.page import Picture
 
 MOST_CLASSES = 100
-"""More are not seen in a matrix of classes."""
+"""Largest number of classes in a class matrix."""
 _CKA_SAMPLES = 1000
 
 
 def pictures_of(seen: Observations, classes: Sequence[str]) -> list[Picture]:
-    """All of the figures below.
+    """Draw all figures of this module.
 
     Args:
-        seen: What the models said.
-        classes: The names of the classes.
+        seen: Outputs of the models.
+        classes: Names of the classes.
+
+    Returns:
+        The figures.
     """
     return [
         *fusion_by_class(seen, classes),
@@ -39,26 +42,26 @@ def pictures_of(seen: Observations, classes: Sequence[str]) -> list[Picture]:
 
 
 def class_names(dataset: Any, count: int) -> list[str]:
-    """The names of the classes of a data set, or their numbers where it has none.
+    """Return the class names of a data set, or their numbers if it has no names.
 
     Args:
-        dataset: Of the samples.
-        count: The number of classes of the models.
+        dataset: Data set of the samples.
+        count: Number of classes of the models.
     """
     known = list(dataset.metainfo.get('classes') or ())
     return known if len(known) == count else [str(number) for number in range(count)]
 
 
 def fusion_by_class(seen: Observations, classes: Sequence[str], run: str = '') -> list[Picture]:
-    """The weights of the neck's fusion for each class.
+    """Draw the neck's fusion weights per class.
 
     Args:
-        seen: What the models said.
-        classes: The names of the classes.
+        seen: Outputs of the models.
+        classes: Names of the classes.
         run: Name of the run, for the titles.
 
     Returns:
-        One figure; none without a neck.
+        One figure, or none if there is no neck.
     """
     weights = seen.fusion_weights
     if weights is None:
@@ -69,9 +72,15 @@ def fusion_by_class(seen: Observations, classes: Sequence[str], run: str = '') -
 
 
 def relations(seen: Observations, classes: Sequence[str], run: str = '') -> list[Picture]:
-    """The class relations of teacher and student, and how the student's heads differ from it.
+    """Draw the class relations of teacher and student, and the differences of the student's heads.
 
-    Args are those of :func:`fusion_by_class`.
+    Args:
+        seen: Outputs of the models.
+        classes: Names of the classes.
+        run: Name of the run, for the titles.
+
+    Returns:
+        The figures, or none without a teacher.
     """
     return [
         Picture(
@@ -86,7 +95,7 @@ def relations(seen: Observations, classes: Sequence[str], run: str = '') -> list
 def _relations(
     seen: Observations, classes: Sequence[str]
 ) -> Iterator[tuple[str, np.ndarray, float, list[str]]]:
-    """What is drawn of the relations: title, matrix, its full colour, names."""
+    """Yield title, matrix, value of the full colour and class names of each figure."""
     if seen.teacher is None:
         return
     chosen = _spread(seen.student.shape[1], MOST_CLASSES)
@@ -105,11 +114,14 @@ def _relations(
 
 
 def calibration(seen: Observations, run: str = '') -> list[Picture]:
-    """Accuracy over confidence of all that there is of student, fused head and teacher.
+    """Draw the reliability diagram of student, fused head and teacher, as far as they exist.
 
     Args:
-        seen: What the models said.
+        seen: Outputs of the models.
         run: Name of the run, for the title.
+
+    Returns:
+        One figure.
     """
     heads = {'student': seen.student, 'teacher': seen.teacher, 'fused head': seen.fused}
     bins = {}
@@ -124,14 +136,14 @@ def calibration(seen: Observations, run: str = '') -> list[Picture]:
 
 
 def similarity(seen: Observations, run: str = '') -> list[Picture]:
-    """The CKA of each stage of the teacher with each of the student.
+    """Draw the CKA between the stages of teacher and student.
 
     Args:
-        seen: What the models said; of more than a thousand samples so many are used.
+        seen: Outputs of the models. At most 1,000 samples are used, evenly spaced.
         run: Name of the run, for the title.
 
     Returns:
-        One figure; none where a model has no stages, or for fewer than 4 samples.
+        One figure, or none if a model has no stages or there are fewer than 4 samples.
     """
     teacher, student = seen.teacher_stages, seen.student_stages
     if not (teacher and student) or len(seen.labels) < 4:
@@ -147,7 +159,7 @@ def similarity(seen: Observations, run: str = '') -> list[Picture]:
 
 
 def _spread(count: int, most: int) -> np.ndarray:
-    """Up to so many of ``range(count)``, evenly spaced."""
+    """Return at most ``most`` indices of ``range(count)``, evenly spaced."""
     return np.linspace(0, count - 1, min(count, most)).round().astype(int)
 
 

@@ -1,4 +1,4 @@
-"""A page of figures: one HTML file that needs nothing else, in light and dark, wide and narrow."""
+"""A self-contained HTML page of figures, for light and dark mode and any screen width."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Picture:
     """A figure of a page.
 
     Attributes:
-        name: Of its file.
-        alt: What it shows, for who cannot see it.
+        name: Name of its file, without suffix.
+        alt: Alternative text for screen readers.
         figure: The figure.
     """
 
@@ -28,12 +28,12 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a page.
+    """A section of a page. A section without figures is left out.
 
     Attributes:
-        title: Its heading.
-        caption: How to read its figures.
-        groups: Its figures, those of each group beside each other; without any it is left out.
+        title: Heading.
+        caption: How to read the figures.
+        groups: Figures; those of one group are side by side.
     """
 
     title: str
@@ -42,7 +42,7 @@ class Section:
 
     @property
     def pictures(self) -> list[Picture]:
-        """The figures of all groups."""
+        """Figures of all groups."""
         return [picture for group in self.groups for picture in group]
 
 
@@ -51,8 +51,8 @@ class Row:
     """A row of the table.
 
     Attributes:
-        color: Of what it stands for, in the figures.
-        cells: One text for each column.
+        color: The run's colour in the figures.
+        cells: One text per column.
     """
 
     color: str
@@ -67,18 +67,18 @@ def render(
     notes: Sequence[str],
     sections: Sequence[Section],
 ) -> str:
-    """Make a page. All texts are plain texts.
+    """Render a page. All texts are escaped.
 
     Args:
-        title: Its heading.
-        intro: A sentence below it.
-        columns: The heads of the table's columns.
-        rows: The table.
-        notes: What should be known of what is missing.
-        sections: The figures.
+        title: Heading.
+        intro: Sentence below the heading.
+        columns: Column heads of the table.
+        rows: Rows of the table.
+        notes: Notes below the table, such as reasons for missing figures.
+        sections: Sections with figures.
 
     Returns:
-        HTML. It loads nothing, and tells the browser not to.
+        HTML that loads no other file; its content security policy forbids it.
     """
     body = [
         f'<h1>{escape(title)}</h1>',
@@ -117,7 +117,7 @@ def _section(section: Section) -> str:
 
 
 def _group(pictures: Sequence[Picture]) -> str:
-    # Below this share of its size a figure's text is too small, and the next one moves down.
+    # If figures would shrink below 85 %, their text gets too small and they wrap to the next row.
     width = 0.85 * pictures[0].figure.get_figwidth()
     inside = '\n'.join(map(_figure, pictures))
     return f'<div class="figures" style="--width: {width:.2f}in">\n{inside}\n</div>'

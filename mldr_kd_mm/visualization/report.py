@@ -1,4 +1,4 @@
-"""The report of some runs: what they logged, and what their models say of the validation set."""
+"""The report: logged curves of runs and figures of their models on the validation set."""
 
 from __future__ import annotations
 
@@ -44,21 +44,22 @@ def make_report(
     samples: int = 2000,
     checkpoint: str | None = None,
 ) -> Path:
-    """Write ``report.html``, and its figures as PNG files into ``figures``.
+    """Write ``report.html``, and its figures as PNG files in ``figures``.
 
-    A run whose teacher, checkpoint or data are gone is shown by what it logged, with a note.
+    If the teacher, the checkpoint or the data of a run are missing, the report shows what the run
+    logged, with a note.
 
     Args:
-        work_dirs: Of the runs, which are drawn over each other.
-        out: The folder to write to.
-        samples: How many samples of the validation set the models are run on at most.
-        checkpoint: Name of the file in each work directory. None: the newest.
+        work_dirs: Work directories of the runs, whose curves are overlaid.
+        out: Output folder.
+        samples: Maximum number of validation samples to run the models on.
+        checkpoint: Name of the checkpoint file in each work directory. None: the newest.
 
     Returns:
-        The path of the page.
+        Path of the page.
 
     Raises:
-        ConfigError: If one is not the work directory of a run.
+        ConfigError: A folder is not the work directory of a run.
     """
     check_positive(samples=samples)
     paths = [Path(work_dir) for work_dir in work_dirs]
@@ -75,7 +76,7 @@ def make_report(
                 file.write(figures.to_png(picture.figure))
     page = render(
         'Distillation report',
-        f'{len(entries)} run{"s" if len(entries) > 1 else ""}. Figures of the models are of up to '
+        f'{len(entries)} run{"s" if len(entries) > 1 else ""}. The figures of the models use up to '
         f'{samples:,} samples of the validation set. Made by mldr_kd_mm {__version__}.',
         _COLUMNS,
         [Row(entry.color, _summary(entry)) for entry in entries],
@@ -88,17 +89,17 @@ def make_report(
 
 
 def _short_names(paths: Sequence[Path]) -> list[str]:
-    """The last parts of the paths, as many as tell them apart."""
+    """Return the shortest distinct endings of the paths."""
     parts = [path.resolve().parts for path in paths]
     for length in range(1, max(map(len, parts))):
         names = ['/'.join(its_own[-length:]) for its_own in parts]
         if len(set(names)) == len(names):
             return names
-    raise ConfigError('work_dirs: one is there twice')
+    raise ConfigError('work_dirs: a directory is given twice')
 
 
 def _look_at(run: LoggedRun, color: str, samples: int, checkpoint: str | None) -> Entry:
-    """Run the models of a run, if they and the data are still there."""
+    """Run the models of a run on the validation set, if both still exist."""
     entry = Entry(run, color)
     try:
         with named('model'):
@@ -126,7 +127,7 @@ def _observe(model: torch.nn.Module, batches: Any, name: str) -> Observations:
 
 
 def _summary(entry: Entry) -> list[str]:
-    """The entry's row of the table."""
+    """Return the entry's row of the table."""
     run, seen = entry.run, entry.seen
     accuracies = list(entry.curve(ACCURACY).values())
     epochs = list(entry.curve('loss'))
@@ -155,7 +156,7 @@ def _summary(entry: Entry) -> list[str]:
 
 
 def describe_model(config: dict[str, Any]) -> str:
-    """The name of a classifier, from its config."""
+    """Return the name of a classifier from its config."""
     if config.get('model_name'):
         return str(config['model_name'])
     backbone = config.get('backbone') or config

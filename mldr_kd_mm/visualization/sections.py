@@ -1,4 +1,4 @@
-"""The sections of a report: each makes its figures of all runs."""
+"""The sections of a report, each with figures of all runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,17 @@ _MOST_PAIRS = 12
 
 @dataclass
 class Entry:
-    """A run of the report; what is not known is None."""
+    """A run of the report.
+
+    Attributes:
+        run: The logged run.
+        color: Its colour in the figures.
+        processes: Number of processes that trained it.
+        parameters: Number of the student's parameters; None if the student cannot be built.
+        seen: Outputs of its models; None if they or the data are missing.
+        classes: Names of the classes.
+        note: Reason for missing figures.
+    """
 
     run: LoggedRun
     color: str
@@ -31,15 +41,15 @@ class Entry:
 
     @property
     def name(self) -> str:
-        """What figures call it."""
+        """Name of the run in figures."""
         return self.run.name
 
     def curve(self, key: str) -> dict[int, float]:
-        """What it logged under a name, over the epochs."""
+        """Return the curve of a logged scalar."""
         return self.run.curve(key)
 
     def images_per_second(self) -> dict[int, float]:
-        """How many images of all processes were trained on in a second, over the epochs."""
+        """Return the training throughput of all processes over the epochs."""
         batch = self.run.config.train_dataloader.get('batch_size') or 1
         trained = [record for record in self.run.records if 'loss' in record and 'time' in record]
         return {
@@ -55,9 +65,9 @@ def _accuracy(entries: Sequence[Entry]) -> Section:
     title, unit = 'Accuracy of the student', 'top-1 accuracy, %'
     return Section(
         'Accuracy',
-        'On the validation set, after each validation. Dashed: the teacher, measured before '
-        'training on the same samples. The student need not reach it; what counts is how far it '
-        'is above the same student trained alone.',
+        'Top-1 accuracy on the validation set. Dashed: the teacher on the same samples, measured '
+        'before training. The student need not reach the teacher; what matters is how far it is '
+        'above the same student trained without a teacher.',
         [_curves(entries, 'accuracy', title, curves, unit, levels=levels)],
     )
 
@@ -73,10 +83,10 @@ def _losses(entries: Sequence[Entry]) -> Section:
         pictures += _curves(entries, name, title, curves, 'weighted value', legend=legend)
     return Section(
         'Losses by term',
-        "What the optimizer sums. The student's own loss is that of its head with the labels; "
-        'each other term compares one of its heads or features with the teacher, and is logged '
-        'with its weight. A term that does not fall, or is far larger than all others, is the '
-        'first suspect when distillation does not help.',
+        "The terms that the optimizer sums. The student's own loss compares its logits with the "
+        'labels; every other term compares one of its heads or features with the teacher and '
+        'includes its weight. If distillation does not help, first check for a term that does not '
+        'fall or is far larger than the others.',
         [pictures],
     )
 
@@ -101,11 +111,10 @@ def _fusion(entries: Sequence[Entry]) -> Section:
         groups.append(pictures)
     return Section(
         'Fusion weights',
-        'How much each stage of the student has a say in the fused logits. The curves are means '
-        'over samples and classes; equal weights mean that the gate has not learnt to choose. A '
-        'band, where FigureHook logged one, goes from the class with the lowest weight to the '
-        'class with the highest. In the matrices, of the checkpoint, a column is a class: blue '
-        'stages count for more than an equal share there, orange ones for less.',
+        "Weights of the student's stages in the fused logits. The curves are means over samples "
+        'and classes; equal weights mean that the gate has not learnt to choose. The band, logged '
+        'by FigureHook, spans the classes with the lowest and the highest weight. The matrices '
+        'show the weights of the checkpoint per class: blue is above equal weights, orange below.',
         groups,
     )
 
@@ -126,16 +135,18 @@ def _outcomes(entries: Sequence[Entry]) -> Section:
             'the same mistake': float((~right & same).mean()),
             'different mistakes': float((~right & ~taught_right & ~same).mean()),
         }
-    alt = 'Of each run the part of the samples that student and teacher are right about'
+    alt = 'Share of samples that student and teacher classify correctly, per run'
     pictures = []
     if parts:
-        pictures.append(Picture('outcomes', alt, figures.draw_outcomes(parts, 'Who is right')))
+        pictures.append(
+            Picture('outcomes', alt, figures.draw_outcomes(parts, 'Correct predictions'))
+        )
     pictures += _observed(entries, 'agreement', 'Agreement in training')
     return Section(
         'Agreement with the teacher',
-        'Student and teacher agree where both are right and where they make the same mistake. '
-        'What only the teacher has right is what is left to learn from it. The agreement in '
-        'training is what FigureHook logged, on a few batches.',
+        'Student and teacher agree if both are right or both make the same mistake. Samples that '
+        'only the teacher classifies correctly are what the student can still learn from it. '
+        'FigureHook measures the agreement during training on a few batches.',
         [pictures],
     )
 
@@ -143,11 +154,11 @@ def _outcomes(entries: Sequence[Entry]) -> Section:
 def _relations(entries: Sequence[Entry]) -> Section:
     return Section(
         'Class relations',
-        'What the class relation of DFRA compares: of each pair of classes how strongly the '
-        'logits go together, a softmax over each column, mean over the samples, at temperature 1. '
-        'In the differences blue means that the student relates the two more than the teacher '
-        'does, orange less; an empty matrix means that the relations are the same. Of more than '
-        f'{model_figures.MOST_CLASSES} classes so many are drawn, evenly spaced.',
+        'The class relation that DFRA compares: how strongly the logits of two classes go '
+        'together, as a softmax over each column, averaged over the samples, at temperature 1. '
+        'In the differences, blue means that the student relates two classes more strongly than '
+        'the teacher, orange less; an empty matrix means equal relations. At most '
+        f'{model_figures.MOST_CLASSES} classes are drawn, evenly spaced.',
         [
             _numbered(number, model_figures.relations(entry.seen, entry.classes, entry.name))
             for number, entry in enumerate(entries)
@@ -159,9 +170,9 @@ def _relations(entries: Sequence[Entry]) -> Section:
 def _calibration(entries: Sequence[Entry]) -> Section:
     return Section(
         'Calibration',
-        'Samples sorted by how sure a model is, in 15 bins; larger points stand for more samples. '
-        'Below the diagonal a model is surer than it should be, above it less sure. ECE, the '
-        'expected calibration error, is the mean distance from the diagonal.',
+        'Accuracy per confidence bin, 15 bins; larger points stand for more samples. Below the '
+        'diagonal a model is overconfident, above it underconfident. ECE, the expected '
+        'calibration error, is the mean distance from the diagonal.',
         [
             [
                 picture
@@ -177,8 +188,8 @@ def _calibration(entries: Sequence[Entry]) -> Section:
 def _similarity(entries: Sequence[Entry]) -> Section:
     return Section(
         'Similarity of the stages',
-        'Linear CKA of the pooled features: 1 where teacher (rows) and student (columns) place '
-        'the samples alike up to rotation and scale, 0 where they have nothing in common.',
+        'Linear CKA of the pooled features of teacher (rows) and student (columns): 1 for features '
+        'that are equal up to rotation and scale, 0 for unrelated features.',
         [
             [
                 picture
@@ -193,10 +204,10 @@ def _similarity(entries: Sequence[Entry]) -> Section:
 def _confusions(entries: Sequence[Entry]) -> Section:
     return Section(
         'Confused pairs',
-        'The true class → the class that is named instead. Repaired: what the student confuses '
-        'less often than the same student trained alone; made: what it confuses more often. Where '
-        'no run of the student alone is among the runs, the student is compared with its teacher. '
-        f'The {_MOST_PAIRS} largest changes are drawn.',
+        'True class → predicted class. Fixed: confusions that are rarer than for the same student '
+        'trained without a teacher; new: confusions that are more frequent. If no such run is in '
+        'the report, the student is compared with its teacher. The '
+        f'{_MOST_PAIRS} largest changes are drawn.',
         [
             _pairs(number, entry, _alone(entry, entries))
             for number, entry in enumerate(entries)
@@ -214,7 +225,7 @@ def _pairs(number: int, entry: Entry, alone: Entry | None) -> list[Picture]:
     if alone is None:
         kinds = {'fewer than the teacher': fewer, 'more than the teacher': more}
     else:
-        kinds = {'repaired': fewer, 'made': more}
+        kinds = {'fixed': fewer, 'new': more}
 
     def draw(kind: str, pairs: list[ConfusedPair]) -> Picture:
         other = 'teacher' if alone is None else alone.name
@@ -234,8 +245,7 @@ def _speed(entries: Sequence[Entry]) -> Section:
     legend = len(entries) > 1
     return Section(
         'Throughput and learning rate',
-        'Images that all processes train on in a second, from the logged time of a step; '
-        'validation is not in it.',
+        'Training throughput of all processes, from the logged time per step, without validation.',
         [
             _curves(
                 entries, 'throughput', 'Throughput of training', speeds, 'images/s', legend=legend
@@ -258,11 +268,11 @@ SECTIONS: tuple[Callable[[Sequence[Entry]], Section], ...] = (
     _confusions,
     _speed,
 )
-"""In the order of the page."""
+"""Sections in the order of the page."""
 
 
 def _alone(entry: Entry, entries: Sequence[Entry]) -> Entry | None:
-    """The run of the same student without a teacher, if one can be the same seed's."""
+    """Return a run of the same student without a teacher, preferably with the same seed."""
     candidates = [
         other
         for other in entries
@@ -290,7 +300,7 @@ def _curves(
     ylabel: str,
     **kwargs: Any,
 ) -> list[Picture]:
-    """One figure; none if nothing was logged."""
+    """Draw one figure, or none if nothing was logged."""
     if not any(curves.values()):
         return []
     by_epoch = any('epoch' in entry.run.names() for entry in entries)
@@ -300,7 +310,7 @@ def _curves(
 
 
 def _observed(entries: Sequence[Entry], scalar: str, title: str) -> list[Picture]:
-    """What the runs' FigureHook logged."""
+    """Draw a scalar that the runs' FigureHook logged."""
     curves = {
         entry.name: {x: 100 * y for x, y in entry.curve(f'observed/{scalar}').items()}
         for entry in entries
@@ -309,7 +319,7 @@ def _observed(entries: Sequence[Entry], scalar: str, title: str) -> list[Picture
 
 
 def _numbered(number: int, pictures: Sequence[Picture]) -> list[Picture]:
-    """The pictures of the run of this number, under names of its own."""
+    """Prefix the names of pictures with the number of their run."""
     return [replace(picture, name=f'run{number}_{picture.name}') for picture in pictures]
 
 

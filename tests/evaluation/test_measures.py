@@ -62,7 +62,7 @@ def test_agreement_by_hand():
     a = np.array([[1.0, 0], [0, 1], [1, 0], [1, 0]])
     assert agreement(a, a) == 1
     assert agreement(a, a[[0, 2, 1, 3]]) == 0.5
-    with pytest.raises(ConfigError, match='must be of the same samples'):
+    with pytest.raises(ConfigError, match='must have the same shape'):
         agreement(a, a[:2])
 
 

@@ -841,7 +841,7 @@ def test_a_log_that_is_none(project, tool, line):
     (WORK_DIR / '.lock').touch()
     code, said = tool('benchmark', *COMMAND)
     assert code == 2
-    assert said.startswith(f'error: {log}: is no log of a run (')
+    assert said.startswith(f'error: {log}: must be the log of a run (')
     assert said.count('\n') == 1
 
 
