@@ -1,0 +1,68 @@
+"""The facts that a checkpoint records, which anyone may have written."""
+
+import numpy as np
+import pytest
+from mmengine.logging import HistoryBuffer
+
+from mldr_kd_mm.apis.run_record import RunRecord
+
+COMMIT = '0123456789abcdef' * 2 + '01234567'
+
+
+def test_reads_each_fact():
+    accuracy = HistoryBuffer(np.array([10.0, 30.0, 20.0]), np.ones(3))
+    record = RunRecord.from_checkpoint(
+        {
+            'meta': {
+                'cfg': 'a = 1',
+                'epoch': 3,
+                'iter': 12,
+                'seed': 0,
+                'experiment_name': 'run\n`1`',
+                'mmengine_version': f'0.10.7{COMMIT}',
+                'dataset_meta': {'classes': ('cat', 'dog\n')},
+                'steps': {'batch_size': 4, 'processes': 2},
+            },
+            'message_hub': {
+                'log_scalars': {'val/accuracy/top1': accuracy, 'val/time': accuracy, 'x': accuracy},
+                'runtime_info': {
+                    'last_validated_epoch': 3,
+                    'best_ckpt': '/home/me/best.pth',
+                    'teacher_metrics': {'accuracy/top1': 50.0, 'odd': 'text'},
+                },
+            },
+            'ema_state_dict': {},
+        }
+    )
+    assert record == RunRecord(
+        config='a = 1',
+        classes=('cat', 'dog'),
+        dataset_meta={'classes': ('cat', 'dog\n')},
+        experiment="run'1'",
+        epoch='3',
+        iteration='12',
+        seed='0',
+        mmengine='0.10.7',
+        commit=COMMIT,
+        batch_size='4',
+        processes='2',
+        has_ema=True,
+        metrics={'accuracy/top1': [10.0, 30.0, 20.0]},
+        teacher_metrics={'accuracy/top1': 50.0},
+        validated_epoch='3',
+        best_checkpoint='best.pth',
+    )
+
+
+@pytest.mark.parametrize(
+    'content',
+    [
+        {},
+        {'meta': 3, 'message_hub': []},
+        {'meta': {'cfg': b'a', 'dataset_meta': {'classes': 3}, 'steps': 1}},
+        {'message_hub': {'log_scalars': {'val/a': 3}, 'runtime_info': {'best_ckpt': 3}}},
+    ],
+)
+def test_malformed_facts_are_missing(content):
+    record = RunRecord.from_checkpoint(content)
+    assert record == RunRecord(dataset_meta=record.dataset_meta)
