@@ -16,7 +16,7 @@ from mldr_kd_mm.models.backbones.selective_scan import mamba_kernel
 from mldr_kd_mm.models.builder import build_classifier
 from mldr_kd_mm.models.losses import relation
 from mldr_kd_mm.models.taps.recorder import FeatureRecorder
-from mldr_kd_mm.models.taps.stages import stage_layout
+from mldr_kd_mm.models.taps.tapped_model import TappedModel
 from mldr_kd_mm.utils.checkpoint import find_weights, load_checkpoint
 from mldr_kd_mm.utils.logging import log_warnings_only
 from mldr_kd_mm.version import __version__
@@ -79,25 +79,22 @@ def _installation() -> Iterator[Fact]:
         yield 'GPU kernel of Vision Mamba', kernel
 
 
-@torch.no_grad()
 def _model(name: str) -> Iterator[Fact]:
     found = find_model(name, num_classes=1000)
     size = (3, found.image_size, found.image_size)
     with log_warnings_only():
-        model = build_classifier(found.config).eval()
-        recorder = FeatureRecorder()
-        recorder.find_stages(model, size)
-        names = ['feature', *recorder.taps]
-        with recorder(model, names) as record:
-            logits = model(torch.zeros(1, *size), mode='tensor')
+        tapped = TappedModel(build_classifier(found.config), FeatureRecorder())
+        stages = tapped.find_stages(size)
+        probe = tapped.probe(['feature', *stages], size)
+    parameters = _millions(tapped.model.parameters())
     yield 'model', found.name
-    yield 'parameters', f'{_millions(model.parameters())} with {logits.shape[1]} classes'
+    yield 'parameters', f'{parameters} with {probe.width("logits")} classes'
     yield 'images', f'{size[1]} px'
     yield 'pretrained weights', found.weights or 'none'
     yield 'recipe', f'configs/_base_/schedules/{recipe_of(found)}_300e.py'
-    yield 'feature', f'{record["feature"].flatten(1).shape[1]} channels'
-    for stage, path in recorder.taps.items():
-        yield stage, f'{stage_layout(model, stage, record[stage], size[1:])} at {path}'
+    yield 'feature', f'{probe.width("feature")} channels'
+    for stage in stages:
+        yield stage, f'{probe.layouts[stage]} at {tapped.recorder.taps[stage]}'
 
 
 def _checkpoint(path: str) -> Iterator[Fact]:
