@@ -1,4 +1,4 @@
-"""torchrun as dist_train.sh and dist_test.sh need it: ``_launch.py GPUS SCRIPT ARGS...``."""
+"""Start torchrun for dist_train.sh and dist_test.sh: ``_launch.py GPUS SCRIPT ARGS...``."""
 
 import os
 import signal
@@ -20,14 +20,14 @@ def main() -> None:
         sys.exit(f'error: GPUS is {processes}, but torch finds {torch.cuda.device_count()}')
 
     nodes = os.environ.get('NNODES', '1')
-    # Runs beside each other must not meet at one port; several machines must agree on it.
+    # Concurrent runs need different ports; several machines must agree on one.
     port = os.environ.get('PORT') or (free_port() if nodes == '1' else '29500')
-    # torchrun and mmengine choose one thread too, but with a warning.
+    # torchrun and mmengine also default to one thread, but with a warning.
     os.environ.setdefault('OMP_NUM_THREADS', '1')
     os.environ.setdefault('MKL_NUM_THREADS', '1')
-    # So long may the processes take to end their step and save, once they are told to stop.
+    # Grace period in which stopped processes finish their step and save, in seconds.
     os.environ.setdefault('TORCH_ELASTIC_SHUTDOWN_TIMEOUT', '120')
-    # torchrun hands SIGTERM on. SIGUSR1, Slurm's warning, would end it.
+    # torchrun forwards SIGTERM, but SIGUSR1, Slurm's warning, would end it.
     signal.signal(signal.SIGUSR1, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     try:
         run.main(
@@ -42,7 +42,7 @@ def main() -> None:
             ]
         )
     except ChildFailedError as error:
-        # The processes have said what went wrong; torchrun's own traceback adds nothing.
+        # The processes have printed the error; torchrun's own traceback adds nothing.
         rank, failure = error.get_first_failure()
         if failure.exitcode < 0:
             name = signal.Signals(-failure.exitcode).name
@@ -53,12 +53,12 @@ def main() -> None:
 
 
 def exit_code(code: int) -> int:
-    """Return a process's exit code as a shell has it: 128 and the signal that ended it."""
+    """Return the exit code of a process as a shell reports it: 128 plus the signal."""
     return code if code >= 0 else 128 - code
 
 
 def free_port() -> str:
-    """Return a port of this machine that nobody uses now."""
+    """Return a free port of this machine."""
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         return str(probe.getsockname()[1])

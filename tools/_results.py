@@ -1,4 +1,4 @@
-"""The results of benchmark.py: what is known of a finished run, and the table and plot of many."""
+"""Results of benchmark.py: the record of a finished run, and tables and plots of many."""
 
 from __future__ import annotations
 
@@ -29,34 +29,33 @@ MODULES = ('torch', 'timm', 'mmengine', 'mmcv', 'mmpretrain')
 
 @dataclass(frozen=True)
 class Result:
-    """What is known of a finished run: its result.json, and its row of results.csv.
+    """The record of a finished run: its result.json, and its row of results.csv.
 
     Attributes:
-        pair: Its name; if a teacher was trained, the teacher's.
-        method: Its name, ``scratch`` or ``teacher``.
+        pair: Name of the pair, or of a teacher that was trained.
+        method: Name of the method, ``scratch`` or ``teacher``.
         seed: The seed of the Runner.
         last: Top-1 accuracy after the last epoch, in %.
-        best: The highest of all epochs, in %.
-        teacher: That of its teacher, measured before training, in %; None if nobody measured it.
-        epochs: Their number.
-        seconds: From the start of the Runner to its last log; of a continued run, of all parts.
-        memory: The most of the GPU's memory that PyTorch allocated or, without a GPU, the most main
-            memory that the process held, in MB.
-        teacher_checkpoint: What the config says.
-        teacher_sha256: Of that file; None if it is no local file.
-        commit: Of this project, with ``+changes`` if files differ from it; without git the version.
-        device: The name of the GPU or, without one, of the processor.
-        python: Its version; the same for the packages, each with its distribution's name where that
-            is not the module's.
-        torch: See ``python``.
-        timm: See ``python``.
-        mmengine: See ``python``.
-        mmcv: See ``python``.
-        mmpretrain: See ``python``.
-        finished: Date and time.
-        pair_argument: The pair as the command line gave it.
-        method_argument: The method likewise.
-        cfg_options: The ``--cfg-options`` likewise.
+        best: Highest top-1 accuracy of all epochs, in %.
+        teacher: Top-1 accuracy of the teacher before training, in %; None if not measured.
+        epochs: Number of epochs.
+        seconds: Time from the start of the Runner to its last log, over all parts of a resumed run.
+        memory: Peak GPU memory that PyTorch allocated or, without a GPU, peak memory of the
+            process, in MB.
+        teacher_checkpoint: The teacher checkpoint in the config.
+        teacher_sha256: SHA-256 of that file; None if it is not a local file.
+        commit: Commit of this project, with ``+changes`` if files differ; without git its version.
+        device: Name of the GPU or, without one, of the processor.
+        python: Version of Python.
+        torch: Version of PyTorch.
+        timm: Version of timm.
+        mmengine: Version of mmengine, after the distribution's name if that differs.
+        mmcv: Version of mmcv, likewise.
+        mmpretrain: Version of mmpretrain, likewise.
+        finished: Date and time of the end.
+        pair_argument: The pair on the command line.
+        method_argument: The method on the command line.
+        cfg_options: The ``--cfg-options`` of the command line.
     """
 
     pair: str
@@ -85,20 +84,20 @@ class Result:
 
 
 def surroundings() -> dict[str, str]:
-    """Return the fields of a :class:`Result` that say where it was made."""
+    """Return the fields of a :class:`Result` that describe this environment."""
     versions = {}
     # packages_distributions() of Python 3.10 does not know every wheel.
     for distribution in metadata.distributions():
         folders = {file.parts[0] for file in distribution.files or ()}
         for module in folders.intersection(MODULES):
             name, version = distribution.name, distribution.version
-            # Of two that are installed, the first is the one that is imported.
+            # If two are installed, the first is the one that Python imports.
             versions.setdefault(module, version if name == module else f'{name} {version}')
     return versions | dict(commit=commit(), device=device(), python=platform.python_version())
 
 
 def commit() -> str:
-    """Return the commit of this project, or its version where it is no checkout of git."""
+    """Return the commit of this project, or its version outside a git checkout."""
 
     def git(*arguments: str) -> str:
         command = ['git', '-C', str(ROOT), *arguments]
@@ -125,7 +124,7 @@ def device() -> str:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a text that is whole as soon as it is there."""
+    """Write a text file atomically."""
     with atomic_write(path) as file:
         file.write(text.encode())
 
@@ -134,7 +133,7 @@ def read_results(work_dir: Path) -> list[Result]:
     """Return the finished runs of a benchmark: by pair, then scratch first, then by method.
 
     Raises:
-        ConfigError: A file that should hold one does not.
+        ConfigError: A result file cannot be read.
     """
     files = work_dir.glob('*/*/seed*/benchmark/result.json')
     results = [_read_result(file) for file in files]
@@ -145,7 +144,7 @@ def _read_result(file: Path) -> Result:
     try:
         return Result(**json.loads(file.read_text()))
     except (ValueError, TypeError, RecursionError) as error:
-        raise ConfigError(f'{file}: is no result of a run ({error})') from error
+        raise ConfigError(f'{file}: is not the result of a run ({error})') from error
 
 
 def write_results(results: Sequence[Result], work_dir: Path) -> None:
@@ -159,21 +158,21 @@ def write_results(results: Sequence[Result], work_dir: Path) -> None:
 
 
 def group(results: Sequence[Result], field: str) -> dict[str, list[Result]]:
-    """Return the results of each value that a field has."""
+    """Return the results by the value of a field."""
     values = dict.fromkeys(getattr(result, field) for result in results)
     return {value: [r for r in results if getattr(r, field) == value] for value in values}
 
 
 def markdown(results: Sequence[Result]) -> str:
-    """Return the tables of all pairs, and how they were made."""
+    """Return the tables of all pairs and how to reproduce them."""
     tables = [pair_table(pair, its_own) for pair, its_own in group(results, 'pair').items()]
     return '\n'.join(
         [
             '# Benchmark',
             '',
             'Top-1 accuracy on the validation set in %, mean ± standard deviation over the seeds.',
-            "The difference is the mean of the seeds' differences to the student alone (scratch),",
-            'after the last epoch.',
+            "The difference is the mean of the seeds' differences from the student alone",
+            '(scratch), after the last epoch.',
             '',
             *tables,
             *footer(results),
@@ -205,7 +204,7 @@ def pair_table(pair: str, results: Sequence[Result]) -> str:
 
 
 def teacher_line(results: Sequence[Result]) -> str:
-    """Return a sentence about the teacher of a pair."""
+    """Return one line about the teacher of a pair."""
     taught = [result for result in results if result.method != SCRATCH]
     checkpoints = listed(r.teacher_checkpoint for r in taught if r.teacher_checkpoint)
     checksums = listed(r.teacher_sha256 for r in taught if r.teacher_sha256)
@@ -218,7 +217,7 @@ def teacher_line(results: Sequence[Result]) -> str:
 
 
 def teacher_accuracy(results: Sequence[Result]) -> float | None:
-    """Return the accuracy of the teacher of a pair, or None if nobody measured it."""
+    """Return the accuracy of the teacher of a pair, or None if it was not measured."""
     measured = [result.teacher for result in results if result.teacher is not None]
     return statistics.mean(measured) if measured else None
 
@@ -232,7 +231,7 @@ def difference_to_scratch(results: Sequence[Result], scratch: Sequence[Result]) 
 
 
 def footer(results: Sequence[Result]) -> list[str]:
-    """Return how the results were made: commands, commit, versions, device, seeds, date."""
+    """Return how to reproduce the results: commands, commit, versions, device, seeds, date."""
     modules = ', '.join(
         ' or '.join(
             version if module in version else f'{module} {version}'
@@ -242,7 +241,7 @@ def footer(results: Sequence[Result]) -> list[str]:
     )
     dates = sorted(result.finished[:10] for result in results)
     return [
-        '## How it was made',
+        '## Reproduce',
         '',
         *(f'    {command}' for command in commands(results)),
         '',
@@ -252,17 +251,17 @@ def footer(results: Sequence[Result]) -> list[str]:
         f'- device: {listed(result.device for result in results)}',
         f'- date: {dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"}',
         "- minutes: from the Runner's start to its last log",
-        "- peak memory: the GPU's, as PyTorch allocates it; without a GPU that of the process",
+        '- peak memory: allocated by PyTorch on the GPU or, without a GPU, of the process',
     ]
 
 
 def listed(values) -> str:
-    """Return the different ones of some values as text."""
+    """Return the distinct values as text."""
     return ', '.join(dict.fromkeys(map(str, values)))
 
 
 def commands(results: Sequence[Result]) -> list[str]:
-    """Return the commands that make these results anew: one for the pairs that have the same."""
+    """Return the commands that reproduce the results; pairs with equal methods share one."""
     pairs: dict[tuple, list[str]] = {}
     for its_own in group(results, 'pair').values():
         methods = tuple(group(its_own, 'method_argument'))
@@ -278,7 +277,7 @@ def commands(results: Sequence[Result]) -> list[str]:
 
 @apply_style()
 def draw(results: Sequence[Result], path: Path) -> None:
-    """Draw a panel for each pair: the accuracy of each seed, and of each method the mean."""
+    """Draw a panel per pair: the accuracy of each seed and the mean of each method."""
     pairs = group(results, 'pair')
     most = max(len(group(its_own, 'method')) for its_own in pairs.values())
     width = max(5, 2 + 0.5 * most)
@@ -292,14 +291,14 @@ def draw(results: Sequence[Result], path: Path) -> None:
 def draw_pair(axes: Axes, pair: str, results: Sequence[Result]) -> None:
     """Draw the methods of a pair, with a line for the student alone.
 
-    The teacher's accuracy is in the title: a line of its own, far above, would leave the methods no
-    room to differ in.
+    The teacher's accuracy is in the title: a line far above would compress the range of the
+    methods.
     """
     methods = group(results, 'method')
     for place, its_own in enumerate(methods.values()):
         values = [result.last for result in its_own]
         std = statistics.stdev(values) if len(values) > 1 else 0
-        # The legend has each of them once.
+        # The legend lists each label once.
         labels = ('a seed', 'mean ± std') if place == 0 else (None, None)
         style = dict(color=COLORS[0], alpha=0.5, markersize=5, label=labels[0])
         axes.plot([place] * len(values), values, 'o', **style)
@@ -311,7 +310,7 @@ def draw_pair(axes: Axes, pair: str, results: Sequence[Result]) -> None:
     axes.set_xticks(range(len(methods)), methods, rotation=45, ha='right')
     axes.set_xlim(-0.5, len(methods) - 0.5)
     teacher = teacher_accuracy(results)
-    title = pair if teacher is None else f'{pair}: the teacher has {teacher:.2f} %'
+    title = pair if teacher is None else f'{pair}, teacher {teacher:.2f} %'
     axes.set(title=title, ylabel='top-1 accuracy after the last epoch, %')
     axes.grid(axis='y')
     axes.legend()

@@ -1,4 +1,4 @@
-"""What quickstart.py and benchmark.py share: runs of train.py beside each other, and their logs."""
+"""Concurrent runs of train.py and their logs, for quickstart.py and benchmark.py."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from rich.progress import (
 from mldr_kd_mm.evaluation.logged_run import ACCURACY, curve, read_records
 
 ROOT = Path(__file__).resolve().parents[1]
-# Between two looks at the runs, in seconds.
+# Polling interval in seconds.
 PAUSE = 0.5
 
 
@@ -35,14 +35,14 @@ class RunFailed(Exception):
 
 @dataclass(eq=False)
 class Run:
-    """One run of ``tools/train.py``. What is known of it is what its Runner logs.
+    """A run of ``tools/train.py``, observed through the log of its Runner.
 
     Attributes:
-        name: What the progress display calls it.
+        name: Name in the progress display.
         config: The config to train.
         work_dir: The Runner's work directory.
-        epochs: How many the run has from its beginning to its end.
-        needs: The run that must have ended well before this one can start.
+        epochs: Total number of epochs.
+        needs: The run that must succeed before this one can start.
     """
 
     name: str
@@ -53,15 +53,15 @@ class Run:
 
     @property
     def output(self) -> Path:
-        """The file that gets what the run prints."""
+        """The file that receives the output of the run."""
         return self.work_dir / 'output.txt'
 
     def prepare(self) -> None:
-        """Write what must be there when the run starts."""
+        """Create the files and directories that the run needs."""
         self.work_dir.mkdir(parents=True, exist_ok=True)
 
     def arguments(self) -> list[str]:
-        """Return arguments of ``tools/train.py`` beside the config and the work directory."""
+        """Return arguments of ``tools/train.py`` besides the config and the work directory."""
         return []
 
     def command(self) -> list[str]:
@@ -70,42 +70,42 @@ class Run:
         return [*train, '--work-dir', str(self.work_dir), *self.arguments()]
 
     def records(self) -> list[dict]:
-        """Return all that the run logged so far, in the order of time."""
+        """Return the records that the run has logged so far, in order of time."""
         return read_records(self.work_dir)
 
     def curve(self, key: str) -> dict[int, float]:
-        """Return what the run logged under a name: epoch -> value, of which the latest counts."""
+        """Return the latest logged value of each epoch under a name."""
         return curve(self.records(), key)
 
     def epochs_done(self) -> int:
-        """Return the number of epochs that are trained."""
-        # Training is logged during its epoch, validation after it.
+        """Return the number of finished epochs."""
+        # Training is logged during an epoch, validation after it.
         trained = (epoch - 1 for epoch in self.curve('loss'))
         return max([0, *trained, *self.curve(ACCURACY)])
 
     def latest_accuracy(self) -> str:
-        """Return the accuracy that was logged last, as text."""
+        """Return the latest accuracy as text."""
         accuracies = list(self.curve(ACCURACY).values())
         return f'{accuracies[-1]:.1f} %' if accuracies else ''
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a run ended: its exit code, and the most main memory that its process held, in MB."""
+    """End of a run: its exit code, and the peak memory of its process in MB."""
 
     code: int
     memory: float
 
 
 def check_code(run: Run, ended: Ended) -> None:
-    """Raise :class:`RunFailed`, with the last line that the run printed, unless it ended well."""
+    """Raise :class:`RunFailed` with the last line of output, unless the run succeeded."""
     if ended.code != 0:
         last = ''.join(run.output.read_text(errors='replace').splitlines()[-1:])
         raise RunFailed(f'{run.name} ended with code {ended.code}, see {run.output}: {last}')
 
 
 class _Process:
-    """A run at work."""
+    """The process of a run."""
 
     def __init__(self, run: Run, environment: dict[str, str]) -> None:
         self.run = run
@@ -120,8 +120,8 @@ class _Process:
             )
 
     def ended(self) -> Ended | None:
-        """Return how it ended, or None as long as it works."""
-        # Unlike Popen.poll(), this tells the memory. It is the only one to ask.
+        """Return how the run ended, or None while it is running."""
+        # Unlike Popen.poll(), wait4 reports the memory. It can be called only once per process.
         pid, status, usage = os.wait4(self._process.pid, os.WNOHANG)
         if pid == 0:
             return None
@@ -129,7 +129,7 @@ class _Process:
         return Ended(self._process.returncode, usage.ru_maxrss / 1024)
 
     def stop(self) -> None:
-        """End it, and wait until it has."""
+        """Terminate the process and wait for it."""
         self._process.terminate()
         self._process.wait()
 
@@ -140,16 +140,16 @@ def train_all(
     console: Console,
     on_end: Callable[[Run, Ended], None],
 ) -> None:
-    """Train all, several at a time, and show how far they are.
+    """Train all runs, several at a time, and show their progress.
 
-    A run whose ``needs`` failed never starts. Whatever ends this function, an exception of
-    ``on_end`` or Ctrl-C, ends the runs that are at work.
+    A run whose ``needs`` failed never starts. An exception of ``on_end`` or Ctrl-C ends the active
+    runs.
 
     Args:
         runs: The runs, in the order in which they start.
-        places: The environment variables of each of the runs that go on at a time.
-        console: Gets a line at the end of each run and, if it is a terminal, bars.
-        on_end: Is called at the end of each run.
+        places: The environment variables of each concurrent run.
+        console: Shows a line at the end of each run and, on a terminal, progress bars.
+        on_end: Called at the end of each run.
     """
     waiting, free, well = list(runs), list(places), set()
     working: list[_Process] = []
@@ -180,7 +180,7 @@ def train_all(
 
 
 class _Display:
-    """A bar for all runs and one for each at work; a line for each that ended well."""
+    """A bar for all runs and one per active run; a line for each that succeeded."""
 
     def __init__(self, runs: Sequence[Run], console: Console) -> None:
         self._console = console
@@ -192,7 +192,7 @@ class _Display:
             TimeRemainingColumn(),
             console=console,
             disable=not console.is_terminal,
-            speed_estimate_period=3600,  # an epoch may take long
+            speed_estimate_period=3600,  # an epoch may be long
         )
         self._done = {run: run.epochs_done() for run in runs}
         self._bars: dict[Run, TaskID] = {}
@@ -211,7 +211,7 @@ class _Display:
         self._progress.stop()
 
     def update(self, run: Run) -> None:
-        """Show what a run logged."""
+        """Update the progress of a run."""
         if run not in self._bars:
             self._bars[run] = self._progress.add_task(
                 run.name, total=run.epochs, completed=self._done[run], accuracy=''
@@ -223,20 +223,20 @@ class _Display:
         self._progress.update(self._total, completed=sum(self._done.values()))
 
     def close(self, run: Run, ended: Ended) -> None:
-        """Replace the bar of a run that ended."""
+        """Remove the bar of a run that has ended."""
         self._progress.remove_task(self._bars.pop(run))
         if ended.code == 0:
             self._console.print(f'{run.name}: {run.epochs} epochs, {run.latest_accuracy()}')
 
 
 def mean_and_std(values: Sequence[float], form: str = '.1f') -> str:
-    """Return ``mean ± std`` as text, or the value if there is only one."""
+    """Return ``mean ± std`` as text, or the value alone if there is only one."""
     mean = format(statistics.mean(values), form)
     return f'{mean} ± {statistics.stdev(values):{form.lstrip("+")}}' if len(values) > 1 else mean
 
 
 def positive(text: str) -> int:
-    """Return a number of 1 or more that an argument of the command line holds."""
+    """Parse a command-line argument that must be a whole number of 1 or more."""
     if not text.isdecimal() or int(text) < 1:
-        raise ArgumentTypeError(f'must be a number of 1 or more, got {text!r}')
+        raise ArgumentTypeError(f'must be a whole number of 1 or more, got {text!r}')
     return int(text)

@@ -52,19 +52,19 @@ from mldr_kd_mm.utils.nested import iter_differences
 from mldr_kd_mm.utils.safe_config import parse_config
 
 TEACHERS = 'teachers'
-# The fields of a config that a run is made of: not where it is written and how it is started.
+# The config fields that determine what a run computes, not where it writes and how it starts.
 SETTINGS = (RUNNER_FIELDS - {'work_dir', 'resume', 'launcher'}) | {'custom_imports'}
-# The fields of a distilled model that belong to its pair; the others are the method's own.
+# The fields of a distilled model that belong to its pair; the others belong to the method.
 OF_THE_PAIR = ('teacher', 'teacher_checkpoint', 'student', 'input_size', 'teacher_input_size')
-# mmengine removes the oldest checkpoint before it writes the next: with one alone, a run that is
-# stopped in between could not go on.
+# mmengine removes the oldest checkpoint before it writes the next: with a single one, a run that is
+# stopped in between could not resume.
 CHECKPOINTS = dict(type='AtomicCheckpointHook', interval=1, max_keep_ckpts=2, save_best=None)
 
 Settings = dict[str, Any]
 
 
 class Source(NamedTuple):
-    """A pair or a method of the command line: as it is given there, its name, its file."""
+    """A pair or a method: its argument on the command line, its name, its file."""
 
     argument: str
     name: str
@@ -73,11 +73,11 @@ class Source(NamedTuple):
 
 @dataclass(eq=False)
 class BenchmarkRun(Run):
-    """A student, or a teacher that is not there yet.
+    """A run of a student, or of a teacher without a checkpoint.
 
     Attributes:
-        labels: The fields of its :class:`Result` that the command line determines.
-        settings: Its config, resolved. What depends on files is in :meth:`all_settings`.
+        labels: The fields of its :class:`Result` that follow from the command line.
+        settings: Its resolved config. :meth:`all_settings` adds what depends on files.
     """
 
     labels: dict[str, Any]
@@ -89,32 +89,32 @@ class BenchmarkRun(Run):
         return self.config.with_name('result.json')
 
     def all_settings(self) -> Settings:
-        """Return everything that it is trained by, the content of the teacher's file included."""
+        """Return its settings with the checksum of the teacher checkpoint."""
         return with_checksum(self.settings)
 
     def has_trained(self) -> bool:
-        """Tell whether there is something that it would continue."""
+        """Return whether the run has started before."""
         return self.result_file.is_file() or bool(self.records())
 
     def prepare(self) -> None:
-        """Store its config."""
+        """Write its config."""
         self.config.parent.mkdir(parents=True, exist_ok=True)
         settings = self.all_settings().items()
         lines = [f'{name} = {pformat(value, width=100)}\n' for name, value in settings]
         write_atomically(self.config, '\n'.join(lines))
 
     def arguments(self) -> list[str]:
-        """Return what continues the run, if there is something to continue."""
+        """Return the arguments that resume the run, if it can resume."""
         checkpoint = self.last_checkpoint()
         return ['--resume', str(checkpoint)] if checkpoint else []
 
     def last_checkpoint(self) -> Path | None:
-        """Return the checkpoint to go on from, if there is one.
+        """Return the checkpoint to resume from, if there is one.
 
-        An epoch is saved before it is validated, and a run that goes on from there would leave out
-        a validation that was cut short. So the run must have logged something after it, which also
-        tells that the file is whole. The last epoch is always trained again: a run without an epoch
-        to train would not tell its memory.
+        An epoch is saved before its validation, so a run that resumes from there would skip an
+        interrupted validation. The run must therefore have logged something after the checkpoint,
+        which also shows that the file is complete. The last epoch is always repeated: a run without
+        an epoch to train would not report its memory.
         """
         for epoch in range(min(self.epochs_done(), self.epochs - 1), 0, -1):
             checkpoint = self.work_dir / f'epoch_{epoch}.pth'
@@ -123,14 +123,14 @@ class BenchmarkRun(Run):
         return None
 
     def seconds(self) -> float:
-        """Return how long the parts of the run took, all together."""
-        # Where the Runner logs, it first writes its config.
+        """Return the total duration of all parts of the run."""
+        # The Runner writes its config next to the log when it starts.
         logs = list(self.work_dir.glob('*/vis_data/scalars.json'))
         begins = [log.with_name('config.py').stat().st_mtime for log in logs]
         return sum(log.stat().st_mtime for log in logs) - sum(begins)
 
     def result(self, ended: Ended, made_with: dict[str, str]) -> Result:
-        """Return what came out.
+        """Return the result of the finished run.
 
         Raises:
             RunFailed: If it ended with an error, or did not validate its last epoch.
@@ -157,17 +157,17 @@ class BenchmarkRun(Run):
 
 
 class Plan:
-    """What the command line asks for.
+    """The runs that the command line describes.
 
     Attributes:
-        students: The runs that it asks for.
-        teachers: For each teacher's file that is not there, the run that trains it, in order.
-        pairs: For each pair its settings without a method.
+        students: The runs of the students.
+        teachers: For each missing teacher checkpoint the run that trains it, in order.
+        pairs: Pair -> settings without a method.
         methods: The methods.
-        work_dir: Where the students are trained.
+        work_dir: The directory of the students' runs.
 
     Raises:
-        ConfigError: If the arguments or the files that they name are wrong.
+        ConfigError: If an argument or a file is wrong.
     """
 
     def __init__(self, args: Namespace) -> None:
@@ -192,7 +192,7 @@ class Plan:
                     self.students.append(self._student(pair, method, seed, settings))
 
     def runs(self) -> list[BenchmarkRun]:
-        """Return all runs, a teacher before those that need it."""
+        """Return all runs, a teacher before its students."""
         return [*self.teachers.values(), *self.students]
 
     def _student(self, pair: Source, method: Source, seed: int, settings: Settings) -> BenchmarkRun:
@@ -206,14 +206,14 @@ class Plan:
         )
 
     def _run(self, name: str, work_dir: Path, settings: Settings, labels: dict) -> BenchmarkRun:
-        """Return a run; the teacher that it needs is planned before."""
+        """Return a run, after planning the teacher that it needs."""
         epochs = settings.get('train_cfg', {}).get('max_epochs')
         if not isinstance(epochs, int):
-            raise ConfigError(f'{name}: train_cfg.max_epochs is {epochs!r}, should be a number')
+            raise ConfigError(f'{name}: train_cfg.max_epochs={epochs!r}: must be a number')
         options = shlex.join(f'{key}={value}' for key, value in self._options.items())
         run = BenchmarkRun(
             name=name,
-            # Not in the work directory itself, where the Runner writes its own.
+            # The Runner writes its own config into the work directory.
             config=work_dir / 'benchmark/config.py',
             work_dir=work_dir,
             epochs=epochs,
@@ -227,7 +227,7 @@ class Plan:
         return run
 
     def _teacher(self, checkpoint: Path) -> BenchmarkRun | None:
-        """Return the run that trains a teacher, or None if its file is there."""
+        """Return the run that trains a teacher, or None if its checkpoint exists."""
         work_dir, name = checkpoint.parent, checkpoint.parent.name
         record = work_dir / 'benchmark'
         stopped = (record / 'config.py').is_file() and not (record / 'result.json').is_file()
@@ -284,12 +284,12 @@ def complete(cfg: Config, options: dict[str, Any]) -> Settings:
 
 
 def trained_part(cfg: Config) -> Settings:
-    """Return what a run is made of, in plain containers."""
+    """Return the fields that determine a run, in plain containers."""
     return {name: value for name, value in cfg.to_dict().items() if name in SETTINGS}
 
 
 def is_distilled(settings: Settings) -> bool:
-    """Tell whether the model is a student with a teacher."""
+    """Return whether the model is a student with a teacher."""
     return 'student' in settings['model']
 
 
@@ -314,7 +314,7 @@ def read_settings(path: Path) -> Settings:
 
 
 def teacher_file(settings: Settings) -> Path | None:
-    """Return the path of the teacher's weights; None without one, as where they have a URL."""
+    """Return the path of the teacher checkpoint, or None if there is no local file."""
     checkpoint = settings['model'].get('teacher_checkpoint')
     if not checkpoint or '://' in checkpoint or checkpoint.startswith(('hf-hub:', 'hf_hub:')):
         return None
@@ -322,7 +322,7 @@ def teacher_file(settings: Settings) -> Path | None:
 
 
 def with_checksum(settings: Settings) -> Settings:
-    """Return the settings and the SHA-256 of the teacher's file, None if there is none."""
+    """Return the settings with the SHA-256 of the teacher checkpoint, None without a file."""
     path = teacher_file(settings)
     known = path is not None and path.is_file()
     return settings | {'teacher_sha256': _sha256(path, path.stat().st_mtime_ns) if known else None}
@@ -330,7 +330,7 @@ def with_checksum(settings: Settings) -> Settings:
 
 @lru_cache
 def _sha256(path: Path, modified: int) -> str:
-    """Return that of a file; it is read again only if it was modified."""
+    """Return the SHA-256 of a file; the cache depends on its modification time."""
     digest = hashlib.sha256()
     with path.open('rb') as file:
         while block := file.read(1 << 20):
@@ -339,7 +339,7 @@ def _sha256(path: Path, modified: int) -> str:
 
 
 def recipe(settings: Settings) -> Settings:
-    """Return the settings without the method's own and without the seed."""
+    """Return the settings without those of the method and without the seed."""
     shared = {name: value for name, value in settings.items() if name != 'custom_imports'}
     shared['randomness'] = settings.get('randomness', {}) | {'seed': None}
     if is_distilled(settings):
@@ -348,13 +348,13 @@ def recipe(settings: Settings) -> Settings:
 
 
 def check_recipe(pair: Settings, run: Settings, names: tuple[str, str], remedy: str) -> None:
-    """Raise unless a run has the recipe of its pair.
+    """Check that a run has the recipe of its pair.
 
     Args:
         pair: The settings of the pair, or of a run of it.
-        run: The settings of the run. If either is of a student alone, nothing is said of teachers.
-        names: What the two are called.
-        remedy: What to do where they differ.
+        run: The settings of the run. If either trains a student alone, teachers are not compared.
+        names: The names of the two, for errors.
+        remedy: What to do if they differ.
 
     Raises:
         ConfigError: They differ in more than the method and the seed.
@@ -370,17 +370,17 @@ def check_recipe(pair: Settings, run: Settings, names: tuple[str, str], remedy: 
 
 
 def check_stored(run: BenchmarkRun) -> None:
-    """Raise if a run would continue, or pass for, one that was trained by other settings.
+    """Check that a stored run was trained by the settings of its planned run.
 
     Raises:
-        ConfigError: They differ in a field, or nobody knows the others.
+        ConfigError: They differ in a field, or the stored settings are unknown.
     """
     if not run.has_trained():
         return
     if not run.config.is_file():
         raise ConfigError(
-            f'{run.work_dir} holds a run that the benchmark did not start: end it with '
-            'tools/train.py, or remove that directory'
+            f'{run.work_dir} holds a run that the benchmark did not start: finish it '
+            'with tools/train.py, or remove that directory'
         )
     if found := next(iter_differences(read_settings(run.config), run.all_settings()), None):
         field, old, new = found
@@ -397,10 +397,10 @@ def show(value: Any) -> str:
 
 
 def check_plan(plan: Plan, stored: Sequence[Result]) -> None:
-    """Raise if the plan would mix recipes, within itself or with what is stored.
+    """Check that a plan mixes no recipes, neither its own nor stored ones.
 
     Raises:
-        ConfigError: Some differ that must not.
+        ConfigError: Two runs of a pair have different recipes.
     """
     for run in plan.students:
         method = next(m for m in plan.methods if m.name == run.labels['method'])
@@ -420,7 +420,7 @@ def check_plan(plan: Plan, stored: Sequence[Result]) -> None:
 
 
 def check_results(work_dir: Path) -> None:
-    """Raise unless there are finished runs, and those of a pair have one recipe.
+    """Check that there are finished runs, and that those of a pair have one recipe.
 
     Raises:
         ConfigError: There is none, or two of them differ.
@@ -429,7 +429,7 @@ def check_results(work_dir: Path) -> None:
     if not results:
         raise ConfigError(f'--work-dir {work_dir}: there is no finished run in it')
     first: dict[str, tuple[Path, Settings]] = {}
-    # Distilled ones come first, since only they say something of the teacher.
+    # Distilled runs come first, because only they describe the teacher.
     for result in sorted(results, key=lambda result: result.method == SCRATCH):
         path = folder(work_dir, result.pair, result.method, result.seed)
         settings = read_settings(path / 'benchmark/config.py')
@@ -439,30 +439,30 @@ def check_results(work_dir: Path) -> None:
 
 
 def places(jobs: int | None) -> list[dict[str, str]]:
-    """Return the environment variables of each of the runs that go on at a time."""
+    """Return the environment variables of each concurrent run."""
     if torch.cuda.is_available():
         every = ','.join(map(str, range(torch.cuda.device_count())))
         visible = os.environ.get('CUDA_VISIBLE_DEVICES') or every
         devices = [{'CUDA_VISIBLE_DEVICES': device} for device in visible.split(',')]
     else:
-        # More threads than one each would only wait for each other.
+        # More than one thread per run would only compete for the cores.
         devices = [{'OMP_NUM_THREADS': '1'}] * os.cpu_count()
     return [devices[number % len(devices)] for number in range(jobs or len(devices))]
 
 
 @contextmanager
 def alone_in(work_dir: Path) -> Iterator[None]:
-    """Keep others out of a work directory.
+    """Lock a work directory.
 
     Raises:
-        ConfigError: If another benchmark is at work in it, or it is somebody else's.
+        ConfigError: If another benchmark is running in it, or it does not belong to a benchmark.
     """
     lock = work_dir / '.lock'
     other = next(work_dir.iterdir(), None) if work_dir.is_dir() else None
     if other is not None and not lock.is_file():
         raise ConfigError(
-            f'--work-dir {work_dir}: is none of a benchmark, and holds {other.name!r}: must be an '
-            'empty or a new directory'
+            f'--work-dir {work_dir}: does not belong to a benchmark and holds {other.name!r}; give '
+            'an empty or a new directory'
         )
     work_dir.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
@@ -470,13 +470,13 @@ def alone_in(work_dir: Path) -> Iterator[None]:
             stack.enter_context(lock_file(lock, wait=False))
         except BlockingIOError:
             raise ConfigError(
-                f'--work-dir {work_dir}: another benchmark is at work in it'
+                f'--work-dir {work_dir}: another benchmark is running in it'
             ) from None
         yield
 
 
 def run_all(plan: Plan, jobs: int | None, console: Console) -> list[str]:
-    """Run what is not finished; return one line for each run that failed."""
+    """Run everything unfinished; return one line for each failed run."""
     runs = [run for run in plan.runs() if not run.result_file.is_file()]
     console.print(summary(plan))
     made_with = surroundings()
@@ -499,7 +499,7 @@ def run_all(plan: Plan, jobs: int | None, console: Console) -> list[str]:
 
 
 def summary(plan: Plan) -> str:
-    """Return what is about to be run, in one line."""
+    """Return one line about the planned runs."""
     finished = sum(run.result_file.is_file() for run in plan.students)
     line = f'{len(plan.students)} runs in {plan.work_dir}, {finished} of them finished'
     teachers = [run.work_dir.name for run in plan.teachers.values()]
@@ -547,9 +547,9 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run what is asked for, then write what came out.
+    """Run the benchmark and write its results.
 
-    The exit code is 1 if a run failed, 2 for a mistake of the user's, 130 if stopped.
+    The exit code is 1 if a run failed, 2 for a user error, 130 if stopped.
     """
     args = parse_args(argv)
     console = Console(highlight=False, soft_wrap=True)
@@ -565,7 +565,7 @@ def main(argv: list[str] | None = None) -> None:
                 with alone_in(work_dir):
                     failures = run_all(plan, args.jobs, console)
     except KeyboardInterrupt:
-        print('stopped; the same command goes on from here', file=sys.stderr)
+        print('stopped; run the same command to continue', file=sys.stderr)
         sys.exit(130)
     results = read_results(work_dir)
     if results:
@@ -578,6 +578,6 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == '__main__':
-    # What ends a job on a cluster; like Ctrl-C it ends the runs too.
+    # SIGTERM ends a job on a cluster; like Ctrl-C it ends the runs too.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     main()

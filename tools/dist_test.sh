@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Test in GPUS processes on this machine; the variables are those of dist_train.sh.
+# Test in GPUS processes on this machine. The environment variables are those of dist_train.sh.
 #
 #   tools/dist_test.sh CONFIG CHECKPOINT GPUS [arguments of tools/test.py]
 set -euo pipefail

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Train in GPUS processes on this machine; where there is no GPU, on the CPU, over gloo.
+# Train in GPUS processes on this machine; without a GPU on the CPU, over gloo.
 #
 #   tools/dist_train.sh CONFIG GPUS [arguments of tools/train.py]
+#   tools/dist_train.sh configs/pairs/PAIR.py GPUS --method mldr
 #
-# NNODES, NODE_RANK, MASTER_ADDR and PORT describe a run over several machines. PORT is a free one
-# by default, or 29500 where there are several machines. MAX_RESTARTS=3 starts all processes again,
-# up to three times, when one has ended; they go on from the last checkpoint.
+# NNODES, NODE_RANK, MASTER_ADDR and PORT configure a run on several machines. PORT defaults to a
+# free port, or to 29500 for several machines. MAX_RESTARTS=3 restarts all processes up to three
+# times if one ends; they resume from the last checkpoint.
 set -euo pipefail
 if [ $# -lt 2 ]; then
     echo 'usage: dist_train.sh CONFIG GPUS [arguments of tools/train.py]' >&2

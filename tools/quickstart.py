@@ -1,11 +1,11 @@
-"""The main job in minutes: a ViT teaches MobileNetV2 to read handwritten digits.
+"""MLDR-KD in minutes: a ViT teaches MobileNetV2 to read handwritten digits.
 
     python tools/quickstart.py [--seeds N] [--epochs N]
 
-Trains the teacher on all 1,200 training images, and the student on 10 of each class, alone and with
-MLDR-KD from the same seeds. Each is a run of ``tools/train.py`` on a config of
-``configs/quickstart/``; one run a core goes on at a time. Ends with a table and a picture of what
-the runs logged, in work_dirs/quickstart, where they replace those of an earlier quickstart.
+Trains the teacher on all 1,200 training images, and the student on 10 images per class, alone and
+with MLDR-KD from the same seeds. Each run is one of ``tools/train.py`` on a config of
+``configs/quickstart/``; one run per core is active at a time. The results, a table and a figure of
+the logged curves, replace those of an earlier quickstart in work_dirs/quickstart.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ LABELS = {
     'mldr': 'MLDR-KD, 10 a class',
 }
 METHOD_COLORS = {'scratch': COLORS[1], 'mldr': COLORS[0]}
-# The student's heads that MLDR-KD compares with the teacher, as the Distiller logs them.
+# The student's heads in MLDR-KD, under the names that the Distiller logs.
 HEADS = {
     'logits': COLORS[0],
     'fused': INK,
@@ -85,12 +85,12 @@ def plan(seeds: int, epochs: int | None) -> list[Quick]:
 
 
 def by_method(runs: list[Quick]) -> dict[str, list[Quick]]:
-    """Return the runs of each method."""
+    """Return the runs by method."""
     return {method: [run for run in runs if run.method == method] for method in LABELS}
 
 
 def make_table(runs: list[Quick]) -> Table:
-    """Return the accuracies of each method, over its seeds."""
+    """Return a table of the accuracies of each method over its seeds."""
     seeds = len(by_method(runs)['mldr'])
     table = Table(
         title=f'Top-1 accuracy on the 597 test images, %\nmean ± std, number of seeds: {seeds}'
@@ -108,7 +108,7 @@ def make_table(runs: list[Quick]) -> Table:
 
 @apply_style()
 def draw_picture(runs: list[Quick], path: Path) -> None:
-    """Draw accuracy, losses and fusion weights over the epochs, and save them as an image."""
+    """Save a figure of accuracy, losses and fusion weights over the epochs."""
     runs_of = by_method(runs)
     figure = Figure(figsize=(11, 8), layout='constrained')
     figure.suptitle(
@@ -143,7 +143,7 @@ def draw_picture(runs: list[Quick], path: Path) -> None:
 
 
 def draw_curve(axes: Axes, runs: list[Quick], key: str, label: str, color: str) -> None:
-    """Draw the mean of what the runs logged under a name, in a band of one standard deviation."""
+    """Draw the mean of a logged value with a band of one standard deviation."""
     curves = [run.curve(key) for run in runs]
     epochs = list(curves[0])
     values = np.array([list(curve.values()) for curve in curves])
@@ -157,21 +157,23 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     """Return the parsed command line."""
     parser = ArgumentParser(description='Distil a ViT into MobileNetV2 on handwritten digits.')
     parser.add_argument(
-        '--seeds', type=positive, default=4, help='runs of each student; default: 4'
+        '--seeds', type=positive, default=4, help='number of runs of each student; default: 4'
     )
-    parser.add_argument('--epochs', type=positive, help='of each run; default: what its config has')
+    parser.add_argument(
+        '--epochs', type=positive, help='epochs of each run; default: those of its config'
+    )
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Train, then show what came out; a run that fails ends it in one line and exit code 1."""
+    """Train and show the results; a failed run prints one line and exits with code 1."""
     args = parse_args(argv)
     console = Console(highlight=False)
     start = time.monotonic()
     shutil.rmtree(WORK_DIR, ignore_errors=True)
     runs = plan(args.seeds, args.epochs)
-    console.print(f'{len(runs)} runs, each with its log in {WORK_DIR}:')
-    # The runs share the cores; more threads than one each would only wait for each other.
+    console.print(f'{len(runs)} runs, with logs in {WORK_DIR}:')
+    # More than one thread per run would only compete for the cores.
     places = [{'OMP_NUM_THREADS': '1'}] * os.cpu_count()
     try:
         train_all(runs, places, console, on_end=check_code)

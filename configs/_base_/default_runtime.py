@@ -1,4 +1,4 @@
-"""What all runs share: scope, hooks, logging, seed."""
+"""Shared by all runs: scope, hooks, logging, seed."""
 
 default_scope = 'mldr_kd_mm'
 
@@ -10,24 +10,25 @@ default_hooks = dict(
         type='AtomicCheckpointHook', interval=1, max_keep_ckpts=3, save_best='accuracy/top1'
     ),
     sampler_seed=dict(type='DistSamplerSeedHook'),
-    # What may go wrong and what is done about it: docs/fault_tolerance.md.
+    # Failures and their handling: docs/fault_tolerance.md.
     exact_resume=dict(type='ExactResumeHook'),
     stop_signal=dict(type='StopSignalHook'),
     non_finite=dict(type='NonFiniteHook', max_in_a_row=10),
     broadcast_buffers=dict(type='BroadcastBuffersHook'),
-    # Measured once, before training: --cfg-options default_hooks.teacher_accuracy.enabled=False
+    # Measures the teacher once before training. To turn it off:
+    # --cfg-options default_hooks.teacher_accuracy.enabled=False
     teacher_accuracy=dict(type='TeacherAccuracyHook', enabled=True),
     progress=dict(type='ProgressHook'),
-    # What the models say, drawn for the visualizer's backends; docs/report.md.
+    # Figures of the models' predictions for the visualizer backends: docs/report.md.
     figures=dict(type='FigureHook', interval=10, batches=4),
-    # With train_dataloader.sampler.views, see docs/teacher_cache.md
+    # Needs train_dataloader.sampler.views: docs/teacher_cache.md.
     teacher_cache=dict(type='TeacherCacheHook', dir=None),
 )
 
 env_cfg = dict(
     cudnn_benchmark=True,
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
-    dist_cfg=dict(backend='nccl'),  # tools/train.py takes gloo where there is no GPU
+    dist_cfg=dict(backend='nccl'),  # tools/train.py uses gloo without a GPU
 )
 
 visualizer = dict(type='UniversalVisualizer', vis_backends=[dict(type='LocalVisBackend')])

@@ -2,8 +2,8 @@
 
     python tools/train.py configs/quickstart/mldr.py
 
-Needs scikit-learn, which holds the images, and the teacher, which configs/quickstart/teacher.py
-trains.
+Requires scikit-learn, which contains the images, and the teacher that
+configs/quickstart/teacher.py trains.
 """
 
 _base_ = ['../_base_/quickstart/student.py', '../_base_/methods/mldr.py']

@@ -1,8 +1,8 @@
-"""The quickstart's student alone: MobileNetV2 of quarter width on ten images of each digit.
+"""The quickstart's student alone: quarter-width MobileNetV2 on ten images of each digit.
 
     python tools/train.py configs/quickstart/scratch.py
 
-Needs scikit-learn, which holds the images.
+Requires scikit-learn, which contains the images.
 """
 
 _base_ = '../_base_/quickstart/student.py'

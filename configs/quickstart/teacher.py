@@ -2,12 +2,12 @@
 
     python tools/train.py configs/quickstart/teacher.py --work-dir work_dirs/quickstart/teacher
 
-Needs scikit-learn, which holds the images; 40 s on one core.
+Requires scikit-learn, which contains the images. Takes 40 s on one core.
 """
 
 _base_ = ['../_base_/quickstart/base.py', '../_base_/schedules/transformer_40e.py']
 
 model = _base_.deit_small
 
-# Larger than the recipe's, for a smaller model and a short run.
+# Higher than the recipe's, for a smaller model and a short run.
 optim_wrapper = dict(optimizer=dict(lr=2e-3))

@@ -301,7 +301,7 @@ def test_stopped_benchmark_goes_on(project, tool):
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert stderr == 'stopped; the same command goes on from here\n'
+    assert stderr == 'stopped; run the same command to continue\n'
     stopped_at = logged_so_far(work_dir)
     time.sleep(1)
     assert logged_so_far(work_dir) == stopped_at, 'the run was ended too'
@@ -515,7 +515,7 @@ def test_method_may_bring_its_own_code(project, benchmark):
         ),
         (
             [*COMMAND, '--cfg-options', 'train_cfg.max_epochs=None'],
-            'scratch vit_to_resnet seed0: train_cfg.max_epochs is None, should be a number',
+            'scratch vit_to_resnet seed0: train_cfg.max_epochs=None: must be a number',
         ),
         (['--table-only'], '--work-dir work_dirs/benchmark: there is no finished run in it'),
     ],
@@ -529,7 +529,7 @@ def test_refuses_to_continue_what_it_did_not_start(project, refused):
     log.parent.mkdir(parents=True)
     log.write_text('{"loss": 1.0, "epoch": 1, "step": 4}\n')
     assert refused(*COMMAND) == (
-        'error: work_dirs/small_vit holds a run that the benchmark did not start: end it with '
+        'error: work_dirs/small_vit holds a run that the benchmark did not start: finish it with '
         'tools/train.py, or remove that directory'
     )
 
@@ -539,7 +539,7 @@ def test_refuses_to_work_beside_another(project, refused):
     with (WORK_DIR / '.lock').open('a') as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         assert refused('--pairs', 'vit_to_resnet', '--methods', 'scratch') == (
-            f'error: --work-dir {WORK_DIR}: another benchmark is at work in it'
+            f'error: --work-dir {WORK_DIR}: another benchmark is running in it'
         )
 
 
@@ -829,7 +829,7 @@ def test_a_result_that_is_none(tool, tmp_path, text):
     file.write_text(text)
     code, said = tool('benchmark', '--table-only', '--work-dir', tmp_path)
     assert code == 2
-    assert said.startswith(f'error: {file}: is no result of a run (')
+    assert said.startswith(f'error: {file}: is not the result of a run (')
     assert said.count('\n') == 1
 
 
@@ -853,7 +853,7 @@ def test_a_work_directory_of_somebody_else(project, tool):
     code, said = tool('benchmark', *COMMAND)
     assert code == 2
     assert said == (
-        f'error: --work-dir {WORK_DIR}: is none of a benchmark, and holds {name!r}: must be an '
+        f'error: --work-dir {WORK_DIR}: does not belong to a benchmark and holds {name!r}; give an '
         'empty or a new directory\n'
     )
     assert tree(project) == before

@@ -1,8 +1,8 @@
 """CIFAR-100 at 224 px with the CNN recipe's augmentation (the authors' release)."""
 
-# CIFAR-100's statistics on [0, 1], times 255. Its images are RGB already.
+# CIFAR-100's statistics on [0, 1], times 255. The images are already RGB.
 data_preprocessor = dict(
-    type='mldr_kd_mm.ViewDataPreprocessor',  # which mixes reproducibly
+    type='mldr_kd_mm.ViewDataPreprocessor',  # mixes images reproducibly
     num_classes=100,
     mean=[0.5071 * 255, 0.4865 * 255, 0.4409 * 255],
     std=[0.2673 * 255, 0.2564 * 255, 0.2762 * 255],

@@ -1,6 +1,6 @@
-"""Images of your own in data/folder/{train,val}/CLASS/, at 224 px with crops and flips.
+"""Your own images in data/folder/{train,val}/CLASS/, at 224 px with crops and flips.
 
-data_preprocessor.num_classes is yours to set. The statistics are ImageNet's.
+Set data_preprocessor.num_classes. The statistics are ImageNet's.
 """
 
 _base_ = 'imagenet_224.py'

@@ -1,7 +1,7 @@
-"""What the Transformer recipe (OFA-KD) does to an image after crop and flip.
+"""Augmentation of the Transformer recipe (OFA-KD) after crop and flip.
 
-It also lists a colour jitter of 0.4, which timm leaves out where RandAugment is on. mixup and
-cutmix belong to the model: see ``train_cfg`` of the students and of the teachers' configs.
+The recipe also lists a colour jitter of 0.4, which timm disables when RandAugment is on. mixup and
+cutmix belong to the model: see ``train_cfg`` in the configs of students and teachers.
 """
 
 strong_augmentation = [

@@ -1,8 +1,8 @@
 """Tiny-ImageNet at 224 px with the CNN recipe's augmentation."""
 
-# Tiny-ImageNet's statistics on [0, 1] in the order RGB, times 255. Its images are read as BGR.
+# Tiny-ImageNet's statistics on [0, 1] in RGB order, times 255. The images are read as BGR.
 data_preprocessor = dict(
-    type='mldr_kd_mm.ViewDataPreprocessor',  # which mixes reproducibly
+    type='mldr_kd_mm.ViewDataPreprocessor',  # mixes images reproducibly
     num_classes=200,
     mean=[0.4802 * 255, 0.4481 * 255, 0.3975 * 255],
     std=[0.2770 * 255, 0.2691 * 255, 0.2821 * 255],

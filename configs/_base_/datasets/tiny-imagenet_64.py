@@ -4,7 +4,7 @@ _base_ = 'tiny-imagenet_224.py'
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
-    # An eighth of the image, as the usual 4 px are of CIFAR's 32.
+    # One eighth of the image, like the usual 4 px of CIFAR's 32.
     dict(type='RandomCrop', crop_size=64, padding=8),
     dict(type='RandomFlip', prob=0.5, direction='horizontal'),
     dict(type='PackInputs'),

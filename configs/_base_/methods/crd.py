@@ -1,4 +1,4 @@
-"""CRD: penultimate features against a memory bank. For other data num_samples is another."""
+"""CRD: penultimate features against a memory bank; num_samples is the training set's size."""
 
 method = dict(
     losses=[

@@ -1,4 +1,4 @@
-"""Ablation of MLDR-KD: DFRA on the stages' and the fused logits, not on the final ones."""
+"""Ablation of MLDR-KD: DFRA on the stages' and the fused logits only."""
 
 _base_ = 'mldr.py'
 

@@ -1,4 +1,4 @@
-"""Beyond the paper: MLDR-KD, the logits of each sample standardised before they are related."""
+"""Beyond the paper: MLDR-KD on logits that are standardised per sample."""
 
 _base_ = 'mldr.py'
 

@@ -1,4 +1,4 @@
-"""Ablation of MLDR-KD: without the relations among classes."""
+"""Ablation of MLDR-KD: without the class relation."""
 
 _base_ = 'mldr.py'
 

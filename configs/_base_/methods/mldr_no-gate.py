@@ -1,4 +1,4 @@
-"""Ablation of MLDR-KD: all stages weigh the same in the fusion."""
+"""Ablation of MLDR-KD: equal weights for all stages in the fusion."""
 
 _base_ = 'mldr.py'
 

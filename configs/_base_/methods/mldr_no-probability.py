@@ -1,4 +1,4 @@
-"""Ablation of MLDR-KD: the relations alone, without the probabilities."""
+"""Ablation of MLDR-KD: without the probability term."""
 
 _base_ = 'mldr.py'
 

@@ -1,4 +1,4 @@
-"""Ablation of MLDR-KD: without the relations among samples."""
+"""Ablation of MLDR-KD: without the sample relation."""
 
 _base_ = 'mldr.py'
 

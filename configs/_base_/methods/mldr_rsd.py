@@ -1,4 +1,4 @@
-"""Beyond the paper: MLDR-KD, and RSD's loss on the penultimate features."""
+"""Beyond the paper: MLDR-KD plus RSD's loss on the penultimate features."""
 
 _base_ = 'mldr.py'
 

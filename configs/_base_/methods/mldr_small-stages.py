@@ -1,4 +1,4 @@
-"""MLDR-KD with weight 0.1 for each stage and the fusion, as OFA's authors weigh a CNN's stages."""
+"""MLDR-KD with weight 0.1 for each stage and the fusion, as OFA's authors weight a CNN's stages."""
 
 _base_ = 'mldr.py'
 

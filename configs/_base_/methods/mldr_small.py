@@ -1,4 +1,4 @@
-"""MLDR-KD with a tenth of its weights, which leaves more to the student's own loss."""
+"""MLDR-KD with a tenth of its weights, which emphasises the student's own loss."""
 
 _base_ = 'mldr.py'
 

@@ -1,6 +1,6 @@
 """OFA: its loss on the final and the four stages' logits, each with weight 1.
 
-The stages go through MLDR-KD's neck, of which the fusion is not read: it has no gate.
+The stages go through MLDR-KD's neck without its gate, because the fusion is not used.
 """
 
 method = dict(

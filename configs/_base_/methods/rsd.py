@@ -1,4 +1,4 @@
-"""RSD: the penultimate features' correlations over a batch; it reads no logits."""
+"""RSD: correlations of the penultimate features over a batch; no logits."""
 
 method = dict(
     losses=[

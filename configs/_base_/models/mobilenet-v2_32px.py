@@ -1,4 +1,4 @@
-"""MobileNetV2 of half width with the strides usual at 32 px, for 100 classes."""
+"""Half-width MobileNetV2 with the usual strides for 32 px, for 100 classes."""
 
 _base_ = 'mobilenet-v2.py'
 

@@ -1,6 +1,6 @@
-"""ResNet18 of a quarter of its width for 32 px and 20 classes: 0.7 M parameters.
+"""Quarter-width ResNet18 for 32 px and 20 classes: 0.7 M parameters.
 
-Its first stage already halves the resolution, so that it is cheap enough for a CPU.
+The first stage already halves the resolution, which makes it cheap enough for a CPU.
 """
 
 resnet18 = dict(

@@ -1,7 +1,7 @@
 """ResNet18 for Tiny-ImageNet's 200 classes at 64 px: 11.3 M parameters.
 
-Its stem keeps the resolution, a 3x3 convolution without max-pooling as usual for small images:
-ImageNet's would leave a map of 2x2 to the last stage, this one leaves 8x8.
+The stem keeps the resolution, with a 3x3 convolution and no max-pooling as usual for small images.
+The last stage then gets an 8x8 map; with ImageNet's stem it would get 2x2.
 """
 
 resnet18 = dict(

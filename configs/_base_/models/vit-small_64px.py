@@ -1,4 +1,4 @@
-"""ViT-S of patch 8 at 64 px, for the 200 classes of Tiny-ImageNet: 21.5 M parameters."""
+"""ViT-S (patch 8, 64 px) for the 200 classes of Tiny-ImageNet: 21.5 M parameters."""
 
 _base_ = 'vit-small.py'
 

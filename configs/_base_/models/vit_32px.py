@@ -1,4 +1,4 @@
-"""A ViT of width 64 with 4 blocks (patch 4, 32 px) for 20 classes: 0.2 M parameters."""
+"""Small ViT (patch 4, 32 px, width 64, 4 blocks) for 20 classes: 0.2 M parameters."""
 
 vit = dict(
     type='ImageClassifier',

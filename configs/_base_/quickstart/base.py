@@ -1,4 +1,4 @@
-"""What the configs of the quickstart share: the digits at 16 px, both models, the runtime."""
+"""Shared by the quickstart's configs: the digits at 16 px, both models, the runtime."""
 
 _base_ = [
     '../models/deit-small_32px.py',
@@ -6,8 +6,8 @@ _base_ = [
     '../default_runtime.py',
 ]
 
-# A ViT of width 64 with 4 blocks: 0.2 M parameters. Its targets are not smoothed, since a teacher
-# trained on smoothed ones tells less of how the classes resemble each other.
+# A ViT of width 64 with 4 blocks: 0.2 M parameters. Labels are not smoothed: a teacher trained on
+# smoothed labels reveals less about class similarity.
 deit_small = dict(
     backbone=dict(
         arch=dict(embed_dims=64, num_layers=4, num_heads=4, feedforward_channels=256),
@@ -17,13 +17,13 @@ deit_small = dict(
     ),
     head=dict(num_classes=10, in_channels=64, loss=dict(_delete_=True, type='CrossEntropyLoss')),
 )
-# A quarter of MobileNetV2's width: 0.25 M parameters.
+# Quarter-width MobileNetV2: 0.25 M parameters.
 mobilenet_v2 = dict(backbone=dict(widen_factor=0.25), head=dict(num_classes=10))
 
 # Mean and standard deviation of the training images.
 data_preprocessor = dict(num_classes=10, mean=[78.0] * 3, std=[82.6] * 3, to_rgb=False)
 
-# No flips: a mirrored digit is no digit.
+# No flips: a mirrored digit is not a digit.
 train_pipeline = [
     dict(type='NumpyToPIL'),
     dict(
@@ -54,5 +54,5 @@ val_evaluator = dict(type='Accuracy', topk=1)
 test_dataloader = val_dataloader
 test_evaluator = val_evaluator
 
-# The last checkpoint only.
+# Keep only the last checkpoint.
 default_hooks = dict(checkpoint=dict(interval=-1, save_best=None))

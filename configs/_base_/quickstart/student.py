@@ -1,14 +1,14 @@
-"""What the quickstart's student gets, alone as well as distilled: its images and its recipe.
+"""Images and recipe of the quickstart's student, alone and distilled.
 
-The recipe is the CNN recipe with small batches, for more than one step an epoch, and the learning
-rate scaled to them; at the recipe's own 0.05 such batches make MLDR-KD diverge. (The rate was
-chosen on seed 10, which the quickstart does not use.) 80 epochs keep the whole within minutes; the
-accuracy of both is nearly flat by then.
+The recipe is the CNN recipe with small batches, for more than one step per epoch, and the learning
+rate scaled to them; at the recipe's own 0.05 MLDR-KD diverges with such batches. (The learning rate
+was chosen on seed 10, which the quickstart does not use.) 80 epochs take minutes; the accuracy of
+both students is nearly flat by then.
 """
 
 _base_ = ['base.py', '../schedules/cnn_300e.py']
 
-# Ten images a class: the more there are, the less a student needs a teacher.
+# Ten images per class: with more images the student needs the teacher less.
 train_dataloader = dict(batch_size=20, dataset=dict(subset=dict(per_class=10)))
 
 train_cfg = dict(max_epochs=80, val_interval=5)

@@ -1,15 +1,15 @@
-"""The recipe for CNN students (the authors' release): 300 epochs of SGD, 128 images a GPU."""
+"""Recipe for CNN students (the authors' release): 300 epochs of SGD, 128 images per GPU."""
 
 train_cfg = dict(by_epoch=True, max_epochs=300, val_interval=1)
 val_cfg = dict()
 test_cfg = dict()
 
-# Weight decay is on all parameters; no gradient is clipped.
+# Weight decay on all parameters; no gradient clipping.
 optim_wrapper = dict(
     optimizer=dict(type='SGD', lr=0.05, momentum=0.9, nesterov=True, weight_decay=2e-3)
 )
 
-# From 1e-4 up to 0.05 at epoch 3, then a cosine down to 1e-3 in the last epoch.
+# Warm-up from 1e-4 to 0.05 at epoch 3, then cosine to 1e-3 in the last epoch.
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-4 / 0.05, by_epoch=True, begin=0, end=4),
     dict(

@@ -1,9 +1,9 @@
-"""The recipe of transformer_300e.py for Vision Mamba: its state matrices are not decayed either."""
+"""The recipe transformer_300e.py for Vision Mamba, without weight decay on state matrices."""
 
 _base_ = 'transformer_300e.py'
 
-# As the authors of Vim have it. A key may stand anywhere in a parameter's name: 'mixer.D' finds D_b
-# too, and each finds the parameters of a student.
+# As in the Vim authors' code. A key matches anywhere in a parameter's name: 'mixer.D' also matches
+# D_b, and each key matches the parameters of a distilled student.
 optim_wrapper = dict(
     paramwise_cfg=dict(
         custom_keys={

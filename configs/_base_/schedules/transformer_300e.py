@@ -1,4 +1,4 @@
-"""The recipe for ViT and MLP models (OFA-KD's): 300 epochs of AdamW, 128 images a GPU."""
+"""Recipe for ViT and MLP models (OFA-KD): 300 epochs of AdamW, 128 images per GPU."""
 
 train_cfg = dict(by_epoch=True, max_epochs=300, val_interval=1)
 val_cfg = dict()
@@ -10,7 +10,7 @@ optim_wrapper = dict(
     clip_grad=dict(max_norm=5.0),
 )
 
-# From 5e-7 up to 5e-4 at epoch 20, then a cosine down to 1e-5 in the last epoch.
+# Warm-up from 5e-7 to 5e-4 at epoch 20, then cosine to 1e-5 in the last epoch.
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-3, by_epoch=True, begin=0, end=21),
     dict(

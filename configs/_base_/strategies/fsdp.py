@@ -1,6 +1,6 @@
-"""Weights, gradients and optimizer state in shards, one a process: torch's FSDP.
+"""Shard weights, gradients and optimizer state over the processes: torch's FSDP.
 
-Another line in the bases of a config; docs/sharding.md says what it does to a Distiller.
+Add this file to the bases of a config. docs/sharding.md explains its effect on a Distiller.
 """
 
 runner_type = 'FlexibleRunner'
@@ -11,5 +11,5 @@ strategy = dict(
         use_orig_params=True,
         auto_wrap_policy=dict(type='wrap_student_blocks', min_num_params=1_000_000),
     ),
-    state_dict_cfg='full',  # a checkpoint is that of an unsharded run
+    state_dict_cfg='full',  # checkpoints equal those of an unsharded run
 )
