@@ -17,29 +17,29 @@ from mldr_kd_mm.utils.dist import raise_on_all_ranks, run_on_main_process
 HERE = Path(__file__)
 
 
-@pytest.mark.parametrize('fails', ['inner', 'outer', 'in the middle'])
-def test_an_error_within_is_told_once(tmp_path, fails):
-    run_ranks(*((HERE, rank, tmp_path / 'store', fails) for rank in range(2)))
+def test_an_error_in_nested_blocks_is_raised_once_on_all_ranks(tmp_path):
+    run_ranks(*((HERE, rank, tmp_path / 'store') for rank in range(2)))
 
 
-def main(rank, store, fails):
-    """Run one of two ranks; rank 0 fails."""
+def main(rank, store):
+    """Run one of two ranks; rank 0 fails, before, in and after the inner block."""
     torch.distributed.init_process_group(
         'gloo', init_method=f'file://{store}', rank=rank, world_size=2
     )
 
-    def fail(place):
+    def fail(place, fails):
         if rank == 0 and fails == place:
             raise OSError('the disk')
 
-    with pytest.raises(OSError if rank == 0 else ConfigError, match='the disk'):
-        with raise_on_all_ranks():
-            fail('in the middle')
+    for fails in ('before', 'inside', 'after'):
+        with pytest.raises(OSError if rank == 0 else ConfigError, match='the disk'):
             with raise_on_all_ranks():
-                fail('inner')
-            fail('outer')
-    # The ranks are still in step.
-    assert all_gather_object(rank) == [0, 1]
+                fail('before', fails)
+                with raise_on_all_ranks():
+                    fail('inside', fails)
+                fail('after', fails)
+        # The ranks are still in step.
+        assert all_gather_object(rank) == [0, 1]
     assert run_on_main_process(lambda: rank) == 0
 
 

@@ -99,8 +99,7 @@ def test_scalars_are_those_of_the_validated_weights(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('options', 'epochs'),
-    [(dict(interval=3), {1, 4, 5}), (dict(interval=10), {1, 5}), (dict(enabled=False), set())],
+    ('options', 'epochs'), [(dict(interval=3), {1, 4, 5}), (dict(enabled=False), set())]
 )
 def test_interval(tmp_path, options, epochs):
     train(mldr(), tmp_path, max_epochs=5, default_hooks=hooks(**options, batches=1))
@@ -131,6 +130,12 @@ def test_loop_over_iterations(tmp_path):
     processor = dict(by_epoch=False)
     train(mldr(), tmp_path, train_cfg=loop, log_processor=processor, default_hooks=hooks())
     assert drawn(tmp_path) == {f'{name}_{step}' for name in IMAGES for step in (2, 4)}
+    # The images are figures: a white margin, dark text and coloured content.
+    for path in tmp_path.glob('*/vis_data/vis_image/*.png'):
+        image = cv2.imread(str(path))
+        assert image[0, 0].tolist() == [255] * 3 and (image < 100).any()
+        saturation = image.max(2).astype(int) - image.min(2)
+        assert (saturation > 80).any() or 'fusion' in path.name or 'cka' in path.name, path
 
 
 def test_other_models_are_left_alone(tmp_path):
@@ -183,15 +188,6 @@ def test_two_processes(tmp_path):
 def test_mistakes(kwargs, message):
     with pytest.raises(ConfigError, match=message):
         FigureHook(**kwargs)
-
-
-def test_images_are_figures(tmp_path):
-    train(mldr(), tmp_path, default_hooks=hooks())
-    for path in tmp_path.glob('*/vis_data/vis_image/*.png'):
-        image = cv2.imread(str(path))
-        assert image[0, 0].tolist() == [255] * 3 and (image < 100).any()
-        saturation = image.max(2).astype(int) - image.min(2)
-        assert (saturation > 80).any() or 'fusion' in path.name or 'cka' in path.name, path
 
 
 def test_tensorboard(tmp_path):

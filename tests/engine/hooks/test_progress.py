@@ -28,13 +28,13 @@ def command(work_dir, *options):
 
 
 def run_on_terminal(work_dir, *options, **streams):
-    return on_terminal(command(work_dir, *options), path=HERE.parent, **streams)
+    return on_terminal(command(work_dir, *options), path=HERE.parents[1], **streams)
 
 
 def into_pipe(work_dir, *options):
     done = subprocess.run(
         command(work_dir, *options),
-        env=environment(HERE.parent),
+        env=environment(HERE.parents[1]),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
