@@ -1,4 +1,4 @@
-"""What holds for every test."""
+"""Fixtures and settings of all tests."""
 
 import os
 import shutil
@@ -11,9 +11,9 @@ from mmengine.registry import DefaultScope, init_default_scope
 
 import mldr_kd_mm  # noqa: F401  registers everything
 
-# Small operations stall where threads wait for each other.
+# Small operations are slower on several threads.
 torch.set_num_threads(1)
-# What fails is the fault of what was changed, not of new examples: those are tried with
+# A failure is then due to a change of the code, not to new examples. Try new ones with
 # --hypothesis-profile default.
 settings.register_profile('same_examples', derandomize=True)
 settings.load_profile('same_examples')
@@ -21,18 +21,18 @@ settings.load_profile('same_examples')
 
 @pytest.fixture(autouse=True)
 def default_scope():
-    """Start in the scope that our configs name, and leave no other behind."""
+    """Start each test in the default scope of our configs and reset it afterwards."""
     init_default_scope('mldr_kd_mm')
     yield
     DefaultScope._instance_dict.clear()
-    # What other tests compiled of the same code counts against torch's limit of recompilations.
+    # Compilations in earlier tests count towards torch's limit of recompilations.
     if 'torch._dynamo' in sys.modules:
         torch.compiler.reset()
 
 
 @pytest.fixture(scope='session')
 def browser():
-    """A headless Chromium: what BROWSER names, or what is installed."""
+    """Start a headless Chromium: the one that BROWSER names, or an installed one."""
     playwright = pytest.importorskip('playwright.sync_api', reason='needs playwright')
     names = (os.environ.get('BROWSER'), 'chromium', 'chromium-browser', 'google-chrome')
     path = next(filter(None, map(shutil.which, filter(None, names))), None)

@@ -1,4 +1,4 @@
-"""Data, models and metrics by which a test sees what goes wrong."""
+"""Data, models and metrics that inject faults or make them visible."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mldr_kd_mm.registry import METRICS, MODELS, TRANSFORMS
 
 @TRANSFORMS.register_module()
 class Spoil(BaseTransform):
-    """Images of floats, those of some samples with a NaN in them."""
+    """Convert images to float and put a NaN into those of some samples."""
 
     def __init__(self, indices):
         self.indices = indices
@@ -28,7 +28,7 @@ class Spoil(BaseTransform):
 
 @TRANSFORMS.register_module()
 class Darken(BaseTransform):
-    """Images that are darker in each process but the first: each has its own statistics."""
+    """Darken the images on every rank but the first, so that ranks differ in their statistics."""
 
     def transform(self, results):
         results['img'] = results['img'] // (1 + 3 * dist.get_rank())
@@ -37,12 +37,12 @@ class Darken(BaseTransform):
 
 @MODELS.register_module()
 class FaultyClassifier(ImageClassifier):
-    """A second loss of zero, in some steps wrong.
+    """Classifier with a second loss of zero that is wrong in some steps.
 
     Args:
-        loss: The forward passes, counted from 0, whose second loss is NaN and has no gradient.
-        gradient: Those whose second loss is finite and its gradient is not.
-        ranks: The processes that are concerned.
+        loss: Forward passes, counted from 0, whose second loss is NaN without a gradient.
+        gradient: Forward passes whose second loss is finite but has a non-finite gradient.
+        ranks: Ranks on which the faults occur.
     """
 
     def __init__(self, loss=(), gradient=(), ranks=(0,), **kwargs):
@@ -66,7 +66,7 @@ class FaultyClassifier(ImageClassifier):
 
 @METRICS.register_module()
 class SampleCount(BaseMetric):
-    """How many samples were validated, and how many different ones."""
+    """Count the validated samples and the distinct ones among them."""
 
     def process(self, data_batch, data_samples):
         self.results += [sample['sample_idx'] for sample in data_samples]

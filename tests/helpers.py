@@ -1,4 +1,4 @@
-"""Small models and runs that many tests share."""
+"""Small models, data sets and runs that many tests share."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NORMALIZATION = dict(mean=[127.0] * 3, std=[64.0] * 3, num_classes=NUM_CLASSES)
 
 
 def vit(num_classes=NUM_CLASSES, img_size=32, depth=4, **kwargs):
-    """A ViT of 17 tokens and width 32."""
+    """Config of a ViT with 17 tokens and width 32."""
     return dict(
         type='ImageClassifier',
         backbone=dict(
@@ -44,7 +44,7 @@ def vit(num_classes=NUM_CLASSES, img_size=32, depth=4, **kwargs):
 
 
 def resnet(num_classes=NUM_CLASSES, **kwargs):
-    """A ResNet18 of widths 8, 16, 32 and 64."""
+    """Config of a ResNet18 with widths 8, 16, 32 and 64."""
     return dict(
         type='ImageClassifier',
         backbone=dict(type='ResNet_CIFAR', depth=18, base_channels=8, stem_channels=8),
@@ -55,12 +55,12 @@ def resnet(num_classes=NUM_CLASSES, **kwargs):
 
 
 def timm_resnet(num_classes=NUM_CLASSES, **kwargs):
-    """timm's ResNet10-T, of widths 64, 128, 256 and 512."""
+    """Config of timm's ResNet10-T, with widths 64, 128, 256 and 512."""
     return dict(type='TimmClassifier', model_name='resnet10t', num_classes=num_classes, **kwargs)
 
 
 def mldr(teacher=None, student=None, **kwargs):
-    """MLDR-KD between two small models."""
+    """Config of MLDR-KD between two small models."""
     config = dict(
         type='Distiller',
         teacher=teacher or vit(),
@@ -82,7 +82,7 @@ def mldr(teacher=None, student=None, **kwargs):
 
 
 def batch(size=8, num_classes=NUM_CLASSES, pixels=32, seed=0):
-    """Random images and labels, as a data loader gives them."""
+    """Return random images and labels in the form of a data loader's batch."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 256, (size, 3, pixels, pixels), generator=generator)
     labels = torch.randint(0, num_classes, (size,), generator=generator)
@@ -91,12 +91,12 @@ def batch(size=8, num_classes=NUM_CLASSES, pixels=32, seed=0):
 
 
 def image_folder(root: Path, splits: dict[str, int], classes: str = 'abc') -> Path:
-    """Write PNG images that can be told apart by their colour.
+    """Write PNG images whose colour tells their class.
 
     Args:
         root: The folder.
-        splits: Subfolder, or '' for the folder itself -> images of each class.
-        classes: Names of a letter each.
+        splits: Images per class by subfolder; '' stands for the folder itself.
+        classes: Names of the classes, one letter each.
     """
     random = np.random.default_rng(0)
     for split, count in splits.items():
@@ -111,7 +111,7 @@ def image_folder(root: Path, splits: dict[str, int], classes: str = 'abc') -> Pa
 
 
 def make_split(per_class: int, seed: int) -> dict:
-    """Random images of CIFAR-100, as one of its files holds them."""
+    """Return random images in the layout of a CIFAR-100 file."""
     rng = np.random.default_rng(seed)
     labels = rng.permutation(np.repeat(np.arange(100), per_class)).tolist()
     data = rng.integers(0, 256, (len(labels), 3072), dtype=np.uint8)
@@ -119,13 +119,13 @@ def make_split(per_class: int, seed: int) -> dict:
 
 
 def write_file(path: Path, content: object) -> None:
-    """Pickle it, as the official files are."""
+    """Pickle an object the way the official files are pickled."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(pickle.dumps(content, protocol=2))
 
 
 def make_cifar100(root: Path) -> Path:
-    """Write CIFAR-100 with 2 training images and 1 test image a class; return its root."""
+    """Write CIFAR-100 with 2 training images and 1 test image per class; return its root."""
     folder = root / 'cifar-100-python'
     write_file(folder / 'train', make_split(per_class=2, seed=0))
     write_file(folder / 'test', make_split(per_class=1, seed=1))
@@ -134,7 +134,7 @@ def make_cifar100(root: Path) -> Path:
 
 
 def runner_config(model, work_dir, max_epochs=1, **kwargs):
-    """A run on 40 handwritten digits, validated on 30 others."""
+    """Config of a run on 40 handwritten digits, validated on 30 others."""
 
     def loader(split, per_class, shuffle):
         return dict(
@@ -165,7 +165,7 @@ def runner_config(model, work_dir, max_epochs=1, **kwargs):
         ),
         default_scope='mldr_kd_mm',
         randomness=dict(seed=0),
-        # mmengine reuses the logger of a run of the same name and second.
+        # mmengine reuses a logger of the same name, which has the time in seconds by default.
         experiment_name='-'.join(work_dir.parts[-2:]),
     )
     config.update(kwargs)
@@ -173,14 +173,14 @@ def runner_config(model, work_dir, max_epochs=1, **kwargs):
 
 
 def train(model, work_dir, **kwargs) -> Runner:
-    """Train a small model with mmengine's own Runner."""
+    """Train a small model with mmengine's Runner."""
     runner = Runner.from_cfg(Config(copy.deepcopy(runner_config(model, work_dir, **kwargs))))
     runner.train()
     return runner
 
 
 def read_run(folder: Path, rank: int = 0, processes: int = 1) -> Config:
-    """In one of the processes of a run: join the others, and read FOLDER/config.json."""
+    """Join the process group of a run and read its FOLDER/config.json."""
     torch.set_num_threads(1)
     config = Config(json.loads((folder / 'config.json').read_text()))
     if processes > 1:
@@ -197,19 +197,19 @@ def read_run(folder: Path, rank: int = 0, processes: int = 1) -> Config:
 
 
 def environment(path: Path | None = None) -> dict[str, str]:
-    """Variables for a process that imports this project, and what is in ``path``."""
+    """Return the environment of a process that imports this project and from ``path``."""
     paths = ':'.join(str(each) for each in (Path(__file__).parents[1], path) if each)
     wanted = dict(PYTHONPATH=paths, OMP_NUM_THREADS='1', PYTHONIOENCODING='utf-8')
     return os.environ | wanted | dict(TERM='xterm', COLUMNS='160')
 
 
 def on_terminal(command: Sequence, path: Path | None = None, **streams) -> tuple[int, str]:
-    """Run a command on a terminal; return its exit code and what the terminal got.
+    """Run a command on a pseudo-terminal; return its exit code and output.
 
     Args:
         command: The program and its arguments.
-        path: Where else it imports from.
-        streams: ``stdout`` or ``stderr``, if they are not to go to the terminal.
+        path: Another folder that it imports from.
+        streams: ``stdout`` or ``stderr`` to redirect.
     """
     ours, theirs = pty.openpty()
     streams = dict(stdout=theirs, stderr=theirs) | streams
@@ -219,7 +219,7 @@ def on_terminal(command: Sequence, path: Path | None = None, **streams) -> tuple
     while True:
         try:
             chunk = os.read(ours, 65536)
-        except OSError:  # Linux says so when the other side is closed
+        except OSError:  # raised by Linux when the other side is closed
             break
         if not chunk:
             break
@@ -229,10 +229,9 @@ def on_terminal(command: Sequence, path: Path | None = None, **streams) -> tuple
 
 
 def leave_group() -> NoReturn:
-    """End a process of a group over gloo.
+    """Exit a process of a gloo group without Python's shutdown.
 
-    A thread of gloo's that lets go of a tensor while Python shuts down or ends the group can wait
-    for it for ever (torch 2.6).
+    During shutdown a gloo thread that releases a tensor can deadlock (torch 2.6).
     """
     torch.distributed.barrier()
     sys.stdout.flush()
@@ -240,17 +239,16 @@ def leave_group() -> NoReturn:
 
 
 def run_ranks(*commands: Sequence, code: int = 0) -> None:
-    """Run Python beside itself, once for each rank; each process must end with this code.
+    """Run one Python process per rank; each must end with the exit code.
 
     Args:
-        commands: What follows ``python``, of rank 0, 1, ... A process finds its rank in
-            ``LOCAL_RANK``.
-        code: The exit code.
+        commands: Arguments of ``python`` for rank 0, 1, ... The rank is in ``LOCAL_RANK``.
+        code: The expected exit code.
     """
     started = [
         subprocess.Popen(
             [sys.executable, *map(str, command)],
-            # Texts have other hashes in each process, as where a launcher starts them.
+            # Hashes of strings differ between the processes of a launcher, too.
             env=os.environ
             | {
                 'GLOO_SOCKET_IFNAME': 'lo',

@@ -1,4 +1,4 @@
-"""Any family teaches any family; models of all styles serve as students by their names."""
+"""Every family distils into every family; models of all styles work as students."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PAGE = (Path(__file__).parents[1] / 'docs/architectures.md').read_text()
 
 
 def step(distiller: nn.Module, pixels: int) -> dict[str, torch.Tensor]:
-    """One optimisation step that leaves the gradients; returns the losses."""
+    """Take one optimisation step, keep the gradients and return the losses."""
     optimizer = torch.optim.SGD(distiller.parameters(), lr=1e-3)
     losses = distiller(**distiller.data_preprocessor(batch(2, pixels=pixels), True), mode='loss')
     total, _ = distiller.parse_losses(losses)
@@ -33,7 +33,7 @@ def step(distiller: nn.Module, pixels: int) -> dict[str, torch.Tensor]:
 
 
 def without_gradient(model: nn.Module) -> list[str]:
-    """The trained parameters that the last step did not reach."""
+    """Return the trainable parameters that have no gradient after the last step."""
     return [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
 
 
@@ -79,7 +79,7 @@ def test_a_student_of_timm(name):
 
 @pytest.mark.parametrize('name', MMPRETRAIN)
 def test_a_backbone_of_mmpretrain(name):
-    """Its stages go through the neck, and the gradient gets from there to each of them."""
+    """Its stages pass through the neck, and each gets a gradient from there."""
     size = MMPRETRAIN[name][1]
     model = backbone(name)
     found = stages_of(model, (3, size, size))
@@ -110,7 +110,7 @@ def test_every_backbone_of_mmpretrain_is_there():
         for name, cls in inspect.getmembers(backbones, inspect.isclass)
         if name in backbones.__all__
     }
-    # A wrapper of timm's, two for masked image modelling, one that is CSPDarkNet's base, and one
-    # for images of one channel.
+    # A wrapper of timm models, two backbones for masked image modelling, CSPDarkNet's base class,
+    # and one for images with one channel.
     others = {'TIMMBackbone', 'SparseResNet', 'SparseConvNeXt', 'CSPNet', 'LeNet5'}
     assert classifiers - others == set(MMPRETRAIN)

@@ -1,7 +1,7 @@
-"""README and docs: every command and every Python block holds.
+"""Every command and every Python block of README and docs works.
 
-Each command is either executed here or by another test, or there is a reason why not: ``PLACES``.
-What is not executed is read: its files exist, its script knows its flags, its config the fields.
+Each command is executed here or by another test, or ``PLACES`` states why not. All commands are
+also checked without running them: files, flags and config fields must exist.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from mldr_kd_mm.registry import MODELS
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').rglob('*.md'))]
 TEXTS = [*PAGES, ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'examples').rglob('*.md'))]
-# Pages whose Python another test runs.
+# Pages whose Python blocks another test runs.
 PYTHON_ELSEWHERE = {
     'docs/export.md': 'apis/test_export.py::test_loads_the_weights',
     'docs/own_images.md': 'test_tutorial.py::test_from_two_names_to_a_student',
 }
 
-# The places of commands; the first pattern that fits counts. A command is executed here, executed
-# by a test that is named, or not executed for a reason.
+# Where commands are executed, by the first pattern that matches: here, by the named test, or not at
+# all for the given reason.
 HERE, NOT = 'here', 'not executed: '
 PLACES = [
     # Getting started, by test_getting_started.
@@ -117,12 +117,12 @@ COMMAND = re.compile(
     r"(?:[A-Z_]+=(?:'[^']*'|\S+) +)*"  # variables
     rf'(?:(?:\S+/)?(?:{PROGRAMS})(?![\w./-])|tools/)'
 )
-# Bits of shell that stand beside commands in a script.
+# Shell syntax that may stand between commands.
 SHELL = re.compile(r'(for|done|do|export)\b|[A-Z]+\+?=|#')
 
 
 class Command(NamedTuple):
-    """A command in a text."""
+    """A command of a page."""
 
     page: str
     line: int
@@ -137,7 +137,7 @@ class Command(NamedTuple):
 
 
 def blocks(path: Path) -> Iterator[tuple[int, str, str]]:
-    """The code blocks of a text: line number, language ('' of an indented one), content."""
+    """Yield line number, language ('' if indented) and content of each code block of a page."""
     lines = path.read_text().splitlines()
     number = 0
     while number < len(lines):
@@ -157,21 +157,21 @@ def blocks(path: Path) -> Iterator[tuple[int, str, str]]:
 
 
 def commands(path: Path) -> Iterator[Command]:
-    """The commands of a text, in blocks and within lines."""
+    """Yield the commands of a page, in code blocks and inline code."""
     page = str(path.relative_to(ROOT))
     for number, language, content in blocks(path):
         if language not in ('', 'bash', 'console', 'sh', 'shell'):
             continue
         lines = re.sub(r'\\\n\s*', '', content).splitlines()
         if any(line.startswith('$ ') for line in lines):
-            # The other lines are what the commands print.
+            # The other lines are output.
             lines = [line[2:] if line.startswith('$ ') else '' for line in lines]
         for offset, line in enumerate(lines):
             for part in map(str.strip, line.split(' && ')):
                 if COMMAND.match(part):
                     yield Command(page, number + offset, part)
                 elif language and not SHELL.match(part) and part:
-                    pytest.fail(f'{page}:{number + offset}: no command, as far as known: {part}')
+                    pytest.fail(f'{page}:{number + offset}: not a known command: {part}')
     for number, line in enumerate(path.read_text().splitlines(), 1):
         for code in re.findall(r'(?<!`)`([^`]+)`(?!`)', line if line[:4].strip() else ''):
             if COMMAND.match(code) and ' ' in code:
@@ -182,13 +182,13 @@ COMMANDS = [command for path in TEXTS for command in commands(path)]
 
 
 def place_of(command: Command) -> str:
-    """Where a command is executed, or why it is not."""
+    """Return where a command is executed, or why it is not."""
     fitting = (place for pattern, place in PLACES if re.match(pattern, command.text))
     return next(fitting, '')
 
 
 def test_commands_have_a_place():
-    """Each command is executed here or by the test that is named, or there is a reason."""
+    """Each command is executed here or by the named test, or there is a reason."""
     lost = [str(command) for command in COMMANDS if not place_of(command)]
     assert not lost, 'state in PLACES where these are executed, or why not: ' + '\n'.join(lost)
     for place in {place_of(command) for command in COMMANDS}:
@@ -197,7 +197,7 @@ def test_commands_have_a_place():
 
 
 def check_test(place: str) -> None:
-    """A test that is named exists."""
+    """Assert that a named test exists."""
     file, name = place.split('::')
     paths = list((ROOT / 'tests').rglob(file))
     assert any(re.search(rf'^ *def {name}\(', p.read_text(), re.MULTILINE) for p in paths), place
@@ -265,12 +265,12 @@ def check_command(command: Command) -> None:
 
 
 def is_config(word: str) -> bool:
-    """Whether a word names a config, with no placeholder in it."""
+    """Return whether a word is the path of a config without placeholders."""
     return bool(re.fullmatch(r'configs/[a-z\d_/.-]+\.py', word))
 
 
 def check_mldr_kd(arguments: list[str]) -> None:
-    """The command takes the arguments; without any the text only names it."""
+    """Parse the arguments; a command without any is only mentioned."""
     if len(arguments) == 1 and arguments != ['info']:
         assert re.search(rf'\n +{arguments[0]} ', make_parser().format_help())
     else:
@@ -278,13 +278,13 @@ def check_mldr_kd(arguments: list[str]) -> None:
 
 
 def check_tests(arguments: list[str]) -> None:
-    """The tests exist."""
+    """Assert that the tests exist."""
     for word in arguments:
         assert not word.startswith('tests/') or (ROOT / word).exists(), f'{word} does not exist'
 
 
 def check_pip(arguments: list[str]) -> None:
-    """The extras exist, and the requirements."""
+    """Assert that the extras exist and have a requirements file."""
     for word in arguments:
         for extra in re.findall(r'\[(.*)\]', word):
             assert (ROOT / f'requirements/{extra}.txt').is_file()
@@ -292,7 +292,7 @@ def check_pip(arguments: list[str]) -> None:
 
 
 def python_of(script: str) -> str:
-    """The Python script that gets the arguments of a shell script."""
+    """Return the Python script that gets the arguments of a shell script."""
     names = {'dist_train.sh': 'train.py', 'dist_test.sh': 'test.py', 'slurm_train.sh': 'train.py'}
     path = Path(script)
     return str(path.with_name(names.get(path.name, path.name)).with_suffix('.py'))
@@ -300,7 +300,7 @@ def python_of(script: str) -> str:
 
 @cache
 def help_of(script: str) -> str:
-    """What a script prints for ``--help``."""
+    """Return the ``--help`` text of a script."""
     printed, path = io.StringIO(), list(sys.path)
     sys.path.insert(0, str((ROOT / script).parent))
     argv, sys.argv = sys.argv, [script, '--help']
@@ -313,7 +313,7 @@ def help_of(script: str) -> str:
 
 
 def check_options(arguments: list[str]) -> None:
-    """What --cfg-options sets is in the config; the last name may be new, such as an argument."""
+    """Assert that --cfg-options sets existing fields; the last name may be new."""
     configs = [word for word in arguments if is_config(word) and '/methods/' not in word]
     options = [word for word in arguments if re.match(r'[a-z_]+(\.\w+)*=', word)]
     for config, option in itertools.product(configs, options):
@@ -326,12 +326,12 @@ def check_options(arguments: list[str]) -> None:
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """An empty directory that has configs/ and tools/, as a clone has."""
+    """Change to an empty directory with configs/ and tools/, like a clone."""
     shutil.copytree(ROOT / 'configs', tmp_path / 'configs')
     for name in ('tools', 'benchmarks'):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
-    # Tools set it for the whole process; this way it is put back.
+    # Tools set it for the whole process; monkeypatch restores it.
     monkeypatch.setenv('LOCAL_RANK', '0')
     return tmp_path
 
@@ -352,7 +352,7 @@ ANOTHER_TEACHER = 'model.teacher_checkpoint=work_dirs/quickstart/teacher/epoch_1
 
 @pytest.mark.slow
 def test_getting_started(here, monkeypatch, capfd):
-    """The commands of the page, one after the other, with an epoch for each run."""
+    """Run the commands of the page in order, with one epoch per run."""
     pytest.importorskip('sklearn', reason='needs scikit-learn')
     page = [command for command in COMMANDS if command.page == 'docs/getting_started.md']
     mine = [command for command in page if place_of(command) == HERE]
@@ -390,7 +390,7 @@ WITH_PYTHON = [path for path in PAGES if python_blocks(path)]
 
 @pytest.mark.parametrize('path', WITH_PYTHON, ids=lambda path: str(path.relative_to(ROOT)))
 def test_python(path, here):
-    """Each block runs, in the order of the page; what it configures can be built."""
+    """Each block runs, in the order of the page, and what it configures can be built."""
     elsewhere = PYTHON_ELSEWHERE.get(str(path.relative_to(ROOT)))
     if elsewhere:
         return check_test(elsewhere)
@@ -405,7 +405,7 @@ def test_python(path, here):
 
 
 def run_block(text: str, here: Path) -> dict:
-    """The names that a block defines; a config is read as one of configs/quickstart/."""
+    """Return the names that a block defines; a config is read as one of configs/quickstart/."""
     if '_base_' not in text:
         names: dict = {}
         exec(text, names)
@@ -416,7 +416,7 @@ def run_block(text: str, here: Path) -> dict:
 
 
 def build(names: dict) -> None:
-    """Build what a block configures, where it is whole; its files are not there."""
+    """Build what a block configures if it is complete; its files do not exist."""
     for side in ('teacher', 'student'):
         if names.get(side):
             build_classifier(names[side])
@@ -425,7 +425,7 @@ def build(names: dict) -> None:
             MODELS.build(names['student_recorder'])
     if 'text' not in names and names.get('method'):
         MODELS.build(mldr(**({'neck': None, 'losses': []} | names['method'])))
-    # Pairs that are shipped are built by test_every_config.py.
+    # test_every_config.py builds the shipped pairs.
     if "type='Distiller'" in names.get('text', ''):
         MODELS.build(dict(names['model'], teacher_checkpoint=None))
 
@@ -440,7 +440,7 @@ LINK = re.compile(r'\[[^\]]*\]\(([^)\s]+)\)')
 
 
 def test_links_of_the_readme():
-    """MkDocs checks those of the docs."""
+    """MkDocs checks the links of the docs."""
     links = [link for link in LINK.findall((ROOT / 'README.md').read_text()) if ':' not in link]
     assert links
     assert [link for link in links if not (ROOT / link.partition('#')[0]).exists()] == []

@@ -1,4 +1,4 @@
-"""What is built has all that is needed, and a project outside the repository can build on it."""
+"""Wheel and sdist are complete, and a project outside the repository can build on them."""
 
 import os
 import shutil
@@ -26,7 +26,7 @@ SOURCES = [
     'setup.py',
     'tools',
 ]
-# These work in the repository only.
+# These scripts work only in the repository.
 NOT_PACKED = {'tools/setup_env.sh', 'tools/quickstart.sh', 'tools/run_tests.sh'}
 ONE_STEP = [
     '--cfg-options',
@@ -40,8 +40,8 @@ pytestmark = pytest.mark.slow
 
 
 def run(*command, cwd):
-    """Run a program that knows nothing of the repository; it must succeed. Returns its output."""
-    # A constraint's path may be relative to the repository.
+    """Run a program without the repository on its path; return its output, fail on an error."""
+    # The path of a constraint may be relative to the repository.
     dropped = ('PYTHONPATH', 'PIP_CONSTRAINT')
     environment = {name: value for name, value in os.environ.items() if name not in dropped}
     done = subprocess.run(
@@ -58,14 +58,14 @@ def run(*command, cwd):
 
 
 def files(folder):
-    """The files in a folder of the repository, as paths from its root."""
+    """Return the files in a folder of the repository, as paths relative to its root."""
     paths = [path for path in (ROOT / folder).rglob('*') if path.is_file()]
     names = {path.relative_to(ROOT).as_posix() for path in paths if path.suffix != '.pyc'}
     return names - NOT_PACKED
 
 
 def build_wheel(source, folder):
-    """Build a wheel from a folder, with the setuptools of this environment; returns its path."""
+    """Build a wheel from a folder with the setuptools of this environment; return its path."""
     pip = [sys.executable, '-m', 'pip', 'wheel', '--no-deps', '--no-build-isolation']
     run(*pip, '--wheel-dir', folder, source, cwd=folder)
     (wheel,) = folder.glob('*.whl')
@@ -73,25 +73,25 @@ def build_wheel(source, folder):
 
 
 def install(folder, *what):
-    """Make an environment with this, and of this project nothing else; returns its Python."""
+    """Make an environment that has only these parts of the project; return its Python."""
     venv.create(folder)
     (site_packages,) = folder.glob('lib/python*/site-packages')
-    # The other packages are those of this environment. A .pth file in a folder that another .pth
-    # file names is not read, and so not that of the repository's editable install.
+    # The other packages are those of this environment. A .pth file in a folder that is itself named
+    # by a .pth file is not read, so the repository's editable install stays out.
     others = [path for path in sys.path if Path(path).name == 'site-packages']
     (site_packages / 'others.pth').write_text('\n'.join(others))
-    # Nor is that of setuptools, which gives mmengine its distutils from Python 3.12 on.
+    # Nor is that of setuptools, which provides distutils to mmengine since Python 3.12.
     for path in Path(others[0]).glob('distutils-precedence.pth'):
         shutil.copy(path, site_packages / 'setuptools.pth')
     python = folder / 'bin/python'
-    # Ignored are the installed packages that it would replace.
+    # Do not try to replace packages of the other environment.
     pip = [python, '-m', 'pip', 'install', '--no-deps', '--no-build-isolation']
     run(*pip, '--ignore-installed', *what, cwd=folder)
     return python
 
 
 def test_lowest_versions_are_the_lower_bounds():
-    """What requirements/lowest.txt pins is what the others begin with."""
+    """requirements/lowest.txt pins the lower bounds of the other files."""
 
     def read(name):
         lines = (ROOT / 'requirements' / f'{name}.txt').read_text().splitlines()
@@ -108,7 +108,7 @@ def test_lowest_versions_are_the_lower_bounds():
 
 @pytest.fixture(scope='module')
 def source(tmp_path_factory):
-    """A copy of what a build reads: it leaves files beside them. Links stay links, as in git."""
+    """Copy what a build reads, as it leaves files beside its sources. Links stay links."""
     folder = tmp_path_factory.mktemp('source')
     for name in SOURCES:
         if (ROOT / name).is_dir():
@@ -139,7 +139,7 @@ def wheel(sdist, tmp_path_factory):
 
 @pytest.fixture
 def project(tmp_path):
-    """A copy of the downstream project."""
+    """Return a copy of the downstream project."""
     return shutil.copytree(ROOT / 'examples/downstream_project', tmp_path / 'project')
 
 
@@ -154,7 +154,7 @@ def test_wheel_has_all_files(wheel):
     assert any(name.endswith('/LICENSE') for name in names)
     assert all(info.external_attr >> 16 & 0o111 for info in scripts)
     assert len(scripts) == 2
-    # It may hold the C kernel, and it must not be taken where that cannot run.
+    # It may hold the C kernel, so its tag must name the platform.
     assert not wheel.name.endswith('-any.whl')
 
 
@@ -187,7 +187,7 @@ def test_project_outside_the_repository(wheel, project, tmp_path):
     python = install(tmp_path / 'environment', wheel, project)
     package, site_packages = locate(python, tmp_path)
     assert tmp_path in package.parents and tmp_path in site_packages.parents
-    # By name with our tools, as `mim train` calls them; by path with a script of the project's.
+    # By name with our tools, as `mim train` calls them; by path with a script of the project.
     by_name = ['configs/mldr_resnet.py', '--launcher', 'none', *ONE_STEP]
     output = run(python, package / '.mim/tools/train.py', *by_name, cwd=project)
     assert 'loss_dfra_fused' in output

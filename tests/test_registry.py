@@ -1,4 +1,4 @@
-"""Every spelling of a type finds its class, under both default scopes and from any registry."""
+"""Every spelling of a type finds its class, in both default scopes and from any registry."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ CONFIGS = {
 
 
 def build(package, kind: str, scope: str, type_: str):
-    """Build from one package's registry with the default scope that a config named."""
+    """Build from one package's registry with the default scope of a config."""
     config = {**CONFIGS[type_.split('.')[-1]], 'type': type_}
     with DefaultScope.overwrite_default_scope(scope):
         return getattr(package.registry, kind).build(config)
@@ -79,7 +79,7 @@ def test_every_registry_of_mmpretrains_has_a_child():
     ('scope', 'prefix'), [('mldr_kd_mm', ''), ('mmpretrain', 'mldr_kd_mm.')], ids=SCOPES
 )
 def test_nobody_needs_to_import_the_package_first(scope, prefix):
-    """As in ``mim train`` and in mmpretrain's own tools."""
+    """This is the case in ``mim train`` and in mmpretrain's tools."""
     configs = {kind: CONFIGS[kind] | dict(type=prefix + kind) for kind in CONFIGS}
     script = f"""
 import sys

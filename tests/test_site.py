@@ -1,4 +1,4 @@
-"""The documentation's site: it builds without a warning, and its pages need nothing else."""
+"""The documentation site builds without a warning and loads nothing from elsewhere."""
 
 import os
 import re
@@ -15,13 +15,13 @@ pytest.importorskip('mkdocs', reason='needs requirements/docs.txt')
 pytest.importorskip('latex2mathml', reason='needs requirements/docs.txt')
 
 ROOT = Path(__file__).parents[1]
-# What a browser fetches when it shows a page; <a href> is what a reader may follow.
+# Attributes whose target a browser loads with the page, unlike <a href>.
 LOADED = {'script': 'src', 'img': 'src', 'iframe': 'src', 'source': 'src', 'link': 'href'}
 
 
 @pytest.fixture(scope='module')
 def site(tmp_path_factory):
-    """The folder of the built site."""
+    """Build the site; return its folder."""
     folder = tmp_path_factory.mktemp('site')
     built = subprocess.run(
         [sys.executable, '-m', 'mkdocs', 'build', '--strict', '--site-dir', folder],
@@ -40,7 +40,7 @@ def pages(site):
 
 
 class Loaded(HTMLParser):
-    """Collects what a page loads."""
+    """Collect the URLs that a page loads."""
 
     def __init__(self, text):
         super().__init__()
@@ -67,7 +67,7 @@ def test_pages_load_nothing_from_elsewhere(site):
 
 @pytest.mark.slow
 def test_docstrings_are_rendered(site):
-    """Nothing of Sphinx's markup is left, and formulas are MathML."""
+    """No Sphinx markup is left, and formulas are MathML."""
     for page in pages(site):
         left = re.findall(
             r':(?:math|class|func|meth|mod):|\.\. math|\$\$|wzxhzdk', page.read_text()
@@ -100,7 +100,7 @@ def test_reference_has_all_that_is_public(site):
 
 @pytest.mark.slow
 def test_pages_fit_a_phone(site, browser):
-    """None scrolls sideways in a window of 360 pixels."""
+    """No page scrolls sideways in a window of 360 pixels."""
     context = browser.new_context(viewport=dict(width=360, height=800), offline=True)
     page = context.new_page()
     wide = []

@@ -1,4 +1,4 @@
-"""A run that is hit again and again, and must end as if nothing had happened."""
+"""Inject random faults into a run, which must end as if there had been none."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from pathlib import Path
 
 from faults.runs import assert_same, configure, finish, found, logs, run, start
 
-# What a process may end with: it finished, it was told to stop, another one is gone, it was killed
-# by us, or before it listened.
+# Exit codes of a process that finished, was told to stop, lost another process, was killed by the
+# campaign, or was signalled before it had a handler.
 STOPPED = {0, 1, 130, 143, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT}
 FULL = 2
 NO_SPACE = 'No space left on device'
@@ -24,14 +24,14 @@ NO_SPACE = 'No space left on device'
 
 @dataclass
 class Campaign:
-    """Faults of random kinds at random moments, until the run is at its end.
+    """Faults of random kinds at random moments, until the run ends.
 
     Args:
         folder: An empty folder.
-        seed: Of the random kinds and moments.
-        processes: How many the run has.
-        epochs: Of the run; each has 5 iterations, or 3 in two processes.
-        disk: A small file system for the checkpoints, or None.
+        seed: Seed of the random kinds and moments.
+        processes: Number of processes of the run.
+        epochs: Number of epochs; each has 5 iterations, or 3 with two processes.
+        disk: Small file system for the checkpoints, or None.
         say: Called with a line for each fault.
     """
 
@@ -55,10 +55,10 @@ class Campaign:
         self.checkpoints = (self.disk or self.folder) / 'run'
 
     def run(self, least: int) -> None:
-        """Let the run be hit at least so many times, then let it end, and compare.
+        """Inject at least so many faults, then let the run end and compare the results.
 
         Raises:
-            AssertionError: Something was lost.
+            AssertionError: The result differs from that of an undisturbed run.
         """
         began = time.monotonic()
         wanted = run(self.config | dict(resume=False), self.folder / 'straight', self.processes)
@@ -81,22 +81,22 @@ class Campaign:
         self._compare(wanted)
 
     def kill(self) -> str:
-        """kill -9 of one process at a random moment."""
+        """Kill one process with SIGKILL at a random moment."""
         return self._signal(signal.SIGKILL)
 
     def stop(self) -> str:
-        """SIGTERM to one process at a random moment."""
+        """Send SIGTERM to one process at a random moment."""
         return self._signal(signal.SIGTERM)
 
     def truncate(self) -> str:
-        """The newest checkpoint loses its end."""
+        """Truncate the newest checkpoint."""
         path = self._whole()[-1]
         size = self.random.randrange(path.stat().st_size)
         os.truncate(path, size)
         return f'{path.name} to {size} bytes'
 
     def flip(self) -> str:
-        """A bit of the newest checkpoint changes."""
+        """Flip a bit of the newest checkpoint."""
         path = self._whole()[-1]
         content = bytearray(path.read_bytes())
         place = self.random.randrange(len(content))
@@ -105,7 +105,7 @@ class Campaign:
         return f'{path.name} at byte {place}'
 
     def fill(self) -> str:
-        """The disk has no room for another checkpoint, at any moment of the run."""
+        """Leave too little disk space for another checkpoint."""
         folder = self.folder / 'run'
         for path in folder.glob('log*.txt'):
             path.unlink()
@@ -128,7 +128,7 @@ class Campaign:
         return f'process {rank} after {delay:.2f} s, exit codes {codes}'
 
     def _whole(self) -> list[Path]:
-        """The checkpoints that a run could go on from, the newest last."""
+        """Return the checkpoints that a run can resume from, the newest last."""
         paths = self.checkpoints.glob('[ei]*.pth')
         return sorted(paths, key=lambda path: path.stat().st_mtime)
 
@@ -152,7 +152,7 @@ def _size(paths: list[Path]) -> int:
 
 @contextmanager
 def _filled(disk: Path, left: int) -> Iterator[None]:
-    """A file system with no more than so many bytes left."""
+    """Fill a file system until so many bytes are left."""
     filler = disk / 'filler'
     free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
     with open(filler, 'wb') as file:
@@ -165,7 +165,7 @@ def _filled(disk: Path, left: int) -> Iterator[None]:
 
 @contextmanager
 def small_disk(path: Path, kilobytes: int) -> Iterator[Path | None]:
-    """A file system of that size, or None where it may not be mounted."""
+    """Mount a file system of that size; yield None if that is not permitted."""
     path.mkdir()
     mount = ['mount', '-t', 'tmpfs', '-o', f'size={kilobytes}k', 'tmpfs', str(path)]
     if subprocess.run(mount, capture_output=True).returncode != 0:

@@ -1,4 +1,4 @@
-"""What befalls a run: a hook that sends a signal in the middle of a step."""
+"""A hook that sends a signal in the middle of a training step."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from mmengine.registry import HOOKS
 
 @HOOKS.register_module()
 class Fault(Hook):
-    """Sends a signal in the middle of an iteration, unless torchrun has started the run again.
+    """Send a signal in the middle of an iteration, unless torchrun restarted the run.
 
     Args:
-        signal: Its name.
-        iteration: Its number, from 1.
-        rank: The process that does it; None: all.
-        to_parent: Send it to torchrun and not to the process itself.
+        signal: Name of the signal.
+        iteration: Number of the iteration, from 1.
+        rank: Rank that sends the signal; None for all.
+        to_parent: Send it to torchrun instead of the process itself.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Runs that are stopped and go on, for the tests and for benchmarks/faults.py."""
+"""Runs that are interrupted and resumed, for the tests and benchmarks/faults.py."""
 
 from __future__ import annotations
 
@@ -46,7 +46,10 @@ SCHEDULE = [
 
 
 def configure(folder: Path, max_epochs: int = 3, **kwargs) -> dict:
-    """A run with all that an exact resume must keep: dropout, mixup, EMA, a bank, schedules."""
+    """Config of a run with all state that a resume must restore.
+
+    It has dropout, mixup, EMA, a memory bank and learning-rate schedules.
+    """
     student = vit(train_cfg=dict(augments=dict(type='Mixup', alpha=0.8)))
     student['backbone']['drop_rate'] = 0.2
     config = runner_config(
@@ -67,12 +70,12 @@ def configure(folder: Path, max_epochs: int = 3, **kwargs) -> dict:
 
 
 def start(config: dict, folder: Path, processes: int = 1, fault: dict | None = None) -> list:
-    """Start the processes of a run, each forked from one that has imported everything.
+    """Start the processes of a run, forked from a process that has imported everything.
 
     Args:
-        config: What is trained.
-        folder: Where the processes leave what came of it.
-        processes: How many.
+        config: Config of the run.
+        folder: Folder for the logs and results of the processes.
+        processes: Number of processes.
         fault: Arguments of :class:`faults.fault.Fault`.
     """
     folder.mkdir(exist_ok=True)
@@ -82,7 +85,7 @@ def start(config: dict, folder: Path, processes: int = 1, fault: dict | None = N
         path.unlink()
     os.environ['GLOO_SOCKET_IFNAME'] = 'lo'
     context = multiprocessing.get_context('forkserver')
-    # The time is in these imports; the tests' own modules cannot be found there.
+    # These imports take the time; the fork server cannot find the modules of the tests.
     context.set_forkserver_preload(['mldr_kd_mm', 'mmengine.runner'])
     started = []
     for rank in range(processes):
@@ -93,10 +96,10 @@ def start(config: dict, folder: Path, processes: int = 1, fault: dict | None = N
 
 
 def finish(started: list, folder: Path, timeout: float = 120) -> list[int]:
-    """Wait for the processes of a run; one that does not end is a failure.
+    """Wait for the processes of a run; fail if one does not end.
 
     Returns:
-        Their exit codes, -9 for one that was killed.
+        Their exit codes, -9 for a killed process.
     """
     try:
         for process in started:
@@ -109,25 +112,25 @@ def finish(started: list, folder: Path, timeout: float = 120) -> list[int]:
 
 
 def run(config: dict, folder: Path, processes: int = 1, code: int = 0, **kwargs) -> list[dict]:
-    """Train to the end, and return what the worker of each process found."""
+    """Train to the end and return the result of each process."""
     codes = finish(start(config, folder, processes, **kwargs), folder)
     assert set(codes) == {code}, logs(folder)
     return found(folder, processes)
 
 
 def found(folder: Path, processes: int) -> list[dict]:
-    """What each process left at its end."""
+    """Load the result of each process."""
     paths = (folder / f'found{rank}.pt' for rank in range(processes))
     return [torch.load(path, weights_only=False) for path in paths]
 
 
 def logs(folder: Path) -> str:
-    """What the processes printed, of all runs in the folder."""
+    """Return the output of all processes of all runs in the folder."""
     return ''.join(path.read_text() for path in sorted(folder.glob('log*.txt')))
 
 
 def assert_same(found: list[dict], wanted: list[dict]) -> None:
-    """Weights, banks, the optimizer's state and the best score are equal, bit for bit."""
+    """Assert that weights, banks, optimizer state and best score are bitwise equal."""
     for one, other in zip(found, wanted, strict=True):
         assert one['weights'].keys() == other['weights'].keys()
         for name, value in other['weights'].items():

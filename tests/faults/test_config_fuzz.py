@@ -1,6 +1,6 @@
-"""A config with one random mistake builds or is refused with one line, whatever the mistake is.
+"""A config with one random mistake either builds or is rejected with a one-line error.
 
-``CONFIG_FUZZ=20`` tries twenty times as many, other ones each time.
+``CONFIG_FUZZ=20`` tries twenty times as many mistakes, different ones each time.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ WIDTHS = dict(student_width=4, teacher_width=6)
 FACTOR = int(os.environ.get('CONFIG_FUZZ', 1))
 
 NUMBERS = [0, 1, -1, 3, 1.5, -0.5, 1e-300, 1e300, math.nan, math.inf, -math.inf, True, False, 1j]
-# No machine has the memory, so that torch refuses it at once. A model's own depth would take it.
+# torch refuses such sizes at once, as no machine has the memory. Not for the depth of a model,
+# which would be built layer by layer.
 HUGE = [2**62, 2**70, 10**400]
 TEXTS = ['', 'x', '.', ':', 'a.b', 'a\nb', 'ä', 'logits', 'feature', 'stage1', 'stages', 'backbone']
 TYPES = [*losses.__all__, 'MSDFNeck', 'FeatureRecorder', 'Distiller', 'ResNet', 'ClsHead', 'a.B']
@@ -42,10 +43,10 @@ OTHERS = [None, object, len, b'x', {1}, range(3), [], (), {}, [[]], [None], {'ty
 
 
 def values(huge: bool) -> st.SearchStrategy:
-    """What may stand where something else is wanted."""
+    """Draw values of wrong types and ranges."""
     known = [*NUMBERS, *TEXTS, *TYPES, *OTHERS, *(HUGE if huge else [])]
     leaves = st.sampled_from(known) | st.text(max_size=5)
-    # Not a number of any size: most of those a model would try to build.
+    # No integers of arbitrary size: a model would try to build most of them.
     return leaves | st.recursive(
         leaves,
         lambda inner: (
@@ -58,7 +59,7 @@ def values(huge: bool) -> st.SearchStrategy:
 
 
 def places(config: Any, path: tuple = ()) -> Iterator[tuple]:
-    """The path of everything in a config."""
+    """Yield the path of every entry of a config."""
     items = config.items() if isinstance(config, dict) else ()
     items = enumerate(config) if isinstance(config, list) else items
     for key, value in items:
@@ -67,7 +68,7 @@ def places(config: Any, path: tuple = ()) -> Iterator[tuple]:
 
 
 def changed(config: dict, place: tuple, value: Any = MISSING) -> dict:
-    """A copy with another value in a place, or without one."""
+    """Return a copy with another value at a path, or without the entry."""
     config = copy.deepcopy(config)
     *path, key = place
     parent = functools.reduce(operator.getitem, path, config)
@@ -80,7 +81,7 @@ def changed(config: dict, place: tuple, value: Any = MISSING) -> dict:
 
 @st.composite
 def mistakes(draw, config: dict) -> dict:
-    """A config with one mistake."""
+    """Draw a config with one mistake."""
     place = draw(st.sampled_from(list(places(config))))
     kind = draw(st.sampled_from(['wrong', 'wrong', 'wrong', 'missing', 'unknown']))
     if kind == 'missing':
@@ -92,7 +93,7 @@ def mistakes(draw, config: dict) -> dict:
 
 
 def assert_one_line(build: Callable[[], None]) -> None:
-    """It may build; what it raises must be ours, of one line."""
+    """Assert that it builds or raises one of our errors with a one-line message."""
     try:
         build()
     except (ConfigError, FileNotFoundError) as error:
@@ -115,7 +116,7 @@ def many(count: int) -> settings:
 
 
 def every_argument(kind: type, **given: Any) -> dict:
-    """A config that names all of them, so that each can go wrong."""
+    """Return a config that names every argument, so that each can be wrong."""
     parameters = list(inspect.signature(kind).parameters.values())
     defaults = {p.name: None if p.default is p.empty else p.default for p in parameters}
     return dict(type=kind.__name__) | defaults | given
@@ -153,7 +154,7 @@ DISTILLER = mldr(
     teacher_precision='fp32',
     teacher_compile=False,
 )
-# Which class it is, is the registry's to say.
+# The type is the registry's to check.
 del DISTILLER['type']
 
 
@@ -183,7 +184,7 @@ SMALL = dict(
 
 
 def comparison(kind: str) -> dict:
-    """One entry of a Distiller's ``losses``."""
+    """Return the config of one entry of a Distiller's ``losses``."""
     names = OF_LOGITS if hasattr(getattr(losses, kind), 'compares_logits') else OF_FEATURES
     if kind == 'FitNetLoss':
         names = dict(student=['stage1'], teacher=['stage1'], weight=[0.5], name='a')
@@ -200,7 +201,7 @@ def build_comparison(config: dict) -> None:
 
 
 class TestOneMistake:
-    """Anywhere: another value, an entry that is missing, or one that nobody knows."""
+    """A wrong value, a missing entry or an unknown entry, anywhere in a config."""
 
     def test_none_builds(self):
         build_distiller(copy.deepcopy(DISTILLER))
@@ -231,7 +232,7 @@ class TestOneMistake:
 @many(60)
 @given(st.data())
 def test_a_wrong_value_alone(config, data):
-    """Of a part that is built on its own, without a Distiller that gives errors a name."""
+    """Parts that are built on their own, without a Distiller that names them in errors."""
     config = dict(num_classes=5) | config if config['type'] == 'MSDFNeck' else config
     key = data.draw(st.sampled_from(sorted(config.keys() - {'type'})))
     place = data.draw(st.sampled_from([path for path in places(config) if path[0] == key]))

@@ -1,4 +1,4 @@
-"""A run that is stopped anywhere ends as if it had not been, bit for bit."""
+"""A run that is stopped anywhere and resumed ends bitwise equal to an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from faults.runs import assert_same, configure, finish, logs, run, start
 
 @pytest.fixture(scope='module')
 def straight(tmp_path_factory):
-    """What an uninterrupted run of so many processes ends with."""
+    """Return a function that gives the result of an uninterrupted run by number of processes."""
     known = {}
 
     def train(processes):
@@ -31,7 +31,7 @@ def test_goes_on_inside_of_an_epoch(tmp_path, straight, processes, iteration):
 
     assert_same(found, wanted)
     for one, first, whole in zip(found, stopped, wanted, strict=True):
-        # No batch is read twice, none is left out, and the hooks count them as before.
+        # No batch is read twice or left out, and the hooks see the same batch numbers.
         assert first['batches'] + one['batches'] == whole['batches']
         assert len(first['batches']) == iteration
 
@@ -44,12 +44,12 @@ def test_goes_on_after_a_kill(tmp_path, straight, processes):
     codes = finish(start(config, tmp_path, processes, kill), tmp_path)
 
     assert codes[-1] == -9
-    assert codes[0] == (-9 if processes == 1 else 1)  # the other one does not wait for ever
+    assert codes[0] == (-9 if processes == 1 else 1)  # the other process does not wait forever
     assert_same(run(config | dict(resume=True), tmp_path, processes), straight(processes))
 
 
 def test_a_validation_that_was_cut_off_is_done_again(tmp_path, straight):
-    # All is saved of epoch 1 but its validation.
+    # Everything of epoch 1 is saved except its validation.
     config = configure(tmp_path)
     without = dict(val_dataloader=None, val_evaluator=None, val_cfg=None)
     hooks = {name: dict(hook) for name, hook in config['default_hooks'].items()}
@@ -93,10 +93,10 @@ def test_another_number_of_processes_goes_on_at_the_same_sample(tmp_path, before
         if epoch == 1
     ]
     assert set(seen) == set(range(40))
-    assert len(seen) <= 40 + 4 * max(before, after)  # a step of two is begun anew
+    assert len(seen) <= 40 + 4 * max(before, after)  # a step of two processes is repeated
     last = [batch for batch in rest[0]['batches'] if batch[0] == 2]
     assert len(last) == 10 // after
-    # The schedules count iterations: they end where they end without a stop.
+    # The schedules count iterations: they end where those of an uninterrupted run end.
     (straight, *_) = run(config, tmp_path / 'straight', after)
     (rate,) = {group['lr'] for group in rest[0]['optimizer']['param_groups']}
     (wanted,) = {group['lr'] for group in straight['optimizer']['param_groups']}

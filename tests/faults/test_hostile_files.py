@@ -1,6 +1,6 @@
-"""A file that would run code is refused wherever a path is taken, and none of it runs.
+"""Files that would run code are rejected wherever a path is accepted, without running it.
 
-The canary is a folder that the code makes; each file is shown to make it where it is trusted.
+The code creates a folder, the canary. Each file is first shown to do so when it is trusted.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from mldr_kd_mm.utils.checkpoint import use_safe_loading
 ROOT = Path(__file__).parents[2]
 
 
-class Sings:
-    """Pickles to code that makes a folder."""
+class HostilePickle:
+    """Object whose pickle creates a folder when it is loaded."""
 
     def __init__(self, canary: Path) -> None:
         self.canary = canary
@@ -38,7 +38,7 @@ class Sings:
 
 @pytest.fixture
 def canary(tmp_path) -> Path:
-    """What must not be there after the test."""
+    """Path that must not exist after the test."""
     path = tmp_path / 'canary'
     yield path
     assert not path.exists(), 'the code of a file has run'
@@ -46,20 +46,20 @@ def canary(tmp_path) -> Path:
 
 @pytest.fixture
 def safe_loading(monkeypatch):
-    """mmengine reads through us until the test's end."""
+    """Let mmengine read checkpoints safely until the end of the test."""
     monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
     use_safe_loading()
 
 
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory) -> Path:
-    """The checkpoint of a run of one epoch."""
+    """Return the checkpoint of a run of one epoch."""
     folder = tmp_path_factory.mktemp('finished') / 'run'
     train(mldr(), folder)
     return folder / 'epoch_1.pth'
 
 
-# Where in a checkpoint code may hide, as a function from its content and the code.
+# Places of a checkpoint where code may hide: functions of its content and the code.
 PLACES = {
     'beside': lambda content, evil: content | {'evil': evil},
     'optimizer': lambda content, evil: content | {'optimizer': {'state': [evil]}},
@@ -76,16 +76,16 @@ def _with_metadata(content, evil):
 
 @pytest.fixture(params=PLACES)
 def hostile(request, finished, tmp_path, canary) -> str:
-    """A run's checkpoint that also holds code."""
+    """Return the path of a checkpoint that also holds code."""
     content = torch.load(finished, weights_only=False)
     path = tmp_path / 'hostile.pth'
-    torch.save(PLACES[request.param](content, Sings(canary)), path)
-    sings(path, canary)
+    torch.save(PLACES[request.param](content, HostilePickle(canary)), path)
+    assert_runs_code(path, canary)
     return str(path)
 
 
-def sings(path: Path, canary: Path) -> None:
-    """Show that the file's code runs where it is trusted."""
+def assert_runs_code(path: Path, canary: Path) -> None:
+    """Assert that the file's code runs when it is trusted."""
     torch.load(path, weights_only=False)
     assert canary.is_dir()
     canary.rmdir()
@@ -116,12 +116,12 @@ class TestThroughMMEngine:
         assert not list(tmp_path.glob('run/*.pth'))
 
     def test_of_the_flexible_runner(self, hostile, tmp_path):
-        """As FSDP has it, which needs several processes."""
+        """FSDP uses it; that needs several processes."""
         config = runner_config(mldr(), tmp_path / 'run', load_from=hostile, env_cfg=dict())
         refuses(FlexibleRunner.from_cfg(Config(config)).train, 'checkpoint', hostile)
 
     def test_the_newest_of_a_run(self, hostile, tmp_path):
-        """That ``resume`` without a path finds."""
+        """``resume`` finds it without a path."""
         work_dir = tmp_path / 'run'
         work_dir.mkdir()
         newest = str(work_dir / 'epoch_1.pth')
@@ -161,7 +161,7 @@ def test_exporter(hostile, tmp_path, capsys):
 
 @pytest.mark.parametrize('place', ['beside', 'label', 'key'])
 def test_cifar(tmp_path, canary, place):
-    evil = Sings(canary)
+    evil = HostilePickle(canary)
     content = dict(data=np.zeros((100, 3072), np.uint8), fine_labels=list(range(100)))
     if place == 'beside':
         content['evil'] = evil

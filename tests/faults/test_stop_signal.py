@@ -1,4 +1,4 @@
-"""Signals, through dist_train.sh, torchrun and the Runner, to processes over gloo."""
+"""Signals to runs of two processes, through dist_train.sh, torchrun and the Runner."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def assert_ended_as(folder, straight):
 
 @pytest.fixture(scope='module')
 def straight(tmp_path_factory):
-    """The work directory of an uninterrupted run."""
+    """Return the work directory of an uninterrupted run."""
     folder = tmp_path_factory.mktemp('straight') / 'run'
     ended = dist_train(folder)
     assert ended.returncode == 0, ended.stderr
@@ -82,7 +82,7 @@ def test_a_stopped_run_ends_as_if_nothing_had_stopped_it(tmp_path, straight):
 
     assert ended.returncode == 0, ended.stderr
     assert_ended_as(folder, straight)
-    assert not saved.exists()  # an epoch's checkpoint took its place
+    assert not saved.exists()  # replaced by the checkpoint of the epoch
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""One process of a run that may be hit by a fault."""
+"""One process of a run into which a fault may be injected."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mldr_kd_mm.structures.view import get_views
 
 
 class Batches(Hook):
-    """Notes which samples were read, and as which batch of the epoch."""
+    """Record which samples were read in which batch of the epoch."""
 
     def __init__(self) -> None:
         self.seen = []
@@ -31,9 +31,9 @@ class Batches(Hook):
 
 
 def main(rank: int, processes: int, folder: Path, fault: dict | None = None) -> None:
-    """Train what FOLDER/config.json describes; leave the log and what came of it in FOLDER.
+    """Train the config FOLDER/config.json; write log and result to FOLDER.
 
-    The exit code is that of tools/train.py: 2 for a ConfigError, 1 where another process is gone.
+    The exit code follows tools/train.py: 2 for a ConfigError, 1 if another process is gone.
     """
     log = os.open(folder / f'log{rank}.txt', os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
@@ -48,7 +48,7 @@ def main(rank: int, processes: int, folder: Path, fault: dict | None = None) -> 
         code = 1
     sys.stdout.flush()
     sys.stderr.flush()
-    # A thread of gloo's may abort a process that shuts down as usual.
+    # A gloo thread may abort a process during its normal shutdown.
     os._exit(code)
 
 
