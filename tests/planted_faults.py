@@ -647,7 +647,7 @@ class Copy:
         found = [
             str(path.relative_to(self.folder))
             for name in fault.tests.split()
-            for path in sorted(tests.rglob(name))
+            for path in sorted(tests.rglob(name), key=lambda path: (len(path.parts), path))
         ]
         if not found:
             raise LookupError(f'{fault.name}: there is none of the tests {fault.tests}')

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Make the Python environment of this project; where nothing changed, do nothing.
+# Create the Python environments of this project, or do nothing if they are up to date.
 #
 #   tools/setup_env.sh [DIR [UPSTREAM_DIR]]
 #
-# DIR (default: .venv in the project) gets the default packages, what the tests, the quickstart and
-# the documentation need, and this project itself, editable. UPSTREAM_DIR, if given, gets the
-# original OpenMMLab packages over those of DIR. PYTHON names the interpreter (default: python3);
-# PIP_CONSTRAINT, which is pip's own, a file of versions, as requirements/lowest.txt.
+# DIR (default: .venv in the project) gets the packages of the runtime, the tests, the quickstart
+# and the documentation, and this project in editable mode. UPSTREAM_DIR, if given, gets the
+# original OpenMMLab packages on top of those of DIR. PYTHON selects the interpreter (default:
+# python3) and PIP_CONSTRAINT, a variable of pip, a file of versions such as
+# requirements/lowest.txt.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -17,7 +18,7 @@ fail() {
     exit 1
 }
 
-# pip_install ARGS...: pip's whole output goes to the log, the large downloads also to the screen.
+# pip_install ARGS...: write pip's output to the log, and large downloads to the screen, too.
 pip_install() {
     "$env/bin/python" -m pip install --progress-bar off "$@" 2>&1 | tee -a "$env/setup.log" |
         sed -nuE 's/^ *Downloading ([^ ]+)-[0-9][^ ]* \(([0-9]{3,}\.[0-9] MB)\)$/  \1 (\2)/p
@@ -29,11 +30,11 @@ pip_install() {
 
 install_default() {
     echo "installing the packages into $env (5 GB, a few minutes):"
-    # setuptools is named since it builds the project itself below.
+    # setuptools builds the project itself below.
     pip_install 'setuptools>=77.0.3' -r requirements/runtime.txt -r requirements/test.txt \
         -r requirements/quickstart.txt -r requirements/onnx.txt -r requirements/docs.txt
-    # mmcv asks for opencv-python, which needs libGL and glib from the system. The headless build
-    # is the same module without a window system, and needs neither.
+    # mmcv requires opencv-python, which needs the system's libGL and glib. The headless build is the
+    # same module without the parts that need them.
     local opencv
     opencv=$("$env/bin/python" -m pip show opencv-python | sed -n 's/^Version: //p')
     "$env/bin/python" -m pip uninstall --yes opencv-python >>"$env/setup.log"
@@ -45,8 +46,8 @@ install_upstream() {
     echo "installing the original OpenMMLab packages into $env:"
     pip_install --no-deps -r requirements/upstream.txt
     pip_install --no-deps --no-build-isolation --editable .
-    # Everything else comes from the default environment. A path in a .pth file is searched after
-    # the site-packages that hold the file, so the packages installed above win.
+    # Everything else comes from the default environment. Paths in a .pth file are searched after
+    # the site-packages that hold the file, so the packages installed above take precedence.
     site_packages "$default" >"$(site_packages "$env")/default_env.pth"
 }
 
@@ -59,14 +60,14 @@ need_venv_module() {
     local package
     package=$("$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')
     if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
-        fail "$python cannot make environments; on Debian: sudo apt-get install $package"
+        fail "$python cannot create environments; on Debian: sudo apt-get install $package"
     fi
     echo "installing $package"
     { apt-get update && apt-get install --yes "$package"; } >>"$env/setup.log" 2>&1 ||
         fail "$package could not be installed: see $env/setup.log"
 }
 
-# make_env INSTALL DIR: an environment in DIR, filled by the function INSTALL.
+# make_env INSTALL DIR: create an environment in DIR and fill it with the function INSTALL.
 make_env() {
     mkdir -p "$2"
     env=$(cd "$2" && pwd)
@@ -81,23 +82,23 @@ make_env() {
         return
     fi
     if [ -n "$(ls -A "$env")" ] && [ ! -e "$env/setup.log" ]; then
-        fail "$env was not made by tools/setup_env.sh: remove it, or name another directory"
+        fail "$env was not created by tools/setup_env.sh: remove it or choose another directory"
     fi
-    # The log goes last: it marks the directory as ours, and an interrupted run must start anew.
+    # The log stays: it marks the directory as ours, so that an interrupted setup can start over.
     touch "$env/setup.log"
     find "$env" -mindepth 1 -maxdepth 1 ! -name setup.log -exec rm -rf {} +
     : >"$env/setup.log"
     need_venv_module
     "$python" -m venv "$env" >>"$env/setup.log" 2>&1 ||
-        fail "$python could not make an environment: see $env/setup.log"
+        fail "$python could not create an environment: see $env/setup.log"
     "$1"
     echo "$stamp" >"$env/setup.stamp"
 }
 
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null ||
-    fail "Python 3.10 or newer is needed, '$python' is not: set PYTHON to one"
+    fail "Python 3.10 or newer is required, but '$python' is older: set PYTHON"
 
-# Directories given on the command line are the caller's, so they are read before moving.
+# Relative directories refer to the caller's current directory, so resolve them before cd.
 default=$(realpath -m "${1:-$root/.venv}")
 upstream=${2:+$(realpath -m "$2")}
 cd "$root"
