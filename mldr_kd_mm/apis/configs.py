@@ -210,30 +210,24 @@ def check_pair(pair: Config, field: str = 'config') -> None:
             )
 
 
-def find_method(method: str) -> Path:
-    """Return the file of a method that is given by its name or its path.
-
-    Raises:
-        ConfigError: If there is no such method.
-    """
-    return find_config(METHODS, method, 'method')
-
-
 def _read_method(method: str | Mapping[str, Any], pair: Config) -> dict[str, Any]:
     """Return the fields of a method's file, of which ``method`` belongs to the model."""
-    if isinstance(method, str):
-        path, wanted = find_method(method), 'have method = dict(losses=[...], ...)'
-        if method in _FOR_CNN_STUDENTS and _has_cnn_student(pair):
-            variant = path.with_name(f'{_FOR_CNN_STUDENTS[method]}.py')
-            path = variant if variant.is_file() else path
-        fields, where = read_config(path, 'method').to_dict(), f'method={str(path)!r}'
-    else:
-        wanted = 'be a name, a path, or a dict with losses'
-        fields, where = {'method': copy.deepcopy(method)}, f'method={method!r}'
-    addition = fields.get('method')
-    if not isinstance(addition, Mapping) or not isinstance(addition.get('losses'), (list, tuple)):
-        raise ConfigError(f'{where}: must {wanted}')
+    if not isinstance(method, str):
+        if not _has_losses(method):
+            raise ConfigError(f'method={method!r}: must be a name, a path, or a dict with losses')
+        return {'method': copy.deepcopy(method)}
+    path = find_config(METHODS, method, 'method')
+    if method in _FOR_CNN_STUDENTS and _has_cnn_student(pair):
+        variant = path.with_name(f'{_FOR_CNN_STUDENTS[method]}.py')
+        path = variant if variant.is_file() else path
+    fields = read_config(path, 'method').to_dict()
+    if not _has_losses(fields.get('method')):
+        raise ConfigError(f'method={str(path)!r}: must have method = dict(losses=[...], ...)')
     return fields
+
+
+def _has_losses(method: Any) -> bool:
+    return isinstance(method, Mapping) and isinstance(method.get('losses'), (list, tuple))
 
 
 def _has_cnn_student(pair: Config) -> bool:

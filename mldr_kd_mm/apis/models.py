@@ -13,7 +13,7 @@ import torch
 from mmengine.config import Config
 from mmpretrain.apis.model import ModelHub, list_models
 
-from mldr_kd_mm.apis.configs import CONFIGS, config_path
+from mldr_kd_mm.apis.configs import find_configs
 from mldr_kd_mm.models.backbones import VisionMamba
 from mldr_kd_mm.models.builder import build_classifier, is_cnn
 from mldr_kd_mm.utils.errors import ConfigError, named
@@ -44,11 +44,6 @@ class NamedModel:
     pretrained_classes: int | None = None
 
 
-def config_names(folder: str) -> list[str]:
-    """Return the names, without ``.py``, of the shipped configs in a folder."""
-    return sorted(path.stem for path in (CONFIGS / folder).glob('*.py'))
-
-
 def find_model(
     model: str | dict, num_classes: int, image_size: int | None = None, field: str = 'model'
 ) -> NamedModel:
@@ -76,11 +71,12 @@ def find_model(
     if source in ('timm', '') and timm.is_model(name):
         with named(f'{field}={model!r}'):
             return _of_timm(name, num_classes, image_size)
-    if source == '' and name in config_names(MODELS):
-        return _of_ours(name, num_classes, image_size, field)
+    ours = find_configs(MODELS)
+    if source == '' and name in ours:
+        return _of_ours(ours[name], num_classes, image_size, field)
     if source in ('mmpretrain', '') and name in list_models():
         return _of_mmpretrain(name, num_classes, image_size)
-    known = [*timm.list_models(), *config_names(MODELS)]
+    known = [*timm.list_models(), *ours]
     near = difflib.get_close_matches(name, known)
     hint = f'did you mean {" or ".join(near)}?' if near else 'timm.list_models() lists names'
     raise ConfigError(f'{field}={model!r}: neither timm nor mmpretrain has such a model; {hint}')
@@ -179,8 +175,8 @@ def _of_timm(name: str, num_classes: int, image_size: int | None) -> NamedModel:
     )
 
 
-def _of_ours(name: str, num_classes: int, image_size: int | None, field: str) -> NamedModel:
-    config = _only_model(config_path(f'{MODELS}/{name}.py'), field)
+def _of_ours(path: Path, num_classes: int, image_size: int | None, field: str) -> NamedModel:
+    name, config = path.stem, _only_model(str(path), field)
     if config['type'] == 'TimmClassifier':
         found = _of_timm(config['model_name'], num_classes, image_size)
         return replace(found, name=name, config={**config, **found.config})

@@ -11,7 +11,7 @@ from helpers import image_folder, resnet, vit
 from mmengine.config import Config
 
 from mldr_kd_mm import ConfigError, distill, distill_config
-from mldr_kd_mm.apis.models import config_names
+from mldr_kd_mm.apis.configs import find_configs
 from mldr_kd_mm.registry import MODELS
 from mldr_kd_mm.utils.checkpoint import load_checkpoint, student_state_dict
 
@@ -147,7 +147,7 @@ def test_a_small_folder_gets_small_batches(folder):
     assert distill_config(**SMALL, data=folder).train_dataloader.batch_size == 16
 
 
-@pytest.mark.parametrize('method', config_names('_base_/methods'))
+@pytest.mark.parametrize('method', find_configs('_base_/methods'))
 def test_methods(folder, method):
     cfg = distill_config(**SMALL, data=folder, method=method, teacher_checkpoint='later.pth')
     cfg.model.teacher_checkpoint = None
