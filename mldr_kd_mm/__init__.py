@@ -1,4 +1,4 @@
-"""mldr_kd_mm: train image classifiers from teachers of another architecture, inside mmengine."""
+"""mldr_kd_mm: distil image classifiers across architectures, with mmengine."""
 
 import sys
 from importlib import import_module
@@ -29,8 +29,8 @@ def _import_public_names() -> None:
 
 # `import mldr_kd_mm` registers everything under mmpretrain's registries and lets configs inherit
 # `mldr_kd_mm::…`, so it has to import torch, mmengine and mmpretrain (several seconds of CPU time).
-# Python imports the package before the command line too, which must answer `--help` at once. There,
-# and nowhere else, the import waits until the first public name is used: before a command runs.
+# Python also imports the package before it runs the command line, where `--help` must answer at
+# once. Only in that case is the import deferred until a command runs and uses a public name.
 if TYPE_CHECKING:
     from mldr_kd_mm import datasets as datasets
     from mldr_kd_mm import engine as engine

@@ -1,7 +1,7 @@
 """The command ``mldr-kd``: distill, export, report, info.
 
-A command imports what it needs when it runs: at the top of this module are only cheap imports, so
-that ``--help``, ``--version`` and a wrong option answer at once.
+The top of this module has only cheap imports, so that ``--help``, ``--version`` and errors about
+options appear at once. A command imports the rest when it runs.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ the classes' subfolders works too: a tenth of the images is then held out for va
     mldr-kd distill --teacher vit_small_patch16_224 --student mobilenetv2_100 \\
         --data my/images
 
-fine-tunes the pretrained teacher on the folder, then trains the student. Checkpoints, logs and
+This fine-tunes the pretrained teacher on the folder, then trains the student. Checkpoints, logs and
 student.pth, an ordinary timm or mmpretrain checkpoint, are written to
 work_dirs/vit_small_patch16_224_to_mobilenetv2_100_mldr.
 
@@ -48,17 +48,17 @@ _EXPORT = """Export the student of a run to files that load without mldr-kd.
 
     mldr-kd export work_dirs/RUN/epoch_100.pth student.pth --onnx
 
-writes student.pth, student.md (a model card) and student.onnx. The suffix of the output selects
-the format of the weights: .pth or .safetensors. Existing files are never overwritten.
+This writes student.pth, student.md (a model card) and student.onnx. The suffix of the output
+selects the format of the weights: .pth or .safetensors. Existing files are never overwritten.
 """
 _REPORT = """Compare runs on one HTML page: training curves, and figures of the models' predictions.
 
     mldr-kd report work_dirs/ONE_RUN work_dirs/ANOTHER --out report
 
-writes report/report.html, which works offline on its own, and report/figures/*.png. Several runs
-share the figures. If one of them trained the student without a teacher, the page also shows which
-errors distillation fixed. Run the command in the directory where you started the runs, because the
-paths in their configs are relative to it.
+This writes report/report.html, a single file that works offline, and report/figures/*.png. The
+curves of several runs are overlaid. If one of them trained the student without a teacher, the page
+also shows which errors distillation fixed. Run the command in the directory where you started the
+runs, because the paths in their configs are relative to it.
 """
 _INFO = """Describe a checkpoint, a model or this installation.
 
@@ -170,7 +170,7 @@ def _add_distill(parser: ArgumentParser) -> None:
         '--val-fraction',
         type=float,
         default=0.1,
-        help='part to hold out if the folder has no val/ or test/; default: 0.1',
+        help='fraction to hold out if the folder has no val/ or test/; default: 0.1',
     )
     add('--seed', type=int, default=0, help='random seed; default: 0')
     add(
@@ -181,7 +181,11 @@ def _add_distill(parser: ArgumentParser) -> None:
     )
     add('--amp', default=None, **switch, help='mixed precision; default: on with a GPU')
     add('--work-dir', metavar='FOLDER', help='default: work_dirs/TEACHER_to_STUDENT_METHOD')
-    add('--resume', action='store_true', help='continue from the last checkpoint in the work dir')
+    add(
+        '--resume',
+        action='store_true',
+        help='continue from the last checkpoint in the work directory',
+    )
     add(
         '--print-config',
         action='store_true',
@@ -190,7 +194,7 @@ def _add_distill(parser: ArgumentParser) -> None:
 
 
 def _method_names() -> list[str]:
-    """Names of the shipped methods without their variants, which have an underscore."""
+    """Return the names of the shipped methods, without variants, whose names have an underscore."""
     files = Path(__file__).parent.glob('.mim/configs/_base_/methods/*.py')
     return sorted(file.stem for file in files if '_' not in file.stem)
 

@@ -18,11 +18,11 @@ class ChildRegistry(Registry):
     """A child of one of mmpretrain's registries.
 
     mmengine finds a bare name in the registry of the default scope and in its ancestors, never in
-    its children. Whatever is registered here is therefore also registered with the parent, unless
-    the parent has another class of that name, which keeps its meaning there.
+    its children. Each class registered here is therefore also registered with the parent, unless
+    the parent has another class of that name; there the name keeps its meaning.
 
     Args:
-        parent: The registry of mmpretrain's that this one extends.
+        parent: The registry of mmpretrain that this one extends.
         locations: Modules to import before the first look-up.
     """
 
@@ -45,7 +45,7 @@ class ChildRegistry(Registry):
 
 RUNNERS = ChildRegistry(mmpretrain_registry.RUNNERS)
 RUNNER_CONSTRUCTORS = ChildRegistry(mmpretrain_registry.RUNNER_CONSTRUCTORS)
-# mmpretrain has none.
+# mmpretrain has no registry for strategies.
 STRATEGIES = ChildRegistry(mmengine_registry.STRATEGIES, 'mldr_kd_mm.engine.strategies')
 LOOPS = ChildRegistry(mmpretrain_registry.LOOPS)
 HOOKS = ChildRegistry(mmpretrain_registry.HOOKS, 'mldr_kd_mm.engine.hooks')

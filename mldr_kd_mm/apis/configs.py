@@ -33,8 +33,8 @@ _FOR_CNN_STUDENTS = {'ofa': 'ofa_cnn'}
 _OLD_FOLDERS = 'kd|dkd|dist|ls|ofa|rkd|cc|crd|rsd|fitnet'
 
 # mmengine resolves 'NAME::mldr/…' only for the names in this table, and looks for .mim next to the
-# distribution or module that the table gives. It looks for distributions in site-packages only,
-# where an editable install is not; a module next to .mim is found in both cases.
+# distribution or module that the table gives. It looks for distributions only in site-packages,
+# which does not contain an editable install; a module next to .mim is found in both cases.
 MODULE2PACKAGE['mldr_kd_mm'] = 'mldr_kd_mm.registry'
 
 
@@ -64,8 +64,8 @@ def config_path(name: str) -> str:
 def list_configs(pattern: str | None = None) -> list[str]:
     """Return the names of the shipped configs that ``tools/train.py`` accepts.
 
-    Those in ``pairs/`` need a method beside them: ``tools/train.py PAIR --method NAME``, or a
-    config of your own with both as bases.
+    A config in ``pairs/`` also needs a method: run ``tools/train.py PAIR --method NAME``, or write
+    a config that inherits both.
 
     Args:
         pattern: None for all names, or a shell pattern, such as ``'mldr/*'`` or
@@ -84,7 +84,10 @@ def find_configs(folder: str) -> dict[str, Path]:
 
     Args:
         folder: A folder of the shipped configs, such as ``pairs``. The folder of the same name in
-            ``configs/`` under the current directory counts too, and wins.
+            ``configs/`` under the current directory is searched too and takes precedence.
+
+    Returns:
+        Name -> path.
     """
     roots = (CONFIGS, Path('configs'))
     paths = [path for root in roots for path in sorted((root / folder).glob('*.py'))]
@@ -95,9 +98,9 @@ def find_config(folder: str, name: str, field: str) -> Path:
     """Return the path of a config that is given by its name or its path.
 
     Args:
-        folder: Where names are looked up, see :func:`find_configs`.
+        folder: Folder in which the name is looked up, see :func:`find_configs`.
         name: A name, or a path that ends in ``.py``.
-        field: What the user calls it, for the errors.
+        field: Name of the argument, for error messages.
 
     Raises:
         ConfigError: If there is no such config.
@@ -124,7 +127,7 @@ def read_config(path: str | Path, field: str = 'config') -> Config:
 
     Args:
         path: The path of the file.
-        field: What the user calls it, for the errors.
+        field: Name of the argument, for error messages.
 
     Raises:
         ConfigError: If the file does not exist or cannot be read.
@@ -140,15 +143,15 @@ def load_config(path: str, method: str | None = None) -> Config:
     """Read the config of a run, composed with a method if one is given.
 
     Args:
-        path: A whole config, or a pair if there is a method.
-        method: See :func:`compose`.
+        path: Path of a complete config, or of a pair if ``method`` is given.
+        method: The method, see :func:`compose`.
 
     Returns:
         The config; its ``work_dir`` defaults to ``work_dirs/CONFIG`` or ``work_dirs/PAIR_METHOD``.
 
     Raises:
-        ConfigError: If a file is missing or wrong, if a pair has no method, or if a config that has
-            losses is given one.
+        ConfigError: If a file is missing or invalid, if a pair has no method, or if a method is
+            given for a config that already has losses.
     """
     cfg = read_config(path)
     is_pair = _is_distiller(cfg) and not cfg.model.get('losses')
@@ -177,14 +180,15 @@ def compose(
             ``method = dict(losses=[...], ...)``, that dict itself, or ``'scratch'``, which trains
             the student alone. The other fields of a file, such as ``custom_imports``, are added to
             the config. For a CNN student the name ``ofa`` stands for ``ofa_cnn``.
-        num_samples: Number of training images, for a loss that remembers each of them (CRD). None:
-            the number that the method states.
+        num_samples: Number of training images, for a loss that stores an entry for each of them
+            (CRD). None: the number in the method's config.
 
     Returns:
         The composed config.
 
     Raises:
-        ConfigError: If the method is not found or has no losses, or if the pair is not one.
+        ConfigError: If the method is not found or has no losses, or if the pair lacks a teacher or
+            a student.
     """
     check_pair(pair)
     composed = copy.deepcopy(pair)
@@ -211,7 +215,7 @@ def check_pair(pair: Config, field: str = 'config') -> None:
 
 
 def _read_method(method: str | Mapping[str, Any], pair: Config) -> dict[str, Any]:
-    """Return the fields of a method's file, of which ``method`` belongs to the model."""
+    """Return the fields of a method's file; those in ``method`` belong to the model."""
     if not isinstance(method, str):
         if not _has_losses(method):
             raise ConfigError(f'method={method!r}: must be a name, a path, or a dict with losses')
@@ -232,7 +236,7 @@ def _has_losses(method: Any) -> bool:
 
 def _has_cnn_student(pair: Config) -> bool:
     student = pair.model.student.to_dict()
-    student.pop('pretrained', None)  # no download to find out
+    student.pop('pretrained', None)  # avoids a download
     with torch.random.fork_rng(devices=[]), log_warnings_only(), named('model.student'):
         return is_cnn(build_classifier(student))
 
@@ -250,7 +254,7 @@ def _is_distiller(cfg: Config) -> bool:
 
 
 def _new_path(path: str) -> str | None:
-    """Return what replaces a config that has moved, as arguments of a tool, or None."""
+    """Return the arguments that replace the path of a moved config; None if it has not moved."""
     new = re.sub(r'_tiny(?=(_64px)?\.py$)', '_tinyimagenet', path)
     new = re.sub(r'_c20(?=\.py$)', '_cifar100-20cls', new)
     new = new.replace('configs/_base_/pairs/', 'configs/pairs/')

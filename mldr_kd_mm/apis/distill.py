@@ -56,10 +56,10 @@ def distill_config(
 ) -> Config:
     """Return the config that :func:`distill` trains.
 
-    It consists of bases in ``configs/_base_``: the runtime, the recipe for the student's kind of
-    network, shortened to the number of epochs, and the method. Its ``pretty_text`` is a config file
-    for ``tools/train.py``, which needs the teacher that :func:`distill` would train first at
-    ``model.teacher_checkpoint``.
+    The config combines files of ``configs/_base_``: the runtime, the recipe for the student's kind
+    of network, shortened to the number of epochs, and the method. Its ``pretty_text`` is a config
+    file for ``tools/train.py``. That does not train the teacher first, as :func:`distill` does: the
+    teacher's checkpoint must be at ``model.teacher_checkpoint``.
 
     Args:
         teacher: Name, config path or config of the teacher, see :func:`distill`.
@@ -73,7 +73,7 @@ def distill_config(
         The config.
 
     Raises:
-        ConfigError: If an argument or the folder of images is wrong.
+        ConfigError: If an argument or the folder of images is invalid.
     """
     parsed = parse_options(teacher, student, data, method, epochs, **options)
     images = read_training_images(parsed)
@@ -101,8 +101,8 @@ def distill(
             method='mldr', epochs=100)
         print(result.accuracy, result.student)
 
-    Without ``teacher_checkpoint`` the teacher is first trained on the folder, starting from its
-    pretrained weights, because those belong to other classes.
+    Without ``teacher_checkpoint`` the teacher is first trained on the folder, because its
+    pretrained weights are for other classes. Training starts from these weights.
 
     Args:
         teacher: ``timm/NAME``, ``mmpretrain/NAME``, or a bare NAME, which is looked up in timm,
@@ -134,9 +134,9 @@ def distill(
             size.
         teacher_lr (float | None): Learning rate of a teacher that is trained first. None: the
             recipe's, scaled to the batch size.
-        augmentation (str): ``'recipe'``: random crops and flips, and for Transformers and the like
-            also RandAugment, erasing, mixup and cutmix. ``'light'``: the whole image, shifted by up
-            to an eighth, for handwriting and similar data. Default: ``'recipe'``.
+        augmentation (str): ``'recipe'``: random crops and flips, and in the Transformer recipe also
+            RandAugment, erasing, mixup and cutmix. ``'light'``: the whole image, shifted by up to
+            an eighth, for handwriting and similar data. Default: ``'recipe'``.
         val_fraction (float): Fraction of the images to hold out if the folder has no validation
             images. Default: 0.1.
         seed (int): Seed of the weights, the augmentation and the held-out images. Default: 0.
@@ -149,8 +149,8 @@ def distill(
         Accuracies and paths.
 
     Raises:
-        ConfigError: If an argument or the folder of images is wrong, or the teacher has other
-            classes.
+        ConfigError: If an argument or the folder of images is invalid, or the teacher's number of
+            classes is not that of the folder.
         FileNotFoundError: If the teacher checkpoint does not exist.
     """
     check_switch(resume=resume)
@@ -159,7 +159,7 @@ def distill(
     teacher_model, student_model = find_models(parsed, len(images.CLASSES))
     cfg = student_config(parsed, images, teacher_model, student_model)
     if parsed.trains_teacher:
-        # A mistake in the student's config is found before the teacher is trained.
+        # Find a mistake in the student's config before the teacher is trained.
         without_teacher = copy.deepcopy(cfg)
         without_teacher.model.teacher_checkpoint = None
         preflight(without_teacher, *_FIELDS)

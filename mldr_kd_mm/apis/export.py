@@ -67,7 +67,7 @@ def export_student(
     torch_export: bool = False,
     config: str | None = None,
 ) -> Exported:
-    """Write the student's weights and a model card. After an error no file is left.
+    """Write the student's weights and a model card; an error leaves no file behind.
 
     The graphs map normalised images, float32 (N, 3, H, W), to logits (N, C). N is dynamic, or 1 if
     the student's code fixes the batch size. Each graph is loaded again and compared with the
@@ -88,7 +88,7 @@ def export_student(
     Raises:
         FileNotFoundError: There is no such checkpoint or config.
         ConfigError: The checkpoint is not of a distillation run, a file exists already, or a graph
-            is wanted and the student cannot be built from its config.
+            is requested and the student cannot be built from its config.
         ExportError: A graph cannot be written, or its logits differ from the student's.
     """
     weights_file = Path(out)
@@ -183,7 +183,7 @@ def _read_run_config(record: RunRecord, path: str | None) -> dict[str, Any]:
         with named('config'):
             return Config.fromfile(path).to_dict()
     if record.config is None:
-        raise ConfigError("checkpoint: meta['cfg']: is missing; give the config's path (--config)")
+        raise ConfigError("checkpoint: meta['cfg'] is missing; give the config's path (--config)")
     return parse_config(record.config)
 
 

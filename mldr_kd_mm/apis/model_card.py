@@ -1,4 +1,4 @@
-"""The model card of an exported student, made of what its checkpoint records."""
+"""The model card of an exported student, written from the facts in its checkpoint."""
 
 from __future__ import annotations
 

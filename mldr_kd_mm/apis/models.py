@@ -65,7 +65,7 @@ def find_model(
     if model.endswith('.py'):
         config = _only_model(model, field)
         return NamedModel(Path(model).stem, config, image_size or 224, _normalization())
-    import timm  # half a second, and a run of a config names no model
+    import timm  # takes half a second, and a run from a config does not get here
 
     source, _, name = model.rpartition('/')
     if source in ('timm', '') and timm.is_model(name):
@@ -139,7 +139,7 @@ def fetch_pretrained(model: NamedModel, path: Path, field: str) -> str:
     except Exception as error:  # from the hub, or from the network stack below it
         reason = str(error).strip().splitlines()[0].rstrip('.')
         raise ConfigError(
-            f'{field}={model.name!r}: its pretrained weights cannot be downloaded ({reason}): '
+            f'{field}={model.name!r}: its pretrained weights cannot be downloaded ({reason}); '
             f'{_without(field)}'
         ) from error
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -150,7 +150,7 @@ def fetch_pretrained(model: NamedModel, path: Path, field: str) -> str:
 def _check_has_weights(model: NamedModel, field: str) -> None:
     if model.weights is None:
         raise ConfigError(
-            f'{field}={model.name!r}: it has no pretrained weights: {_without(field)}'
+            f'{field}={model.name!r}: it has no pretrained weights; {_without(field)}'
         )
 
 

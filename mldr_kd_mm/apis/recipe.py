@@ -29,7 +29,7 @@ AUGMENTATIONS = ('recipe', 'light')
 
 _LABEL_SMOOTHING = dict(type='LabelSmoothLoss', label_smooth_val=0.1, mode='original')
 _MIXING = dict(augments=[dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)])
-# A default batch size leaves an epoch at least this many steps, unless that takes a smaller batch.
+# The default batch size is reduced until an epoch has this many steps, but not below this size.
 _MIN_STEPS, _MIN_BATCH_SIZE = 16, 16
 
 
@@ -89,7 +89,7 @@ class Options:
                 f'method={self.method!r}: must be a name, a path, or a dict with losses'
             )
         if self.amp and not torch.cuda.is_available():
-            raise ConfigError('amp=True: needs a GPU, and torch finds none: leave it out')
+            raise ConfigError('amp=True: needs a GPU, but torch finds none; leave it out')
 
     @property
     def trains_teacher(self) -> bool:
@@ -98,7 +98,7 @@ class Options:
 
     @property
     def epochs_of_teacher(self) -> int:
-        """Epochs for which a teacher is trained first."""
+        """Number of epochs for which the teacher is trained first."""
         return self.teacher_epochs or self.epochs
 
 
@@ -111,7 +111,7 @@ def parse_options(*args: Any, **options: Any) -> Options:
     fields = [field.name for field in dataclasses.fields(Options)]
     for name in options:
         if name not in fields:
-            raise ConfigError(f'distill() has no argument {name!r}: it takes {", ".join(fields)}')
+            raise ConfigError(f'distill() has no argument {name!r}; it takes {", ".join(fields)}')
     return Options(*args, **options)
 
 
@@ -147,7 +147,7 @@ def find_models(options: Options, num_classes: int) -> tuple[NamedModel, NamedMo
 
 
 def default_work_dir(options: Options, teacher: NamedModel, student: NamedModel) -> Path:
-    """Return the work directory of a run that names none."""
+    """Return the work directory of a run whose options do not set one."""
     method = Path(options.method).stem if isinstance(options.method, str) else 'method'
     return Path('work_dirs', f'{teacher.name}_to_{student.name}_{method}')
 
@@ -164,7 +164,7 @@ def student_config(
         student: The student.
 
     Raises:
-        ConfigError: If the method is wrong, or the teacher's pretrained weights do not fit.
+        ConfigError: If the method is invalid, or the teacher's pretrained weights do not fit.
     """
     work_dir = Path(options.work_dir or default_work_dir(options, teacher, student))
     cfg = _run_config(options, images, student, options.epochs, work_dir, options.lr)
@@ -232,7 +232,7 @@ def _check_pretrained_classes(teacher: NamedModel, num_classes: int) -> None:
     if teacher.pretrained_classes not in (None, num_classes):
         raise ConfigError(
             f'teacher_epochs=0: the pretrained weights of {teacher.name!r} have '
-            f'{teacher.pretrained_classes} classes, the folder has {num_classes}: leave '
+            f'{teacher.pretrained_classes} classes, the folder has {num_classes}; leave '
             'teacher_epochs out to train the teacher on the folder first, or give '
             'teacher_checkpoint'
         )
@@ -275,7 +275,7 @@ def _base(name: str) -> dict[str, Any]:
 
 
 def _default_batch_size(images: int) -> int:
-    """Return the recipes' 128, or a smaller power of two that leaves an epoch enough steps."""
+    """Return the recipes' 128, or a smaller power of two that gives an epoch enough steps."""
     size = 128
     while size > _MIN_BATCH_SIZE and images / size < _MIN_STEPS:
         size //= 2
@@ -346,9 +346,9 @@ def _resize(pipeline: list[dict], size: int) -> None:
 
 
 def _set_epochs(cfg: Config, epochs: int) -> None:
-    """Fit a recipe of a warm-up and a cosine schedule to a number of epochs.
+    """Fit a recipe with a warm-up and a cosine schedule to a number of epochs.
 
-    The warm-up takes at most an eighth of them, as in the shipped shorter recipes.
+    The warm-up takes at most an eighth of the epochs, as in the shorter shipped recipes.
     """
     warm_up, cosine = cfg.param_scheduler
     begin = min(cosine.begin, epochs // 8)

@@ -1,4 +1,4 @@
-"""What the checkpoint of a run records about the run, beside its weights."""
+"""Facts about a run that its checkpoint records besides the weights."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class RunRecord:
     Attributes:
         config: Text of the run's config.
         classes: Names of the classes.
-        dataset_meta: The training set's METAINFO, as the file has it.
+        dataset_meta: The training set's METAINFO, as stored in the file.
         experiment: Name of the experiment.
         epoch: Epochs trained.
         iteration: Iterations trained.

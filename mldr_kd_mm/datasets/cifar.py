@@ -1,4 +1,4 @@
-"""CIFAR-100, read without executing code of its files."""
+"""CIFAR-100, read without executing code in its files."""
 
 from __future__ import annotations
 
@@ -35,9 +35,10 @@ RECORD = 1 + 32 * 32 * 3  # bytes per image in memory: its label and its pixels
 class VerifiedCIFAR100(CIFAR100):
     """`CIFAR-100 <https://www.cs.toronto.edu/~kriz/cifar.html>`_, 32 px RGB, 100 classes.
 
-    Differences to mmpretrain's CIFAR100: the files are read by an unpickler that executes no code,
-    existing files are never overwritten, data with other checksums can be accepted, a subset can be
-    taken, and images are copied from the array that the workers share instead of unpickled.
+    Differences from mmpretrain's CIFAR100: the files are read by an unpickler that executes no
+    code, existing files are never overwritten, data with other checksums can be accepted, a subset
+    can be selected, and images are copied from an array that the workers share instead of being
+    unpickled.
 
     The pipeline receives a dict with ``img``, uint8 (32, 32, 3), and ``gt_label``.
 
@@ -56,7 +57,7 @@ class VerifiedCIFAR100(CIFAR100):
         ConfigError: Unknown ``split``; files are missing and cannot be downloaded, have other
             checksums, do not follow the layout or hold more than arrays; or ``subset`` asks for
             images that do not exist. If the main process cannot provide the files, every rank
-            raises its message.
+            raises its error.
     """
 
     METAINFO = {**CIFAR100.METAINFO, 'name': 'CIFAR-100', 'licence': CIFAR_LICENCE}
@@ -151,7 +152,7 @@ class VerifiedCIFAR100(CIFAR100):
         """Download the official archive and add the missing files, each of them atomically."""
         archive, folder = Path(root, self.filename), Path(root, self.base_folder)
         if archive.exists() and not check_md5(archive, self.tgz_md5):
-            raise ConfigError(f'{archive} does not have the official MD5 checksum, remove it first')
+            raise ConfigError(f'{archive} does not have the official MD5 checksum; remove it first')
         os.makedirs(root, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=root) as unfinished:
             if not archive.exists():
@@ -169,7 +170,7 @@ class VerifiedCIFAR100(CIFAR100):
 
 
 def _read(path: str, num_classes: int) -> tuple[np.ndarray, list[int]]:
-    """Return the pixels, uint8 (N, 3072), and the N labels of a file in the official layout."""
+    """Return the pixels, uint8 (N, 3072), and the N labels in a file of the official layout."""
     content = load_pickle(path)
     for key in ('data', 'fine_labels'):
         if key not in content:

@@ -54,7 +54,7 @@ class Digits(BaseDataset):
         self.split = split
         self.size = size
         self.subset = subset
-        # Serialised data saves memory only in large data sets, and mmengine runs the garbage
+        # Serialisation saves memory only for large data sets, and mmengine runs the garbage
         # collector for it.
         kwargs.setdefault('serialize_data', False)
         super().__init__(ann_file='', **kwargs)

@@ -17,7 +17,7 @@ class FolderDataset(BaseDataset):
 
     A subclass implements ``load_data_list``, which returns a dict with ``img_path`` and
     ``gt_label`` for each image and may set ``self._metainfo['classes']``. A pipeline starts with
-    ``LoadImageFromFile``. A file that cannot be read is an error that names it.
+    ``LoadImageFromFile``. The error for a file that cannot be read names the file.
 
     Args:
         data_root: Folder of the data set.
@@ -45,7 +45,7 @@ class FolderDataset(BaseDataset):
         try:
             return super().prepare_data(idx)
         except Exception:
-            # Any step may have failed. Only now is it worth reading the image a second time.
+            # Any step may have failed, so read the image again to find out if it is the cause.
             _check_image(self.get_data_info(idx)['img_path'], self.REMEDY)
             raise
 

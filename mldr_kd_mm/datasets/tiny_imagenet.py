@@ -43,8 +43,8 @@ class TinyImageNet(FolderDataset):
     ``metainfo['classes']`` holds their names from ``words.txt``.
 
     The pipeline receives a dict with ``img_path`` and ``gt_label`` and starts with
-    ``LoadImageFromFile``, which gives uint8 (64, 64, 3) in BGR order, also for the 2 % of grey
-    images. The layout is checked before training starts.
+    ``LoadImageFromFile``, which gives uint8 (64, 64, 3) in BGR order, also for the 2 % of images
+    that are grey. The layout is checked before training starts.
 
     Args:
         data_root: Directory that holds ``tiny-imagenet-200/``. Nothing is downloaded.

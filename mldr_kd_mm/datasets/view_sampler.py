@@ -20,9 +20,9 @@ from mldr_kd_mm.utils.random import preserve_global_rng, seed_global_rng
 class ViewSampler(DefaultSampler):
     """mmengine's DefaultSampler with augmented samples that depend on (seed, epoch, index) alone.
 
-    An epoch shows the same images in DefaultSampler's order, whatever the number of workers, the
-    batch size, the number of processes and the point at which a run was resumed. The pipeline is
-    seeded for each sample, and the global random state is left unchanged.
+    An epoch shows the same images in DefaultSampler's order, regardless of the number of workers,
+    the batch size, the number of processes and the point at which a run was resumed. The pipeline
+    is seeded for each sample, and the global random state is left unchanged.
 
     Args:
         dataset: The data set.

@@ -1,4 +1,4 @@
-"""How a run starts and what happens around its steps."""
+"""Start of a run, and hooks for its steps."""
 
 from mldr_kd_mm.engine import hooks, strategies
 

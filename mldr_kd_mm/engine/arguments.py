@@ -25,11 +25,11 @@ RUNNER_FIELDS = {
     'model_wrapper_cfg',
     'sync_bn',
 }
-"""Fields that mmengine reads from a config: the Runners' arguments, and what it looks up itself."""
+"""Fields that mmengine reads from a config: the Runners' arguments and a few others."""
 
 
 class CfgOptions(DictAction):
-    """KEY=VALUE pairs; mmengine's own class answers a missing ``=`` with a traceback."""
+    """Parse KEY=VALUE pairs; for a missing ``=``, mmengine's own class prints a traceback."""
 
     def __call__(
         self,
@@ -79,7 +79,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def add_training_arguments(parser: ArgumentParser) -> None:
-    """Add the arguments of training alone."""
+    """Add the arguments that only training has."""
     parser.add_argument(
         '--resume',
         nargs='?',
@@ -92,7 +92,7 @@ def add_training_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         '--auto-scale-lr',
         action='store_true',
-        help='scale the learning rate to the batch size, by auto_scale_lr of the config',
+        help='scale the learning rate with the batch size, by the auto_scale_lr of the config',
     )
 
 
@@ -100,7 +100,7 @@ def apply_arguments(cfg: Config, args: Namespace) -> None:
     """Write the shared arguments into a config, and fit it to this machine.
 
     Raises:
-        ConfigError: If an option is wrong.
+        ConfigError: If an argument is wrong.
     """
     merge_options(cfg, args.cfg_options)
     cfg.work_dir = args.work_dir or cfg.work_dir
@@ -156,7 +156,7 @@ def merge_options(cfg: Config, options: dict[str, Any]) -> None:
 
 def _use_mixed_precision(cfg: Config) -> None:
     if not torch.cuda.is_available():
-        raise ConfigError('--amp needs a GPU, and torch finds none: leave it out')
+        raise ConfigError('--amp needs a GPU, but torch finds none; leave it out')
     kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
     if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
         raise ConfigError(f"--amp needs optim_wrapper.type 'OptimWrapper', got '{kind}'")

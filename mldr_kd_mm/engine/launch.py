@@ -171,8 +171,8 @@ def start(cfg: Config, task: str) -> Runner:
 def run(cfg: Config, task: str) -> None:
     """Run a config as the main job of this process, and end the process.
 
-    Exit codes: 1 for a failure of the machine, such as a full disk or a lost process; that of the
-    StopSignalHook if a signal stopped the run.
+    The exit code is 1 after a failure of the machine, such as a full disk or a lost process, and
+    that of the StopSignalHook if a signal stopped the run.
 
     Args:
         cfg: The config.
@@ -205,15 +205,15 @@ def join_processes(cfg: Config, over_gloo: bool) -> None:
         backend = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('backend', 'nccl')
     else:
         return
-    # torchrun keeps its store when it restarts the processes, and with it the addresses of those
-    # that have ended. A prefix keeps a process from reading them.
+    # When torchrun restarts the processes, it keeps its store, which still holds the addresses of
+    # processes that have ended. A new prefix keeps a process from reading them.
     store, rank, processes = next(torch.distributed.rendezvous('env://'))
     store = torch.distributed.PrefixStore(f'attempt{attempt}', store)
     torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=processes)
 
 
 def machine_failure(error: Exception) -> str | None:
-    """Describe an error that neither the config nor the program causes; None for any other."""
+    """Describe an error that the machine causes; None for any other error."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f'{error.filename or "a file"} cannot be written: {error.strerror}'
     # gloo raises plain RuntimeErrors.

@@ -15,8 +15,8 @@ from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy
 from mldr_kd_mm.models.distillers.loss_entry import LossEntry
 from mldr_kd_mm.registry import STRATEGIES
 
-# FSDP gathers the weights of a unit when the unit is called. A module of which others call a part
-# cannot be a unit: a Distiller calls `student.loss`, a classifier `head.loss`, a LossEntry
+# FSDP gathers the weights of a unit when the unit is called. A module cannot be a unit if others
+# call its parts: a Distiller calls `student.loss`, a classifier `head.loss`, a LossEntry
 # `losses[0]`.
 _NO_UNITS = (BaseClassifier, ClsHead, LossEntry, nn.ModuleList, nn.ModuleDict)
 
@@ -25,7 +25,7 @@ _NO_UNITS = (BaseClassifier, ClsHead, LossEntry, nn.ModuleList, nn.ModuleDict)
 class StudentFSDPStrategy(FSDPStrategy):
     """Shard what a :class:`mldr_kd_mm.Distiller` trains; each process keeps the whole teacher.
 
-    mmengine's FSDPStrategy that also runs on the CPU, over gloo, and resumes on torch 2.1 and
+    Unlike mmengine's FSDPStrategy it also runs on the CPU, over gloo, and resumes on torch 2.1 and
     later, which changed the order of arguments of ``optim_state_dict_to_load``.
 
     Args:
@@ -66,7 +66,7 @@ class StudentFSDPStrategy(FSDPStrategy):
 def wrap_student_blocks(
     module: nn.Module, recurse: bool, nonwrapped_numel: int, min_num_params: int = 1_000_000
 ) -> bool:
-    """FSDP's size-based policy, except for modules whose parts are called from outside.
+    """Decide by FSDP's size-based policy, except for modules whose parts are called from outside.
 
     Args:
         module: The module to decide on.

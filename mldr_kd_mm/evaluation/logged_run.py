@@ -147,7 +147,7 @@ class LoggedRun:
         """
         if name is not None:
             return load_checkpoint(str(self.work_dir / name))
-        # The path in last_checkpoint is wrong after the work directory has moved.
+        # The path in last_checkpoint is wrong if the work directory has been moved.
         for path in sorted(self.work_dir.glob('*.pth'), key=_recency, reverse=True):
             content = load_checkpoint(str(path))
             if has_training_state(content):
@@ -166,7 +166,7 @@ class LoggedRun:
             checkpoint: Content of the checkpoint.
 
         Raises:
-            FileNotFoundError: The teacher's checkpoint does not exist any more.
+            FileNotFoundError: The teacher's checkpoint no longer exists.
             ConfigError: The model cannot be built, or the weights do not fit it.
         """
         init_default_scope(self.config.get('default_scope', 'mldr_kd_mm'))
@@ -218,7 +218,7 @@ class LoggedRun:
 
 
 def _recency(checkpoint: Path) -> tuple[bool, float, int]:
-    """Return a sort key that grows with newer checkpoints; best checkpoints come before all."""
+    """Return a sort key: newer checkpoints come later, and best checkpoints first of all."""
     numbers = re.findall(r'\d+', checkpoint.stem)
     # Copied files may all have the same time.
     number = int(numbers[-1]) if numbers else 0

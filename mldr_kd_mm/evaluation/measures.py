@@ -175,29 +175,29 @@ class ConfusedPair(NamedTuple):
 
     Attributes:
         true: The true class.
-        named: The predicted class.
+        predicted: The predicted class.
         before: Number of samples for the first model.
         after: Number of samples for the second model.
     """
 
     true: int
-    named: int
+    predicted: int
     before: int
     after: int
 
 
-def confusion_matrix(labels: Labels, named: Labels, num_classes: int) -> Labels:
+def confusion_matrix(labels: Labels, predicted: Labels, num_classes: int) -> Labels:
     """Count the samples of class i that are predicted as class j.
 
     Args:
         labels: True classes (N,).
-        named: Predicted classes (N,).
-        num_classes: C.
+        predicted: Predicted classes (N,).
+        num_classes: Number of classes C.
 
     Returns:
         Counts (C, C).
     """
-    pairs = np.bincount(labels * num_classes + named, minlength=num_classes**2)
+    pairs = np.bincount(labels * num_classes + predicted, minlength=num_classes**2)
     return pairs.reshape(num_classes, num_classes)
 
 
@@ -210,13 +210,13 @@ def changed_pairs(
         labels: True classes (N,).
         before: Classes (N,) predicted by the first model.
         after: Classes (N,) predicted by the second model.
-        num_classes: C.
+        num_classes: Number of classes C.
 
     Returns:
         The pairs that the second model confuses less often, and the pairs that it confuses more
         often, with the largest changes first.
     """
-    counts = [confusion_matrix(labels, named, num_classes) for named in (before, after)]
+    counts = [confusion_matrix(labels, classes, num_classes) for classes in (before, after)]
     change = counts[1] - counts[0]
     np.fill_diagonal(change, 0)
 

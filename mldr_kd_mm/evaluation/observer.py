@@ -45,7 +45,7 @@ class Observer:
     The model must be in evaluation mode. It is not changed, and no random number is drawn.
 
     Args:
-        model: A Distiller, of which student and teacher are observed, or a classifier.
+        model: A Distiller, whose student and teacher are both observed, or a classifier.
     """
 
     def __init__(self, model: nn.Module) -> None:

@@ -99,8 +99,8 @@ def _convert(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     try:
         return convert(dict(weights), model.model) if convert else {}
     except Exception:
-        # The conversion expects weights of the same family and fails in many ways on others. The
-        # error to report is then that of the weights as they are.
+        # The conversion expects weights of the same family and fails in many ways on others. In
+        # that case the caller reports how the unconverted weights differ from the model's.
         return {}
 
 
@@ -160,8 +160,9 @@ def is_cnn(model: nn.Module) -> bool:
 def nest(classifier: nn.Module) -> None:
     """Make a classifier load its weights as a child of another module.
 
-    A TimmClassifier's own hook renames the keys of its parent, which then get lost. It is kept for
-    loading into the classifier itself, where it accepts timm's checkpoints.
+    A TimmClassifier's own hook would rename the keys of its parent, which would then be lost. The
+    hook still runs when weights are loaded into the classifier itself, so that it accepts timm's
+    checkpoints.
     """
     if isinstance(classifier, TimmClassifier):
         classifier._load_state_dict_pre_hooks.clear()
@@ -174,12 +175,12 @@ def _add_timm_prefix_at_top(state_dict, prefix, *args) -> None:
 
 
 def build_for(config: dict, found: Mapping[str, Any]) -> nn.Module:
-    """Build a loss or a neck for the tensors that a model gives.
+    """Build a loss or a neck for the tensors of a model.
 
     Args:
         config: Config of the module.
-        found: Argument -> value, used if the class takes the argument and the config omits it or
-            sets it to None.
+        found: Argument -> value found from the model. It is used if the class takes the argument
+            and the config omits it or sets it to None.
 
     Returns:
         The module.
@@ -202,7 +203,7 @@ def build_neck(
         stages: Names of the stages that it reads.
         student: Tensors of the student.
         teacher: Tensors of the teacher. If ``feature`` is among them and the student's last stage
-            is a map, the neck is at least as wide as that (MLDR-KD's rule for feature maps).
+            is a map, the neck is at least as wide as ``feature`` (MLDR-KD's rule for maps).
 
     Returns:
         The neck and its outputs.

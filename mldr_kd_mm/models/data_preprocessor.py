@@ -18,7 +18,7 @@ class ViewDataPreprocessor(ClsDataPreprocessor):
 
     If a :class:`~mldr_kd_mm.datasets.ViewSampler` drew the batch, mixup and CutMix are a function
     of (seed, epoch, indices of the batch) and leave the global random state unchanged. Otherwise
-    it does what mmpretrain's does. Under the default scope ``mldr_kd_mm`` it is also registered as
+    it behaves like mmpretrain's. Under the default scope ``mldr_kd_mm`` it is also registered as
     ``ClsDataPreprocessor``.
     """
 
@@ -62,7 +62,7 @@ class Renormalize(nn.Module):
 
 
 def statistics(preprocessor: nn.Module) -> tuple[Tensor, Tensor]:
-    """Return the mean and standard deviation (3, 1, 1) that it applies to pixels of 0 to 255."""
+    """Return a preprocessor's mean and standard deviation (3, 1, 1), for pixels of 0 to 255."""
     mean = getattr(preprocessor, 'mean', torch.zeros(3, 1, 1))
     std = getattr(preprocessor, 'std', torch.ones(3, 1, 1))
     return mean.float(), std.float()

@@ -1,4 +1,4 @@
-"""Views: one augmentation of one sample."""
+"""A view: one augmentation of one sample."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class View(NamedTuple):
 
 
 class ViewIndex(int):
-    """Index of a data set that carries its :class:`View`, also through pickling."""
+    """Index into a data set that carries its :class:`View`, also through pickling."""
 
     view: View
 

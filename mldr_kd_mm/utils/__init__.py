@@ -1,1 +1,1 @@
-"""Utilities that know nothing about distillation."""
+"""Utilities that do not depend on distillation."""

@@ -49,9 +49,9 @@ def download(url: str, path: Path, limit: int) -> None:
 def extract(archive: Path, folder: Path, limit: int) -> None:
     """Extract a ``.tar.gz`` archive.
 
-    Python's ``data`` filter refuses links and paths that lead out of the folder and everything that
-    is neither a file nor a folder. Check the archive's checksum first: data after its last member
-    is not read.
+    Python's ``data`` filter refuses links and paths that lead out of the folder, and members that
+    are neither files nor folders. Check the archive's checksum first: data after its last member is
+    not read.
 
     Args:
         archive: The archive.

@@ -15,7 +15,7 @@ UNFINISHED = '.unfinished'
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
-    """Open a file for writing that replaces ``path`` once it is complete and on the disk.
+    """Open a file for writing that replaces ``path`` once it is complete and on disk.
 
     The content is written to ``path`` + ``.unfinished`` first. After an error that file is removed
     and an existing ``path`` is unchanged.
@@ -41,7 +41,7 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
-    # The new name is on the disk once its folder is.
+    # The new name is on disk only after its folder has been flushed.
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

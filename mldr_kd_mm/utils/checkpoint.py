@@ -105,7 +105,7 @@ class Weights(NamedTuple):
 
     Attributes:
         tensors: Name -> tensor, without the prefixes of wrappers.
-        notes: Where they were found, if that is worth a log line.
+        notes: Notes for the log, such as the key under which the weights were found.
     """
 
     tensors: dict[str, Tensor]
@@ -375,7 +375,7 @@ def student_state_dict(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
     weights = checkpoint.get('state_dict')
     student = _student(weights if _is_state_dict(weights) else {})
     if not student:
-        raise ConfigError('checkpoint: is not of a distillation run: no weight is named student.*')
+        raise ConfigError('checkpoint: is not of a distillation run; no weight is named student.*')
     return student
 
 

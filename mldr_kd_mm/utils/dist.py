@@ -59,10 +59,10 @@ def run_on_main_process(work: Callable[[], T]) -> T:
         work: The function. The other ranks wait until it returns or raises.
 
     Returns:
-        What ``work`` returned, sent to the other ranks by pickle.
+        The result of ``work``, sent to the other ranks by pickle.
 
     Raises:
-        Exception: What ``work`` raised. The other ranks raise a ConfigError with its message.
+        Exception: The exception of ``work``. The other ranks raise a ConfigError with its message.
     """
     result: list[T | None] = [None]
     with raise_on_all_ranks():

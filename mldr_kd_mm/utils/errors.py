@@ -22,7 +22,7 @@ class ConfigError(ValueError):
 
 @contextmanager
 def named(field: str) -> Iterator[None]:
-    """Prefix errors of other packages with the config field that caused them.
+    """Prefix errors from other packages with the config field that caused them.
 
     Args:
         field: Name of the field.

@@ -12,7 +12,7 @@ class _NotSet:
 
 
 NOT_SET = _NotSet()
-"""Stands for the value of a field that one side lacks."""
+"""Stand-in for the value of a field that is missing on one side."""
 
 
 def iter_differences(one: Any, other: Any, field: str = '') -> Iterator[tuple[str, Any, Any]]:
@@ -20,7 +20,7 @@ def iter_differences(one: Any, other: Any, field: str = '') -> Iterator[tuple[st
 
     Args:
         one: Dicts and lists, nested in any way, of values that can be compared.
-        other: What to compare it with.
+        other: The value to compare ``one`` with.
         field: Dotted name of the two values within a larger one.
 
     Yields:

@@ -18,7 +18,7 @@ class _Display:
     """Bars of ``rich`` on stderr, drawn by the training thread.
 
     rich's own refresh thread could hold a lock while a data loader forks, which would block the
-    loader's workers for ever.
+    loader's workers forever.
     """
 
     def __init__(self) -> None:

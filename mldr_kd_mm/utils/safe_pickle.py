@@ -106,7 +106,7 @@ _NUMERIC_STAND_INS = STAND_INS | {('numpy', 'dtype'): _NumericDType}
 
 
 class _Unpickler(pickle.Unpickler):
-    """Unpickler that resolves names to ``_NUMERIC_STAND_INS`` alone and imports nothing."""
+    """Unpickler that only resolves names in ``_NUMERIC_STAND_INS`` and imports nothing."""
 
     def __init__(self, content: bytes, path: str) -> None:
         super().__init__(io.BytesIO(content), encoding='latin1')

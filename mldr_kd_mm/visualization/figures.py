@@ -220,7 +220,7 @@ def draw_pairs(
         for number, label in enumerate((before, after)):
             axes.scatter(counts[:, number], places, 28, color=COLORS[1 - number], label=label)
         names = [shorten(name, 12) for name in classes]
-        axes.set_yticks(places, [f'{names[pair.true]} → {names[pair.named]}' for pair in pairs])
+        axes.set_yticks(places, [f'{names[pair.true]} → {names[pair.predicted]}' for pair in pairs])
         axes.set_xlim(left=-0.5)
         axes.invert_yaxis()
         _legend_below(figure)

@@ -85,7 +85,7 @@ def _losses(entries: Sequence[Entry]) -> Section:
         'Losses by term',
         "The terms that the optimizer sums. The student's own loss compares its logits with the "
         'labels; every other term compares one of its heads or features with the teacher and '
-        'includes its weight. If distillation does not help, first check for a term that does not '
+        'includes its weight. If distillation does not help, first look for a term that does not '
         'fall or is far larger than the others.',
         [pictures],
     )

@@ -147,7 +147,7 @@ def test_pairs_sum_up(labels, before, after):
     repaired, made = changed_pairs(labels, before, after, num_classes=5)
     change = sum(pair.after - pair.before for pair in (*repaired, *made))
     assert change == (after != labels).sum() - (before != labels).sum()
-    assert all(pair.true != pair.named for pair in (*repaired, *made))
+    assert all(pair.true != pair.predicted for pair in (*repaired, *made))
     assert confusion_matrix(labels, after, 5).sum() == 12
     assert changed_pairs(labels, after, before, 5)[0] == [
         pair._replace(before=pair.after, after=pair.before) for pair in made

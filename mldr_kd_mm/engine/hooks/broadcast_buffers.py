@@ -16,8 +16,8 @@ class BroadcastBuffersHook(Hook):
     DistributedDataParallel keeps weights in sync. With ``broadcast_buffers=False``, mmengine's
     default, each rank has BatchNorm statistics of its own batches and would validate its share of
     the samples with them. With this hook the metrics belong to the model that the main process
-    saves. mmengine's SyncBuffersHook averages over the ranks instead, which leaves EMAHook's copy
-    of the buffers behind.
+    saves. mmengine's SyncBuffersHook averages over the ranks instead, which does not update
+    EMAHook's copy of the buffers.
     """
 
     # Runs after EMAHook has swapped in its averages.

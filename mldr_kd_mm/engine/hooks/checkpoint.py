@@ -24,12 +24,12 @@ _INTERIM = 'interim_ckpt'
 class AtomicCheckpointHook(CheckpointHook):
     """mmengine's CheckpointHook with atomic writes, so that a complete checkpoint always exists.
 
-    - A checkpoint is written under another name, flushed to the disk and renamed, and so is
-      ``last_checkpoint``. Only then are older checkpoints removed, including the previous best.
+    - A checkpoint is written under another name, flushed to disk and renamed. The same holds for
+      ``last_checkpoint``. Older checkpoints, including the previous best, are removed afterwards.
     - ``resume=True`` continues from the newest checkpoint that can be read in full. Damaged ones
       are named in the log.
-    - A checkpoint that cannot be written, for example on a full disk, ends all ranks with one line.
-      The checkpoints before it stay.
+    - If a checkpoint cannot be written, for example because the disk is full, all ranks end with an
+      error of one line. Earlier checkpoints are kept.
     - Loading a checkpoint never executes code from the file.
 
     Checkpoints that are directories (DeepSpeed, FSDP's ``local``) and remote checkpoints are
@@ -53,7 +53,7 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Correct the epoch and iteration of a FlexibleRunner."""
-        # It counts one too many if a checkpoint is saved again after validation.
+        # A FlexibleRunner counts one too many if a checkpoint is saved again after validation.
         checkpoint['meta'].update(self._progress)
 
     def save_now(self, runner: Runner) -> str:
@@ -174,7 +174,7 @@ def find_latest_checkpoint(runner: Runner) -> str | None:
         The path, or None if there is no checkpoint.
 
     Raises:
-        ConfigError: There are checkpoints and none can be read.
+        ConfigError: There are checkpoints, but none can be read.
     """
     broken = 0
     for path in _list_checkpoints(Path(runner.work_dir)):

@@ -101,14 +101,14 @@ class ExactResumeHook(Hook):
 
 
 def _restart_epoch_if_needed(meta: dict, runner: Runner) -> None:
-    """Go back to the beginning of the epoch if its data cannot be entered in the middle."""
+    """Go back to the beginning of the epoch if its data loader cannot start in the middle."""
     loader = runner.train_loop.dataloader
     done = meta['iter'] - meta['epoch'] * len(loader)
     if done == 0 or (isinstance(loader.sampler, ViewSampler) and 0 < done <= len(loader)):
         return
     runner.logger.warning(
         f'resume: epoch {meta["epoch"] + 1} restarts; to continue after its {done} iterations, '
-        "train_dataloader.sampler must be a 'ViewSampler', as it was"
+        "train_dataloader.sampler must be a 'ViewSampler' before and after the interruption"
     )
     meta['iter'] -= done
 

@@ -78,7 +78,7 @@ class NonFiniteHook(Hook):
 
         Raises:
             ConfigError: The ranks take different numbers of steps and would wait for each other
-                for ever. Raised on all ranks.
+                forever. Raised on all ranks.
         """
         self._optimizer: Optimizer | None = None
         if isinstance(runner.optim_wrapper, OptimWrapperDict):

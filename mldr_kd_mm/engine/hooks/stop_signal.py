@@ -1,4 +1,4 @@
-"""Stop a run by a signal without losing progress."""
+"""Stop a run on a signal without losing progress."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class StopSignalHook(Hook):
     """Saves a checkpoint and ends the run after the current step when a signal arrives.
 
     All ranks stop after the same step, whichever received the signal, and exit with code 130 after
-    SIGINT and 143 after other signals. With gradient accumulation, a step is a step of the
-    optimizer. Before and after training, signals have their usual effect.
+    SIGINT and 143 after other signals. With gradient accumulation, a step means an optimizer step.
+    Before and after training, signals have their usual effect.
 
     Args:
         signals: Names of the signals. Slurm can send SIGUSR1 before a job's time limit with
@@ -106,7 +106,7 @@ def _has_stepped(runner: Runner) -> bool:
 
 
 def _ignore_signals(numbers: Sequence[int], init: Callable | None, worker: int) -> None:
-    """Initialise a data-loader worker that ignores signals; it ends with its loader or process."""
+    """Initialise a data-loader worker that ignores signals; it ends with its loader or parent."""
     for number in numbers:
         signal.signal(number, signal.SIG_IGN)
     if init is not None:

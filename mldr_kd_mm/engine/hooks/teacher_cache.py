@@ -1,4 +1,4 @@
-"""Opens a cache of the teacher's outputs before training."""
+"""Hook that caches the teacher's outputs."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _NUM_IMAGES = 16
 
 @HOOKS.register_module()
 class TeacherCacheHook(Hook):
-    """Caches the outputs of a :class:`Distiller`'s teacher, exactly, also under augmentation.
+    """Caches the exact outputs of a :class:`Distiller`'s teacher, also under augmentation.
 
     The train loader needs ``sampler=dict(type='ViewSampler', views=V)``. The first V epochs record
     the outputs; later epochs show the images of epoch ``e mod V`` again and read them. Other runs
-    with the same teacher, data and seed read from the start, whatever their student and method.
+    with the same teacher, data and seed, with any student and method, read from the start.
 
     The cache is opened before training. Everything its outputs depend on is compared with the
     settings they were recorded with; see docs/teacher_cache.md.
@@ -42,7 +42,7 @@ class TeacherCacheHook(Hook):
         dtype: ``'fp32'`` stores the exact outputs, ``'fp16'`` takes half the space.
 
     Raises:
-        ConfigError: ``dtype`` is neither.
+        ConfigError: ``dtype`` is unknown.
     """
 
     def __init__(self, dir: str | None = None, dtype: str = 'fp32') -> None:

@@ -13,8 +13,8 @@ from mldr_kd_mm.registry import MODELS
 class MobileNetV2_CIFAR(MobileNetV2):
     """mmpretrain's MobileNetV2 with stride 1 in ``conv1`` and in ``layer2``.
 
-    It relates to MobileNetV2 as ResNet_CIFAR to ResNet. The parameters have MobileNetV2's names and
-    shapes, so the weights of either load into the other.
+    It is the counterpart of mmpretrain's ResNet_CIFAR. The parameters have MobileNetV2's names and
+    shapes, so the weights of either model load into the other.
 
     Source: the strides of
     https://github.com/kuangliu/pytorch-cifar/blob/master/models/mobilenetv2.py.

@@ -187,7 +187,7 @@ class _Layer(nn.Module):
     """Add the mixer's output for the normalised residual stream (B, L, d) to the stream."""
 
     def __init__(self, mixer: _Mixer, embed_dim: int, drop_path: float) -> None:
-        from timm.layers import DropPath  # half a second, for this backbone alone
+        from timm.layers import DropPath  # takes half a second, only needed here
 
         super().__init__()
         self.norm = nn.RMSNorm(embed_dim, eps=1e-5)

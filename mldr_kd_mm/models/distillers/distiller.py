@@ -40,9 +40,9 @@ class Distiller(BaseClassifier):
     student starts from exactly the weights that it would have without a teacher under the same
     seed.
 
-    Each model gets the batch as its own config asks for: ``data_preprocessor`` holds what both
-    share, and a model's own ``data_preprocessor`` takes precedence. Both models see the student's
-    mixup and CutMix (``train_cfg=dict(augments=...)``).
+    Each model gets the batch normalised as its own config specifies: ``data_preprocessor`` holds
+    what both share, and a model's own ``data_preprocessor`` takes precedence. Both models see the
+    student's mixup and CutMix (``train_cfg=dict(augments=...)``).
 
     The losses read tensors by name: ``logits``, ``feature`` (penultimate), the taps of the
     recorders, and the ``stage_logits`` and ``fused_logits`` of the neck. The log has ``loss`` (of
@@ -69,7 +69,7 @@ class Distiller(BaseClassifier):
         teacher_precision: ``fp32``, ``bf16`` or ``fp16``. None: the student's precision, which is
             half precision under ``--amp``.
         teacher_compile: Whether to compile the teacher, or a dict of arguments for
-            ``torch.compile``. Only if the losses read nothing but its logits.
+            ``torch.compile``. Requires that the losses read only its logits.
 
     Raises:
         FileNotFoundError: If the teacher's checkpoint does not exist.
@@ -168,7 +168,7 @@ class Distiller(BaseClassifier):
         return self.student(inputs, data_samples, mode=mode)
 
     def extract_feat(self, inputs: Tensor, **kwargs: Any) -> Any:
-        """Return the student's features; see its ``extract_feat``."""
+        """Return the student's features; see ``extract_feat`` of its class."""
         return self.student.extract_feat(inputs, **kwargs)
 
     def loss(self, inputs: Tensor, data_samples: list[DataSample]) -> dict[str, Tensor]:
@@ -182,8 +182,8 @@ class Distiller(BaseClassifier):
             Name -> scalar. mmengine sums those with ``loss`` in their name.
 
         Raises:
-            ConfigError: If a logit of the teacher is not finite, or a batch of one image meets a
-                BatchNorm that cannot be trained on it.
+            ConfigError: If a logit of the teacher is not finite, or a BatchNorm cannot be trained
+                on a batch of one image.
         """
         teacher = self._read_teacher(inputs, data_samples)
         with refuse_one_image(len(inputs)):
@@ -291,7 +291,7 @@ class Distiller(BaseClassifier):
             print_log(f'student: {name}={tap!r}: {layout}', 'current')
         names = list(self._teacher_names)
         if neck and neck.get('project_dim') is None and student.layouts[self._stages[-1]].is_map:
-            names.append('feature')  # Its width may be that of the neck.
+            names.append('feature')  # The neck may take its width from this feature.
         with named('teacher'):
             teacher = self.teacher.probe(names, self._teacher_size(size))
         classes = student.width('logits'), teacher.width('logits')

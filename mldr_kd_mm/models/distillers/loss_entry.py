@@ -220,7 +220,7 @@ class LossEntry(nn.Module):
 
     @contextmanager
     def _named(self) -> Iterator[None]:
-        """Put the name of the entry into error messages."""
+        """Prefix error messages with the name of the entry."""
         prefix = f'losses: {self.name}: '
         try:
             with named('loss'):

@@ -32,7 +32,8 @@ class Teacher(TappedModel):
         checkpoint: Path, URL or ``hf-hub:`` name of the weights, in any format that
             :mod:`mldr_kd_mm.utils.checkpoint` reads. None: the classifier's own config initialises
             it.
-        recorder: Names the taps. ``logits`` and ``feature`` are always available.
+        recorder: The recorder, which names the taps. ``logits`` and ``feature`` are always
+            available.
         size: (H, W) of the teacher's images. None: the size that its config fixes, or that of the
             batch.
         precision: ``fp32``, ``bf16`` or ``fp16``; the latter two by autocast. None: the student's
@@ -40,7 +41,7 @@ class Teacher(TappedModel):
 
     Raises:
         FileNotFoundError: If the checkpoint does not exist.
-        ConfigError: If the checkpoint lacks weights, or the precision is unknown.
+        ConfigError: If weights are missing from the checkpoint, or the precision is unknown.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class Teacher(TappedModel):
         """Run the teacher.
 
         Args:
-            images: (B, 3, H, W), normalised as the teacher's config asks for.
+            images: (B, 3, H, W), normalised as the teacher's config specifies.
             names: Tensors to return.
 
         Returns:
@@ -130,7 +131,7 @@ class Teacher(TappedModel):
             **options: Arguments of ``torch.compile``.
 
         Raises:
-            ConfigError: If these need taps, which a compiled model does not run.
+            ConfigError: If these tensors need taps, which a compiled model does not run.
         """
         if self._taps(names):
             raise ConfigError(

@@ -46,18 +46,18 @@ class TeacherCache:
             ``samples`` and ``dtype``, ``'fp16'`` or ``'fp32'``. If ``mixing`` is not None, an
             output also depends on the batch in which its image was mixed.
         outputs: Name -> ``dict(tap=..., shape=[...])``, the tap and the shape for one sample. Names
-            that the folder lacks are recorded beside those that it has.
+            that are not in the folder yet are added to it.
 
     Raises:
         ConfigError: If the folder holds outputs for other settings, a file is incomplete, or the
-            disk has too little space. Nothing has been written then.
+            disk has too little space. In these cases nothing is written.
     """
 
     def __init__(
         self, folder: str | Path, fingerprint: Mapping[str, Any], outputs: Mapping[str, dict]
     ) -> None:
         self.folder = Path(folder)
-        # The same types as after writing and reading it.
+        # A round trip through JSON gives the same types as reading the file.
         self.fingerprint = json.loads(json.dumps(fingerprint, default=str))
         outputs = json.loads(json.dumps(outputs))
         self.mixed = self.fingerprint.get('mixing') is not None
@@ -120,7 +120,7 @@ class TeacherCache:
         return found
 
     def _key(self, views: Sequence[View]) -> int:
-        """Return the start value of the checksums, so that those of another mixture never match."""
+        """Return the checksums' start value; if images are mixed, it identifies the batch."""
         return hash_views(views) if self.mixed else 0
 
     def _prepare(self, outputs: dict[str, dict]) -> None:
@@ -214,7 +214,7 @@ class _Array:
         for file_path, size in zip(_files(path), _sizes(entries, shape, dtype), strict=True):
             file_path.unlink(missing_ok=True)  # The target of a link stays.
             with open(file_path, 'xb') as file:
-                # Otherwise a full disk would later end the process without a message.
+                # Reserve the space: a full disk would later kill the process without a message.
                 os.posix_fallocate(file.fileno(), 0, size)
 
     @staticmethod

@@ -140,7 +140,7 @@ def class_of(target: Tensor, logits: Tensor) -> Tensor:
     """Return the class of each sample (B,).
 
     Args:
-        target: Labels (B,), or soft labels (B, C), of which the largest counts.
+        target: Labels (B,), or soft labels (B, C), of which the largest is used.
         logits: Logits of the same samples (B, C).
 
     Raises:

@@ -35,8 +35,8 @@ class CRDLoss(nn.Module):
     .. math:: -\log h(i, i) - \sum_{k=1}^{K} \log(1 - h(i, j_k)).
 
     Z is N times the mean of :math:`\exp(\cdot / \tau)` over the first batch and stays fixed. After
-    each training step the entries of the batch move towards its embeddings; entries that would not
-    be finite stay.
+    each training step the entries of the batch move towards its embeddings. An entry that would
+    become NaN or infinite is left unchanged.
 
     With several processes, each updates its bank with the batches of all, so that the banks stay
     equal. Banks and Z are part of the checkpoint. The negatives are a function of the batch's
@@ -162,7 +162,7 @@ class CRDLoss(nn.Module):
 
     def _contrast(self, similarities: Tensor) -> Tensor:
         """Compute the loss from similarities (2, B, 1 + K), the positive first."""
-        # Before the first training step Z is unknown, and any value will do.
+        # Before the first training step Z is unknown, and any value works.
         normalizers = torch.where(self.normalizers > 0, self.normalizers, self.num_samples)
         density = similarities / normalizers.view(2, 1, 1)
         noise = self.negatives / self.num_samples

@@ -31,8 +31,8 @@ class DFRALoss(nn.Module):
     - Class relation: :math:`R = \kappa z_b z_b^\top` (C, C) for each sample.
     - Sample relation: :math:`R = \kappa z_c z_c^\top` (B, B) for each class, with the same
       :math:`\kappa`.
-    - A softmax over its rows turns each column of a relation into a distribution. The term is
-      KL(teacher || student), averaged over all columns.
+    - A softmax over the rows turns each column of a relation into a distribution. The term of a
+      relation is KL(teacher || student), averaged over all columns.
     - Probability: KL(teacher || student) of the class probabilities, averaged over the batch.
 
     The loss is class relation + sample relation + alpha * probability. It has no factor of

@@ -14,7 +14,7 @@ from mldr_kd_mm.utils.errors import check_above_zero, check_not_negative
 class DKDLoss(nn.Module):
     r"""Match the probability of the target class and the distribution of the others separately.
 
-    With :math:`b = (p_{target}, 1 - p_{target})` and, of the other classes,
+    With :math:`b = (p_{target}, 1 - p_{target})` and the distribution of the other classes
     :math:`\hat p = softmax(z_{i \ne target} / \tau)`:
 
     .. math:: \tau^2 \, (\alpha \, KL(b_t \,\|\, b_s) + \beta \, KL(\hat p_t \,\|\, \hat p_s)).
@@ -48,7 +48,7 @@ class DKDLoss(nn.Module):
         Args:
             student: Logits (B, C), or (K, B, C) of K heads.
             teacher: Logits (B, C); no gradient flows into them.
-            target: Labels (B,), or soft labels (B, C), of which the largest counts.
+            target: Labels (B,), or soft labels (B, C), of which the largest is used.
 
         Returns:
             A scalar, or (K,), one value per head.
@@ -65,7 +65,7 @@ class DKDLoss(nn.Module):
 
 
 def _decouple(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Split logits into (target, any other), (..., B, 2), and the other classes, (..., B, C-1).
+    """Return the logits of (target, all others), (..., B, 2), and of the others, (..., B, C-1).
 
     The target's column is left out rather than masked with a large number, which would not fit
     into every dtype.

@@ -12,7 +12,7 @@ from mldr_kd_mm.utils.errors import check_above_zero
 
 @MODELS.register_module()
 class OFALoss(nn.Module):
-    r"""Match the class probabilities, with more weight on targets that the teacher is sure of.
+    r"""Match the class probabilities, with more weight on the target if the teacher is confident.
 
     With the label as probabilities :math:`y` and the models' probabilities :math:`p`:
 

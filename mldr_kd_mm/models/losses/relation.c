@@ -1,18 +1,18 @@
-/* relation.py's _linear(), a row at a time and all in double: see there for the formulas.
+/* Compute _linear() of relation.py one row at a time, in double. The formulas are in relation.py.
  *
- * setup.py builds it where there is a C compiler; relation.py does without it where there is none.
+ * setup.py builds this file if there is a C compiler; otherwise relation.py runs without it.
  */
 
 #include <math.h>
 #include <string.h>
 
 typedef double vec __attribute__((vector_size(4 * sizeof(double))));
-/* Enough independent recurrences at a time to hide the latency of one. */
+/* Run enough independent recurrences at a time to hide the latency of one. */
 #define VECS 4
 #define BLOCK (4 * VECS)
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-/* Compiled once for each; the processor that runs it chooses. */
+/* Compile one version for each target; the right one is chosen when the library is loaded. */
 #define FOR_EACH_PROCESSOR __attribute__((target_clones("fma", "default")))
 #else
 #define FOR_EACH_PROCESSOR
@@ -45,7 +45,7 @@ INLINE void analyse(
         sums[n] = (lanes[n][0] + lanes[n][1]) + (lanes[n][2] + lanes[n][3]);
 }
 
-/* out_i = sum over n < degree of c_n T_n(x_i), Clenshaw's way. */
+/* out_i = sum over n < degree of c_n T_n(x_i), by Clenshaw's recurrence. */
 INLINE void synthesise(const double *x, const double *c, double *out, long length, long degree)
 {
     for (long i = 0; i < length; i += BLOCK) {
@@ -94,8 +94,8 @@ INLINE void from_rates(
 /* For each row x (length) and its vectors v_k: lse = sum over j of log sum over i of exp(scale x_i x_j);
  * energy_k = v_k' P v_k; both_k = (P + P') v_k, with P_ij the softmax over i of scale x_i x_j.
  *
- * x (rows, length); vectors, both (rows, count, length); coefficients (degree, degree), of the rates
- * up to reach; lse (rows); energy (rows, count); work (7 (length + 2 BLOCK + degree)). */
+ * x (rows, length); vectors, both (rows, count, length); coefficients (degree, degree), for rates up
+ * to reach; lse (rows); energy (rows, count); work (7 (length + 2 BLOCK + degree)). */
 FOR_EACH_PROCESSOR
 void relation_rows(
     const double *x, const double *vectors, const double *coefficients, double scale, double reach,
@@ -107,7 +107,7 @@ void relation_rows(
     double *sums = work + 4 * degree, *rates = sums + degree, *back = rates + degree;
     double *position = back + degree, *rate = position + most, *normalizer = rate + most;
     double *v = normalizer + most, *forward = v + most, *value = forward + most;
-    long *place = (long *)(value + most); /* where each entry of the row went */
+    long *place = (long *)(value + most); /* position of each entry of the row after sorting */
 
     for (long row = 0; row < rows; row++, x += length) {
         double low = x[0], high = x[0];
@@ -118,7 +118,7 @@ void relation_rows(
         }
         for (long i = 0; i < length; i++)
             positives += x[i] >= 0;
-        /* Rates of one sign lie side by side, so that each sign has its own coefficients. */
+        /* Sort the entries by sign, since each sign has its own coefficients. */
         long start[2] = {0, (positives + BLOCK - 1) / BLOCK * BLOCK};
         long end = start[1] + (length - positives + BLOCK - 1) / BLOCK * BLOCK;
         long next[2] = {start[0], start[1]};
@@ -165,7 +165,7 @@ void relation_rows(
                 both[k * length + i] = value[at] + forward[at] / normalizer[at];
             }
         }
-        /* Each is from 1 to length, give or take rounding: the product of 16 is far from overflow. */
+        /* Each is from 1 to length, up to rounding, so the product of 16 is far from overflow. */
         for (long i = 0; i < length; i += 16) {
             double factors = 1;
             for (long j = i; j < length && j < i + 16; j++)

@@ -23,7 +23,7 @@ sum of products of Chebyshev polynomials of p and of r approximates it with the 
 for all rows, which separates the sums over i and j. With
 :math:`\sqrt{2 r \log(1 / \epsilon)}` polynomials the error is far below the column's sum, which is
 at least 1. The computation is in float64, since the sums over a row cancel (float64 logits: exact
-to about 1e-12). A C kernel does the same if it was built.
+to about 1e-12). A C kernel computes the same sums if it was built.
 
 Source: MLDR-KD (arXiv 2502.06189) for the quantity; the method is this project's.
 """
@@ -44,9 +44,9 @@ import torch
 from torch import Tensor
 
 FORMS = ('auto', 'dense', 'linear')
-# Elements of a temporary tensor: on a CPU it fits the cache of a core, on a GPU it keeps it busy.
+# Elements of a temporary tensor: small enough for a CPU core's cache, large enough for a GPU.
 _BLOCK = defaultdict(lambda: 2**26, cpu=2**18)
-# Up to this length a GPU computes a relation faster than it tells the host the range of the logits.
+# Up to this length a GPU computes a relation faster than the host reads the range of the logits.
 _DENSE_ON_GPU = 1024
 
 

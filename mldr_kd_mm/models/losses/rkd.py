@@ -16,7 +16,7 @@ class RKDLoss(nn.Module):
     r"""Match the distances and angles between the features of a batch.
 
     With features :math:`f`, the mean distance :math:`\mu` of all pairs and the smooth L1 loss
-    :math:`l`, averaged over all pairs and triples, including those with equal samples:
+    :math:`l`, averaged over all pairs and triples, including those that repeat a sample:
 
     .. math:: w_d \, l(|f_i - f_j| / \mu) + w_a \, l(\cos \angle f_i f_j f_k).
 
@@ -62,7 +62,7 @@ class RKDLoss(nn.Module):
 def _distances(differences: Tensor) -> Tensor:
     """Compute all distances, divided by their mean: (B, B, D) -> (B, B)."""
     batch = len(differences)
-    # The root has no gradient at 0, the distance of a sample to itself.
+    # The square root has no gradient at 0, the distance of a sample from itself.
     distances = differences.square().sum(-1).clamp_min(1e-12).sqrt()
     distances = distances * (1 - torch.eye(batch, dtype=distances.dtype, device=distances.device))
     return distances / (distances.sum() / max(batch * (batch - 1), 1)).clamp_min(1e-12)

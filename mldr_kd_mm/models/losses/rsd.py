@@ -96,6 +96,6 @@ class RSDLoss(nn.Module):
 def _standardize(features: Tensor) -> Tensor:
     """Standardise each dimension over the batch: (B, D) -> (B, D)."""
     centred = features - features.mean(0)
-    # The root has no gradient at 0, the deviation of a dead unit.
+    # The square root has no gradient at 0, the deviation of a dead unit.
     deviation = torch.sqrt(centred.square().mean(0) + torch.finfo(features.dtype).tiny)
     return centred / (deviation + 1e-5)

@@ -37,17 +37,17 @@ class MSDFNeck(BaseModule):
     into fusion weights.
 
     Source: MLDR-KD (arXiv 2502.06189), section "Multi-Scale Dynamic Fusion", and the authors'
-    release. That has no projectors for tokens; these are OFA-KD's.
+    release. The release has no projectors for tokens; these are OFA-KD's.
 
     Args:
         in_channels: Width of each stage's feature, from the first to the last. None: the Distiller
             sets it.
-        project_dim: Width of the descriptors. None: the width of the last stage. If that is a map,
-            the Distiller uses the width of the teacher's feature if it is larger, as the paper
-            does.
+        project_dim: Width of the descriptors. None: the width of the last stage. If the last stage
+            is a map, the Distiller uses the width of the teacher's feature instead if that is
+            larger, as in the paper.
         grids: (H, W) of each stage's token grid, or None for a stage that is a map. None: all
             stages are maps. The Distiller sets it.
-        num_classes: Number of classes C. The Distiller sets it if the config does not.
+        num_classes: Number of classes C. The Distiller sets it if the config omits it.
         gate_dim: Hidden width of the gate. None: 4C. 0: no gate, all stages have equal weights (an
             ablation in the paper).
 

@@ -133,7 +133,7 @@ def token_projector(
         out_channels: Width of the descriptor.
         num_blocks: Number of transformer blocks; at least one is used.
     """
-    from timm.models.vision_transformer import Block  # half a second, for this projector alone
+    from timm.models.vision_transformer import Block  # takes half a second, only needed here
 
     merges = max(math.ceil(math.log2(max(grid) / _GRID)), 0)
     factors = [2] * merges

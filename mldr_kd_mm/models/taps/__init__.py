@@ -1,1 +1,1 @@
-"""Taps: where tensors of a model are recorded, and how they are laid out."""
+"""Taps: the tensors of a model to record, and their layouts."""

@@ -66,7 +66,7 @@ class FeatureRecorder:
         return tuple(dict.fromkeys((*_KNOWN, *configured)))
 
     def find_stages(self, model: nn.Module, input_size: Sequence[int] | None = None) -> None:
-        """Replace ``taps='stages'`` by the taps of a model's stages; a dict of taps stays.
+        """Replace ``taps='stages'`` by the taps of a model's stages; keep a dict of taps.
 
         Args:
             model: The model.
@@ -138,7 +138,7 @@ def build_recorder(config: dict | None, field: str) -> FeatureRecorder:
         field: Name of the config's field, for the errors.
 
     Raises:
-        ConfigError: If it is not the config of a recorder.
+        ConfigError: If ``config`` is not the config of a recorder.
     """
     with named(field):
         recorder = MODELS.build(config or dict(type='FeatureRecorder'))

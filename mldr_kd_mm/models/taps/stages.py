@@ -110,7 +110,7 @@ def stage_layout(
     """Return the layout of a recorded stage.
 
     Args:
-        model: The model that gave the feature.
+        model: The model that the feature comes from.
         name: Name of the stage, for the error message.
         feature: The recorded tensor.
         image_size: (H, W) of the image.
@@ -186,7 +186,7 @@ def _timm_paths(model: nn.Module) -> list[str]:
     if len({info['reduction'] for info in infos}) == 1:
         return _spread(paths)
     paths = paths[-NUM_STAGES:]
-    # EfficientNet-like models widen once more after their last stage; OFA-KD taps that layer.
+    # EfficientNet-like models have a wider convolution after their last stage; OFA-KD taps that.
     if paths and hasattr(model, 'conv_head') and hasattr(model, 'bn2'):
         paths[-1] = 'bn2'
     return paths
@@ -242,7 +242,7 @@ def _run(model: nn.Module, paths: Sequence[str], shape: tuple[int, ...]) -> dict
 
     Args:
         model: The model.
-        paths: Paths of the modules to look at.
+        paths: Paths of the modules to record.
         shape: (3, H, W) of the image.
 
     Returns:

@@ -15,7 +15,7 @@ from mldr_kd_mm.models.taps.stages import evaluation_mode, stage_layout, stage_n
 
 
 class Probe(NamedTuple):
-    """The tensors that a model gives for one empty image."""
+    """The tensors of a model for one empty image."""
 
     tensors: dict[str, Tensor]
     """Name -> tensor (1, ...), arranged."""
@@ -44,7 +44,7 @@ class TappedModel:
 
     Args:
         model: The classifier.
-        recorder: Names the taps.
+        recorder: The recorder, which names the taps.
     """
 
     def __init__(self, model: nn.Module, recorder: FeatureRecorder) -> None:
