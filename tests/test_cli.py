@@ -150,7 +150,7 @@ def test_weights_that_cannot_be_fetched_are_one_line(arguments, tmp_path):
     command = ['-m', 'mldr_kd_mm', *there, '--work-dir', tmp_path / 'run']
     done = python(*command, HF_HUB_OFFLINE='1', HF_HOME=tmp_path)
     line = mistake((done.returncode, done.stdout, done.stderr))
-    assert 'its pretrained weights cannot be fetched' in line
+    assert 'its pretrained weights cannot be downloaded' in line
     assert 'give teacher_checkpoint, or set teacher_pretrained=False' in line
 
 

@@ -210,7 +210,7 @@ def test_models_and_method_as_dicts(folder, tmp_path):
         (dict(seed=0.5), 'seed=0.5'),
         (dict(augmentation='heavy'), "augmentation='heavy': must be one of recipe, light"),
         (dict(teacher_pretrained='no'), "teacher_pretrained='no': must be True or False"),
-        (dict(speed=3), "no argument 'speed': it takes teacher, student"),
+        (dict(speed=3), "no argument 'speed'; it takes teacher, student"),
     ],
 )
 def test_mistakes(folder, changes, message):

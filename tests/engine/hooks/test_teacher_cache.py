@@ -342,7 +342,7 @@ def test_a_batch_without_views(recorded, teacher, tmp_path):
         data_samples=[item['data_samples'] for item in items],
     )
     model = run.runner.model
-    with pytest.raises(ConfigError, match='the batch has no views: train_dataloader.sampler must'):
+    with pytest.raises(ConfigError, match='the batch has no views; train_dataloader.sampler must'):
         model(**model.data_preprocessor(data, True), mode='loss')
 
 
