@@ -209,7 +209,7 @@ class TestOneMistake:
             build_comparison(comparison(kind))
 
     @pytest.mark.slow
-    @many(500)
+    @many(300)
     @given(mistakes(DISTILLER))
     def test_in_a_distiller(self, mistake):
         assert_one_line(lambda: build_distiller(mistake))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import runpy
 import shutil
 from pathlib import Path
 
@@ -18,12 +17,10 @@ from helpers import mldr, resnet, runner_config, timm_resnet, train, vit
 from mmengine.config import Config
 from mmengine.runner import CheckpointLoader, FlexibleRunner, load_checkpoint
 
-from mldr_kd_mm import ConfigError
+from mldr_kd_mm import ConfigError, cli
 from mldr_kd_mm.datasets import VerifiedCIFAR100
 from mldr_kd_mm.registry import MODELS
 from mldr_kd_mm.utils.checkpoint import use_safe_loading
-
-ROOT = Path(__file__).parents[2]
 
 
 class HostilePickle:
@@ -149,9 +146,8 @@ class TestThroughMMEngine:
 
 
 def test_exporter(hostile, tmp_path, capsys):
-    main = runpy.run_path(str(ROOT / 'tools/model_converters/export_student.py'))['main']
     with pytest.raises(SystemExit) as end:
-        main([hostile, str(tmp_path / 'student.pth')])
+        cli.main(['export', hostile, str(tmp_path / 'student.pth')])
     assert end.value.code == 2
     said = capsys.readouterr().err
     assert said.startswith(f'error: checkpoint={hostile!r}: refused: it asks for {os.name}.mkdir')
