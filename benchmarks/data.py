@@ -32,14 +32,14 @@ SIDES = ('ours', 'mmpretrain')
 
 
 class Pickled(VerifiedCIFAR100):
-    """The data set with mmengine's storage of images, which are pickles."""
+    """The data set as mmengine stores it, with pickled images."""
 
     _serialize_data = BaseDataset._serialize_data
     get_data_info = BaseDataset.get_data_info
 
 
 def mmpretrains(step: dict) -> list[dict]:
-    """Return the mmpretrain transforms that a transform of this project replaces."""
+    """Return mmpretrain's transforms that a transform of this project replaces."""
     step = dict(step)
     if step['type'] == 'PackPlanes':
         return [dict(step, type='PackInputs')]

@@ -34,7 +34,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def written_out(student: Tensor, teacher: Tensor) -> Tensor:
-    """Return the relation terms for heads (K, B, C) by their definition, (K,)."""
+    """Return the relation terms (K,) of heads (K, B, C), computed by their definition."""
     kappa = student.shape[-1] ** -0.5
 
     def relation(rows: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ def peak_gib(side: str, batch: int, classes: int) -> float:
 def print_peak(side: str, batch: int, classes: int) -> None:
     """Print the peak memory of a step, in that process; Linux only."""
     loss = {'written out': written_out, 'auto': DFRALoss(alpha=0)}[side]
-    step(loss, *make_logits(2, 40))  # loads everything that is loaded lazily
+    step(loss, *make_logits(2, 40))  # triggers lazy imports and initialisation
     student, teacher = make_logits(batch, classes)
     Path('/proc/self/clear_refs').write_text('5')  # resets the peak
     before = resident_gib('VmRSS')

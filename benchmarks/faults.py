@@ -15,7 +15,7 @@ from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections import Counter
 from pathlib import Path
 
-# Replaces this folder, where this file would hide the package `faults` of the tests.
+# Replace this folder on the path, because this file would hide the tests' package `faults`.
 sys.path[0] = str(Path(__file__).parents[1] / 'tests')
 
 from faults.campaign import Campaign, small_disk  # noqa: E402

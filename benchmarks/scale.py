@@ -65,8 +65,8 @@ class Link(NamedTuple):
     """Connection between processes.
 
     Attributes:
-        latency: Seconds.
-        bandwidth: Bytes per second in one direction.
+        latency: Latency in seconds.
+        bandwidth: Bandwidth in bytes per second, in one direction.
     """
 
     latency: float
@@ -145,8 +145,8 @@ def measure_dfra() -> list[Point]:
             for sweep, x, work, seconds in found
         ]
         print(
-            f'{form}: {1e3 * model[0]:.2f} ms, {1e9 * model[1]:.2f} ns a product with a '
-            f'polynomial, {1e9 * model[2]:.2f} ns an entry of a relation'
+            f'{form}: {1e3 * model[0]:.2f} ms, {1e9 * model[1]:.2f} ns per product with a '
+            f'polynomial, {1e9 * model[2]:.2f} ns per entry of a relation'
         )
     return rows
 
@@ -184,7 +184,7 @@ def _fit(works: list[Work], seconds: list[float], made: float | None) -> np.ndar
 
 
 def measure_processes() -> tuple[list[Point], Link, int]:
-    """Measure a step in one and two processes and gloo's link; return the gradients' size too."""
+    """Measure gloo's link and a step in one and two processes; also return the gradients' size."""
     points = []
     for count in PROCESSES:
         with tempfile.TemporaryDirectory() as folder:
@@ -204,7 +204,7 @@ def measure_processes() -> tuple[list[Point], Link, int]:
         predicted = base + (link.all_reduce(size, count) if count > 1 else 0)
         points.append(Point('processes', count, 'gloo', step, predicted))
         print(
-            f'{count} processes: {1e3 * step:.0f} ms a step, {1e3 * alone:.0f} ms without the '
+            f'{count} processes: {1e3 * step:.0f} ms per step, {1e3 * alone:.0f} ms without the '
             f'all-reduce of {size / 1e6:.1f} MB'
         )
     print(f'gloo: {1e3 * link.latency:.2f} ms, {link.bandwidth / 1e9:.2f} GB/s')

@@ -2,8 +2,8 @@
 
 python benchmarks/selective_scan.py
 
-The default shape is one direction of a layer of the small Vision Mamba at batch size 8. Both
-alternate in one run, so that other load on the machine slows both.
+The default shape is one direction of a layer of the small Vision Mamba at batch size 8. The two
+implementations alternate in one run, so that other load on the machine slows both.
 """
 
 from __future__ import annotations

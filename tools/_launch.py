@@ -46,7 +46,7 @@ def main() -> None:
         rank, failure = error.get_first_failure()
         if failure.exitcode < 0:
             name = signal.Signals(-failure.exitcode).name
-            print(f'error: the process of rank {rank} was ended by {name}', file=sys.stderr)
+            print(f'error: the process of rank {rank} was killed by {name}', file=sys.stderr)
         sys.exit(exit_code(failure.exitcode))
     except SignalException as error:
         sys.exit(exit_code(-error.sigval))

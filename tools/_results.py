@@ -1,4 +1,4 @@
-"""Results of benchmark.py: the record of a finished run, and tables and plots of many."""
+"""Results of benchmark.py: the record of a finished run, and tables and plots of all runs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ class Result:
         best: Highest top-1 accuracy of all epochs, in %.
         teacher: Top-1 accuracy of the teacher before training, in %; None if not measured.
         epochs: Number of epochs.
-        seconds: Time from the start of the Runner to its last log, over all parts of a resumed run.
+        seconds: Time from the start of the Runner to its last log, summed over the parts of a
+            resumed run.
         memory: Peak GPU memory that PyTorch allocated or, without a GPU, peak memory of the
             process, in MB.
         teacher_checkpoint: The teacher checkpoint in the config.
@@ -186,7 +187,7 @@ def pair_table(pair: str, results: Sequence[Result]) -> str:
     methods = group(results, 'method')
     lines = [f'## {pair}', '', teacher_line(results), '']
     lines += [
-        '| method | last epoch | best epoch | difference | seeds | minutes a run | peak memory |',
+        '| method | last epoch | best epoch | difference | seeds | minutes per run | peak memory |',
         '|:--|--:|--:|--:|--:|--:|--:|',
     ]
     for method, its_own in methods.items():
@@ -299,7 +300,7 @@ def draw_pair(axes: Axes, pair: str, results: Sequence[Result]) -> None:
         values = [result.last for result in its_own]
         std = statistics.stdev(values) if len(values) > 1 else 0
         # The legend lists each label once.
-        labels = ('a seed', 'mean ± std') if place == 0 else (None, None)
+        labels = ('one seed', 'mean ± std') if place == 0 else (None, None)
         style = dict(color=COLORS[0], alpha=0.5, markersize=5, label=labels[0])
         axes.plot([place] * len(values), values, 'o', **style)
         mean = statistics.mean(values)

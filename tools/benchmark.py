@@ -2,17 +2,18 @@
 
     python tools/benchmark.py --pairs PAIR ... --methods scratch kd mldr ... --seeds 3
 
-A pair is a config of configs/pairs: teacher, student, data and schedule without a method. A method
-is a file of configs/_base_/methods: ``method = dict(losses=[...], ...)``, the fields that it adds
-to the model of a pair. ``scratch`` is the student alone. Both are found by name in these
-directories and in those of the same name under the current directory, or by path. A teacher without
-a checkpoint is trained first, by the config in configs/teachers with the name of its directory.
+A pair is a config in configs/pairs: teacher, student, data and schedule without a method. A method
+is a file in configs/_base_/methods with ``method = dict(losses=[...], ...)``, the fields that it
+adds to the model of a pair. ``scratch`` is the student alone. Pairs and methods are given by path,
+or by name if they are in these directories or those of the same name under the current directory. A
+teacher without a checkpoint is trained first, with the config in configs/teachers that has the name
+of the checkpoint's directory.
 
 Each run is a run of tools/train.py in WORK_DIR/PAIR/METHOD/seedN, one per GPU at a time or, without
 a GPU, one per core. Repeating the command continues a stopped benchmark: finished runs are kept,
 interrupted ones resume from their last checkpoint. The benchmark refuses to start if a stored run
-was trained by another config than it would be now, or if the methods of a pair differ in more than
-the method.
+was trained with a different config, or if the runs of a pair differ in more than the method and the
+seed.
 
 At the end WORK_DIR holds results.md, results.csv and results.png of all finished runs.
 """
@@ -73,7 +74,7 @@ class Source(NamedTuple):
 
 @dataclass(eq=False)
 class BenchmarkRun(Run):
-    """A run of a student, or of a teacher without a checkpoint.
+    """A run that trains a student, or a teacher without a checkpoint.
 
     Attributes:
         labels: The fields of its :class:`Result` that follow from the command line.
@@ -364,13 +365,13 @@ def check_recipe(pair: Settings, run: Settings, names: tuple[str, str], remedy: 
     if found := next(iter_differences(recipe(pair), recipe(run)), None):
         field, expected, value = found
         raise ConfigError(
-            f'{field} is {show(expected)} in {names[0]}, and {show(value)} in {names[1]}: the '
+            f'{field} is {show(expected)} in {names[0]}, and {show(value)} in {names[1]}, but the '
             f'methods of a pair share one recipe; {remedy}'
         )
 
 
 def check_stored(run: BenchmarkRun) -> None:
-    """Check that a stored run was trained by the settings of its planned run.
+    """Check that a stored run was trained with the settings of its planned run.
 
     Raises:
         ConfigError: They differ in a field, or the stored settings are unknown.
@@ -379,14 +380,14 @@ def check_stored(run: BenchmarkRun) -> None:
         return
     if not run.config.is_file():
         raise ConfigError(
-            f'{run.work_dir} holds a run that the benchmark did not start: finish it '
+            f'{run.work_dir} holds a run that the benchmark did not start; finish it '
             'with tools/train.py, or remove that directory'
         )
     if found := next(iter_differences(read_settings(run.config), run.all_settings()), None):
         field, old, new = found
         raise ConfigError(
-            f'{field} was {show(old)} in the stored run {run.work_dir}, and would be {show(new)}: '
-            'undo the change, take another --work-dir, or remove that directory'
+            f'{field} was {show(old)} in the stored run {run.work_dir}, and would be {show(new)}; '
+            'undo the change, use another --work-dir, or remove that directory'
         )
 
 
@@ -397,7 +398,7 @@ def show(value: Any) -> str:
 
 
 def check_plan(plan: Plan, stored: Sequence[Result]) -> None:
-    """Check that a plan mixes no recipes, neither its own nor stored ones.
+    """Check that the planned and stored runs of a pair have one recipe.
 
     Raises:
         ConfigError: Two runs of a pair have different recipes.
@@ -406,7 +407,7 @@ def check_plan(plan: Plan, stored: Sequence[Result]) -> None:
         method = next(m for m in plan.methods if m.name == run.labels['method'])
         pair = run.labels['pair']
         names = (f'the pair {pair}', f'its method {method.name}')
-        check_recipe(plan.pairs[pair], run.settings, names, f'take it out of {method.path}')
+        check_recipe(plan.pairs[pair], run.settings, names, f'remove it from {method.path}')
     for run in plan.runs():
         check_stored(run)
     planned = [run.work_dir for run in plan.students]
@@ -416,7 +417,7 @@ def check_plan(plan: Plan, stored: Sequence[Result]) -> None:
             pair = with_checksum(plan.pairs[result.pair])
             names = (f'the pair {result.pair}', f'the stored run {path}')
             settings = read_settings(path / 'benchmark/config.py')
-            check_recipe(pair, settings, names, 'take another --work-dir, or remove that directory')
+            check_recipe(pair, settings, names, 'use another --work-dir, or remove that directory')
 
 
 def check_results(work_dir: Path) -> None:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train in GPUS processes on this machine; without a GPU on the CPU, over gloo.
+# Train in GPUS processes on this machine. Without a GPU the processes run on the CPU, over gloo.
 #
 #   tools/dist_train.sh CONFIG GPUS [arguments of tools/train.py]
 #   tools/dist_train.sh configs/pairs/PAIR.py GPUS --method mldr

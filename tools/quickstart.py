@@ -3,9 +3,9 @@
     python tools/quickstart.py [--seeds N] [--epochs N]
 
 Trains the teacher on all 1,200 training images, and the student on 10 images per class, alone and
-with MLDR-KD from the same seeds. Each run is one of ``tools/train.py`` on a config of
-``configs/quickstart/``; one run per core is active at a time. The results, a table and a figure of
-the logged curves, replace those of an earlier quickstart in work_dirs/quickstart.
+with MLDR-KD from the same seeds. Each run is ``tools/train.py`` with a config of
+``configs/quickstart/``, and one run per core is active at a time. The results, a table and a figure
+of the logged curves, replace those of an earlier quickstart in work_dirs/quickstart.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ from mldr_kd_mm.visualization.style import COLORS, INK, apply_style
 WORK_DIR = Path('work_dirs/quickstart')
 LABELS = {
     'teacher': 'teacher, all 1,200 images',
-    'scratch': 'student alone, 10 a class',
-    'mldr': 'MLDR-KD, 10 a class',
+    'scratch': 'student alone, 10 per class',
+    'mldr': 'MLDR-KD, 10 per class',
 }
 METHOD_COLORS = {'scratch': COLORS[1], 'mldr': COLORS[0]}
 # The student's heads in MLDR-KD, under the names that the Distiller logs.
@@ -56,7 +56,7 @@ HEADS = {
 
 
 @dataclass(eq=False)
-class Quick(Run):
+class QuickRun(Run):
     """A run of the quickstart: the teacher, or a student alone or distilled."""
 
     method: str
@@ -70,26 +70,26 @@ class Quick(Run):
         return ['--cfg-options', *options]
 
 
-def plan(seeds: int, epochs: int | None) -> list[Quick]:
+def plan(seeds: int, epochs: int | None) -> list[QuickRun]:
     """Return all runs, the teacher first."""
 
-    def run(method: str, seed: int, needs: Run | None = None) -> Quick:
+    def run(method: str, seed: int, needs: Run | None = None) -> QuickRun:
         config = ROOT / f'configs/quickstart/{method}.py'
         configured = Config.fromfile(config).train_cfg.max_epochs
         name = 'teacher' if method == 'teacher' else f'{method}_seed{seed}'
-        return Quick(name, config, WORK_DIR / name, epochs or configured, needs, method, seed)
+        return QuickRun(name, config, WORK_DIR / name, epochs or configured, needs, method, seed)
 
     teacher = run('teacher', 0)
     alone = [run('scratch', seed) for seed in range(seeds)]
     return [teacher, *alone, *(run('mldr', seed, needs=teacher) for seed in range(seeds))]
 
 
-def by_method(runs: list[Quick]) -> dict[str, list[Quick]]:
+def by_method(runs: list[QuickRun]) -> dict[str, list[QuickRun]]:
     """Return the runs by method."""
     return {method: [run for run in runs if run.method == method] for method in LABELS}
 
 
-def make_table(runs: list[Quick]) -> Table:
+def make_table(runs: list[QuickRun]) -> Table:
     """Return a table of the accuracies of each method over its seeds."""
     seeds = len(by_method(runs)['mldr'])
     table = Table(
@@ -107,7 +107,7 @@ def make_table(runs: list[Quick]) -> Table:
 
 
 @apply_style()
-def draw_picture(runs: list[Quick], path: Path) -> None:
+def draw_picture(runs: list[QuickRun], path: Path) -> None:
     """Save a figure of accuracy, losses and fusion weights over the epochs."""
     runs_of = by_method(runs)
     figure = Figure(figsize=(11, 8), layout='constrained')
@@ -142,7 +142,7 @@ def draw_picture(runs: list[Quick], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def draw_curve(axes: Axes, runs: list[Quick], key: str, label: str, color: str) -> None:
+def draw_curve(axes: Axes, runs: list[QuickRun], key: str, label: str, color: str) -> None:
     """Draw the mean of a logged value with a band of one standard deviation."""
     curves = [run.curve(key) for run in runs]
     epochs = list(curves[0])

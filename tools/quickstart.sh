@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Make the environment, then distil on the handwritten digits: see tools/quickstart.py.
+# Create the environment, then distil on the handwritten digits; see tools/quickstart.py.
 #
 #   tools/quickstart.sh [arguments of tools/quickstart.py]
 set -euo pipefail

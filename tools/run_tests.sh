@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Lint and run all tests, in the environments that tools/setup_env.sh makes (it reads PYTHON and
-# PIP_CONSTRAINT).
+# Lint and run all tests in the environments that tools/setup_env.sh creates; PYTHON and
+# PIP_CONSTRAINT are passed on to it.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-# What depends on the OpenMMLab packages also runs on the original ones: registries, configs,
+# Tests that depend on the OpenMMLab packages also run on the original ones: registries, configs,
 # models, hooks of the Runner, checkpoints.
 core=(
     tests/test_registry.py
@@ -35,8 +35,8 @@ if ! command -v chromium >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get 
     { apt-get update && apt-get install --yes --no-install-recommends chromium; } >/dev/null 2>&1 ||
         echo 'Chromium could not be installed: its tests are skipped'
 fi
-# Two processes of one thread each: small tensor operations are slower on two threads. A file stays
-# in one process, so that what its tests share is made once.
+# Two processes of one thread each: small tensor operations are slower on two threads. The tests of
+# a file run in one process, so that their fixtures are created once.
 parallel=(-n 2 --dist loadfile)
 export OMP_NUM_THREADS=1
 part 'lint' .venv/bin/python -m ruff check .

@@ -4,7 +4,7 @@
 #   tools/slurm_train.sh PARTITION JOB CONFIG WORK_DIR [arguments of tools/train.py]
 #
 # Environment variables: GPUS (8), GPUS_PER_NODE (8, or GPUS if that is less), CPUS_PER_TASK (5),
-# SRUN_ARGS (further arguments of srun), PORT (where the processes meet).
+# SRUN_ARGS (further arguments of srun), PORT (29500, over which the processes connect).
 set -euo pipefail
 if [ $# -lt 4 ]; then
     echo 'usage: slurm_train.sh PARTITION JOB CONFIG WORK_DIR [arguments of tools/train.py]' >&2

@@ -10,7 +10,7 @@ default_hooks = dict(
         type='AtomicCheckpointHook', interval=1, max_keep_ckpts=3, save_best='accuracy/top1'
     ),
     sampler_seed=dict(type='DistSamplerSeedHook'),
-    # Failures and their handling: docs/fault_tolerance.md.
+    # docs/fault_tolerance.md lists the failures and how they are handled.
     exact_resume=dict(type='ExactResumeHook'),
     stop_signal=dict(type='StopSignalHook'),
     non_finite=dict(type='NonFiniteHook', max_in_a_row=10),

@@ -2,8 +2,8 @@
 
     bash tools/dist_train.sh configs/mldr/swin-tiny_to_resmlp-s12_in1k.py 8
 
-Requires ImageNet-1K in data/imagenet and 8 GPUs: the learning rate belongs to OFA-KD's ImageNet
-batch size. timm downloads the teacher's weights; without network access, give a file of them:
+Requires ImageNet-1K in data/imagenet and 8 GPUs: the learning rate is for OFA-KD's ImageNet
+batch size. timm downloads the teacher's weights; without network access, give a path or URL:
 
     --cfg-options model.teacher.pretrained=False model.teacher_checkpoint=PATH_OR_URL
 

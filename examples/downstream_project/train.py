@@ -6,7 +6,7 @@ python train.py CONFIG [--cfg-options KEY=VALUE ...]
 from argparse import ArgumentParser
 from pathlib import Path
 
-import shapes_kd  # noqa: F401  must precede reading a config, see there
+import shapes_kd  # noqa: F401  imports mldr_kd_mm, which must come before reading a config
 from mmengine.config import Config, DictAction
 from mmengine.runner import Runner
 

@@ -94,7 +94,7 @@ def test_a_killed_process_ends_the_others_with_one_line(tmp_path, straight):
     assert ended.returncode == 137
     assert 'Traceback' not in ended.stderr
     assert 'another process of this run is gone' in ended.stderr
-    assert 'error: the process of rank 1 was ended by SIGKILL' in ended.stderr
+    assert 'error: the process of rank 1 was killed by SIGKILL' in ended.stderr
     assert dist_train(folder, '--resume').returncode == 0
     assert_ended_as(folder, straight)
 

@@ -384,7 +384,7 @@ def break_off(work_dir):
     (work_dir / 'benchmark/result.json').unlink()
 
 
-REMEDY = 'undo the change, take another --work-dir, or remove that directory'
+REMEDY = 'undo the change, use another --work-dir, or remove that directory'
 
 
 @pytest.mark.slow
@@ -394,7 +394,7 @@ def test_refuses_another_recipe_than_the_stored_one(benchmarked, refused, broken
         break_off(PAIR / 'scratch/seed0')
     assert refused(*COMMAND, '--cfg-options', 'optim_wrapper.optimizer.lr=0.5') == (
         'error: optim_wrapper.optimizer.lr was 0.01 in the stored run '
-        f'{PAIR}/scratch/seed0, and would be 0.5: {REMEDY}'
+        f'{PAIR}/scratch/seed0, and would be 0.5; {REMEDY}'
     )
 
 
@@ -406,7 +406,7 @@ def test_refuses_another_teacher_than_the_stored_one(benchmarked, refused):
     new = hashlib.sha256(b'another').hexdigest()
     assert refused(*COMMAND) == (
         f"error: teacher_sha256 was '{old}' in the stored run {PAIR}/dfra/seed0, "
-        f"and would be '{new}': {REMEDY}"
+        f"and would be '{new}'; {REMEDY}"
     )
 
 
@@ -415,7 +415,7 @@ def test_refuses_a_changed_method(benchmarked, refused):
     put(Path('configs/_base_/methods/dfra.py'), method=dict(losses=[DFRA | {'weight': 2.0}]))
     assert refused(*COMMAND) == (
         f'error: model.losses.0.weight was not set in the stored run {PAIR}/dfra/seed0, '
-        f'and would be 2.0: {REMEDY}'
+        f'and would be 2.0; {REMEDY}'
     )
 
 
@@ -426,8 +426,8 @@ def test_refuses_to_add_to_another_recipe(benchmarked, refused, tool):
     arguments = ['--pairs', 'vit_to_resnet', '--methods', 'scratch', '--seeds', '1']
     assert refused(*arguments, '--cfg-options', 'train_dataloader.batch_size=5') == (
         'error: train_dataloader.batch_size is 5 in the pair vit_to_resnet, and 10 in the stored '
-        f'run {PAIR}/dfra/seed0: the methods of a pair share one recipe; take another --work-dir, '
-        'or remove that directory'
+        f'run {PAIR}/dfra/seed0, but the methods of a pair share one recipe; use another '
+        '--work-dir, or remove that directory'
     )
 
 
@@ -437,8 +437,8 @@ def test_table_refuses_runs_of_different_recipes(benchmarked, refused):
     config.write_text(config.read_text().replace("'lr': 0.01", "'lr': 0.5"))
     assert refused('--table-only') == (
         f'error: optim_wrapper.optimizer.lr is 0.01 in the stored run {PAIR}/dfra/seed0, and 0.5 '
-        f'in the stored run {PAIR}/scratch/seed1: the methods of a pair share one recipe; remove '
-        'one of them'
+        f'in the stored run {PAIR}/scratch/seed1, but the methods of a pair share one recipe; '
+        'remove one of them'
     )
 
 
@@ -463,8 +463,8 @@ def test_refuses_a_method_that_changes_the_recipe(project, refused, content, dif
     put(project / 'mine/fast.py', method=dict(losses=[DFRA]), **content)
     arguments = ['--pairs', 'vit_to_resnet', '--methods', 'scratch', 'mine/fast.py']
     assert refused(*arguments) == (
-        f'error: {difference} in its method fast: the methods of a pair share one recipe; '
-        'take it out of mine/fast.py'
+        f'error: {difference} in its method fast, but the methods of a pair share one recipe; '
+        'remove it from mine/fast.py'
     )
 
 
@@ -529,7 +529,7 @@ def test_refuses_to_continue_what_it_did_not_start(project, refused):
     log.parent.mkdir(parents=True)
     log.write_text('{"loss": 1.0, "epoch": 1, "step": 4}\n')
     assert refused(*COMMAND) == (
-        'error: work_dirs/small_vit holds a run that the benchmark did not start: finish it with '
+        'error: work_dirs/small_vit holds a run that the benchmark did not start; finish it with '
         'tools/train.py, or remove that directory'
     )
 

@@ -1,9 +1,10 @@
-"""Compare random entries of a teacher cache with what the teacher gives now.
+"""Compare random entries of a teacher cache with the teacher's current outputs.
 
     python tools/analysis_tools/check_teacher_cache.py CONFIG [--samples N] [--cfg-options ...]
 
-CONFIG is that of a run that has the cache: default_hooks.teacher_cache.dir names it. No entry is
-written. Exit code 1: an entry differs by more than a thousandth of the largest value.
+CONFIG is the config of a run that uses the cache, whose folder it sets in
+default_hooks.teacher_cache.dir. The cache is not changed. The exit code is 1 if an entry differs by
+more than a thousandth of the largest value.
 """
 
 import math
@@ -26,14 +27,17 @@ from mldr_kd_mm.utils.dist import unwrap_model
 from mldr_kd_mm.utils.errors import ConfigError, check_positive, one_line_for
 
 TOLERANCE = 1e-3
-"""Of the largest value. Half precision rounds by half of it, another device by far less."""
+"""Allowed error relative to the largest value.
+
+Rounding to half precision causes at most half of it, and another device far less.
+"""
 
 
 class Compare(Hook):
-    """Compares entries when the hook before it has opened the cache.
+    """Compares entries after TeacherCacheHook has opened the cache.
 
     Args:
-        samples: How many samples to compare, spread over all views.
+        samples: Number of samples to compare, spread over all views.
     """
 
     priority = 'LOWEST'
@@ -42,11 +46,11 @@ class Compare(Hook):
         self.samples = samples
         self.compared = 0
         self.errors: dict[str, float] = {}
-        """Name -> the largest error, as a part of the largest value."""
+        """Name -> largest error, relative to the largest value."""
 
     @torch.no_grad()
     def before_train(self, runner: Runner) -> None:
-        """Compare batches in random order until there are enough."""
+        """Compare batches in random order until enough samples have been compared."""
         sampler = runner.train_dataloader.batch_sampler.sampler
         random = np.random.default_rng()
         for epoch in random.permutation(sampler.views).tolist():
@@ -78,14 +82,16 @@ class Compare(Hook):
 def parse_args(argv: list[str] | None = None) -> Namespace:
     """Return the parsed command line."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument('config')
-    parser.add_argument('--samples', type=int, default=256, help='default: 256')
+    parser.add_argument('config', help='config of a run that uses the cache')
+    parser.add_argument(
+        '--samples', type=int, default=256, help='number of samples to compare; default: 256'
+    )
     add_arguments(parser)
     return parser.parse_args(argv)
 
 
 def prepare(cfg: Config, work_dir: str) -> None:
-    """Make of a run one that ends where training would begin."""
+    """Change the config of a run so that the run ends before its first training step."""
     folder = cfg.get('default_hooks', {}).get('teacher_cache', {}).get('dir')
     if folder is None or not Path(folder, FINGERPRINT).is_file():
         raise ConfigError(
@@ -98,7 +104,7 @@ def prepare(cfg: Config, work_dir: str) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Compare; a mistake of the user's ends in one line and exit code 2."""
+    """Compare; a user error prints one line and exits with code 2."""
     args = parse_args(argv)
     with tempfile.TemporaryDirectory() as work_dir:
         with one_line_for(Exception, args.traceback):
@@ -113,11 +119,13 @@ def main(argv: list[str] | None = None) -> None:
             runner.register_hook(compare)
             runner.train()
             if not compare.compared:
-                raise ConfigError('nothing is recorded yet, or nothing whole')
+                raise ConfigError(
+                    'teacher_cache: no batch is recorded completely; train an epoch first'
+                )
     print(f'{compare.compared} samples compared')
     for name, error in compare.errors.items():
         print(f'{name}: largest error {error:.2e} of the largest value')
-    # A number that is none is no match either.
+    # NaN is a mismatch, too.
     if not all(error <= TOLERANCE for error in compare.errors.values()):
         sys.exit(1)
 

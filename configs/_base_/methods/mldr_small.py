@@ -1,4 +1,4 @@
-"""MLDR-KD with a tenth of its weights, which emphasises the student's own loss."""
+"""MLDR-KD with weight 0.1 for all heads, which emphasises the student's own loss."""
 
 _base_ = 'mldr.py'
 

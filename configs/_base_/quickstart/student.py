@@ -1,9 +1,9 @@
 """Images and recipe of the quickstart's student, alone and distilled.
 
-The recipe is the CNN recipe with small batches, for more than one step per epoch, and the learning
+This is the CNN recipe with small batches, so that an epoch has more than one step, and the learning
 rate scaled to them; at the recipe's own 0.05 MLDR-KD diverges with such batches. (The learning rate
-was chosen on seed 10, which the quickstart does not use.) 80 epochs take minutes; the accuracy of
-both students is nearly flat by then.
+was chosen on seed 10, which the quickstart does not use.) 80 epochs take minutes; by then the
+accuracy of both students is nearly flat.
 """
 
 _base_ = ['base.py', '../schedules/cnn_300e.py']

@@ -19,7 +19,7 @@ val_dataloader = dict(
 test_dataloader = val_dataloader
 val_evaluator = test_evaluator = dict(topk=1)
 
-# Without changes to the models this line is: model = _base_.method
+# If you do not change the models, write: model = _base_.method
 model = dict(
     **_base_.method,
     teacher=_base_.shapes.teacher,

@@ -1,4 +1,4 @@
-"""Shared by the configs of this project, under names that the inherited configs do not use."""
+"""Settings that this project's configs share, under names that the inherited configs do not use."""
 
 # For tools that do not import this project, such as those of mldr_kd_mm.
 custom_imports = dict(imports=['shapes_kd'])

@@ -96,4 +96,4 @@ def test_nothing_is_recorded(tmp_path, check):
     (tmp_path / 'cache/logits.crc').write_bytes(bytes(2 * 40 * 4))
     code, _, err = check(path)
     assert code == 2
-    assert err.splitlines()[-1] == 'error: nothing is recorded yet, or nothing whole'
+    assert err.splitlines()[-1].startswith('error: teacher_cache: no batch is recorded completely')
