@@ -13,7 +13,7 @@ import mldr_kd_mm  # noqa: F401  registers everything
 
 # Small operations are slower on several threads.
 torch.set_num_threads(1)
-# A failure is then due to a change of the code, not to new examples. Try new ones with
+# With fixed examples a failure is due to a change of the code. Try new examples with
 # --hypothesis-profile default.
 settings.register_profile('same_examples', derandomize=True)
 settings.load_profile('same_examples')

@@ -37,7 +37,7 @@ class Darken(BaseTransform):
 
 @MODELS.register_module()
 class FaultyClassifier(ImageClassifier):
-    """Classifier with a second loss of zero that is wrong in some steps.
+    """Classifier with a second loss of zero that is faulty in some steps.
 
     Args:
         loss: Forward passes, counted from 0, whose second loss is NaN without a gradient.

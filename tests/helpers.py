@@ -91,7 +91,7 @@ def batch(size=8, num_classes=NUM_CLASSES, pixels=32, seed=0):
 
 
 def image_folder(root: Path, splits: dict[str, int], classes: str = 'abc') -> Path:
-    """Write PNG images whose colour tells their class.
+    """Write PNG images whose colour depends on their class.
 
     Args:
         root: The folder.

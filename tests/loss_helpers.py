@@ -1,4 +1,4 @@
-"""Random inputs of losses, and what their definitions share, one number at a time."""
+"""Random inputs of losses, and scalar functions that the reference implementations share."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def normal(*shape: int, scale: float = 2.0, seed: int = 0, dtype=torch.float64) 
 
 @st.composite
 def logit_pairs(draw, min_classes: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
-    """A student's and a teacher's logits (B, C), small enough for loops."""
+    """Draw logits (B, C) of a student and a teacher, small enough for Python loops."""
     shape = draw(st.tuples(st.integers(1, 4), st.integers(min_classes, 5)))
     logits = arrays(np.float64, shape, elements=st.floats(-6, 6, width=16))
     return torch.from_numpy(draw(logits)), torch.from_numpy(draw(logits))
@@ -28,7 +28,7 @@ def logit_pairs(draw, min_classes: int = 2) -> tuple[torch.Tensor, torch.Tensor]
 
 @st.composite
 def labelled_pairs(draw) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Logits of both (B, C) and labels (B,)."""
+    """Draw logits (B, C) of both models, and labels (B,)."""
     student, teacher = draw(logit_pairs())
     batch, classes = student.shape
     labels = st.lists(st.integers(0, classes - 1), min_size=batch, max_size=batch)
@@ -37,7 +37,7 @@ def labelled_pairs(draw) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 @st.composite
 def feature_pairs(draw, same_width=False) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features (B, D_s) and (B, D_t), of eighths: two are equal or well apart."""
+    """Draw features (B, D_s) and (B, D_t) in multiples of 1/8: equal or clearly different."""
     batch, width = draw(st.integers(1, 4)), draw(st.integers(1, 4))
     other_width = width if same_width else draw(st.integers(1, 4))
     eighths = st.integers(-40, 40).map(lambda number: number / 8)
@@ -58,7 +58,7 @@ def softmax(numbers: list[float]) -> list[float]:
 
 
 def kl(student: list[float], teacher: list[float]) -> float:
-    """Of the softmax of both."""
+    """Return KL(teacher || student) of the softmax of both."""
     log_q, log_p = log_softmax(student), log_softmax(teacher)
     return math.fsum(math.exp(p) * (p - q) for p, q in zip(log_p, log_q, strict=True))
 
@@ -68,5 +68,5 @@ def smooth_l1(difference: float) -> float:
 
 
 def close(value: torch.Tensor, expected: float) -> bool:
-    """Whether float64 gave the number of a definition."""
+    """Return whether a float64 value equals the reference up to rounding."""
     return math.isclose(value.item(), expected, rel_tol=1e-9, abs_tol=1e-11)

@@ -1,11 +1,11 @@
 """Plant faults in a copy of the package, one at a time, and report which test finds each.
 
-Run it by hand after rewriting tests, to see that none of their strength was lost:
+Run it by hand after rewriting tests, to check that they still find these faults:
 
     python tests/planted_faults.py --out planted.txt
     python tests/planted_faults.py --root OTHER_CHECKOUT --only crd,cache
 
-A fault is a snippet of source that occurs once in the package, and what replaces it. Several forms
+A fault is a snippet of source that occurs once in the package, and its replacement. Several forms
 are tried in order, so that one table serves checkouts whose source differs; a fault that fits none
 of them is an error, not a miss. Test files are named without their folder.
 """
@@ -30,7 +30,7 @@ import pytest
 
 PACKAGE = 'mldr_kd_mm'
 TIMEOUT = 400
-"""Seconds after which the tests of one fault are stopped: a run that hangs was noticed, too."""
+"""Seconds after which the tests of one fault are stopped; a run that hangs counts as found."""
 NOT_FOUND = 'NOT FOUND'
 
 
@@ -635,7 +635,7 @@ class Copy:
             places = [path for path, text in sources.items() for _ in range(text.count(snippet))]
             if len(places) == 1:
                 return places[0], snippet, replacement
-        raise LookupError(f'{fault.name}: no snippet occurs exactly once: add its new form')
+        raise LookupError(f'{fault.name}: no snippet occurs exactly once; add its new form')
 
     def tests(self, fault: Fault) -> list[str]:
         """Find the test files of a fault.
@@ -650,7 +650,7 @@ class Copy:
             for path in sorted(tests.rglob(name), key=lambda path: (len(path.parts), path))
         ]
         if not found:
-            raise LookupError(f'{fault.name}: there is none of the tests {fault.tests}')
+            raise LookupError(f'{fault.name}: none of the test files {fault.tests} exists')
         return found
 
     @contextlib.contextmanager
@@ -716,12 +716,12 @@ def _run_tests(
 
     arguments = ['-q', '-p', 'no:cacheprovider', '--rootdir', str(folder), *options, *tests]
     code = pytest.main(arguments, plugins=[Failures()])
-    # A process that exits as usual waits for the threads of its tests.
+    # A normal exit would wait for the threads of the tests.
     os._exit(int(code))
 
 
 def _import_once() -> None:
-    """Import what takes the time, but nothing of the package: the forked processes share it."""
+    """Import slow modules, but none of the package's; the forked processes share them."""
     import hypothesis
     import mmengine.runner  # noqa: F401
     import mmpretrain.datasets  # noqa: F401
@@ -732,7 +732,7 @@ def _import_once() -> None:
     hypothesis.settings.register_profile('unshrunk', phases=[hypothesis.Phase.generate])
     hypothesis.settings.load_profile('unshrunk')
     package = [name for name in sys.modules if name.partition('.')[0] == PACKAGE]
-    assert not package, 'the package is imported before its faults are planted'
+    assert not package, 'the package must not be imported before faults are planted'
 
 
 def main() -> int:
@@ -742,9 +742,9 @@ def main() -> int:
     )
     root = Path(__file__).resolve().parents[1]
     parser.add_argument('--root', type=Path, default=root, help='the checkout (default: this one)')
-    parser.add_argument('--out', type=Path, help='write the table to this file, too')
+    parser.add_argument('--out', type=Path, help='also write the table to this file')
     parser.add_argument('--only', help='parts of the names of faults, separated by commas')
-    parser.add_argument('--check', action='store_true', help='look for the snippets, run no test')
+    parser.add_argument('--check', action='store_true', help='only look for the snippets')
     args = parser.parse_args()
     wanted = (args.only or '').lower().split(',')
     faults = [fault for fault in FAULTS if any(part in fault.name.lower() for part in wanted)]
@@ -757,7 +757,7 @@ def main() -> int:
             except LookupError as error:
                 missing.append(str(error))
         if missing or args.check:
-            print('\n'.join(missing) or f'all {len(faults)} faults have their places')
+            print('\n'.join(missing) or f'the snippets of all {len(faults)} faults were found')
             return int(bool(missing))
         return _report(copy, planned, args.out)
 

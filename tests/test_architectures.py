@@ -79,7 +79,7 @@ def test_a_student_of_timm(name):
 
 @pytest.mark.parametrize('name', MMPRETRAIN)
 def test_a_backbone_of_mmpretrain(name):
-    """Its stages pass through the neck, and each gets a gradient from there."""
+    """The stages pass through the neck, and each gets a gradient from it."""
     size = MMPRETRAIN[name][1]
     model = backbone(name)
     found = stages_of(model, (3, size, size))

@@ -61,7 +61,7 @@ def test_dfra(load, run, monkeypatch):
     monkeypatch.setattr(dfra, 'TARGETS', {(4, 10): 1})
     monkeypatch.setattr(dfra, 'MEMORY_SHAPE', (16, 100))
     monkeypatch.setattr(dfra, 'LARGE_SHAPE', (2, 200))
-    # Each of these starts a process, which takes seconds: one is enough.
+    # Each of these starts a process, which takes seconds, so run only one.
     measure = dfra.peak_gib
     monkeypatch.setattr(
         dfra,
@@ -103,7 +103,7 @@ def test_scale(load, run, tmp_path, monkeypatch):
 
 
 def test_run_all(tmp_path):
-    """It runs all scripts beside it, repeats the targets at the end and returns an exit code."""
+    """run_all.py runs all scripts in its folder, repeats the targets and returns an exit code."""
     copy = tmp_path / 'run_all.py'
     copy.write_text((FOLDER / 'run_all.py').read_text())
     (tmp_path / 'good.py').write_text("print('speed: 2.0x, target >= 1x')\nprint('more')\n")

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture
 def command(capfd):
-    """A function that runs a command; returns its exit code, its stdout and its stderr."""
+    """Return a function that runs a command and returns its exit code, stdout and stderr."""
 
     def run(*args):
         capfd.readouterr()
@@ -32,7 +32,7 @@ def command(capfd):
 
 
 def python(*args, cwd=None, **variables):
-    """Run Python in a process of its own."""
+    """Run Python in a separate process."""
     here = {'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(ROOT)}
     variables = {name: str(value) for name, value in variables.items()}
     command = [sys.executable, *map(str, args)]
@@ -183,7 +183,7 @@ def test_the_command_is_installed_by_setup():
     assert "'mldr-kd = mldr_kd_mm.cli:main'" in (ROOT / 'setup.py').read_text()
 
 
-# What pip installs as `mldr-kd`.
+# The script that pip installs as `mldr-kd`.
 CONSOLE_SCRIPT = """
 import sys
 from mldr_kd_mm.cli import main
@@ -214,14 +214,14 @@ def test_answers_at_once(start, args, code, tmp_path):
     assert not imported & {'torch', 'numpy', 'mmengine', 'mmpretrain', 'timm', 'matplotlib'}
 
 
-# Each is a process that imports the package and is not the command; an import of torch fails.
+# Processes that import the package without being the command; importing torch fails.
 IMPORT = "import sys; sys.modules['torch'] = None; import mldr_kd_mm"
 SPAWN = """
 import multiprocessing, sys
 def work():
     import mldr_kd_mm
 if __name__ == '__main__':
-    sys.argv[0] = 'mldr-kd'  # spawned processes get it
+    sys.argv[0] = 'mldr-kd'  # spawned processes inherit it
     process = multiprocessing.get_context('spawn').Process(target=work)
     process.start()
     process.join()

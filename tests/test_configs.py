@@ -1,4 +1,4 @@
-"""The configs that are shipped: which pairs there are, and the recipes' numbers."""
+"""The shipped configs: their pairs, methods and recipes."""
 
 import copy
 import re
@@ -42,7 +42,7 @@ PAIRS = [
     ('swin-tiny', 'vim-tiny'),
 ]
 IN1K = [('swin-tiny', 'resnet18'), ('convnext-tiny', 'deit-tiny'), ('swin-tiny', 'resmlp-s12')]
-# Every pair whose teacher is one of ours -> its student alone.
+# Pair whose teacher is in configs/teachers -> its student alone.
 ALONE = {
     f'mldr/{teacher}_to_{student}_{data}': f'scratch/{student}_{data}'.replace('-v2', '')
     for teacher, student in PAIRS
@@ -52,7 +52,7 @@ ALONE = {
     'mldr/deit_to_mobilenet_c100_32px': 'scratch/mobilenet_c100_32px',
     'mldr/vit-small_to_resnet18_tinyimagenet_64px': 'scratch/resnet18_tinyimagenet_64px',
 }
-# What the release of each method, or OFA-KD for it, adds to the student's own loss.
+# Losses that each method's release, or OFA-KD's version, adds to the student's own loss.
 METHODS = {
     'mldr': dict(type='DFRALoss', temperature=1.0, alpha=2.0),
     'kd': dict(type='KDLoss', temperature=1.0),
@@ -105,7 +105,7 @@ def test_all_pairs_are_there():
 
 
 def test_mldr_config_is_its_pair_with_the_method(subtests):
-    """Each file of configs/mldr is inheritance of two bases, which composes as --method does."""
+    """Each file in configs/mldr inherits two bases, with the same result as --method."""
     for path in sorted((ROOT / 'configs/mldr').glob('*.py')):
         with subtests.test(path.stem):
             code = path.read_text().rpartition('"""')[2]
@@ -118,7 +118,7 @@ def test_mldr_config_is_its_pair_with_the_method(subtests):
 
 
 def test_method(subtests):
-    """A method is what its paper and OFA-KD state, and changes the model of a pair alone."""
+    """A method has the values of its paper and OFA-KD, and only changes the model of a pair."""
     pair = load('pairs/deit_to_mobilenet_c100_32px')
     for method, loss in METHODS.items():
         with subtests.test(method):
@@ -151,7 +151,7 @@ def test_ofa_weighs_the_stages_of_a_cnn_less(subtests):
 
 
 def test_readmes_of_methods(subtests):
-    """They are short, have the command, and their tables are the current results."""
+    """The READMEs are short, show a command, and have the current results in their tables."""
     tables = runpy.run_path(ROOT / 'docs/benchmarks/write_tables.py')
     for method in METHODS:
         with subtests.test(method):
@@ -173,7 +173,7 @@ def test_teachers_of_the_benchmark_differ_from_its_students_in_size(subtests):
             assert cfg.model.teacher_checkpoint == f'work_dirs/{teacher}/epoch_{epochs}.pth'
             assert cfg.data_preprocessor == trained.data_preprocessor
             for model in (cfg.model.teacher, trained.model):
-                del model.head.loss  # of its own training
+                del model.head.loss  # only used when it is trained
             assert cfg.model.teacher == trained.model
             labels = [config.train_dataloader.dataset.subset.labels for config in (cfg, trained)]
             assert labels[0] == labels[1] == list(range(0, 100, 5))
@@ -228,7 +228,7 @@ def test_teacher_is_what_its_config_trains(subtests):
             trained = load(f'teachers/{path.parent.name}')
             assert path.name == f'epoch_{trained.train_cfg.max_epochs}.pth'
             assert cfg.data_preprocessor == trained.data_preprocessor
-            # Drop path and mixing matter to its own training alone.
+            # Drop path and mixing are only used when the teacher is trained.
             for model in (cfg.model.teacher, trained.model):
                 model.pop('train_cfg', None)
                 model.get('backbone', model).pop('drop_path_rate', None)
@@ -236,7 +236,7 @@ def test_teacher_is_what_its_config_trains(subtests):
 
 
 def test_recipe_goes_with_the_student(subtests):
-    """A CNN gets the release's, anything else OFA-KD's."""
+    """A CNN gets the release's recipe, any other student OFA-KD's."""
     for pair in (pair for pair in ALONE if not pair.endswith('32px')):
         with subtests.test(pair):
             cfg = load(pair)
@@ -271,7 +271,7 @@ def test_recipe_of_imagenet():
 
 
 def test_swin_pico():
-    """OFA-KD's: half of Swin-T's width, two blocks a stage, and heads of 24, not 32."""
+    """Swin-P is OFA-KD's: half of Swin-T's width, two blocks per stage, heads of width 24."""
     model = MODELS.build(Config.fromfile(ROOT / 'configs/_base_/models/swin-pico.py').swin_pico)
     stages = [model.get_submodule(path) for path in stage_taps(model).values()]
     blocks = [[block.attn for block in stage.blocks] for stage in stages]
@@ -284,14 +284,14 @@ def test_swin_pico():
 def test_decay_of_vision_mamba(name):
     cfg = load(name)
     if 'teacher' in cfg.model:
-        # Any that is small.
+        # Any small values work.
         cfg.model.teacher.update(model_name='resnet10t')
         cfg.model.teacher_checkpoint = None
     student = cfg.model.get('student', cfg.model)
     student.update(depth=4)
     model = MODELS.build(cfg.model)
     wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
-    # One group for each parameter.
+    # The optimizer has one group per parameter.
     groups = {id(group['params'][0]): group for group in wrapper.param_groups}
     decay = {
         name.removeprefix('student.'): groups[id(parameter)]['weight_decay']
@@ -311,7 +311,7 @@ def test_decay_of_vision_mamba(name):
     'name', ['convnext-tiny_c100', 'vit-small_tinyimagenet_64px', 'vim-small_tinyimagenet']
 )
 def test_teachers_start_from_what_their_docstrings_say(name, tmp_path, monkeypatch):
-    """The command of the docstring writes a file that fills all but the head."""
+    """The docstring's command writes a file that has all weights except the head's."""
     cfg = load(f'teachers/{name}')
     docstring = Path(cfg.filename).read_text()
     monkeypatch.chdir(tmp_path)
@@ -319,7 +319,7 @@ def test_teachers_start_from_what_their_docstrings_say(name, tmp_path, monkeypat
     if 'vim' in name:
         whole = MODELS.build(dict(cfg.model, num_classes=1000)).state_dict()
         torch.save(dict(model=whole, epoch=3), 'AUTHORS_FILE')
-    # timm would download them.
+    # timm would download the weights.
     exec(command.replace('pretrained=True', 'num_classes=1000'))
     (weights,) = re.findall(r'load_from=(\S+)', docstring)
 
@@ -360,12 +360,12 @@ def test_learning_rate(schedule, lr_at_epoch):
 
 
 def python_blocks(page):
-    """The Python in a page of the docs."""
+    """Return the Python blocks of a page."""
     return re.findall('```python\n(.*?)```', (ROOT / page).read_text(), re.DOTALL)
 
 
 def test_config_of_the_readme(tmp_path, monkeypatch):
-    """It is written into a copy of configs/, beside the bases that it names, and takes a step."""
+    """The config, written into a copy of configs/ with its bases, takes a step."""
     shutil.copytree(ROOT / 'configs/_base_', tmp_path / 'configs/_base_')
     path = tmp_path / 'configs/mine/mine.py'
     path.parent.mkdir()
@@ -400,7 +400,7 @@ def test_config_of_the_readme(tmp_path, monkeypatch):
 
 
 def test_loss_of_the_docs(tmp_path, monkeypatch):
-    """docs/methods.md has a loss of one's own, and the method that uses it."""
+    """docs/methods.md shows a custom loss and a method that uses it."""
     _, loss, method = python_blocks('docs/methods.md')
     (tmp_path / 'my_losses.py').write_text(loss)
     (tmp_path / 'mine.py').write_text(method)

@@ -38,7 +38,7 @@ TO_BE_WRITTEN = {
 
 @pytest.fixture
 def define():
-    """A function that runs a code block; the classes that it registers are removed afterwards."""
+    """Return a function that runs a code block; its registered classes are removed afterwards."""
     registries = [each for mine in (MODELS, DATASETS, HOOKS) for each in (mine, mine.parent)]
     before = {registry: set(registry.module_dict) for registry in registries}
     yield lambda code: exec(code, {'__name__': 'example'})
@@ -48,7 +48,7 @@ def define():
 
 
 def step(**kwargs):
-    """The losses of a step of a Distiller."""
+    """Return the losses of one step of a Distiller."""
     model = MODELS.build(mldr(**kwargs))
     losses = model(**model.data_preprocessor(batch(), True), mode='loss')
     model.parse_losses(losses)[0].backward()

@@ -104,7 +104,7 @@ PLACES = [
     (r'python tests/planted_faults\.py', NOT + 'half an hour'),
     (r'(pre-commit install|git tag)', NOT + 'changes the clone'),
     (r'bash tools/setup_env\.sh', NOT + 'needs a network; the tests run in what it made'),
-    # What was done before this test can run.
+    # Commands that precede the tests.
     (r'git clone', NOT + 'needs a network'),
     (r'cd ', NOT + 'belongs to the command before it'),
     (r'pip install', NOT + 'needs a network; tools/setup_env.sh installs the same'),
@@ -390,7 +390,7 @@ WITH_PYTHON = [path for path in PAGES if python_blocks(path)]
 
 @pytest.mark.parametrize('path', WITH_PYTHON, ids=lambda path: str(path.relative_to(ROOT)))
 def test_python(path, here):
-    """Each block runs, in the order of the page, and what it configures can be built."""
+    """Each block runs, in the order of the page, and its configs can be built."""
     elsewhere = PYTHON_ELSEWHERE.get(str(path.relative_to(ROOT)))
     if elsewhere:
         return check_test(elsewhere)
@@ -416,7 +416,7 @@ def run_block(text: str, here: Path) -> dict:
 
 
 def build(names: dict) -> None:
-    """Build what a block configures if it is complete; its files do not exist."""
+    """Build the parts that a block configures completely; its files do not exist."""
     for side in ('teacher', 'student'):
         if names.get(side):
             build_classifier(names[side])

@@ -1,4 +1,4 @@
-"""Every config that is shipped: it is short and documented, builds, and trains a step."""
+"""Every shipped config is short and documented, builds, and trains a step."""
 
 import ast
 import re
@@ -34,7 +34,7 @@ PAIRS = (
     'configs/pairs/convnext-tiny_to_deit-tiny_c100.py',
 )
 WHOLE_VIT_LARGE = 'configs/mldr/vit-large_to_resnet101_c100.py'
-# A pair of each family of students, and what it has as the widths of the student's stages.
+# A pair of each family of students, and the widths of the student's stages.
 FULL_SIZE = {
     'configs/mldr/mixer-b16_to_resnet18_c100.py': (64, 128, 256, 512),
     'configs/mldr/convnext-tiny_to_swin-pico_c100.py': (48, 96, 192, 384),
@@ -49,7 +49,7 @@ NUM_CLASSES = {
     'in1k': 1000,
     'quickstart': 10,
 }
-# What each method adds to the student's own loss.
+# Losses that each method adds to the student's own loss.
 HEADS = {method: {f'loss_{method}_logits'} for method in ('kd', 'dkd', 'dist', 'ls')}
 HEADS |= {method: {f'loss_{method}_feature'} for method in ('rkd', 'cc', 'crd', 'rsd')}
 HEADS |= {
@@ -60,7 +60,7 @@ HEADS |= {
 
 
 def load(path, method=None):
-    """A config whose models have random weights, and its preprocessor, as the Runner gives it."""
+    """Load a config with random weights; give its model the preprocessor, as the Runner does."""
     cfg = load_config(str(ROOT / path), method)
     if cfg.model.type == 'Distiller':
         cfg.model.teacher_checkpoint = None
@@ -70,19 +70,19 @@ def load(path, method=None):
 
 
 def models_of(cfg):
-    """The teacher and the student, or the model that is trained alone."""
+    """Return the configs of teacher and student, or of the model that is trained alone."""
     model = cfg.model
     return [model.teacher, model.student] if model.type == 'Distiller' else [model]
 
 
 def num_classes(path):
-    """What the data set in the path's name has."""
+    """Return the number of classes of the data set in the path's name."""
     words = path.replace('.', '_').replace('/', '_').split('_')
     return next(number for name, number in NUM_CLASSES.items() if name in words)
 
 
 def shrink(cfg, size):
-    """Make a config for 224 px one for fewer; the others stay as they are."""
+    """Reduce the image size of a config for 224 px; leave other configs unchanged."""
     crops = [step for step in cfg.train_dataloader.dataset.pipeline if step.get('scale') == 224]
     for crop in crops:
         crop.scale = size
@@ -93,7 +93,7 @@ def shrink(cfg, size):
 
 
 def shrink_model(model, size):
-    """The same for a model, if its config fixes the size."""
+    """Reduce the image size of a model if its config fixes the size."""
     if model.type == 'ImageClassifier' and model.backbone.type == 'VisionTransformer':
         model.backbone.img_size = size
     elif model.type != 'ImageClassifier' and not model.get('model_name', '').startswith(
@@ -103,7 +103,7 @@ def shrink_model(model, size):
 
 
 def one_batch(cfg, folder):
-    """Two images that went through the config's own pipeline, of its first and its last class."""
+    """Return a batch from the config's pipeline: an image of the first and of the last class."""
     pipeline = Compose(cfg.train_dataloader.dataset.pipeline)
     side = 16 if cfg.train_dataloader.dataset.type == 'mldr_kd_mm.Digits' else 64
     image = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
@@ -119,7 +119,7 @@ def one_batch(cfg, folder):
 
 
 def train_one_step(cfg, folder, method):
-    """Train a step as the Runner would; the losses are right, and reach all weights."""
+    """Train a step as the Runner does; check the names of the losses and all gradients."""
     model = MODELS.build(cfg.model)
     wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
     reached = set()

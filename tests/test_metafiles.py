@@ -1,4 +1,4 @@
-"""model-index.yml and the metafiles: what OpenMMLab's tools read is true."""
+"""model-index.yml and the metafiles, which OpenMMLab's tools read, are correct."""
 
 from pathlib import Path
 

@@ -73,14 +73,14 @@ def build_wheel(source, folder):
 
 
 def install(folder, *what):
-    """Make an environment that has only these parts of the project; return its Python."""
+    """Create an environment with only these parts of the project; return its Python."""
     venv.create(folder)
     (site_packages,) = folder.glob('lib/python*/site-packages')
     # The other packages are those of this environment. A .pth file in a folder that is itself named
     # by a .pth file is not read, so the repository's editable install stays out.
     others = [path for path in sys.path if Path(path).name == 'site-packages']
     (site_packages / 'others.pth').write_text('\n'.join(others))
-    # Nor is that of setuptools, which provides distutils to mmengine since Python 3.12.
+    # Nor is that of setuptools, which provides mmengine's distutils since Python 3.12.
     for path in Path(others[0]).glob('distutils-precedence.pth'):
         shutil.copy(path, site_packages / 'setuptools.pth')
     python = folder / 'bin/python'
@@ -108,7 +108,7 @@ def test_lowest_versions_are_the_lower_bounds():
 
 @pytest.fixture(scope='module')
 def source(tmp_path_factory):
-    """Copy what a build reads, as it leaves files beside its sources. Links stay links."""
+    """Copy the files that a build reads, since it writes beside them. Links stay links."""
     folder = tmp_path_factory.mktemp('source')
     for name in SOURCES:
         if (ROOT / name).is_dir():
@@ -121,7 +121,7 @@ def source(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def sdist(source, tmp_path_factory):
-    """The unpacked source distribution."""
+    """Return the folder of the unpacked source distribution."""
     folder = tmp_path_factory.mktemp('sdist')
     script = f"import setuptools.build_meta as backend; backend.build_sdist('{folder}')"
     run(sys.executable, '-c', script, cwd=source)
@@ -133,7 +133,7 @@ def sdist(source, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def wheel(sdist, tmp_path_factory):
-    """A wheel built from the source distribution: what it lacks, the wheel lacks too."""
+    """Build a wheel from the source distribution, so that a file missing there is noticed."""
     return build_wheel(sdist, tmp_path_factory.mktemp('wheel'))
 
 
@@ -165,7 +165,7 @@ def test_sdist_has_the_sources(sdist):
 
 
 def locate(python, folder):
-    """Where an environment imports the package from, and where its metadata is installed."""
+    """Return where an environment imports the package from, and where its metadata is."""
     script = (
         'from importlib import metadata, util\n'
         "print(util.find_spec('mldr_kd_mm').origin)\n"
@@ -187,7 +187,7 @@ def test_project_outside_the_repository(wheel, project, tmp_path):
     python = install(tmp_path / 'environment', wheel, project)
     package, site_packages = locate(python, tmp_path)
     assert tmp_path in package.parents and tmp_path in site_packages.parents
-    # By name with our tools, as `mim train` calls them; by path with a script of the project.
+    # By name with the shipped tools, as `mim train` runs them; by path with the project's script.
     by_name = ['configs/mldr_resnet.py', '--launcher', 'none', *ONE_STEP]
     output = run(python, package / '.mim/tools/train.py', *by_name, cwd=project)
     assert 'loss_dfra_fused' in output

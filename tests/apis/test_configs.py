@@ -1,4 +1,4 @@
-"""The shipped configs, found by name in every way that a project of its own may take."""
+"""Shipped configs: finding and inheriting them by name, and composing a pair with a method."""
 
 import pytest
 from mmengine.config import Config
@@ -76,7 +76,7 @@ def test_pair_and_method_inherited_by_two_bases(tmp_path):
 
 
 def without_scopes(value):
-    """A config without the ``_scope_`` that mmengine adds to what it inherits by name."""
+    """Remove the ``_scope_`` that mmengine adds to configs inherited by name."""
     if isinstance(value, dict):
         return {k: without_scopes(v) for k, v in value.items() if k != '_scope_'}
     return [without_scopes(item) for item in value] if isinstance(value, list) else value

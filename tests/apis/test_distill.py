@@ -27,7 +27,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def distilled(folder, tmp_path_factory):
-    """A run of two epochs, and of its teacher."""
+    """Return the result of a distillation of two epochs, which trains its teacher first."""
     work_dir = tmp_path_factory.mktemp('run')
     return distill(**ALONE, data=folder, epochs=2, work_dir=str(work_dir))
 

@@ -1,4 +1,4 @@
-"""A student's files, and the model card, each read back as a user would."""
+"""Exported files and model cards, read back as a user would."""
 
 import json
 import re
@@ -41,7 +41,7 @@ class _Odd(BaseClassifier):
 
 @MODELS.register_module()
 class AColour(_Odd):
-    """A small one."""
+    """A small classifier that can be exported."""
 
     def forward(self, inputs, data_samples=None, mode='tensor'):
         return self.fc(self.extract_feat(inputs))
@@ -49,7 +49,7 @@ class AColour(_Odd):
 
 @MODELS.register_module()
 class OtherWhenExported(_Odd):
-    """Its graph is not what it computes."""
+    """Computes other logits when it is exported."""
 
     def forward(self, inputs, data_samples=None, mode='tensor'):
         return self.fc(self.extract_feat(inputs)) + torch.compiler.is_compiling()
@@ -57,7 +57,7 @@ class OtherWhenExported(_Odd):
 
 @MODELS.register_module()
 class LooksAtTheImages(_Odd):
-    """It has no graph."""
+    """Cannot be exported, because its code branches on the logits."""
 
     def forward(self, inputs, data_samples=None, mode='tensor'):
         logits = self.fc(self.extract_feat(inputs))
@@ -65,17 +65,17 @@ class LooksAtTheImages(_Odd):
 
 
 def save_run(folder, student, pixels=32, **config):
-    """Write a checkpoint as of a run; returns its path and the Distiller."""
+    """Write a checkpoint like that of a run; return its path and the Distiller."""
     torch.manual_seed(0)
     model = mldr(student=student, input_size=(3, pixels, pixels), **LOGITS_ALONE)
     text = Config(dict(model=model, **config)).pretty_text
     distiller = MODELS.build(model)
     with torch.no_grad():
-        for parameter in distiller.student.parameters():  # some layers begin as zeros
+        for parameter in distiller.student.parameters():  # some layers start at zero
             parameter.add_(torch.randn_like(parameter), alpha=0.05)
         for module in distiller.student.modules():
             if isinstance(module, nn.BatchNorm2d):
-                module.momentum = None  # statistics of what comes are then its average
+                module.momentum = None  # the statistics become plain averages
         distiller.student(torch.randn(8, 3, pixels, pixels))
     path = folder / 'run.pth'
     torch.save({'state_dict': distiller.state_dict(), 'meta': {'cfg': text}}, path)
@@ -86,7 +86,7 @@ def save_run(folder, student, pixels=32, **config):
 def student_logits(distiller, images):
     logits = distiller.student(images, mode='tensor')
     spread = logits.std(0, unbiased=False).max()
-    assert len(images) == 1 or spread > 1e-2, 'the images must matter'
+    assert len(images) == 1 or spread > 1e-2, 'the logits must depend on the images'
     return logits
 
 
@@ -140,7 +140,7 @@ class TestGraphs:
             assert_close(graph(images), expected, atol=1e-4, rtol=0)
 
     def test_batch_that_the_code_fixes(self, tmp_path):
-        """mmpretrain's Swin computes the batch with int()."""
+        """mmpretrain's Swin computes the batch size with int()."""
         backbone = dict(
             type='SwinTransformer',
             arch=dict(embed_dims=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2]),
@@ -198,7 +198,7 @@ class TestGraphs:
         assert not list((tmp_path / 'out').iterdir())
 
     def test_large_logits_are_compared_by_their_size(self, tmp_path):
-        """In float32 those of thousands are not known to 1e-4."""
+        """Logits in the thousands have rounding errors above 1e-4 in float32."""
         checkpoint, _ = save_run(tmp_path, resnet())
         content = torch.load(checkpoint, weights_only=False)
         for name, tensor in content['state_dict'].items():
@@ -220,7 +220,7 @@ class TestGraphs:
 
 
 class TestUntrustedConfig:
-    """A checkpoint's config comes from whoever wrote the file."""
+    """The config in a checkpoint may come from anyone."""
 
     @pytest.mark.parametrize(
         'model',
@@ -257,7 +257,7 @@ class TestUntrustedConfig:
         ],
     )
     def test_odd_config(self, config, tmp_path):
-        """The weights come out all the same, and no graph does, for a reason of one line."""
+        """The weights are exported, and a graph is refused with a one-line error."""
         text = Config(config).pretty_text
         checkpoint, distiller = save_run(tmp_path, resnet(num_classes=10))
         content = torch.load(checkpoint)
@@ -282,7 +282,7 @@ class TestUntrustedConfig:
         assert not exported.notes
 
     def test_config_of_the_users(self, tmp_path):
-        """Names a package with a backbone, which only the user may have imported."""
+        """Only a config that the user gives may import the package of a backbone."""
         checkpoint, _ = save_run(tmp_path, resnet())
         content = torch.load(checkpoint)
         path = tmp_path / 'config.py'
@@ -297,7 +297,7 @@ class TestUntrustedConfig:
 
 
 class TestCardsCode:
-    """Each block of the card is run in the folder of the files."""
+    """Each code block of the card runs in the folder of the exported files."""
 
     @pytest.mark.parametrize(
         ('student', 'needs_us'),

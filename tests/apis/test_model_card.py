@@ -1,4 +1,4 @@
-"""What the card of an exported student says: what its checkpoint does, and no more."""
+"""The model card states the facts in the checkpoint and nothing else."""
 
 import hashlib
 import re
@@ -24,21 +24,21 @@ HOOKS = dict(
 
 @pytest.fixture(scope='module')
 def work_dir(tmp_path_factory):
-    """Of a run of two epochs, the second of which is as good as the first at best."""
+    """Return the work directory of a run whose second epoch is not better than its first."""
     folder = tmp_path_factory.mktemp('runs') / 'card'
     train(mldr(), folder, max_epochs=2, default_hooks=HOOKS)
     return folder
 
 
 def card_of(checkpoint, folder) -> dict[str, str]:
-    """The card's items, name -> text, and the whole of it under ''."""
+    """Return the card's items, name -> text, and the whole card under ''."""
     export_student(str(checkpoint), str(folder / 'student.pth'))
     text = (folder / 'student.md').read_text()
     return dict(re.findall('^- (.+?): (.*)$', text, re.MULTILINE)) | {'': text}
 
 
 def card_of_config(name, **content) -> tuple[dict[str, str], dict]:
-    """The card's items for one of our configs, and what the graphs say of the images."""
+    """Return the card's items for a shipped config, and the metadata of the graphs."""
     run = parse_config(Config.fromfile(CONFIGS / name).pretty_text)
     weights = build_classifier(run['model']['student'].copy()).state_dict()
     student = rebuild_student(run, weights)
@@ -72,7 +72,7 @@ def test_what_a_run_recorded(work_dir, tmp_path):
 
 
 def test_whose_accuracy_it_is(work_dir, tmp_path):
-    """mmengine saves an epoch's checkpoint before it validates, and the best one after."""
+    """mmengine saves the checkpoint of an epoch before its validation, the best one after it."""
     best = next(work_dir.glob('best_*_epoch_*.pth'))
     for name in ('epoch_2', best.stem):
         (tmp_path / name).mkdir()

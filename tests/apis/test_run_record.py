@@ -1,4 +1,4 @@
-"""The facts that a checkpoint records, which anyone may have written."""
+"""Facts read from checkpoints, which may be malformed."""
 
 import numpy as np
 import pytest

@@ -34,7 +34,7 @@ def md5(path: Path) -> str:
 
 
 def snapshot(root: Path) -> dict[str, tuple[bytes, int]]:
-    """Return content and time of change of every file below ``root``."""
+    """Return content and modification time of every file below ``root``."""
     return {
         str(path.relative_to(root)): (path.read_bytes(), path.stat().st_mtime_ns)
         for path in root.rglob('*')
@@ -58,7 +58,7 @@ def official_attributes(folder: Path) -> dict:
 
 @pytest.fixture
 def official(tmp_path, monkeypatch) -> Path:
-    """The root of a set whose checksums count as official and whose archive can be downloaded."""
+    """Return the root of a data set with official checksums and a downloadable archive."""
     folder = tmp_path / 'official'
     for name, value in official_attributes(folder).items():
         monkeypatch.setattr(VerifiedCIFAR100, name, value)
@@ -67,7 +67,7 @@ def official(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def other(tmp_path) -> Path:
-    """The root of a set with other checksums than the official ones."""
+    """Return the root of a data set whose checksums are not the official ones."""
     return make_cifar100(tmp_path / 'other')
 
 
@@ -180,7 +180,7 @@ def test_an_archive_with_another_checksum_is_kept(official, tmp_path):
 
 @pytest.mark.parametrize('fault', ['another file', 'too large', 'damaged', 'a link'])
 def test_a_download_that_is_no_set_leaves_nothing(official, tmp_path, monkeypatch, fault):
-    """Also if its checksum is the official one."""
+    """This holds even if its checksum is the official one."""
     archive = official / 'archive.tar.gz'
     if fault == 'another file':
         archive.write_text('a page that asks for a password')
@@ -318,7 +318,7 @@ def test_memory_is_the_pixels_and_labels_and_an_image_is_a_copy(other):
 
 
 class Index(int):
-    """An index that carries more than its number, as a sampler of one's own may give."""
+    """An index with extra data, as a custom sampler may yield."""
 
 
 def test_an_index_reaches_the_pipeline_as_it_is(other):
@@ -432,7 +432,7 @@ def test_two_processes_end_with_one_error_or_one_download(tmp_path):
     assert 'its download failed' in unreachable
     assert length == 200
     downloads = [stdout.count('Downloading') for stdout, _ in outputs]
-    assert downloads == [2, 0]  # the one that fails too
+    assert downloads == [2, 0]  # including the download that failed
 
 
 @pytest.mark.skipif(

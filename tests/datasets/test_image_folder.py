@@ -1,4 +1,4 @@
-"""Image folders with one folder per class."""
+"""Image folders with one subfolder per class."""
 
 import shutil
 from pathlib import Path

@@ -20,7 +20,7 @@ def make(labels: list[int]) -> list[dict]:
 
 @st.composite
 def requests(draw) -> tuple[list[int], list[int] | None, int | None]:
-    """Draw the labels of a data set and a subset that it can give."""
+    """Draw the labels of a data set and a valid subset of it."""
     per_class = draw(st.none() | st.integers(1, 3))
     extra = draw(st.lists(st.integers(0, 3), max_size=20))
     labels = draw(st.permutations([*range(4)] * (per_class or 1) + extra))

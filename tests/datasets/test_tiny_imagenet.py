@@ -36,7 +36,7 @@ RED, GREY = (200, 40, 20), 128
 
 
 def jpeg(colour: tuple[int, int, int] | int) -> bytes:
-    """Return an image of 64 px in one colour, one channel where that is a number."""
+    """Return a 64 px image of one colour; it is grey if the colour is a number."""
     file = io.BytesIO()
     mode = 'L' if isinstance(colour, int) else 'RGB'
     Image.new(mode, (64, 64), colour).save(file, 'JPEG', quality=95)
@@ -47,10 +47,10 @@ COLOURED, GREYSCALE = jpeg(RED), jpeg(GREY)
 
 
 def make_set(root: Path) -> Path:
-    """Write a set with 2 training images and 1 validation image a class, and return its root.
+    """Write a data set with 2 training images and 1 validation image per class; return its root.
 
-    The first of each class is grey. The numbers of the training images, 2 and 10, are in another
-    order as text.
+    The first image of each class is grey. The numbers of the training images, 2 and 10, sort
+    differently as text.
     """
     folder = root / 'tiny-imagenet-200'
     for wnid in WNIDS:
@@ -66,7 +66,7 @@ def make_set(root: Path) -> Path:
         (images / f'val_{i}.JPEG').write_bytes(COLOURED)
         lines.append(f'val_{i}.JPEG\t{wnid}\t0\t0\t63\t63\n')
     (folder / 'val' / 'val_annotations.txt').write_text(''.join(lines))
-    # In neither file in order, and words.txt names more than is there.
+    # Both files are unordered, and words.txt has more ids than there are classes.
     (folder / 'wnids.txt').write_text(''.join(f'{wnid}\n' for wnid in reversed(WNIDS)))
     words = [f'{wnid}\tname of {wnid}, other name\n' for wnid in ['n99999999', *reversed(WNIDS)]]
     (folder / 'words.txt').write_text(''.join(words))
@@ -75,13 +75,13 @@ def make_set(root: Path) -> Path:
 
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory) -> Path:
-    """The root of a set that tests leave as it is."""
+    """Return the root of a data set that tests must not change."""
     return make_set(tmp_path_factory.mktemp('whole'))
 
 
 @pytest.fixture
 def broken(tmp_path) -> Path:
-    """The root of a set to break."""
+    """Return the root of a data set that a test may damage."""
     return make_set(tmp_path / 'broken')
 
 
@@ -197,7 +197,7 @@ def test_missing_set_names_the_address(tmp_path):
 
 
 def edit(name: str, change: Callable[[list[str]], list[str]]) -> Callable[[Path], None]:
-    """Return what changes the lines of a file of a set."""
+    """Return a function that changes the lines of a file of the data set."""
 
     def apply(folder: Path) -> None:
         lines = (folder / name).read_text().splitlines()
@@ -207,7 +207,7 @@ def edit(name: str, change: Callable[[list[str]], list[str]]) -> Callable[[Path]
 
 
 def remove(name: str) -> Callable[[Path], None]:
-    """Return what removes a file or directory of a set."""
+    """Return a function that removes a file or directory of the data set."""
 
     def apply(folder: Path) -> None:
         path = folder / name
@@ -222,7 +222,7 @@ def empty(folder: Path) -> None:
 
 
 def by_class(folder: Path) -> None:
-    """Put validation images into a folder a class, as scripts for ImageFolder do."""
+    """Move validation images into one folder per class, as scripts for ImageFolder do."""
     for i, wnid in enumerate(reversed(WNIDS)):
         (folder / 'val' / wnid).mkdir()
         (folder / 'val' / 'images' / f'val_{i}.JPEG').rename(folder / 'val' / wnid / 'val.JPEG')
@@ -234,7 +234,7 @@ def binary(folder: Path) -> None:
 
 
 def beyond(name: str) -> Callable[[Path], None]:
-    """Return what annotates an image outside the folder, one that is there."""
+    """Return a function that annotates an existing image outside the folder."""
 
     def apply(folder: Path) -> None:
         (folder.parent / 'outside.JPEG').write_bytes(COLOURED)
@@ -359,7 +359,7 @@ class Fails:
 
 
 def write_imagenet(root: Path) -> Path:
-    """Write two images a split in ImageNet's layout with lists, larger than 224 px."""
+    """Write two images per split, larger than 224 px, in ImageNet's layout with lists."""
     for split in ('train', 'val'):
         (root / split).mkdir(parents=True)
         (root / 'meta').mkdir(exist_ok=True)
@@ -376,7 +376,7 @@ def imagenet(tmp_path_factory) -> Path:
 
 
 def load_base(name: str, whole: Path, imagenet: Path) -> Config:
-    """Return a base that reads the made-up sets."""
+    """Return a base config that reads the artificial data sets."""
     cfg = Config.fromfile(BASES / f'{name}.py')
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
         loader.num_workers = 0

@@ -21,7 +21,7 @@ from mldr_kd_mm.utils.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 BASES = ROOT / 'configs/_base_/datasets'
-# The steps of mmpretrain's that a step of ours stands for.
+# mmpretrain's transforms that each of ours replaces.
 mmpretrains = runpy.run_path(ROOT / 'benchmarks/data.py')['mmpretrains']
 
 
@@ -30,14 +30,14 @@ def build(*steps: dict) -> Compose:
 
 
 def run(pipeline: Compose, image: np.ndarray, seed: int) -> tuple[dict, float]:
-    """Return what comes of an image, and what the generator gives next."""
+    """Return the results for an image, and the generator's next number."""
     random.seed(seed)
     np.random.seed(seed)
     return pipeline(dict(img=image.copy(), gt_label=3, sample_idx=7)), np.random.random()
 
 
 def assert_same(pipeline: list[dict], shape: tuple, times: int, atol: int = 0) -> None:
-    """Assert that a pipeline and mmpretrain's make the same of an image, label and all."""
+    """Assert that a pipeline and mmpretrain's give the same results for an image."""
     ours = build(*pipeline)
     theirs = build(*(step for each in pipeline for step in mmpretrains(each)))
     rng = np.random.default_rng(0)
@@ -54,7 +54,7 @@ def assert_same(pipeline: list[dict], shape: tuple, times: int, atol: int = 0) -
 
 
 class TestRandomResizedCropFlip:
-    # Of an oblong image many boxes do not fit, and the one in the middle is taken.
+    # In an oblong image many boxes do not fit, and the central fallback is used.
     @pytest.mark.parametrize('shape', [(32, 32, 3), (375, 500, 3), (20, 90, 3), (90, 20, 3)])
     @pytest.mark.parametrize('flip_prob', [0.5, 0.2, 0, 1])
     def test_is_mmpretrain_s_crop_and_flip(self, shape, flip_prob):
@@ -72,12 +72,12 @@ class TestRandomResizedCropFlip:
     )
     def test_takes_mmpretrain_s_options(self, options):
         step = dict(type='RandomResizedCropFlip', scale=56, flip_prob=0.5, **options)
-        # Mirrored weights of a bicubic filter may round to the other side.
+        # Mirrored weights of a bicubic filter may round differently.
         atol = int(options.get('interpolation') == 'bicubic')
         assert_same([step, dict(type='PackPlanes')], (32, 32, 3), times=50, atol=atol)
 
     def test_has_mmpretrain_s_distribution(self):
-        """Two samples of 10,000, each from a seed of its own."""
+        """Compare two samples of 10,000 draws with different seeds."""
         image = np.zeros((32, 32, 3), np.uint8)
         ours, theirs = RandomResizedCropFlip(224), RandomResizedCrop(224)
         np.random.seed(1)

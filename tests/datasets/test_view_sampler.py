@@ -44,7 +44,7 @@ DIGITS = dict(type='mldr_kd_mm.Digits', subset=dict(per_class=2), pipeline=PIPEL
 
 @TRANSFORMS.register_module()
 class GiveUpHalfTheTime:
-    """A transform that finds no sample in some images, as LoadImageFromFile may."""
+    """A transform that returns None for some images, as LoadImageFromFile may."""
 
     def __call__(self, results):
         return None if np.random.rand() < 0.5 else results
@@ -67,7 +67,7 @@ def loader(workers=0, batch_size=4, seed=0, dataset=DIGITS, persistent=False, **
 
 
 def images(data_loader, epochs=(0,)):
-    """View -> image, of all that a loader gives in some epochs."""
+    """Return view -> image for all samples of a loader in some epochs."""
     found = {}
     for epoch in epochs:
         data_loader.sampler.set_epoch(epoch)
@@ -117,7 +117,7 @@ def test_epochs_in_any_order(expected):
 
 @pytest.mark.slow
 def test_processes_share_the_views(expected, tmp_path):
-    """Two of them, which torch's own launcher would have started, each with its half."""
+    """Start two processes, as torchrun would; each gets half of the samples."""
     script = """
 import sys
 import torch
@@ -182,7 +182,7 @@ def test_leaves_the_global_state_alone():
     random.seed(0), np.random.seed(0), torch.manual_seed(0)
     plain = DATASETS.build(dict(DIGITS, pipeline=[dict(type='PackInputs')]))
     for _ in torch.utils.data.DataLoader(plain, batch_size=4, collate_fn=list):
-        pass  # torch draws a seed for workers from its generator, whoever samples
+        pass  # torch draws a seed for the workers, with any sampler
     before = drawn()
     random.seed(0), np.random.seed(0), torch.manual_seed(0)
     for _ in loader():
@@ -209,7 +209,7 @@ def test_inside_wrappers(kind):
     dataset = dict(type=kind.__name__, **inner)
     found = images(loader(dataset=dataset))
     assert len(found) == 40
-    # Each place has images of its own, also where it is the same sample.
+    # Each index has its own images, even if two indices are the same sample.
     assert len({image.numpy().tobytes() for image in found.values()}) == 40
     assert_same(found, images(loader(2, dataset=dataset)))
 
@@ -230,7 +230,7 @@ def test_part_of_an_epoch(expected):
 
 
 def mixed_run(work_dir, seen, **kwargs):
-    """Train a student with mixup and cutmix, noting the batches that its loss is given."""
+    """Train a student with mixup and cutmix, recording the batches that its loss receives."""
     augments = [dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)]
     student = resnet(
         train_cfg=dict(augments=augments),
@@ -252,7 +252,7 @@ def mixed_run(work_dir, seen, **kwargs):
 
 
 def test_a_resumed_run_sees_the_same_mixed_images(tmp_path, monkeypatch):
-    # The original mmengine cannot read its own checkpoints with what torch allows by default.
+    # With torch's default of weights_only=True the original mmengine cannot read its checkpoints.
     monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '1')
     whole, parts = [], []
     mixed_run(tmp_path / 'whole', whole, max_epochs=3)

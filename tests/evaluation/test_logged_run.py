@@ -1,4 +1,4 @@
-"""What a run leaves, read back."""
+"""Logs, configs and checkpoints of runs, read back."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from mldr_kd_mm.utils.errors import ConfigError
 
 
 def write(work_dir, part, *records, end='\n'):
-    """Write the log of a part of a run."""
+    """Write the log of one part of a resumed run."""
     log = work_dir / part / 'vis_data/scalars.json'
     log.parent.mkdir(parents=True)
     log.write_text('\n'.join(json.dumps(record) for record in records) + end)
@@ -51,7 +51,7 @@ def test_no_run(tmp_path):
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
-    """Runners of a distilled student and of one alone."""
+    """Return Runners that trained a student with a teacher and without one."""
     folder = tmp_path_factory.mktemp('runs')
     alone = resnet(data_preprocessor=dict(num_classes=10))
     return dict(mldr=train(mldr(), folder / 'mldr'), alone=train(alone, folder / 'alone'))
@@ -82,7 +82,7 @@ def test_checkpoint_by_name(trained, tmp_path):
     torch.save(dict(meta=dict(dataset_meta={}), state_dict={}), work_dir / 'student_10.pth')
     for path in work_dir.glob('*.pth'):
         os.utime(path, (0, 0))
-    assert run.checkpoint()['meta']['epoch'] == 1, 'the higher number, and no best one'
+    assert run.checkpoint()['meta']['epoch'] == 1, 'the higher number, not the best one'
     os.utime(work_dir / 'epoch_0.pth')
     assert run.checkpoint()['meta']['epoch'] == 0, 'the newer one'
     assert run.checkpoint('epoch_1.pth')['meta']['epoch'] == 1

@@ -1,4 +1,4 @@
-"""The measures against values worked out by hand, and what must hold for any numbers."""
+"""Measures compared with values computed by hand, and properties that hold for any input."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ CLASSES = arrays(np.int64, 12, elements=st.integers(0, 4))
 
 
 def test_calibration_by_hand():
-    # Two bins: nothing up to 0.5, all four above, mean confidence 0.75, two of four right.
+    # Two bins: none up to 0.5, all four above it, with mean confidence 0.75 and two correct.
     assert expected_calibration_error(PROBABILITIES, LABELS, bins=2) == pytest.approx(0.25)
     # Five bins: (0.6] is wrong, (0.7, 0.8] right and wrong, (0.9] right.
     by_hand = (0.6 + 2 * abs(0.75 - 0.5) + 0.1) / 4
@@ -53,7 +53,7 @@ def test_calibration_of_any_logits(logits, labels, bins):
     error = expected_calibration_error(probabilities, labels, bins)
     assert 0 <= error <= 1
     assert reliability(probabilities, labels, bins).count.sum() == 12
-    # Bins can only cancel: never less than the distance of the overall means.
+    # Merging bins can only lower the error, so it is at least the distance of the overall means.
     overall = probabilities.max(1).mean() - (probabilities.argmax(1) == labels).mean()
     assert error >= abs(overall) - 1e-9
 
@@ -67,7 +67,7 @@ def test_agreement_by_hand():
 
 
 def naive_unbiased_hsic(k, l):  # noqa: E741
-    """The mean of (k_ij l_ij + k_ij l_qr - 2 k_ij l_iq) over different i, j, q, r."""
+    """Return the mean of (k_ij l_ij + k_ij l_qr - 2 k_ij l_iq) over distinct i, j, q, r."""
     n, total, count = len(k), 0.0, 0
     for i in range(n):
         for j in set(range(n)) - {i}:

@@ -1,4 +1,4 @@
-"""What the observer gathers, against the models run by hand."""
+"""Outputs that the Observer collects, compared with those of the models run by hand."""
 
 import copy
 
@@ -12,7 +12,7 @@ from mldr_kd_mm.registry import MODELS
 
 
 def observe(model, *seeds):
-    """Observe a batch of 8 for each seed; returns what was seen and the last batch."""
+    """Observe a batch of 8 for each seed; return the observations and the last batch."""
     observer = Observer(model)
     for seed in seeds:
         data = model.data_preprocessor(batch(seed=seed), False)

@@ -1,4 +1,4 @@
-"""Inject random faults into a run, which must end as if there had been none."""
+"""Inject random faults into a run, which must end like an undisturbed run."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Campaign:
         self.checkpoints = (self.disk or self.folder) / 'run'
 
     def run(self, least: int) -> None:
-        """Inject at least so many faults, then let the run end and compare the results.
+        """Inject at least this many faults, then let the run end and compare the results.
 
         Raises:
             AssertionError: The result differs from that of an undisturbed run.
@@ -152,7 +152,7 @@ def _size(paths: list[Path]) -> int:
 
 @contextmanager
 def _filled(disk: Path, left: int) -> Iterator[None]:
-    """Fill a file system until so many bytes are left."""
+    """Fill a file system until this many bytes are left."""
     filler = disk / 'filler'
     free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
     with open(filler, 'wb') as file:

@@ -1,4 +1,4 @@
-"""Building classifiers; how a nested one loads is seen in test_distiller.py."""
+"""Building classifiers; test_distiller.py tests how nested ones load."""
 
 import pytest
 import timm
@@ -11,7 +11,7 @@ from mldr_kd_mm.registry import MODELS
 
 @pytest.fixture
 def weights(tmp_path):
-    """A file that timm loads when it creates the model, and what is in it."""
+    """Return a file that timm loads when it creates the model, and its content."""
     torch.manual_seed(7)
     model = timm.create_model('resnet10t', num_classes=NUM_CLASSES)
     torch.save(model.state_dict(), tmp_path / 'weights.pth')
@@ -27,7 +27,7 @@ def test_init_weights_keeps_what_timm_loaded(weights):
     config = timm_resnet(checkpoint_path=path)
     plain = MODELS.build(config)
     plain.init_weights()
-    assert not same(plain.model, expected), 'mmpretrain has mended it: build_classifier may go'
+    assert not same(plain.model, expected), 'mmpretrain has fixed this; remove build_classifier'
     classifier = build_classifier(config)
     classifier.init_weights()
     assert same(classifier.model, expected)

@@ -34,7 +34,7 @@ def preprocessor():
 
 
 def viewed(epoch=0, seed=0, first=0):
-    """A batch as a ViewSampler's loader gives it."""
+    """Return a batch like that of a loader with a ViewSampler."""
     data = batch()
     for place, sample in enumerate(data['data_samples']):
         sample.set_field(View(seed, epoch, first + place), 'view', field_type='metainfo')
@@ -131,7 +131,7 @@ class TestPairs:
             assert_close(found, preprocess(target, images()), rtol=1e-5, atol=1e-4)
 
     def test_mixup_may_come_first(self):
-        """mixup of the images, and the two halves of cutmix, stay what they are."""
+        """Renormalisation and mixing may be applied in either order."""
 
         def mixed(config):
             first, second = preprocess(config, images()), preprocess(config, images(seed=1))
@@ -158,7 +158,7 @@ configs = st.fixed_dictionaries(dict(mean=channels, std=widths, to_rgb=st.boolea
 @given(configs, configs)
 def test_any_pair(source, target):
     found = renormalize(source, target)(preprocess(source, images()))
-    # In units of the pixels, whatever the target's scale.
+    # Compare in units of pixels, since the target's scale may be anything.
     atol = 1e-3 / min(target['std'])
     assert_close(found, preprocess(target, images()), rtol=1e-4, atol=atol)
 

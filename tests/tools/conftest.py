@@ -44,9 +44,9 @@ randomness = dict(seed=0)
 
 @pytest.fixture
 def config(tmp_path, monkeypatch):
-    """The path of a config; its data set has two classes of four pictures.
+    """Write a config whose data set has two classes with four pictures each; return its path.
 
-    The current directory is an empty one, in which a run leaves its ``work_dirs``.
+    The current directory is empty; runs create their ``work_dirs`` in it.
     """
     random = np.random.default_rng(0)
     for name in ('cat', 'dog'):
@@ -65,16 +65,16 @@ def config(tmp_path, monkeypatch):
 
 @pytest.fixture
 def read_tool(monkeypatch):
-    """A function from the name of a tool to what its file defines."""
+    """Return a function that imports a tool by name."""
     monkeypatch.syspath_prepend(TOOLS)
-    # A tool sets it for the whole process; this way it is put back.
+    # Tools set it for the whole process; monkeypatch restores it.
     monkeypatch.setenv('LOCAL_RANK', '0')
     return lambda name: runpy.run_path(TOOLS / f'{name}.py')
 
 
 @pytest.fixture
 def tool(read_tool, capfd):
-    """A function that runs a tool in this process; returns its exit code and its stderr."""
+    """Return a function that runs a tool in this process and returns its exit code and stderr."""
 
     def run_tool(name, *args):
         main = read_tool(name)['main']

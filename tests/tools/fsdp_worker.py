@@ -1,4 +1,4 @@
-"""One process of test_strategies.py: a step in FSDP over gloo beside one without."""
+"""One process of test_strategies.py: compare a step with FSDP over gloo to one without."""
 
 import sys
 
@@ -14,7 +14,7 @@ STUDENTS = dict(resnet=resnet, vit=vit, timm_resnet=timm_resnet)
 
 
 def build(student):
-    """The same Distiller each time, in each process."""
+    """Build a Distiller, the same in all processes."""
     torch.manual_seed(0)
     model = MODELS.build(mldr(teacher=vit(depth=2), student=student))
     model.init_weights()
@@ -22,7 +22,7 @@ def build(student):
 
 
 def step(model, data):
-    """Losses and gradients of the process's own batch, and the optimizer's step."""
+    """Take an optimizer step on the process's own batch; return the losses."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     torch.manual_seed(distributed.get_rank())
     losses = model(**data, mode='loss')
@@ -32,7 +32,7 @@ def step(model, data):
 
 
 def main(kind, min_num_params):
-    """Compare what both log and what both have learned."""
+    """Compare the losses and the trained weights of both."""
     student = STUDENTS[kind]()
     alone = build(student)
     sharded = MODEL_WRAPPERS.build(
@@ -51,7 +51,7 @@ def main(kind, min_num_params):
     for name in expected:
         torch.testing.assert_close(actual[name], expected[name], msg=name)
 
-    # The mean of the processes' gradients is what both must have stepped by.
+    # Both must have stepped by the mean of the processes' gradients.
     initial = dict(build(student).named_parameters())
     with FullyShardedDataParallel.state_dict_type(sharded, StateDictType.FULL_STATE_DICT):
         learned = sharded.state_dict()

@@ -1,4 +1,4 @@
-"""The benchmark on a few digits: what it shows is what its runs logged, and it mixes nothing."""
+"""The benchmark on a few digits: its tables show the logged values, and recipes never mix."""
 
 import csv
 import fcntl
@@ -45,14 +45,14 @@ def put(path, **fields):
 
 
 def settings(model, **kwargs):
-    """A run on 40 digits, without a work directory."""
+    """Return the settings of a run on 40 digits, without a work directory."""
     config = helpers.runner_config(model, Path('of/no/use'), **kwargs)
     del config['work_dir'], config['experiment_name']
     return config | {'data_preprocessor': helpers.NORMALIZATION}
 
 
 def put_project(root):
-    """Write a pair, a method and a teacher, as a user's own project has them."""
+    """Write a pair, a method and a teacher, as in a user's own project."""
     model = dict(type='Distiller', teacher=helpers.vit(), student=helpers.resnet())
     model |= dict(teacher_checkpoint=f'{TEACHER}/epoch_1.pth', input_size=(3, 32, 32))
     put(root / 'configs/pairs/vit_to_resnet.py', **settings(model, max_epochs=2))
@@ -69,33 +69,33 @@ def start(*args, cwd):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # A shell without job control lets what it runs in the background ignore Ctrl-C.
+        # In a shell without job control, background processes ignore Ctrl-C.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
 def run(*args, cwd):
-    """Run the benchmark to its end; returns its exit code, stdout and stderr."""
+    """Run the benchmark to its end; return its exit code, stdout and stderr."""
     process = start(*args, cwd=cwd)
     stdout, stderr = process.communicate(timeout=400)
     return process.returncode, stdout, stderr
 
 
 def logged(work_dir, key):
-    """What the Runner of a run wrote under a name."""
+    """Return the values that a run logged under a name."""
     logs = sorted(work_dir.glob('*/vis_data/scalars.json'))
     records = [json.loads(line) for log in logs for line in log.read_text().splitlines()]
     return [record[key] for record in records if key in record]
 
 
 def rows(work_dir):
-    """The rows of results.csv, by method and seed."""
+    """Return the rows of results.csv, by method and seed."""
     with (work_dir / 'results.csv').open(newline='') as file:
         return {(row['method'], int(row['seed'])): row for row in csv.DictReader(file)}
 
 
 def tree(root):
-    """All files, and when they were written."""
+    """Return all files and their modification times."""
     return {path: path.stat().st_mtime_ns for path in root.rglob('*') if path.is_file()}
 
 
@@ -105,7 +105,7 @@ def without_results(files):
 
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):
-    """A project, benchmarked: the directory and what was printed."""
+    """Benchmark a project; return its directory and the output."""
     root = tmp_path_factory.mktemp('benchmark')
     put_project(root)
     code, stdout, stderr = run(*COMMAND, cwd=root)
@@ -115,7 +115,7 @@ def finished(tmp_path_factory):
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A project where nothing was run yet, as the current directory."""
+    """Change to a project without any runs."""
     put_project(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -123,7 +123,7 @@ def project(tmp_path, monkeypatch):
 
 @pytest.fixture
 def benchmarked(finished, tmp_path, monkeypatch):
-    """A copy of the finished project, as the current directory."""
+    """Change to a copy of the finished project."""
     root = tmp_path / 'copy'
     shutil.copytree(finished[0], root)
     monkeypatch.chdir(root)
@@ -132,7 +132,7 @@ def benchmarked(finished, tmp_path, monkeypatch):
 
 @pytest.fixture
 def benchmark(read_tool):
-    """What the file of the tool defines."""
+    """Return the imported tool."""
     return Namespace(**read_tool('benchmark'))
 
 
@@ -140,7 +140,7 @@ def make_plan(benchmark, *args):
     return benchmark.Plan(benchmark.parse_args(list(args)))
 
 
-# What a benchmark leaves
+# Results
 
 
 @pytest.mark.slow
@@ -228,7 +228,7 @@ def test_runs_keep_two_checkpoints_and_their_seed(finished):
         assert cfg.default_hooks.checkpoint.interval == 1
 
 
-# Again
+# Repeated and continued benchmarks
 
 
 @pytest.mark.slow
@@ -263,7 +263,7 @@ def test_table_only(benchmarked, tool):
 
 @pytest.mark.slow
 def test_interrupted_validation_is_made_up_for(benchmarked, tool):
-    """The last epoch was saved, and stopped before its validation was logged."""
+    """The run was stopped after it saved the last epoch, before it logged the validation."""
     work_dir = PAIR / 'scratch/seed1'
     (work_dir / 'benchmark/result.json').unlink()
     (first,) = work_dir.glob('*/vis_data')
@@ -304,7 +304,7 @@ def test_stopped_benchmark_goes_on(project, tool):
     assert stderr == 'stopped; run the same command to continue\n'
     stopped_at = logged_so_far(work_dir)
     time.sleep(1)
-    assert logged_so_far(work_dir) == stopped_at, 'the run was ended too'
+    assert logged_so_far(work_dir) == stopped_at, 'the run must end, too'
     assert not (work_dir / 'benchmark/result.json').exists()
 
     assert tool('benchmark', *arguments) == (0, '')
@@ -326,7 +326,7 @@ def test_stopped_benchmark_goes_on(project, tool):
 
 
 def logged_so_far(work_dir):
-    """The accuracies in whole lines of a run's log."""
+    """Return the accuracies in complete lines of a run's log."""
     logs = work_dir.glob('*/vis_data/scalars.json')
     lines = [line for log in logs for line in log.read_text().splitlines(keepends=True)]
     return [line for line in lines if line.endswith('\n') and 'accuracy/top1' in line]
@@ -356,7 +356,7 @@ def test_failing_run_does_not_stop_the_others(project, benchmark):
         '    python tools/benchmark.py --pairs configs/pairs/vit_to_resnet.py --methods '
         'scratch --seeds 1 --cfg-options train_cfg.val_begin=1\n'
     ) in text
-    # The teacher never trained, so its config may be mended.
+    # The teacher was never trained, so its config may be corrected.
     put_project(project)
     benchmark.check_plan(make_plan(benchmark, *arguments), [])
 
@@ -366,7 +366,7 @@ def test_failing_run_does_not_stop_the_others(project, benchmark):
 
 @pytest.fixture
 def refused(tool):
-    """A function that runs the benchmark, which must refuse; returns the one line that it says."""
+    """Return a function that runs the benchmark, which must refuse, and returns its error."""
 
     def run_tool(*args):
         before = tree(Path())
@@ -380,7 +380,7 @@ def refused(tool):
 
 
 def break_off(work_dir):
-    """Leave a run as one that was stopped."""
+    """Make a finished run look like a stopped one."""
     (work_dir / 'benchmark/result.json').unlink()
 
 
@@ -421,7 +421,7 @@ def test_refuses_a_changed_method(benchmarked, refused):
 
 @pytest.mark.slow
 def test_refuses_to_add_to_another_recipe(benchmarked, refused, tool):
-    """Another method of the pair is stored, and the table would show both."""
+    """A run of another method of the pair is stored, and the table would show both."""
     shutil.rmtree(PAIR / 'scratch')
     arguments = ['--pairs', 'vit_to_resnet', '--methods', 'scratch', '--seeds', '1']
     assert refused(*arguments, '--cfg-options', 'train_dataloader.batch_size=5') == (
@@ -583,7 +583,7 @@ def test_options_go_to_all_but_the_model_only_to_students(project, benchmark):
 
 
 def test_stored_config_is_the_planned_one(project, benchmark):
-    """Tuples, numbers and None come back as they were, so that nothing is refused."""
+    """Tuples, numbers and None survive storing, so that no run is refused."""
     distilled = make_plan(benchmark, *COMMAND).students[-1]
     distilled.prepare()
     assert benchmark.read_settings(distilled.config) == distilled.all_settings()
@@ -598,7 +598,7 @@ def test_stored_config_is_the_planned_one(project, benchmark):
         (9, [{'loss': 1, 'epoch': 1, 'step': 4}, {'accuracy/top1': 9, 'step': 1}], [1], 1),
         (9, [{'accuracy/top1': 9, 'step': 5}, {'loss': 1, 'epoch': 7, 'step': 70}], [5, 6], 6),
         (9, [{'accuracy/top1': 9, 'step': 5}, {'loss': 1, 'epoch': 6, 'step': 60}], [5, 6], 5),
-        (9, [{'accuracy/top1': 9, 'step': 9}], [8, 9], 8),  # the last is repeated
+        (9, [{'accuracy/top1': 9, 'step': 9}], [8, 9], 8),  # the last epoch is repeated
         (9, [{'accuracy/top1': 9, 'step': 9}], [9], None),
     ],
 )
@@ -639,7 +639,7 @@ def test_places(benchmark, monkeypatch):
 
 
 def fake_runs(benchmark, folder, **commands):
-    """Runs that are no training, by name; what comes after a ``<`` in a name is what it needs."""
+    """Return runs of other commands, by name; the part after ``<`` names the run it needs."""
     runs = {}
 
     class Fake(benchmark.Run):
@@ -721,7 +721,7 @@ def test_curve_of_a_continued_run(benchmark, tmp_path):
     second = [{'loss': 1.9, 'epoch': 2, 'step': 150}, {'accuracy/top1': 21.0, 'step': 2}]
     (run,) = fake_runs(benchmark, tmp_path, continued='')
     assert (run.curve('loss'), run.epochs_done(), run.latest_accuracy()) == ({}, 0, '')
-    # Written in the other order: the names tell which is the later one.
+    # Written in reverse order: the order of the logs follows from their names.
     for day, records in ((2, second), (1, first)):
         log = run.work_dir / f'2026010{day}_000000/vis_data/scalars.json'
         log.parent.mkdir(parents=True)
@@ -799,7 +799,7 @@ def test_picture(benchmark, read_tool, tmp_path):
         points = panel[..., 2] > panel[..., 0] + 0.3
         assert points.sum() > 9 * 20, 'nine points'
         rows = np.flatnonzero(points.any(1))
-        assert np.ptp(rows) > len(panel) / 2, 'the methods have room to differ in'
+        assert np.ptp(rows) > len(panel) / 2, 'the methods fill most of the panel'
 
 
 def test_stored_settings_are_read_and_not_run(benchmark, tmp_path):

@@ -29,7 +29,7 @@ def bash(script, *args, **variables):
 @pytest.mark.slow
 def test_two_processes(config, tmp_path):
     work_dir = tmp_path / 'run'
-    # Eight pictures, two a process: two iterations an epoch only where both processes take part.
+    # Eight pictures, two per process and step: two iterations per epoch with both processes.
     run = bash('dist_train.sh', config, 2, '--work-dir', work_dir)
     assert run.returncode == 0, run.stderr
     assert 'Epoch(train) [1][2/2]' in run.stdout
@@ -73,7 +73,7 @@ def test_torchrun_arguments(read_tool, monkeypatch, variables, expected):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    # The launcher sets them for the whole process; this way they are put back.
+    # The launcher sets them for the whole process; monkeypatch restores them.
     monkeypatch.setenv('OMP_NUM_THREADS', '1')
     monkeypatch.setenv('MKL_NUM_THREADS', '1')
     monkeypatch.setattr(sys, 'argv', ['_launch.py', '2', 'train.py', 'config.py'])

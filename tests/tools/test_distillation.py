@@ -11,7 +11,7 @@ pytest.importorskip('sklearn', reason='needs scikit-learn, which holds the image
 
 @pytest.fixture
 def config(tmp_path, monkeypatch):
-    """The path of a config; its teacher's weights lie beside it."""
+    """Write a config, with its teacher's weights beside it; return its path."""
     torch.save(MODELS.build(vit()).state_dict(), tmp_path / 'teacher.pth')
     fields = runner_config(mldr(teacher_checkpoint=str(tmp_path / 'teacher.pth')), tmp_path / 'run')
     fields.update(test_dataloader=fields['val_dataloader'])
@@ -28,7 +28,7 @@ def test_train_resume_and_test(config, tool, tmp_path):
     assert tool('train', config, *more)[0] == 0
     logs = ''.join(path.read_text() for path in (tmp_path / 'run').glob('*/*.log'))
     assert logs.count('0 missing, 0 unexpected') == 2
-    assert logs.count('Teacher on the validation set') == 1, 'once, and not when resumed'
+    assert logs.count('Teacher on the validation set') == 1, 'once, not after a resume'
     assert 'Epoch(train) [2][1/4]' in logs
 
     (tmp_path / 'teacher.pth').unlink()  # only the student is tested
@@ -82,7 +82,7 @@ def test_mistake_is_one_line(config, tool, tmp_path, option, message):
 
 
 def test_label_out_of_range(config, tool):
-    """Found while training, since labels belong to batches; still one line."""
+    """The error occurs during training, since labels come with batches, but is one line, too."""
     text = config.read_text().replace("'num_classes': 10}", "'num_classes': 7}")
     config.write_text(text.replace(str(config.parent / 'teacher.pth'), 'seven.pth'))
     torch.save(MODELS.build(vit(num_classes=7)).state_dict(), 'seven.pth')

@@ -20,7 +20,7 @@ CONFIG = 'configs/mldr/deit_to_mobilenet_c100.py'
 
 @pytest.fixture(scope='module')
 def real_images(tmp_path_factory):
-    """Eight real training images and four test images, in CIFAR-100's official layout."""
+    """Write eight real training images and four test images in CIFAR-100's official layout."""
     if not SHARED.exists():
         pytest.skip(f'{SHARED} is absent: it holds the real CIFAR-100')
     unpack = runpy.run_path(str(SHARED))

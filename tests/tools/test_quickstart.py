@@ -1,4 +1,4 @@
-"""The quickstart, shrunken: what it shows is what its runs logged."""
+"""A short quickstart: its table and figure show the logged values."""
 
 import json
 import os
@@ -22,7 +22,7 @@ pytest.importorskip('sklearn', reason='needs scikit-learn')
 
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):
-    """A quickstart of one seed and two epochs: its standard output and its work directory."""
+    """Run the quickstart with one seed and two epochs; return its stdout and work directory."""
     here = tmp_path_factory.mktemp('quickstart')
     old = here / 'work_dirs/quickstart/teacher/old.txt'
     other = here / 'work_dirs/other.txt'
@@ -44,7 +44,7 @@ def finished(tmp_path_factory):
 
 
 def logged(work_dir, method, key):
-    """What the Runners of a method wrote under a name: one list of values a seed."""
+    """Return the values that a method's runs logged under a name, one list per seed."""
     paths = sorted(work_dir.glob(f'{method}*/*/vis_data/scalars.json'))
     records = [[json.loads(line) for line in path.read_text().splitlines()] for path in paths]
     return [[record[key] for record in run if key in record] for run in records]
@@ -116,7 +116,7 @@ def test_table(read_tool, tmp_path, monkeypatch):
         log = Path('work_dirs/quickstart', name, '20260101_000000/vis_data/scalars.json')
         log.parent.mkdir(parents=True)
         records = [{'accuracy/top1': value, 'step': i} for i, value in enumerate(values)]
-        # The Runner may be in the middle of a line.
+        # The Runner may be writing a line.
         log.write_text(''.join(f'{json.dumps(record)}\n' for record in records) + '{"accura')
     quickstart = read_tool('quickstart')
     table = quickstart['make_table'](quickstart['plan'](seeds=2, epochs=3))

@@ -23,7 +23,7 @@ on_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason='processes share n
 
 
 def run(*command, **variables):
-    """Run a command of this environment to its end; return what it printed."""
+    """Run a command of this environment to its end; return its output."""
     paths = os.pathsep.join([str(ROOT), str(ROOT / 'tests'), os.environ.get('PYTHONPATH', '')])
     done = subprocess.run(
         list(map(str, command)),
@@ -40,12 +40,12 @@ def run(*command, **variables):
 
 
 def strategy(name):
-    """What a strategy's base adds to a config."""
+    """Return the fields that a strategy's base adds to a config."""
     return Config.fromfile(ROOT / f'configs/_base_/strategies/{name}.py').to_dict()
 
 
 def write_config(folder, name, **fields):
-    """A small MLDR-KD run as a file."""
+    """Write the config of a small MLDR-KD run."""
     config = runner_config(mldr(), folder / name, **fields)
     path = folder / f'{name}.py'
     Config(config | dict(env_cfg=dict(dist_cfg=dict(backend='nccl')))).dump(path)
@@ -66,11 +66,11 @@ def test_fsdp_learns_what_an_unsharded_model_learns(student):
 @pytest.mark.skipif(torch.__version__ < (2, 7), reason='torch 2.6 cannot save them on a CPU')
 @pytest.mark.slow
 def test_fsdp_through_the_tools(tmp_path):
-    """Resumed, it ends as DDP that was not interrupted; it is tested without a strategy."""
+    """A resumed run ends like an uninterrupted one with DDP; testing uses no strategy."""
     shared = dict(
         max_epochs=2,
         optim_wrapper=dict(
-            # With a large eps what is noise in a gradient is noise in a step.
+            # With a large eps, noise in a gradient stays small in the step.
             optimizer=dict(type='AdamW', lr=0.1, weight_decay=0.05, eps=0.01),
             paramwise_cfg=dict(norm_decay_mult=0.0),
         ),
@@ -159,7 +159,7 @@ def test_units_are_called_not_reached_into():
 def test_teacher_follows_the_images():
     """FSDP moves the parameters of the Distiller's own modules, one by one."""
     teacher = Teacher(vit(), None, FeatureRecorder())
-    # There are no values on this device, so whether they are finite is an error.
+    # Tensors on this device have no values, so checking that they are finite fails.
     with suppress(RuntimeError):
         teacher(torch.zeros(1, 3, 32, 32, device='meta'))
     assert {parameter.device.type for parameter in teacher.model.parameters()} == {'meta'}

@@ -102,7 +102,7 @@ def test_bug_keeps_its_traceback(config, tool, monkeypatch):
 
 @pytest.fixture
 def load(config, read_tool):
-    """A function from arguments of train.py to the config that it runs."""
+    """Return a function that returns the config train.py runs for its arguments."""
     train = read_tool('train')
 
     def load_config(*args):
@@ -139,7 +139,7 @@ def test_loader_defaults(load):
 @pytest.mark.parametrize('spelling', ['--local-rank', '--local_rank'])
 def test_local_rank(load, monkeypatch, spelling):
     load(f'{spelling}=3')
-    assert os.environ['LOCAL_RANK'] == '0', 'what torchrun sets wins'
+    assert os.environ['LOCAL_RANK'] == '0', 'the value that torchrun sets takes precedence'
     monkeypatch.delenv('LOCAL_RANK')
     load(f'{spelling}=3')
     assert os.environ['LOCAL_RANK'] == '3'
@@ -198,7 +198,7 @@ def test_torchrun_started_it_again(config, tool, tmp_path, monkeypatch, count, r
 
 
 class Broken:
-    """A data set that only a worker meets."""
+    """A data set that fails in a data-loader worker."""
 
     def __len__(self):
         return 4

@@ -24,7 +24,7 @@ def member(name: str, content: bytes = b'', **fields) -> tuple[tarfile.TarInfo, 
 
 
 def pack(folder: Path, *members) -> Path:
-    """Write an archive with ``CONTENT`` behind some other members."""
+    """Write an archive with ``CONTENT`` after some other members."""
     path = folder / 'archive.tar.gz'
     with tarfile.open(path, 'w:gz') as tar:
         for info, content in (*members, *(member(*item) for item in CONTENT.items())):
@@ -34,7 +34,7 @@ def pack(folder: Path, *members) -> Path:
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """Where the members go; nothing may be written beside it."""
+    """Return the folder for the members; nothing may be written outside it."""
     path = tmp_path / 'a/b/folder'
     path.mkdir(parents=True)
     return path
@@ -72,7 +72,7 @@ def test_refuses_a_hostile_member(tmp_path, folder, name, fields):
 
 @pytest.mark.parametrize('kind', [tarfile.REGTYPE, tarfile.XHDTYPE], ids=['member', 'pax header'])
 def test_a_bomb_is_stopped(tmp_path, folder, kind):
-    """100 MB of zeros end up neither on the disk nor in memory."""
+    """100 MB of zeros are neither written to disk nor held in memory."""
     archive = pack(tmp_path, member('bomb', bytes(100_000_000), type=kind))
     assert archive.stat().st_size < 200_000
     tracemalloc.start()

@@ -84,7 +84,7 @@ def test_reads_a_state_dict(tmp_path, content, legacy):
 
 
 def test_reads_the_state_dict_of_a_module(tmp_path):
-    """An OrderedDict with metadata, of parameters and buffers."""
+    """The file has an OrderedDict of parameters and buffers, with metadata."""
     expected = torch.nn.BatchNorm1d(3).state_dict()
     assert_close(tensors_of(save(tmp_path, expected)), dict(expected), rtol=0, atol=0)
 
@@ -165,7 +165,7 @@ class TestOfTheRunner:
 
     @pytest.mark.parametrize('core', [b'numpy.core', b'numpy._core'])
     def test_is_read_whatever_numpy_wrote_it(self, run, tmp_path, core):
-        """numpy 2 has another name for the module that its pickles ask for."""
+        """numpy 2 renamed the module that its pickles import from."""
         path = str(tmp_path / 'other.pth')
         with ZipFile(checkpoint_of(run)) as written, ZipFile(path, 'w') as other:
             for record in written.infolist():
@@ -193,7 +193,7 @@ NUMBERS = {
 def test_reads_numbers_of_numpy(tmp_path, legacy):
     content = load_checkpoint(save(tmp_path, NUMBERS, _use_new_zipfile_serialization=not legacy))
     assert comparable(content) == comparable(NUMBERS)
-    content['columns'][0, 0] = 5  # it is the caller's own
+    content['columns'][0, 0] = 5  # the array is writable
 
 
 def test_leaves_out_other_arrays(tmp_path):
@@ -239,7 +239,7 @@ def test_a_container_may_hold_itself(tmp_path):
 
 
 def test_any_changed_byte_is_noticed(tmp_path):
-    """With every bit of it flipped, and with one."""
+    """Flip all bits of each byte, and a single one."""
     content = dict(state_dict=WEIGHTS, n=np.arange(3), log=HistoryBuffer([0.5], [1]), meta='text')
     path = save(tmp_path, content)
     written = Path(path).read_bytes()
@@ -258,7 +258,7 @@ def test_any_changed_byte_is_noticed(tmp_path):
                 assert str(error).startswith(f'resume={path!r}: ') and str(error).isprintable()
             else:
                 assert comparable(read) == expected, f'byte {position} of {len(written)}'
-    assert noticed > len(written)  # the rest is what fills gaps
+    assert noticed > len(written)  # the rest is padding
 
 
 @pytest.mark.parametrize(
@@ -286,7 +286,7 @@ def test_refusals_are_short_and_give_no_bad_advice(tmp_path, pickled, reason):
 @settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_a_damaged_pickle_is_read_or_refused(tmp_path_factory, data):
-    """Its checksum is right, as an attacker would make it."""
+    """The checksum is correct, as in an attacker's file."""
     path = tmp_path_factory.getbasetemp() / 'damaged.pth'
     torch.save(dict(model=WEIGHTS, n=np.arange(3), log=HistoryBuffer([0.5], [1]), a='text'), path)
     with ZipFile(path) as archive:
@@ -327,14 +327,14 @@ def test_a_bomb_does_not_burst(tmp_path):
     assert os.path.getsize(path) < 1e6
     started = time.perf_counter()
     assert 'damaged, its records are not as torch.save writes' in refuses(load_checkpoint, path)
-    assert time.perf_counter() - started < 0.1  # it was not unpacked
+    assert time.perf_counter() - started < 0.1  # not unpacked
 
 
 @pytest.mark.parametrize('name', ['weights/data/0', 'weights/DATA/0'])
 def test_two_records_of_one_name(tmp_path, name):
     path = save(tmp_path, WEIGHTS)
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore', UserWarning)  # zipfile warns of what is wanted here
+        warnings.simplefilter('ignore', UserWarning)  # zipfile warns about the duplicate
         with ZipFile(path, 'a') as archive:
             assert 'weights/data/0' in archive.namelist()
             archive.writestr(name, bytes(24))
@@ -352,7 +352,7 @@ def test_an_archive_without_checksums(tmp_path, monkeypatch):
 
 @pytest.fixture
 def safe_loading(monkeypatch):
-    """Make mmengine use our loader during the test."""
+    """Let mmengine load checkpoints safely during the test."""
     monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
     use_safe_loading()
 
@@ -425,7 +425,7 @@ class TestSafeLoading:
 
 @contextmanager
 def serve(folder: Path):
-    """The URL under which the files of a folder are served."""
+    """Serve the files of a folder; yield the URL."""
     handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
     with ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
         thread = Thread(target=server.serve_forever)
@@ -445,7 +445,7 @@ class TestPlaces:
         for count in range(1, len(PLACES) + 1):
             places = PLACES[-count:]
             others = {place: {'other': torch.zeros(1)} for place in places[1:]}
-            # The file has another order.
+            # The order in the file is different.
             path = save(tmp_path, dict(epoch=3) | others | {places[0]: WEIGHTS})
             weights, notes = read_weights(path)
             assert_close(weights, WEIGHTS, rtol=0, atol=0)
@@ -457,7 +457,7 @@ class TestPlaces:
             assert_close(tensors_of(save(tmp_path, content)), WEIGHTS, rtol=0, atol=0)
 
     def test_what_mmengine_averages_is_under_state_dict(self, tmp_path):
-        """Its EMAHook swaps: under ema_state_dict are the weights that were not averaged."""
+        """EMAHook swaps the two, so ema_state_dict holds the weights that are not averaged."""
         content = dict(state_dict=WEIGHTS, ema_state_dict={'other': torch.zeros(1)})
         assert_close(tensors_of(save(tmp_path, content)), WEIGHTS, rtol=0, atol=0)
 
@@ -531,7 +531,7 @@ class TestCommandLine:
         assert 'cannot be read' in reason or 'refused' in reason
 
 
-# Runs in a process of its own, since huggingface_hub reads its settings once.
+# Runs in a separate process, since huggingface_hub reads its settings only once.
 READ_FROM_HUB = """
 import sys
 from mldr_kd_mm.utils.checkpoint import read_weights
@@ -567,7 +567,7 @@ def test_reads_from_the_hub(tmp_path):
         text=True,
         check=True,
     )
-    # Imports of mmpretrain may print lines before.
+    # Importing mmpretrain may print other lines first.
     *tensors, absent, no_revision, no_name = process.stdout.splitlines()[-len(names) :]
     assert tensors == [f"{{'weight': tensor({value})}}" for value in (1, 1, 2, 3)]
     for line, name in ((absent, names[4]), (no_revision, names[5])):
@@ -581,7 +581,7 @@ def test_reads_from_the_hub(tmp_path):
 class TestErrors:
     @pytest.mark.parametrize('name', ['absent.pth', 'absent.safetensors', ''])
     def test_missing_file(self, tmp_path, name):
-        path = str(tmp_path / name)  # the last is a directory
+        path = str(tmp_path / name)  # the last name is a directory
         with pytest.raises(FileNotFoundError) as caught:
             tensors_of(path, 'teacher_checkpoint')
         assert str(caught.value) == f'teacher_checkpoint={path!r}: there is no such file'

@@ -1,4 +1,4 @@
-"""Errors on all ranks; their use is tested with the modules that need them."""
+"""Errors on all ranks; other tests cover their use in hooks and data sets."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def main(rank, store):
                 with raise_on_all_ranks():
                     fail('inside', fails)
                 fail('after', fails)
-        # The ranks are still in step.
+        # The ranks are still synchronised.
         assert all_gather_object(rank) == [0, 1]
     assert run_on_main_process(lambda: rank) == 0
 
 
 if __name__ == '__main__':
     main(int(sys.argv[1]), *sys.argv[2:])
-    # A gloo thread may abort a process during its usual shutdown.
+    # A gloo thread may abort a process during its normal shutdown.
     os._exit(0)

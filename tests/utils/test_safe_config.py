@@ -44,7 +44,6 @@ def test_reads_what_mmengine_writes(config):
 )
 def test_reads_our_configs(name):
     config = Config.fromfile(CONFIGS / name)
-    # What a list of a base file's is, is a tuple in no text.
     assert parse_config(config.pretty_text) == config.to_dict()
 
 

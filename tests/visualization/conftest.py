@@ -9,7 +9,7 @@ from helpers import mldr, resnet, train, vit
 
 @pytest.fixture(scope='session')
 def runs(tmp_path_factory):
-    """Work directories: a teacher, a student alone, and one taught by it, two epochs each."""
+    """Train a teacher, a student alone and a distilled student; return their work directories."""
     folder = tmp_path_factory.mktemp('runs')
     preprocessor = dict(mean=[127.0] * 3, std=[64.0] * 3, num_classes=10)
     # The teacher trains a little, so that its logits tell the classes apart.
@@ -25,7 +25,7 @@ def runs(tmp_path_factory):
 
 @pytest.fixture
 def copy_run(runs, tmp_path):
-    """A function that copies a run under another name; returns its work directory."""
+    """Return a function that copies a run to another name and returns its work directory."""
 
     def copy(name, to):
         shutil.copytree(runs / name, tmp_path / to)
@@ -36,7 +36,7 @@ def copy_run(runs, tmp_path):
 
 @pytest.fixture
 def logged():
-    """A function that returns what a run logged, line by line."""
+    """Return a function that returns the records that a run logged."""
     return lambda work_dir: [
         json.loads(line)
         for log in sorted(work_dir.glob('*/vis_data/scalars.json'))

@@ -1,4 +1,4 @@
-"""The figures: no text of theirs is taken for a formula or markup."""
+"""Figures; their texts are never read as formulas or markup."""
 
 import re
 import warnings
@@ -14,7 +14,7 @@ NAMES = ['<b>&"\'', '$x', '$\\frac{', '鳥' * 40]
 
 
 def drawn():
-    """One figure of each kind, with names that a user may give."""
+    """Draw one figure of each kind, with unusual names."""
     bins = reliability(np.eye(3), np.arange(3))
     values = np.linspace(-1, 1, 16).reshape(4, 4)
     parts = {name: dict(right=0.75, wrong=0.25) for name in NAMES}
@@ -37,11 +37,11 @@ def test_svg_is_one_element_in_the_ink_of_the_page(kind):
     assert svg.startswith('<svg ') and svg.rstrip().endswith('</svg>')
     assert INK not in svg and 'currentColor' in svg
     assert '<b>' not in svg and '<metadata>' not in svg
-    # All that is referred to is there, and figures of a page share no other names.
+    # All referenced ids exist, and figures on a page share no other ids.
     ids = set(re.findall(r' id="([^"]+)"', svg))
     assert set(re.findall(r'(?:url\(#|href="#)([^)"]+)', svg)) <= ids
     assert not [name for name in ids if re.search(r'_\d+$', name)]
-    assert svg == figures.to_svg(drawn()[kind]), 'the same figure gives the same text'
+    assert svg == figures.to_svg(drawn()[kind]), 'drawing must be deterministic'
 
 
 def test_names_are_drawn_as_they_are():
@@ -64,7 +64,7 @@ def test_zero_has_no_colour():
     assert rgba[2, 3] < 0.02
     assert 0.05 < rgba[1, 3] < rgba[0, 3] == 1
     assert 0.05 < rgba[3, 3] < rgba[4, 3] == 1
-    assert np.allclose(rgba[0, :3], rgba[1, :3], atol=0.01), 'one colour a side'
+    assert np.allclose(rgba[0, :3], rgba[1, :3], atol=0.01), 'one colour per sign'
 
 
 def test_long_text_loses_its_middle():

@@ -1,4 +1,4 @@
-"""A page of hostile and of very long texts, in a real browser."""
+"""A page with hostile and very long texts, in a real browser."""
 
 import pytest
 
@@ -11,7 +11,7 @@ LONG = 'a_name_without_any_space_' * 12
 
 @pytest.fixture
 def page_file(tmp_path):
-    """A page on which all texts are hostile or long."""
+    """Write a page on which all texts are hostile or long."""
     figure = draw_curves({HOSTILE: {1: 1.0, 2: 2.0}, LONG: {1: 3.0}}, HOSTILE + LONG, LONG)
     html = render(
         HOSTILE,
@@ -48,7 +48,7 @@ def test_is_shown_as_it_is(page_file, browser, width):
 
 
 def test_loads_nothing_whatever_it_holds(page_file, browser):
-    """The page's policy holds where escaping would fail."""
+    """The page's policy prevents loading even if escaping fails."""
     page_file.write_text(page_file.read_text().replace('<h1>', f'<h1>{HOSTILE}', 1))
     page = browser.new_page()
     events = []

@@ -1,4 +1,4 @@
-"""The report of real runs: what it says, and how a real browser shows it."""
+"""Reports of real runs: their content, and their display in a real browser."""
 
 import re
 import shutil
@@ -51,7 +51,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope='module')
 def made(runs, tmp_path_factory):
-    """The path of a report of a taught student and one alone."""
+    """Write a report on a distilled student and a student alone; return its path."""
     return make_report([runs / 'mldr', runs / 'alone'], tmp_path_factory.mktemp('out'))
 
 
@@ -68,7 +68,7 @@ def test_table_is_what_was_logged_and_computed(made, runs, logged):
     assert taught['Best accuracy, %'] == f'{max(accuracies):.2f}'
     assert taught["Teacher's accuracy, %"] == f'{teacher["teacher/accuracy/top1"]:.2f}'
     times = [record['time'] for record in records if record.get('epoch') and 'loss' in record]
-    # The latest of each epoch counts.
+    # The latest value of each epoch is used.
     speed = np.median([10 / time for time in (times[3], times[7])])
     assert taught['Images/s'] == f'{speed:,.0f}'
     assert alone['Agreement with the teacher, %'] == '–'
@@ -122,7 +122,7 @@ def test_every_figure_is_there_and_a_file(made):
 
 
 def test_without_the_student_alone_the_teacher_is_compared(runs, copy_run, tmp_path):
-    """Another student is no baseline."""
+    """A run of another student is not used as the baseline."""
     other = copy_run('alone', 'other')
     (config,) = other.glob('*/vis_data/config.py')
     changed = Config.fromfile(config)
@@ -209,7 +209,7 @@ def test_describe_model():
 
 
 def run_report(capsys, *args):
-    """Run the command in this process; returns its exit code, stdout and stderr."""
+    """Run the command in this process; return its exit code, stdout and stderr."""
     capsys.readouterr()
     try:
         main(['report', *map(str, args)])
@@ -258,7 +258,7 @@ def test_in_a_browser(made, browser, scheme, width):
     page.on('console', lambda message: said.append(message.text))
     page.on('pageerror', lambda error: said.append(str(error)))
     page.on('request', lambda request: requests.append(request.url))
-    # Alone in its folder: nothing beside it is needed.
+    # The page is alone in its folder, since it must need no other file.
     alone = made.parent / 'alone'
     alone.mkdir(exist_ok=True)
     shutil.copy(made, alone / 'page.html')

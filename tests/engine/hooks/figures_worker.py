@@ -1,4 +1,4 @@
-"""A process that test_figures.py starts: `RANK PROCESSES FOLDER`. It trains FOLDER/config.json."""
+"""A process of test_figures.py, ``RANK PROCESSES FOLDER``: train FOLDER/config.json."""
 
 import json
 import os
@@ -24,6 +24,6 @@ config.model_wrapper_cfg = dict(
 runner = Runner.from_cfg(config)
 runner.train()
 torch.save(runner.model.module.state_dict(), folder / f'weights{rank}.pt')
-# A thread of gloo's may abort a process that shuts down as usual.
+# A gloo thread may abort a process during its normal shutdown.
 sys.stdout.flush()
 os._exit(0)

@@ -1,4 +1,4 @@
-"""Trains a small model with a ProgressHook, in a process of its own: WORK_DIR [OPTION]...
+"""A process of test_progress.py, ``WORK_DIR [OPTION]...``: train a small model with a ProgressHook.
 
 Options: ``off`` disables the hook, ``failing`` raises after some steps.
 """
@@ -23,7 +23,7 @@ class FailingHook(Hook):
 
 def main():
     work_dir, *options = sys.argv[1:]
-    # Drop path makes the student's weights depend on each random number that is drawn.
+    # With drop path the student's weights depend on every random number drawn.
     model = mldr(teacher=resnet(), student=vit())
     cfg = runner_config(model, Path(work_dir), max_epochs=7)
     cfg['default_hooks']['progress'] = dict(type='ProgressHook', enabled='off' not in options)

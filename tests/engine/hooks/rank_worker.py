@@ -1,7 +1,7 @@
-"""A process that tests of hooks start: `RANK PROCESSES FOLDER`.
+"""A process of the hooks' tests: ``RANK PROCESSES FOLDER``.
 
-It trains what FOLDER/config.json describes and leaves its state before each step and at the end,
-what it validated and how it ended.
+It trains FOLDER/config.json and writes its state before each step and at the end,
+its validation results and its error, if any.
 """
 
 import copy
@@ -24,7 +24,7 @@ rank, processes, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
 
 
 class Record(Hook):
-    """What a test compares."""
+    """Records the state that a test compares."""
 
     priority = 'VERY_LOW'
 
@@ -49,6 +49,6 @@ try:
 except ConfigError as error:
     record.found['error'] = str(error)
 torch.save(record.found, folder / f'found{rank}.pt')
-# A thread of gloo's may abort a process that shuts down as usual.
+# A gloo thread may abort a process during its normal shutdown.
 sys.stdout.flush()
 os._exit(0)

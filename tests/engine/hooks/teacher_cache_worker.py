@@ -1,7 +1,7 @@
-"""A process that test_teacher_cache.py starts: `RANK PROCESSES FOLDER KILL_AFTER`.
+"""A process of test_teacher_cache.py: ``RANK PROCESSES FOLDER KILL_AFTER``.
 
-It trains what FOLDER/config.json describes, and leaves its weights and the number of times that its
-teacher ran; or it is killed after so many steps.
+It trains FOLDER/config.json and writes its weights and the number of times that its
+teacher ran, or is killed after KILL_AFTER steps.
 """
 
 import os
@@ -24,7 +24,7 @@ rank, processes, folder, kill_after = (
 
 
 class Kill(Hook):
-    """Ends the process as a crash does."""
+    """Kills the process, as a crash would."""
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         if runner.iter + 1 == kill_after:
@@ -38,6 +38,6 @@ calls = []
 model.teacher.model.register_forward_hook(lambda *_: calls.append(1))
 runner.train()
 torch.save(dict(weights=model.state_dict(), calls=len(calls)), folder / f'found{rank}.pt')
-# A thread of gloo's may abort a process that shuts down as usual.
+# A gloo thread may abort a process during its normal shutdown.
 sys.stdout.flush()
 os._exit(0)

@@ -17,7 +17,7 @@ WORKER = Path(__file__).with_name('rank_worker.py')
 
 
 def configure(work_dir, val_size, round_up=True, hook=True, **kwargs):
-    """A run that saves what it validates."""
+    """Return the config of a run that saves the model that it validates."""
     hooks = dict(
         logger=dict(type='LoggerHook', interval=1),
         checkpoint=dict(type='CheckpointHook', interval=1),
@@ -37,7 +37,7 @@ def configure(work_dir, val_size, round_up=True, hook=True, **kwargs):
 
 
 def in_two_processes(config, folder):
-    """The metrics of each validation."""
+    """Train in two processes; return the metrics of each validation."""
     (folder / 'config.json').write_text(json.dumps(config))
     run_ranks(*[(WORKER, rank, 2, folder) for rank in range(2)])
     first, second = (torch.load(folder / f'found{rank}.pt')['metrics'] for rank in range(2))
@@ -46,7 +46,7 @@ def in_two_processes(config, folder):
 
 
 def validate(config, checkpoint):
-    """The metrics of a checkpoint, in this process alone."""
+    """Return the metrics of a checkpoint, computed in this process."""
     runner = Runner.from_cfg(Config(config | dict(experiment_name='alone')))
     runner.model.load_state_dict(torch.load(checkpoint, weights_only=False)['state_dict'])
     return runner.val()
@@ -66,7 +66,7 @@ def test_metrics_are_those_of_the_checkpoint(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(('update_buffers', 'round_up'), [(False, True), (True, False)])
 def test_averaged_weights_and_odd_samples(tmp_path, update_buffers, round_up):
-    """31 samples are 16 and 15 for the two processes, in batches of 10 and less."""
+    """The two processes get 16 and 15 of 31 samples, in batches of at most 10."""
     ema = dict(type='EMAHook', momentum=0.5, update_buffers=update_buffers)
     config = configure(tmp_path / 'run', val_size=31, round_up=round_up, custom_hooks=[ema])
     (metrics,) = in_two_processes(config, tmp_path)

@@ -103,7 +103,7 @@ def test_goes_on_from_the_newest_whole_one(tmp_path, damage):
 
 def test_says_so_if_none_is_whole(tmp_path):
     run(tmp_path, max_epochs=2)
-    # Weights alone, such as an exported student's, are nothing to go on from.
+    # A run cannot resume from weights alone, such as those of an exported student.
     whole = load_checkpoint(str(tmp_path / 'epoch_2.pth'))
     for path in tmp_path.glob('*.pth'):
         truncate(path)
@@ -129,7 +129,7 @@ def test_a_best_one_is_not_gone_on_from(tmp_path):
 
 def test_sweeps_up_what_a_kill_left(tmp_path):
     (tmp_path / 'epoch_9.pth.unfinished').write_text('half a checkpoint')
-    (tmp_path / 'notes.unfinished').write_text('of somebody else')
+    (tmp_path / 'notes.unfinished').write_text('of another program')
 
     run(tmp_path, max_epochs=1)
 

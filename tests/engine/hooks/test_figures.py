@@ -29,7 +29,7 @@ IMAGES = {
 
 
 def hooks(**kwargs):
-    """The hooks of a run that draws at each validation."""
+    """Return the hooks of a run that draws at each validation."""
     return dict(
         logger=dict(type='LoggerHook', interval=1),
         figures=dict(type='FigureHook', **dict(dict(interval=1), **kwargs)),
@@ -37,13 +37,13 @@ def hooks(**kwargs):
 
 
 def logged(work_dir):
-    """What a run logged, line by line."""
+    """Return the records that a run logged."""
     path = next(work_dir.glob('*/vis_data/scalars.json'))
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def drawn(work_dir):
-    """The names of the images that the local backend wrote."""
+    """Return the names of the images that the local backend wrote."""
     return {path.stem for path in work_dir.glob('*/vis_data/vis_image/*.png')}
 
 
@@ -56,7 +56,7 @@ def visualizer(backend, **kwargs):
 
 @pytest.mark.slow
 def test_trains_the_same_weights(tmp_path):
-    # Its stochastic depth takes random numbers in each step.
+    # The student's stochastic depth draws random numbers in each step.
     model = mldr(student=vit())
     ema = dict(custom_hooks=[dict(type='EMAHook', momentum=0.1)], max_epochs=2)
     plain = train(model, tmp_path / 'off', **ema)
@@ -75,7 +75,7 @@ def test_trains_the_same_weights(tmp_path):
 
 
 def test_scalars_are_those_of_the_validated_weights(tmp_path):
-    """With EMA these are the averaged ones, which the checkpoint has."""
+    """With EMA these are the averaged weights, which the checkpoint contains."""
     ema = [dict(type='EMAHook', momentum=0.5)]
     runner = train(mldr(), tmp_path, custom_hooks=ema, default_hooks=hooks(batches=10))
     (scalars,) = [line for line in logged(tmp_path) if 'observed/agreement' in line]
@@ -162,7 +162,7 @@ def test_what_cannot_be_drawn_is_a_warning(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes(tmp_path):
-    """The first one draws, and both end with the weights that they have without figures."""
+    """The first process draws, and figures do not change the weights of either."""
     weights = {}
     for name, used in (('on', hooks(batches=1)), ('off', dict())):
         folder = tmp_path / name
@@ -214,7 +214,7 @@ def test_tensorboard(tmp_path):
 def test_mlflow(tmp_path, monkeypatch):
     mlflow = pytest.importorskip('mlflow')
     store = (tmp_path / 'mlruns').as_uri()
-    # Newer versions would rather have a database, which takes more packages.
+    # Newer versions use a database by default, which needs more packages.
     monkeypatch.setenv('MLFLOW_ALLOW_FILE_STORE', 'true')
     monkeypatch.chdir(tmp_path)
     backend = visualizer('MLflowVisBackend', tracking_uri=store, exp_name='test')

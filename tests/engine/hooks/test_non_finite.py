@@ -28,7 +28,7 @@ ADAMW = dict(type='AdamW', lr=1e-3, weight_decay=0.1)
 
 @OPTIM_WRAPPERS.register_module()
 class ScalingOptimWrapper(OptimWrapper):
-    """mmengine's AmpOptimWrapper on a CPU, which it refuses."""
+    """Imitates mmengine's AmpOptimWrapper, which does not run on a CPU."""
 
     def __init__(self, scale, **kwargs):
         super().__init__(**kwargs)
@@ -44,7 +44,7 @@ class ScalingOptimWrapper(OptimWrapper):
 
 
 class Snapshots(Hook):
-    """The state before each step, and after the last."""
+    """Records the state before each step and after the last one."""
 
     priority = 'VERY_LOW'
 
@@ -71,13 +71,13 @@ class Snapshots(Hook):
         self.before_train_iter(runner, 0)
 
     def unchanged(self):
-        """The steps, counted from 0, that changed nothing at all."""
+        """Return the steps, counted from 0, that changed nothing."""
         pairs = zip(self.states, self.states[1:], strict=False)
         return [step for step, (before, after) in enumerate(pairs) if is_same(before, after)]
 
 
 def is_same(a, b):
-    """Whether nested states are the same to the bit, NaN unlike all else."""
+    """Return whether nested states are bitwise equal; NaN is never equal."""
     if isinstance(a, torch.Tensor):
         return torch.equal(a, b)
     if isinstance(a, dict):
@@ -88,12 +88,12 @@ def is_same(a, b):
 
 
 def classifier(**faults):
-    """A plain classifier, no Distiller."""
+    """Return the config of a classifier that is not a Distiller."""
     return resnet(data_preprocessor=dict(NORMALIZATION)) | dict(type='FaultyClassifier', **faults)
 
 
 def configure(model, work_dir, spoil=(), max_in_a_row=10, hook=True, **kwargs):
-    """A run with the hook; two epochs of four steps."""
+    """Return the config of a run with the hook, of two epochs with four steps each."""
     hooks = dict(logger=dict(type='LoggerHook', interval=1))
     hooks |= dict(non_finite=dict(type='NonFiniteHook', max_in_a_row=max_in_a_row)) if hook else {}
     hooks |= kwargs.pop('hooks', {})
@@ -113,13 +113,13 @@ def train(*args, **kwargs):
 
 
 def skips(work_dir):
-    """What the logs say of skipped steps, without the time."""
+    """Return the log lines about skipped steps, without the time."""
     lines = [line for path in sorted(work_dir.glob('*/*.log')) for line in path.open()]
     return [line.split(' - ')[-1].strip() for line in lines if 'step skipped' in line]
 
 
 def samples(line):
-    """The indices in such a line."""
+    """Return the sample indices in such a line."""
     return [int(index) for index in re.search('samples ([0-9, ]+)', line)[1].split(', ')]
 
 
@@ -137,12 +137,12 @@ def test_skipped_step_changes_nothing(tmp_path):
 @pytest.mark.parametrize('optimizer', [SGD, ADAMW], ids=['SGD', 'AdamW'])
 @pytest.mark.parametrize('fused', [False, True], ids=['', 'fused'])
 def test_any_optimizer(tmp_path, optimizer, fused):
-    # The first step, where an optimizer has no state yet, and two others, one after the other.
+    # Skip the first step, when an optimizer has no state yet, and two consecutive later steps.
     model = classifier(loss=[0, 3], gradient=[4])
     optimizer = optimizer | dict(fused=fused)
     runner, snapshots = train(model, tmp_path / 'run', optim_wrapper=dict(optimizer=optimizer))
     assert snapshots.unchanged() == [0, 3, 4]
-    # A fused optimizer is told on its device, but for its first step.
+    # A fused optimizer skips on the device, except for its first step.
     assert snapshots.without_gradient == ([0] if fused else [0, 3, 4])
     assert [line[-22:] for line in skips(tmp_path / 'run')] == [
         '; 1 in a row, 1 in all',
@@ -153,7 +153,7 @@ def test_any_optimizer(tmp_path, optimizer, fused):
 
 
 class LateAllReduce(DeferredAllReduce):
-    """A DeferredAllReduce on the CPU that is as late as on a GPU."""
+    """A DeferredAllReduce that returns its result on the CPU as late as on a GPU."""
 
     def reduce(self, flags):
         self._pending.append(super().reduce(flags))
@@ -173,7 +173,7 @@ def test_flags_that_come_late(tmp_path, monkeypatch):
 
 
 def test_image_that_is_not_finite(tmp_path):
-    """Its batch poisons the statistics of BatchNorm too."""
+    """The image would make BatchNorm's statistics non-finite, too."""
     runner, snapshots = train(classifier(), tmp_path / 'run', spoil=[17])
     unchanged = snapshots.unchanged()
     assert len(unchanged) == 2
@@ -203,7 +203,7 @@ def test_accumulation_skips_the_whole_update(tmp_path):
     wrapper = dict(optimizer=SGD, accumulative_counts=2)
     model = classifier(loss=[2], gradient=[5])
     runner, snapshots = train(model, tmp_path / 'run', optim_wrapper=wrapper)
-    # Between updates the statistics of BatchNorm move on.
+    # BatchNorm's statistics also change between updates.
     updates = snapshots.states[::2]
     assert [is_same(a, b) for a, b in zip(updates, updates[1:], strict=False)] == [
         False,
@@ -218,7 +218,7 @@ def test_accumulation_skips_the_whole_update(tmp_path):
 
 def test_too_many_in_a_row(tmp_path):
     hooks = dict(checkpoint=dict(type='CheckpointHook', interval=1))
-    # One alone, and those from the second epoch on.
+    # One single step, and all steps from the second epoch on.
     model = classifier(loss=[1, *range(4, 8)])
     with pytest.raises(ConfigError) as error:
         train(model, tmp_path / 'run', max_in_a_row=3, hooks=hooks)
@@ -259,7 +259,7 @@ def test_averaged_weights_stay_finite(tmp_path):
 
 
 def test_indices_are_those_of_the_whole_data_set(tmp_path):
-    """A part of it counts its samples anew."""
+    """Each part of a concatenated data set numbers its samples from 0."""
     config = configure(classifier(loss=[2]), tmp_path / 'run')
     loader = config['train_dataloader']
     loader['dataset'] = dict(type='ConcatDataset', datasets=[loader['dataset']] * 2)
@@ -293,7 +293,7 @@ def test_several_optimizers_are_left_alone(tmp_path):
 
 
 class RunsACopy(Hook):
-    """Gives a copy of the model images that are not finite."""
+    """Runs a copy of the model on images that are not finite."""
 
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         data = runner.model.data_preprocessor(data_batch, True)
@@ -321,7 +321,7 @@ def test_overflow_of_scaled_gradients_is_none_of_its_affairs(tmp_path, fused, sc
     wrapper = dict(type='ScalingOptimWrapper', scale=scale, optimizer=SGD | dict(fused=fused))
     model = classifier(loss=[3])
     _, snapshots = train(model, tmp_path / 'run', max_in_a_row=2, optim_wrapper=wrapper)
-    # No gradient survives an infinite scale; the statistics of BatchNorm move on all the same.
+    # No gradient is finite with an infinite scale, but BatchNorm's statistics still change.
     assert snapshots.unchanged() == [3]
     first, last = (snapshots.states[i]['model']['head.fc.weight'] for i in (0, -1))
     assert is_same(first, last) == (scale == torch.inf)
@@ -330,7 +330,7 @@ def test_overflow_of_scaled_gradients_is_none_of_its_affairs(tmp_path, fused, sc
 
 
 def in_two_processes(config, folder):
-    """What each process found."""
+    """Train in two processes; return the results of each."""
     (folder / 'config.json').write_text(json.dumps(config))
     run_ranks(*[(WORKER, rank, 2, folder) for rank in range(2)])
     return [torch.load(folder / f'found{rank}.pt') for rank in range(2)]
@@ -347,7 +347,7 @@ def test_processes_skip_together(tmp_path):
     weights = [{k: v for k, v in s[-1].items() if 'running' not in k} for s in states]
     assert is_same(*weights)
     loss, gradient = skips(tmp_path / 'run')
-    # A loss is one process's, the gradient is that of both.
+    # The loss belongs to one process, the gradient to both.
     assert loss.startswith('Iter(train) [2]: ') and len(samples(loss)) == 10
     assert gradient.startswith('Iter(train) [3]: ') and len(samples(gradient)) == 20
 
@@ -364,7 +364,7 @@ def test_processes_stop_together(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(('size', 'steps'), [(41, '3, 2'), (39, None)])
 def test_processes_with_different_numbers_of_samples(tmp_path, size, steps):
-    """Last batches may differ in size; a process more batches than another would deadlock."""
+    """Last batches may differ in size, but different numbers of batches would deadlock."""
     config = configure(classifier(loss=[1]), tmp_path / 'run', max_epochs=1)
     loader = config['train_dataloader']
     loader['dataset'] |= dict(subset=None, indices=size)

@@ -54,7 +54,7 @@ def weights(work_dir):
 
 @pytest.fixture(scope='module')
 def terminal(tmp_path_factory):
-    """A run on a terminal: its work directory, and what the terminal got."""
+    """Train on a terminal; return the work directory and the terminal's output."""
     work_dir = tmp_path_factory.mktemp('terminal') / 'run'
     code, output = run_on_terminal(work_dir)
     assert code == 0, output
@@ -63,7 +63,7 @@ def terminal(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def pipe(tmp_path_factory):
-    """The same run into a pipe."""
+    """Train with the output in a pipe; return the work directory and the output."""
     work_dir = tmp_path_factory.mktemp('pipe') / 'run'
     return work_dir, into_pipe(work_dir)
 
@@ -82,7 +82,7 @@ def test_a_terminal_gets_bars(terminal):
 @pytest.mark.slow
 def test_log_lines_are_not_torn(terminal):
     work_dir, output = terminal
-    # Where the cursor goes back to the start of a line, what was there is gone.
+    # When the cursor returns to the start of a line, the line is overwritten.
     shown = [line.rpartition('\r')[2].rstrip() for line in ESCAPES.sub('', output).splitlines()]
     for line in log_of(work_dir).splitlines():
         if 'Epoch(val)' in line or 'Saving checkpoint' in line:
@@ -131,7 +131,7 @@ def test_an_error_gives_the_terminal_back(tmp_path):
     assert code == 1
     assert BAR in output
     assert output.rindex(SHOWS_CURSOR) > output.rindex(HIDES_CURSOR)
-    # Python 3.13 colours it.
+    # Python 3.13 colours the traceback.
     assert 'RuntimeError: on purpose' in ESCAPES.sub('', output[output.rindex(SHOWS_CURSOR) :])
 
 
@@ -172,7 +172,7 @@ def test_it_comes_after_the_teachers_accuracy(tmp_path):
 
 
 class CacheStates(Hook):
-    """Notes what would be said of the teacher's cache."""
+    """Records the text that the bar shows about the teacher cache."""
 
     def __init__(self, states):
         self.states = states

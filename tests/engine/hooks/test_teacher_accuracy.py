@@ -14,7 +14,7 @@ from mldr_kd_mm.registry import MODELS
 
 @pytest.fixture(scope='module')
 def teacher_checkpoint(tmp_path_factory):
-    """A teacher that has learnt something, so that its accuracy is not chance."""
+    """Return the checkpoint of a trained teacher, whose accuracy is above chance."""
     work_dir = tmp_path_factory.mktemp('teacher')
     optim_wrapper = dict(optimizer=dict(type='Adam', lr=3e-3))
     train(teacher(), work_dir, max_epochs=12, optim_wrapper=optim_wrapper)
@@ -22,12 +22,12 @@ def teacher_checkpoint(tmp_path_factory):
 
 
 def teacher():
-    """The teacher alone."""
+    """Return the config of the teacher."""
     return vit(data_preprocessor=dict(mean=[0.0] * 3, std=[255.0] * 3, num_classes=10))
 
 
 def logged(work_dir):
-    """The scalars of a run."""
+    """Return the scalars that a run logged."""
     path = next(work_dir.glob('*/vis_data/scalars.json'))
     return [json.loads(line) for line in path.read_text().splitlines()]
 

@@ -34,7 +34,7 @@ WORKER = Path(__file__).with_name('teacher_cache_worker.py')
 
 @pytest.fixture(scope='module')
 def teacher(tmp_path_factory):
-    """The weights of a teacher, the same for every run."""
+    """Return the path of teacher weights that all runs share."""
     init_default_scope('mldr_kd_mm')
     torch.manual_seed(0)
     model = MODELS.build(resnet(data_preprocessor=dict(NORMALIZATION)))
@@ -45,7 +45,7 @@ def teacher(tmp_path_factory):
 
 
 def configure(work_dir, teacher, cache=None, student=None, losses=LOSSES, dtype='fp32', **kwargs):
-    """A run of four epochs of two views, with or without a cache."""
+    """Return the config of a run of four epochs and two views, with or without a cache."""
     kwargs = dict(max_epochs=4) | kwargs
     model = mldr(
         teacher=resnet(),
@@ -70,7 +70,7 @@ def configure(work_dir, teacher, cache=None, student=None, losses=LOSSES, dtype=
 
 
 class Run:
-    """A run, its weights and how often its teacher ran."""
+    """A run, its weights and the number of times that its teacher ran."""
 
     def __init__(self, config):
         self.runner = Runner.from_cfg(Config(config))
@@ -81,7 +81,7 @@ class Run:
         self.calls += 1
 
     def open_cache(self):
-        """Only what the hook does before training."""
+        """Run only the hook's part before training."""
         self.runner._train_loop = self.runner.build_train_loop(self.runner._train_loop)
         (hook,) = (hook for hook in self.runner.hooks if isinstance(hook, TeacherCacheHook))
         hook.before_train(self.runner)
@@ -108,7 +108,7 @@ def assert_same(one, other, **tolerance):
 
 @pytest.fixture(scope='module')
 def plain(tmp_path_factory, teacher):
-    """The weights after a run without a cache."""
+    """Return the weights after a run without a cache."""
     init_default_scope('mldr_kd_mm')
     run = train(tmp_path_factory.mktemp('plain') / 'run', teacher)
     assert run.calls == 4 * 5
@@ -117,7 +117,7 @@ def plain(tmp_path_factory, teacher):
 
 @pytest.fixture(scope='module')
 def recorded(tmp_path_factory, teacher):
-    """The run that recorded, and its cache."""
+    """Return the run that recorded a cache, and the cache."""
     init_default_scope('mldr_kd_mm')
     folder = tmp_path_factory.mktemp('recorded')
     return train(folder / 'run', teacher, folder / 'cache'), folder / 'cache'
@@ -182,7 +182,7 @@ def test_mixed_batches(teacher, tmp_path, processes, images):
     assert_same(found['one']['weights'], found['plain']['weights'])
     assert_same(found['two']['weights'], found['plain']['weights'])
     if images == 21:
-        # Both processes see one of the images, each mixed into its own batch: the teacher must run.
+        # Both processes mix one of the images into their own batches, so the teacher must run.
         assert OPENING < found['two']['calls'] <= found['one']['calls']
     else:
         steps = 10 // processes
@@ -192,7 +192,7 @@ def test_mixed_batches(teacher, tmp_path, processes, images):
 
 
 def in_processes(config, folder, processes, kill_after=0):
-    """Train in processes of their own; returns what the last of them found."""
+    """Train in separate processes; return the result of the last one."""
     (folder / 'config.json').write_text(json.dumps(config))
     (folder / 'store').unlink(missing_ok=True)
     ranks = range(processes)
@@ -211,7 +211,7 @@ def test_killed_while_it_records(teacher, plain, tmp_path):
 
 
 def test_a_resumed_run(teacher, plain, tmp_path, monkeypatch):
-    # The original mmengine cannot read its own checkpoints with what torch allows by default.
+    # With torch's default of weights_only=True the original mmengine cannot read its checkpoints.
     monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '1')
     train(tmp_path / 'first', teacher, tmp_path / 'cache', max_epochs=1)
     checkpoint = str(tmp_path / 'first/epoch_1.pth')
@@ -229,7 +229,7 @@ def other_teacher(config, folder):
 
 
 def set_at(path, value):
-    """A function that changes a config at a dotted path."""
+    """Return a function that sets a config field by its dotted path."""
 
     def change(config, folder):
         *names, last = path.split('.')

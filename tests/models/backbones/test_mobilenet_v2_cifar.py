@@ -1,4 +1,4 @@
-"""MobileNetV2_CIFAR: MobileNetV2's weights, other strides."""
+"""MobileNetV2_CIFAR has MobileNetV2's weights and other strides."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mldr_kd_mm.registry import MODELS
 
 
 def evaluating(model: torch.nn.Module) -> torch.nn.Module:
-    model.eval()  # returns None: mmpretrain's backbones do
+    model.eval()  # returns None in mmpretrain's backbones
     return model
 
 
@@ -46,7 +46,7 @@ def test_weights_load_either_way(widen_factor):
 
 
 def test_only_strides_differ():
-    """With the strides put back, it computes what MobileNetV2 computes."""
+    """With MobileNetV2's strides it computes MobileNetV2's outputs."""
     torch.manual_seed(0)
     cifar, plain = evaluating(MobileNetV2_CIFAR()), evaluating(MobileNetV2())
     cifar.load_state_dict(plain.state_dict())

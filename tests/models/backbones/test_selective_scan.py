@@ -1,4 +1,4 @@
-"""The selective scan against its definition, and what its backward keeps."""
+"""The selective scan against its definition, and the memory that its backward pass needs."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def arguments(batch, width, length, states, seed=0, dtype=torch.float64, device=
 
 
 def reference(u, delta, A, B, C, D, z, delta_bias):
-    """The definition, step by step."""
+    """Compute the scan by its definition, step by step."""
     delta = F.softplus(delta + delta_bias[:, None])
     state, outputs = u.new_zeros(len(u), *A.shape), []
     for t in range(u.shape[2]):
@@ -60,7 +60,7 @@ def value_and_gradients(scan, inputs):
 def assert_same(actual, expected, rtol):
     assert actual.keys() == expected.keys()
     for name, value in expected.items():
-        # An entry near zero is as exact as those beside it.
+        # The error of an entry near zero is relative to the larger entries.
         atol = rtol * value.abs().max().item()
         assert_close(
             actual[name], value, rtol=rtol, atol=atol, msg=lambda m, name=name: f'{name}: {m}'
@@ -68,7 +68,7 @@ def assert_same(actual, expected, rtol):
 
 
 def saved_bytes(scan, inputs):
-    """What a forward keeps for its backward, a storage counted once."""
+    """Return the bytes that a forward pass keeps for its backward pass; storages count once."""
     storages = {}
 
     def pack(tensor):
@@ -77,7 +77,7 @@ def saved_bytes(scan, inputs):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        y = scan(*inputs)  # alive, so that no address is used twice
+        y = scan(*inputs)  # kept alive, so that no address is reused
     assert y.requires_grad
     return sum(storages.values())
 
@@ -109,7 +109,7 @@ class TestDefinition:
         assert torch.autograd.gradcheck(selective_scan, arguments(*shape))
 
     def test_takes_views(self):
-        """As a mixer gives them: transposed, flipped, and halves of one tensor."""
+        """A mixer passes transposed and flipped tensors, and halves of one tensor."""
         u, delta, A, B, C, D, z, bias = arguments(2, 4, 7, 3)
         halves = torch.cat([u, z], 1).mT.contiguous()
         x, gate = halves.mT.flip(-1).chunk(2, 1)
@@ -196,7 +196,7 @@ class TestBackward:
     def test_keeps_a_sixth_of_what_the_loop_keeps(self):
         inputs = arguments(1, 64, 197, 16, dtype=torch.float32)
         kept = saved_bytes(selective_scan, inputs)
-        assert kept >= sum(value.nbytes for value in inputs)  # the count counts
+        assert kept >= sum(value.nbytes for value in inputs)  # saved_bytes works
         assert 6 * kept <= saved_bytes(reference, inputs)
 
     @pytest.mark.parametrize('loss', [torch.sum, lambda y: y.square().sum()], ids=['sum', 'square'])
@@ -242,7 +242,7 @@ class TestKernel:
         assert mamba_kernel.__wrapped__() is selective_scan
 
     def test_is_not_imported_on_the_cpu(self, monkeypatch):
-        # On a CPU it would only warn that it does not import.
+        # On a CPU the import would only fail with a warning.
         monkeypatch.setattr(
             'mldr_kd_mm.models.backbones.selective_scan.mamba_kernel', lambda: pytest.fail('import')
         )

@@ -1,4 +1,4 @@
-"""VisionMamba: the authors' weights and values, mmpretrain's contract."""
+"""VisionMamba: the authors' weights and outputs, and mmpretrain's interface."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from torch.testing import assert_close
 from mldr_kd_mm import ConfigError
 from mldr_kd_mm.registry import MODELS
 
-# Made with the authors' release.
+# Computed with the authors' release.
 GOLDEN = np.load(Path(__file__).parents[2] / 'data' / 'vim.npz')
 MIXUP = dict(augments=[dict(type='Mixup', alpha=0.8)])
 
 
 def build(**kwargs):
-    """A model of 4x4 patches, width 32 and depth 2."""
+    """Build a model with 4x4 patches, width 32 and depth 2."""
     torch.manual_seed(0)
     config = dict(
         type='VisionMamba', img_size=64, embed_dim=32, depth=2, num_classes=helpers.NUM_CLASSES
@@ -150,7 +150,7 @@ class TestContract:
             build()(images(), mode='train')
 
     def test_mixup(self):
-        """The preprocessor learns the number of classes from the model."""
+        """The preprocessor gets the number of classes from the model."""
         model = build(train_cfg=MIXUP)
         np.random.seed(0)
         batch = helpers.batch(6, pixels=64)
@@ -215,7 +215,7 @@ class TestTraining:
         assert not mixer.dt_proj_b.bias.any()
         for dt_proj in (mixer.dt_proj, mixer.dt_proj_b):
             assert 0.45 < dt_proj.weight.abs().max() <= 0.5  # rank 4
-        bound = 128**-0.5 / 2  # Kaiming-uniform's, by the root of the depth
+        bound = 128**-0.5 / 2  # Kaiming-uniform's bound, divided by the root of the depth
         assert 0.95 * bound < mixer.out_proj.weight.abs().max() <= bound
         assert 0.015 < model.pos_embed.std() < 0.025
         assert not model.head.bias.any()
@@ -269,7 +269,7 @@ class TestTraining:
 
 
 def resized(grid, **target):
-    """Load a ``pos_embed`` of these patches (h, w), class token 100, and return grid and token."""
+    """Load a ``pos_embed`` of this grid (h, w) with class token 100; return grid and token."""
     model = build(**target)
     patches = grid.reshape(1, -1, 1).expand(-1, -1, 32)
     middle = patches.shape[1] // 2
@@ -292,13 +292,13 @@ class TestImageSizes:
             loaded, token = resized(grid, img_size=size)
             assert token == 100
             along = loaded.select(1 - dim, 0)
-            # What depends on the row alone still does, the order and the mean are kept.
+            # Values that depend only on the row still do; their order and mean are kept.
             assert_close(loaded, along.unsqueeze(1 - dim).expand_as(loaded), rtol=0, atol=1e-5)
             assert (along.diff() > 0).all()
             assert_close(along.mean().item(), (source - 1) / 2, rtol=0, atol=1e-4)
 
     def test_values(self):
-        """The centre of two and of three entries is their middle."""
+        """The centre of the grid keeps its value."""
         loaded, _ = resized(torch.arange(9.0).view(3, 3), img_size=80)
         assert loaded[2, 2].item() == pytest.approx(4, abs=1e-5)
         assert_close(loaded + loaded.flip(0, 1), torch.full((5, 5), 8.0), rtol=0, atol=1e-5)
@@ -306,7 +306,7 @@ class TestImageSizes:
     def test_a_coarser_grid_averages(self):
         checkers = (torch.arange(9)[:, None] + torch.arange(9)) % 2 * 2.0 - 1
         loaded, _ = resized(checkers, img_size=48)
-        assert loaded.abs().max() < 0.1  # 1 where entries are only picked
+        assert loaded.abs().max() < 0.1  # 1 if entries were only picked
 
     def test_the_same_size_is_left_alone(self):
         grid = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
@@ -322,7 +322,7 @@ class TestImageSizes:
         alone = build(img_size=96)
         alone.load_state_dict(source['student'].state_dict())
         assert_close(target['student'].pos_embed, alone.pos_embed, rtol=0, atol=0)
-        assert weights['student.pos_embed'].shape == (1, 17, 32)  # the caller's is untouched
+        assert weights['student.pos_embed'].shape == (1, 17, 32)  # the caller's dict is unchanged
 
     @pytest.mark.parametrize('shape', [(1, 17, 16), (1, 13, 32), (1, 1, 32), (17, 32)])
     def test_what_does_not_fit_is_the_loaders_to_report(self, shape):

@@ -21,7 +21,7 @@ HEADS = ['logits', 'stage1', 'stage2', 'stage3', 'stage4', 'fused']
 
 
 def build(config, seed=0):
-    """A Distiller as the Runner makes it: seeded, built, initialised."""
+    """Seed, build and initialise a Distiller, as the Runner does."""
     torch.manual_seed(seed)
     model = MODELS.build(config)
     model.init_weights()
@@ -29,7 +29,7 @@ def build(config, seed=0):
 
 
 def logits_that_matter(distiller):
-    """Let the teacher, whose head starts at zero, say something."""
+    """Give the teacher, whose head starts at zero, logits that differ."""
     torch.manual_seed(1)
     torch.nn.init.normal_(distiller.teacher.model.head.layers.head.weight)
     return distiller
@@ -45,13 +45,13 @@ def distiller(request):
 
 
 def crd(num_samples=20):
-    """CRD on the penultimate features, with a bank of its own size."""
+    """Return the config of CRD on the penultimate features, for this many samples."""
     loss = dict(type='CRDLoss', num_samples=num_samples, negatives=3, dim=8)
     return dict(loss=loss, student='feature', teacher='feature', name='crd')
 
 
 def numbered(data):
-    """A batch whose samples know their place in the training set."""
+    """Return the batch with an index in the training set for each sample."""
     for number, sample in enumerate(data['data_samples']):
         sample.set_field(number, 'sample_idx', field_type='metainfo')
     return data
@@ -161,7 +161,7 @@ class TestTeacher:
     def test_stays_in_eval_without_gradients(self, distiller):
         distiller.train()
         assert not distiller.teacher.model.training
-        # Its drop path of 0.5 would make two passes differ.
+        # In training mode its drop path of 0.5 would make two passes differ.
         images = torch.rand(4, 3, 32, 32)
         first, second = (distiller.teacher(images)['logits'] for _ in range(2))
         assert torch.equal(first, second)
@@ -221,7 +221,7 @@ class TestStudent:
             assert torch.equal(a, b)
 
     def test_checkpoint_loads_again(self, distiller):
-        """A TimmClassifier's own hooks would lose the keys around it."""
+        """A TimmClassifier's own hooks would lose the keys of other modules."""
         other = build(mldr(student=copy.deepcopy(_config_of(distiller))), seed=5)
         other.load_state_dict(distiller.state_dict())
         for (name, a), b in zip(
@@ -321,7 +321,7 @@ class TestRunner:
 
     @pytest.mark.slow
     def test_compile_changes_nothing(self, tmp_path):
-        """mmengine compiles the whole train_step; this backend runs the graphs as they are."""
+        """mmengine compiles the whole train_step; this backend runs the graphs unchanged."""
         plain = train(mldr(), tmp_path / 'plain')
         compiled = train(mldr(), tmp_path / 'compiled', compile=dict(backend='eager'))
         for (name, a), b in zip(
@@ -352,7 +352,7 @@ class TestTokens:
         assert all(loss.isfinite() for loss in losses_of(distiller, data).values())
 
     def test_width_of_the_neck(self):
-        """The student's own, whatever the teacher's: OFA-KD's rule, where the paper has none."""
+        """The neck has the student's width, by OFA-KD's rule; the paper gives none for tokens."""
         distiller = build(mldr(teacher=timm_resnet(), student=vit()))
         assert distiller.neck.projectors[0]['classifier'].in_features == 32
 
@@ -363,7 +363,7 @@ class TestTokens:
 
 
 class TestOtherLosses:
-    """What a loss asks for beside logits: labels, places in the training set, widths, pairs."""
+    """Inputs of losses besides logits: labels, indices, widths and pairs of features."""
 
     def test_labels(self):
         loss = dict(loss=dict(type='OFALoss', eps=2.0), student=['logits', 'stage_logits'])
@@ -437,7 +437,7 @@ class TestOtherLosses:
         assert not torch.equal(before, distiller.losses[0].losses[0].decoupler[0].weight)
 
     def test_building_leaves_no_trace(self):
-        """Each loss is tried once: neither its BatchNorm nor its bank may notice."""
+        """Each loss runs once, which must not change its BatchNorm statistics or its bank."""
         rsd = dict(loss=dict(type='RSDLoss'), student='feature', teacher='feature', name='rsd')
         distiller = build(mldr(losses=[rsd, crd()]))
         assert all(module.training for module in distiller.losses.modules())
@@ -446,7 +446,7 @@ class TestOtherLosses:
 
 
 def test_a_stage_of_the_teacher():
-    """A loss on features gets both sides in one form: tokens, the class token first."""
+    """A loss on features gets both tensors in one layout: tokens, with the class token first."""
     losses = [
         dict(
             loss=dict(type='PixelReconstructionLoss', criterion='L1'),
@@ -487,7 +487,7 @@ class TestBadInput:
             MODELS.build(mldr(student_recorder=dict(type='FeatureRecorder', taps=dict(x='head'))))
 
     def test_stages_that_the_neck_was_not_made_for(self):
-        """Found when the model is built, not at the first batch."""
+        """The error occurs when the model is built, not at the first batch."""
         with pytest.raises(
             ConfigError, match=r'grids=\(None, None, None, None\): .* \(1, 17, 32\)'
         ):

@@ -10,7 +10,7 @@ from mldr_kd_mm.models.taps.tapped_model import Probe
 
 
 def compare(record, loss, *args, **kwargs):
-    """An entry, built for the tensors of the record."""
+    """Return an entry that is built for the tensors of the record."""
     tensors = ({name: t[..., :1, :] for name, t in of_model.items()} for of_model in record)
     entry = LossEntry(dict(type=loss), *args, **kwargs)
     return entry.build(*(Probe(of_model, {}) for of_model in tensors))
@@ -18,7 +18,7 @@ def compare(record, loss, *args, **kwargs):
 
 @pytest.fixture
 def record():
-    """The named tensors of a student with four stages, and of its teacher."""
+    """Return named tensors of a student with four stages and of its teacher."""
     torch.manual_seed(0)
     student = dict(
         logits=torch.randn(5, 7), stage_logits=torch.randn(4, 5, 7), fused_logits=torch.randn(5, 7)

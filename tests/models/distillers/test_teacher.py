@@ -1,4 +1,4 @@
-"""The teacher: its weights are verified, and it stays frozen and out of the way."""
+"""The teacher: complete weights, frozen, and outside the student's module tree."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def teach(config, checkpoint=None, taps=None, size=None) -> Teacher:
 
 
 def weights_of(config, seed=1) -> dict[str, torch.Tensor]:
-    """The weights of a model that has learned something: none is what a new one has."""
+    """Return weights of a model, each different from those of a new model."""
     generator = torch.Generator().manual_seed(seed)
     weights = MODELS.build(config).state_dict()
     return {
@@ -80,7 +80,7 @@ class TestWeights:
         assert str(report) == f'{len(weights)} weights matched, 0 missing, 2 unexpected'
 
     def test_missing(self, config, weights, tmp_path):
-        # Batch norms do without their counters.
+        # BatchNorms load without their counters.
         lost = [name for name in weights if 'num_batches' not in name][3:9]
         path = save(tmp_path, {name: v for name, v in weights.items() if name not in lost})
         message = refuses(ConfigError, lambda: teach(config(), path))
@@ -125,7 +125,7 @@ def test_the_report_is_logged(tmp_path):
     assert f'{FIELD}={path!r}: {len(weights)} weights matched, 0 missing, 0 unexpected' in lines
 
 
-# Small ones of the families of the authors' teachers, for images of 32 pixels.
+# Small models for 32 px of the families of the authors' teachers.
 TIMM = dict(
     resnet=dict(model_name='resnet10t'),
     vit=dict(
@@ -145,7 +145,7 @@ TIMM = dict(
         depths=(2, 2, 2, 2),
         num_heads=(1, 1, 2, 2),
     ),
-    mixer=dict(model_name='mixer_s32_224', img_size=32),  # timm lets nothing else be made smaller
+    mixer=dict(model_name='mixer_s32_224', img_size=32),  # timm has no argument to make it smaller
 )
 
 
@@ -163,7 +163,7 @@ def timm_model(family, seed=0, **kwargs) -> torch.nn.Module:
 
 
 def of_timm_0_6(swin: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """As timm named a Swin's weights until 0.8: it merged patches at the end of a stage."""
+    """Rename a Swin's weights as timm before 0.8, which merged patches at the end of a stage."""
     weights = {}
     for name, value in swin.state_dict().items():
         if '.downsample.' in name:
@@ -177,7 +177,7 @@ def of_timm_0_6(swin: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 class TestTimmFiles:
-    """timm's files, and those of trainers that save timm's models."""
+    """Files of timm and of trainers that save timm's models."""
 
     @pytest.mark.parametrize(
         ('family', 'name'),
@@ -200,7 +200,7 @@ class TestTimmFiles:
 
     @pytest.mark.parametrize('ema', [True, False])
     def test_what_timms_trainer_wrote(self, tmp_path, ema):
-        """OFA-KD's trainer is timm's, too; of two sets of weights the average is read."""
+        """OFA-KD uses timm's trainer, too; if there is an EMA, it is read."""
         model, average = timm_model('vit', seed=1), ModelEmaV3(timm_model('vit', seed=2))
         args = Namespace(model='vit', output=tmp_path, device=torch.device('cpu'), lr=0.1)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
@@ -222,7 +222,7 @@ class TestTimmFiles:
         )
 
     def test_what_deits_and_vims_trainers_wrote(self, tmp_path):
-        """Of two sets of weights, that which they evaluate."""
+        """Of two sets of weights, the one that these trainers evaluate is read."""
         plain, path = timm_model('vit'), str(tmp_path / 'vim_s.pth.tar')
         optimizer = torch.optim.AdamW(plain.parameters())
         content = dict(
@@ -244,7 +244,7 @@ class TestTimmFiles:
     def test_of_a_wrapped_model(self, tmp_path, ddp):
         plain = timm_model('vit')
         wrapped = torch.compile(plain)
-        wrapped = torch.nn.DataParallel(wrapped) if ddp else wrapped  # its names are DDP's
+        wrapped = torch.nn.DataParallel(wrapped) if ddp else wrapped  # adds the same prefix as DDP
         assert next(iter(wrapped.state_dict())).startswith('module.' if ddp else '_orig_mod.')
         teacher = teach(timm_config('vit'), save(tmp_path, wrapped.state_dict()))
         assert_close(teacher(images())['logits'], plain(images()), rtol=0, atol=0)
@@ -273,7 +273,7 @@ class TestTimmFiles:
 
     @pytest.mark.parametrize('family', ['vit', 'swin'])
     def test_of_another_image_size(self, family, tmp_path):
-        """What timm makes of them, without a copy of ours of how it does."""
+        """timm's own conversion is the reference."""
         sizes = dict(vit=dict(img_size=48), swin=dict(img_size=64, window_size=8))[family]
         path = save(tmp_path, timm_model(family).state_dict())
         expected = timm_model(family, seed=1, **sizes)
@@ -319,7 +319,7 @@ class TestTimmFiles:
 
 @pytest.mark.parametrize('content', [torch.ones(5), torch.ones(1, 7, 32), torch.ones(1, 1, 1, 1)])
 def test_hooks_of_mmpretrain_that_fail(content, tmp_path):
-    """They resize position embeddings, and raise whatever they meet."""
+    """The hooks resize position embeddings and may raise any exception."""
     path = save(tmp_path, weights_of(vit()) | {'backbone.pos_embed': content})
     message = refuses(ConfigError, lambda: teach(vit(), path))
     assert message.startswith(f'{FIELD}={path!r}: ')
@@ -354,13 +354,13 @@ def test_without_a_checkpoint_its_config_initialises_it():
         torch.manual_seed(1)
         model.init_weights()
     assert_close(teacher.model.state_dict(), expected.state_dict(), rtol=0, atol=0)
-    assert not teacher.model.head.layers.head.weight.any()  # mmpretrain's choice, not torch's
+    assert not teacher.model.head.layers.head.weight.any()  # initialised by mmpretrain
 
 
 class TestFrozen:
     @pytest.fixture
     def distiller(self):
-        """With a teacher whose drop-path and batch norms would be noise in training mode."""
+        """Return a Distiller whose teacher would give random outputs in training mode."""
         return MODELS.build(mldr(teacher=vit(), student=resnet())).train()
 
     def test_is_in_eval_mode_under_a_training_student(self, distiller):
@@ -462,7 +462,7 @@ def test_logits_that_are_not_finite(config, value):
     *_, bias = teacher.model.parameters()
     bias.data[0] = value
     inputs = images()
-    inputs[1, 0] = inputs[3] = value  # which says nothing about the teacher
+    inputs[1, 0] = inputs[3] = value  # which is not the teacher's fault
     message = refuses(ConfigError, lambda: teacher(inputs))
     assert message.startswith('teacher logits: 2 of 4 samples are not finite')
 
@@ -477,7 +477,7 @@ def test_images_that_are_not_finite_are_not_its_fault(value):
 
 
 def test_vision_mamba_as_its_authors_save_it(tmp_path):
-    """Under ``model``, beside an average, an optimizer and the command line."""
+    """The weights are under ``model``, beside an EMA, an optimizer and the command line."""
     config = dict(
         type='VisionMamba', img_size=32, patch_size=8, embed_dim=16, depth=2, num_classes=10
     )
@@ -490,7 +490,7 @@ def test_vision_mamba_as_its_authors_save_it(tmp_path):
 
 
 class TestCost:
-    """What the teacher is spared."""
+    """Work that the teacher's forward pass avoids."""
 
     def test_logits_take_no_hooks(self, monkeypatch):
         attached = []

@@ -1,4 +1,4 @@
-"""The store of a teacher's outputs, by itself."""
+"""The teacher cache, without a run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def outputs(count=2, seed=0):
 
 
 class Teaching:
-    """Gives some outputs, and counts how often."""
+    """Stands in for a teacher: returns fixed outputs and counts its calls."""
 
     def __init__(self, **kwargs):
         self.outputs = outputs(**kwargs)
@@ -112,7 +112,7 @@ def test_changed_bytes_are_computed_again(cache, file):
 
 
 def test_values_without_their_checksums_do_not_count(cache):
-    """As a crash leaves them, which comes between the two."""
+    """A crash between writing values and checksums leaves such a file."""
     cache._arrays['logits'].values[0, :2] = 1.0
     assert cache.read(views([0, 1]))['logits'] is None
     teaching = Teaching()
@@ -175,7 +175,7 @@ def test_an_output_more_is_recorded_beside_the_others(tmp_path):
     for _ in range(2):
         assert_equal(more(views([0, 1]), CPU, teaching), teaching.outputs)
     assert teaching.calls == 1
-    # What asks for fewer reads what is there.
+    # A run that needs fewer outputs reads the existing ones.
     fewer = TeacherCache(tmp_path / 'cache', KEY, logits)
     assert torch.equal(fewer(views([0, 1]), CPU, None)['logits'], teaching.outputs['logits'])
 
@@ -249,7 +249,7 @@ def test_a_fingerprint_that_is_none(cache, text):
 
 @pytest.mark.parametrize('size', [10**6, 10**30])
 def test_a_fingerprint_of_larger_files(cache, size):
-    """Nothing of the size that it claims is made."""
+    """No file of the claimed size is created."""
     stored = dict(OUTPUTS, more=dict(tap='more', shape=[size]))
     (cache.folder / 'fingerprint.json').write_text(fingerprint(stored, **KEY))
     with pytest.raises(ConfigError, match=r'more\.bin has 0 bytes, must have'):
@@ -266,7 +266,7 @@ def test_a_fingerprint_cannot_write_to_the_terminal(cache):
 
 @pytest.mark.parametrize('file', ['logits.bin', 'logits.crc'])
 def test_a_link_is_not_written_through(cache, tmp_path, file):
-    """A cache of somebody else's may name any file of the right size."""
+    """A link in an untrusted cache could point to any file of the right size."""
     precious = tmp_path / 'precious'
     (cache.folder / file).rename(precious)
     (cache.folder / file).symlink_to(precious)

@@ -1,4 +1,4 @@
-"""One of two processes that test_crd.py starts: `crd_worker.py RANK FOLDER`."""
+"""One of the two processes of test_crd.py: ``crd_worker.py RANK FOLDER``."""
 
 import sys
 from pathlib import Path

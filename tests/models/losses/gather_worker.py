@@ -1,4 +1,4 @@
-"""One of the processes that test_dfra.py starts: `gather_worker.py RANK WORLD_SIZE FOLDER`."""
+"""One of the processes of test_dfra.py: ``gather_worker.py RANK WORLD_SIZE FOLDER``."""
 
 import sys
 from pathlib import Path

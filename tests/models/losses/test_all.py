@@ -21,7 +21,7 @@ METHODS = sorted((Path(__file__).parents[3] / 'configs/_base_/methods').glob('*.
 BATCH, CLASSES, STUDENT_WIDTH, TEACHER_WIDTH, SAMPLES = 5, 7, 4, 6, 20
 WIDTHS = dict(student_width=STUDENT_WIDTH, teacher_width=TEACHER_WIDTH)
 
-# Arguments that make a shipped loss smaller, or that tell more than its own.
+# Arguments that make a loss smaller or its test stricter than its defaults.
 ARGUMENTS = dict(
     CCLoss=dict(dim=8),
     CRDLoss=dict(num_samples=SAMPLES, negatives=6, dim=8),
@@ -159,7 +159,7 @@ class TestGradient:
     @every_loss
     def test_is_that_of_the_value(self, name):
         loss = build(name).double()
-        # In training each step of CRD moves the bank.
+        # In training mode each call of CRD changes its bank.
         loss.train(name != 'CRDLoss')
         student, teacher = inputs(name)
         assert torch.autograd.gradcheck(
@@ -179,7 +179,7 @@ class TestGradient:
 def test_state_loads_into_another(name):
     loss, other = build(name, seed=1).double(), build(name, seed=2).double()
     arguments, more = inputs(name), labels(loss)
-    # Fills what a checkpoint holds beside the parameters.
+    # A training step fills the state besides the parameters.
     loss(*arguments, **more)
     expected = loss.eval()(*arguments, **more)
     assert not torch.isclose(other.eval()(*arguments, **more), expected, rtol=1e-3)
@@ -229,7 +229,7 @@ def test_order_of_samples_does_not_matter(name):
     assert_close(shuffled, expected, rtol=1e-9, atol=0)
 
 
-# The others also have a part that does not depend on the teacher, or layers of their own.
+# The other losses have a term without the teacher, or layers of their own.
 @pytest.mark.parametrize('name', [*(name for name in LOGIT_LOSSES if name != 'OFALoss'), 'RKDLoss'])
 def test_an_equal_student_has_nothing_to_learn(name):
     loss = build(name)

@@ -58,7 +58,7 @@ def test_three_samples_by_hand():
     value = loss(student, teacher)
     assert value == ((2 * 1 + 4 * 4) + (1 * 1 + 4 * 0)) / 2
     value.backward()
-    # With signs and weights, half of what is beside each: (1, 4), (2 + 1, 4 + 0), (1, 4).
+    # Half the neighbours' deviations, (1, 4), (2 + 1, 4 + 0), (1, 4), with signs and weights.
     assert student.grad.tolist() == [[-0.5, 4], [1.5, 4], [-0.5, 0]]
 
 

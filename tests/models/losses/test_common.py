@@ -1,4 +1,4 @@
-"""What the losses share."""
+"""Helpers that the losses share."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from mldr_kd_mm.models.losses.common import (
 
 
 class Product(nn.Module):
-    """A loss as its author would write it."""
+    """A loss in the form in which users write one."""
 
     @full_precision
     def forward(self, student, teacher, target=None, *, power: int = 1):
-        """A product."""
+        """Return a product."""
         self.seen = student.dtype, teacher.dtype, torch.is_autocast_enabled('cpu')
         self.target = target
         return (student @ teacher) ** power
@@ -69,7 +69,7 @@ class TestFullPrecision:
         assert loss.target is None
 
     def test_keeps_name_docstring_and_signature(self):
-        """The Distiller reads what a loss needs from its signature."""
+        """The Distiller reads from the signature which labels a loss needs."""
         assert Product.forward.__name__ == 'forward'
         assert Product.forward.__doc__ == 'A product.'
         parameters = inspect.signature(Product().forward).parameters

@@ -1,4 +1,4 @@
-"""CRD against its definition, and its bank: what moves it, and that every process has the same."""
+"""CRD against its definition, and its memory bank: updates, and equality across processes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def build(seed: int = 0, num_samples: int = 12, **kwargs) -> CRDLoss:
 
 
 def batch(*index: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Features of both and the samples' numbers."""
+    """Return features of both models and the samples' indices."""
     size = len(index)
     return normal(size, 4, seed=seed), normal(size, 6, seed=seed + 100), torch.tensor(index)
 
@@ -48,7 +48,7 @@ def dot(one: list[float], other: list[float]) -> float:
 
 
 class Naive:
-    """The definition, one number at a time, for the batches of any number of processes."""
+    """Reference implementation with scalars, for the batches of any number of processes."""
 
     def __init__(self, loss: CRDLoss) -> None:
         self.loss = loss
@@ -64,7 +64,7 @@ class Naive:
         ]
 
     def step(self, *batches: tuple[Tensor, Tensor, Tensor]) -> list[float]:
-        """The loss of each process; then the bank is moved by all."""
+        """Return the loss of each process, then update the bank with all batches."""
         student_bank, teacher_bank = self.banks
         gathered, similar = [], []
         for student, teacher, index in batches:
@@ -87,7 +87,7 @@ class Naive:
         return values
 
     def first_normalizer(self, processes: list[list[list[float]]]) -> float:
-        """Each process' mean counts alike."""
+        """Return the average of the processes' means."""
         means = [
             math.fsum(math.fsum(row) for row in rows) / sum(map(len, rows)) for rows in processes
         ]
@@ -102,7 +102,7 @@ class Naive:
         return total / len(rows)
 
     def move(self, gathered: list[tuple[int, list[float], list[float]]]) -> None:
-        """The first of a sample's embeddings counts."""
+        """Update the bank; the first embedding of a repeated sample is used."""
         moved = set()
         for i, *embeddings in gathered:
             if i in moved:
@@ -143,7 +143,7 @@ def test_is_its_definition(arguments):
 
 
 def test_is_learned():
-    """A student whose embedding comes to the teacher's entry of the same sample."""
+    """Training moves the student's embedding towards the teacher's entry of the same sample."""
     loss = build(num_samples=8, dim=16, temperature=0.2)
     step = batch(*range(8))
     optimizer = torch.optim.Adam(loss.parameters(), lr=0.05)
@@ -199,7 +199,7 @@ class TestNegatives:
 
 class TestBank:
     def test_starts_as_the_authors_release(self):
-        """Uniform, with rows of about unit length."""
+        """The entries are uniform, and rows have about unit length."""
         loss = build(num_samples=2000, dim=32)
         for name in BANKS:
             bank = getattr(loss, name)
@@ -248,7 +248,7 @@ class TestBank:
             assert_close(getattr(loss, name)[index], expected.detach(), rtol=1e-9, atol=1e-12)
 
     def test_of_a_sample_that_is_repeated_the_first_counts(self):
-        """A sampler may fill the last batch so."""
+        """A sampler may repeat samples to fill the last batch."""
         once, twice = build(), build()
         student, teacher, _ = batch(3, 7, 3, 3)
         once(student[:2], teacher[:2], torch.tensor([3, 7]))
@@ -257,7 +257,7 @@ class TestBank:
             assert_close(getattr(twice, name), getattr(once, name), rtol=1e-12, atol=1e-15)
 
     def test_the_loss_is_of_the_bank_before_it_moves(self):
-        """Else a step would see the answer of its own question."""
+        """Otherwise a step would be compared with its own embedding."""
         loss = build(momentum=0.0)
         loss(*batch(1, 2))
         step = batch(3, 7, 0)
@@ -273,7 +273,7 @@ class TestBank:
         assert not any(getattr(loss, name).requires_grad for name in BANKS)
 
     def test_two_forwards_before_one_backward(self):
-        """The bank moves in place, which must not spoil the first one's gradient."""
+        """The bank is updated in place, which must not change the first gradient."""
         loss = build()
         first, second = batch(3, 7, 0), batch(3, 1, seed=1)
         value = loss(*first) + loss(*second)
@@ -282,7 +282,7 @@ class TestBank:
 
 
 class TestNotFinite:
-    """A step that is not finite may be skipped; the bank has moved by then."""
+    """A non-finite step may be skipped, but only after the bank has been updated."""
 
     @pytest.mark.parametrize('value', [math.nan, math.inf, -math.inf])
     def test_feature_does_not_enter_the_bank(self, value):
@@ -316,7 +316,7 @@ class TestNotFinite:
         assert (loss.normalizers > 0).all()
 
     def test_similarity_does_not_fix_the_normalizers(self):
-        """exp() of it is above the range of the dtype."""
+        """exp(similarity / temperature) overflows the dtype."""
         loss = build()
         loss._set_normalizers(torch.full((2, 3, 6), math.inf))
         assert not loss.normalizers.any()
@@ -400,13 +400,13 @@ class TestErrors:
 
 @pytest.fixture(scope='module')
 def two_processes(tmp_path_factory):
-    """Three steps of two real processes, and the definition's."""
+    """Return three steps of two real processes, and those of the reference."""
     folder = tmp_path_factory.mktemp('crd')
     loss = build()
     naive = Naive(loss)
     batches = [
-        # Of equal size; then of other sizes, with a sample in both, and with sample 0, which a
-        # filling of the smaller with zeros would hit.
+        # Batches of equal size, then of different sizes with a common sample and sample 0, which
+        # zero padding of the smaller batch would update.
         [batch(3, 7, 0, seed=1), batch(11, 3, seed=2), batch(7, seed=3)],
         [batch(1, 2, 10, seed=4), batch(4, 3, 5, 6, seed=5), batch(8, 7, 0, seed=6)],
     ]
@@ -415,7 +415,7 @@ def two_processes(tmp_path_factory):
         dict(arguments=arguments, state=loss.state_dict(), batches=batches), folder / 'given.pt'
     )
     worker = Path(__file__).with_name('crd_worker.py')
-    # Hashes of texts, which differ between processes, must not choose the negatives.
+    # Hashes of strings differ between processes, so they must not determine the negatives.
     run_ranks(*((worker, rank, folder) for rank in (0, 1)))
     found = [torch.load(folder / f'found{rank}.pt') for rank in (0, 1)]
     expected = list(zip(*[naive.step(*step) for step in zip(*batches, strict=True)], strict=True))

@@ -1,4 +1,4 @@
-"""DFRA against golden values, a naive reference and its own mathematics."""
+"""DFRA against golden values and a naive reference, and its invariances."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.testing import assert_close
 
 from mldr_kd_mm import ConfigError, DFRALoss
 
-# Made with the authors' release in float64, from inputs in float32.
+# Computed with the authors' release in float64, from inputs in float32.
 GOLDEN = np.load(Path(__file__).parents[2] / 'data' / 'dfra.npz')
 TERMS = ('class_relation', 'sample_relation', 'probability')
 
@@ -28,7 +28,7 @@ def golden(case: int) -> dict[str, torch.Tensor]:
 
 
 def pairs():
-    """One class is enough here."""
+    """Draw logits; here one class is enough."""
     return logit_pairs(min_classes=1)
 
 
@@ -63,13 +63,13 @@ class TestGolden:
         loss = DFRALoss(data['temperature'].item(), data['alpha'].item())
         student = data['student'].to(dtype).requires_grad_()
         loss(student, data['teacher'].to(dtype)).sum().backward()
-        # An entry near zero is as exact as those beside it.
+        # The error of an entry near zero is relative to the larger entries.
         atol = rtol * data['grad'].abs().max().item()
         assert_close(student.grad.double(), data['grad'], rtol=rtol, atol=atol)
 
 
 def relation_kl(student: list[list[float]], teacher: list[list[float]], kappa: float) -> float:
-    """Mean over rows, and over the columns of each row's relation."""
+    """Return the mean KL over rows and over the columns of each row's relation."""
     values = [
         kl([kappa * x * s[j] for x in s], [kappa * x * t[j] for x in t])
         for s, t in zip(student, teacher, strict=True)
@@ -79,7 +79,7 @@ def relation_kl(student: list[list[float]], teacher: list[list[float]], kappa: f
 
 
 def naive(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> dict[str, float]:
-    """The definition, one number at a time."""
+    """Compute the terms by their definition, with scalars."""
     s, t = (student / temperature).tolist(), (teacher / temperature).tolist()
     kappa = 1 / math.sqrt(len(s[0]))
     return {
@@ -157,7 +157,7 @@ class TestMathematics:
 
 
 class TestWeights:
-    """Of the three terms, for ablations."""
+    """Weights of the three terms, for ablations."""
 
     WEIGHTS = {
         'class_relation': 'class_weight',
@@ -186,7 +186,7 @@ class TestWeights:
 
     @pytest.mark.parametrize('name', TERMS)
     def test_of_zero_computes_no_term(self, name):
-        """The others' are all that the loss asks for."""
+        """The loss only requests the other terms."""
         asked = []
 
         class Asked(DFRALoss):
@@ -233,7 +233,7 @@ class TestStandardize:
             teacher * scales.flip(0)[:, None] + shifts.flip(0)[:, None],
         )
         value = DFRALoss(standardize=True)(student, teacher)
-        # The 1e-7 beside the deviation is not scaled.
+        # The 1e-7 that is added to the deviation is not scaled.
         assert_close(DFRALoss(standardize=True)(*moved), value, rtol=1e-5, atol=0)
         assert not torch.isclose(DFRALoss()(*moved), DFRALoss()(student, teacher), rtol=0.1).any()
 
@@ -252,7 +252,7 @@ class TestStandardize:
     def test_a_head_that_starts_at_zero_gets_a_gradient_of_usual_size(self):
         student, teacher = torch.zeros(4, 6, requires_grad=True), normal(4, 6, dtype=torch.float32)
         DFRALoss(standardize=True)(student, teacher).backward()
-        # Without the least deviation it is 1.4e6.
+        # Without the lower limit of the deviation it would be 1.4e6.
         assert student.grad.abs().max() < 30
 
 
@@ -314,7 +314,7 @@ def test_compiles_into_one_graph():
 
 
 def case(*sizes: int, heads=(5,), dtype=torch.float64, arguments=None, **kwargs) -> dict:
-    """A linear student of 6 inputs and the batches, of these sizes, of as many processes."""
+    """Return a linear student with 6 inputs, and one batch of each size, one per process."""
     return dict(
         weight=normal(math.prod(heads), 6, seed=9, dtype=dtype),
         batches=[
@@ -328,7 +328,7 @@ def case(*sizes: int, heads=(5,), dtype=torch.float64, arguments=None, **kwargs)
 
 
 def together(case: dict) -> tuple[torch.Tensor, torch.Tensor]:
-    """Value and gradient of one process on the joined batch."""
+    """Return value and gradient of one process on the joined batch."""
     inputs, teacher = map(torch.cat, zip(*case['batches'], strict=True))
     weight = case['weight'].requires_grad_()
     logits = (inputs @ weight.T).unflatten(-1, case['heads']).movedim(0, -2)
@@ -357,7 +357,7 @@ class TestGather:
 
     @pytest.fixture(scope='class')
     def found(self, tmp_path_factory):
-        """What each process found, case by case."""
+        """Return the results of each process for all cases."""
         folder = tmp_path_factory.mktemp('gather')
         torch.save(self.CASES, folder / 'cases.pt')
         worker = Path(__file__).with_name('gather_worker.py')
@@ -368,7 +368,7 @@ class TestGather:
         for name, case in self.CASES.items():
             value, gradient = together(case)
             tolerance = 1e-6 if value.dtype == torch.float32 else 1e-12
-            # A gradient of three times the size is rounded otherwise in bfloat16.
+            # A gradient of three times the size is rounded differently in bfloat16.
             of_gradient = 2**-8 if 'logits' in case else tolerance
             atol = of_gradient * gradient.abs().max().item()
             for of_rank in found:
@@ -378,7 +378,7 @@ class TestGather:
                 assert_close(gradients, {name: gradient}, rtol=of_gradient, atol=atol)
 
     def test_is_of_each_process_alone_in_evaluation(self, found):
-        """As when a Distiller is built, which tries its losses."""
+        """A Distiller runs its losses in evaluation mode when it is built."""
         for rank, of_rank in enumerate(found):
             inputs, teacher = self.CASES['uneven']['batches'][rank]
             logits = inputs @ self.CASES['uneven']['weight'].T

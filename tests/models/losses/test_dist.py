@@ -1,4 +1,4 @@
-"""DIST against its definition and numpy's correlation, and where there is none."""
+"""DIST against its definition and NumPy's correlation, and for constant rows and columns."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mldr_kd_mm.models.losses import DISTLoss
 
 
 def correlation(xs: list[float], ys: list[float]) -> float:
-    """Pearson's, with the authors' 1e-8 in the divisor; 0 where one is constant."""
+    """Return Pearson's correlation, with the authors' 1e-8 in the divisor; 0 for constants."""
     xs, ys = ([x - math.fsum(v) / len(v) for x in v] for v in (xs, ys))
     norms = [math.sqrt(math.fsum(x * x for x in v)) for v in (xs, ys)]
     if min(norms) <= 1e-7:
@@ -42,7 +42,7 @@ def test_is_its_definition(pair, beta, gamma, temperature):
     if len(s) > 1:
         expected += gamma * distance(transposed(s), transposed(t))
     value = DISTLoss(beta, gamma, temperature)(*pair)
-    # Of a row that is nearly constant the mean's rounding is seen.
+    # In a nearly constant row the rounding of the mean is visible.
     assert math.isclose(value.item(), temperature**2 * expected, rel_tol=1e-6, abs_tol=1e-6)
 
 
@@ -68,7 +68,7 @@ def test_a_weight_of_zero_leaves_out_its_term(pair):
 
 
 class TestConstant:
-    """Without correlation there is nothing to differentiate."""
+    """Constant rows and columns have no correlation and no gradient."""
 
     @pytest.mark.parametrize('dtype', [torch.float32, torch.float64], ids=str)
     @pytest.mark.parametrize('classes', [3, 100, 1000])
@@ -87,7 +87,7 @@ class TestConstant:
         assert not student.grad.any()
 
     def test_one_row(self):
-        """It counts as 0 and gives no gradient; the others are as they were."""
+        """A constant row counts as 0 and gets no gradient; the other rows are unaffected."""
         student, teacher = normal(2, 4, 5)
         student[1] = 3
         student.requires_grad_()
@@ -99,7 +99,7 @@ class TestConstant:
         assert student.grad[[0, 2, 3]].abs().sum(-1).min() > 1e-3
 
     def test_all_columns(self):
-        """A student that says the same of every sample."""
+        """A student that predicts the same for every sample."""
         student, teacher = normal(2, 4, 5)
         student = student[:1].repeat(4, 1).requires_grad_()
         value = DISTLoss(beta=0.0, gamma=1.0)(student, teacher)

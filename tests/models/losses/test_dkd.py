@@ -1,4 +1,4 @@
-"""DKD against its definition, and at its edges."""
+"""DKD against its definition, and its edge cases."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mldr_kd_mm.models.losses import DKDLoss, KDLoss
 
 
 def binary_kl(student: list[float], teacher: list[float], target: int) -> float:
-    """Of the probabilities of the target and of any other class."""
+    """Return KL of the probabilities (target, all others)."""
     q, p = softmax(student), softmax(teacher)
     rest_q, rest_p = (math.fsum(x[:target] + x[target + 1 :]) for x in (q, p))
     pairs = ((p[target], q[target]), (rest_p, rest_q))
@@ -65,7 +65,7 @@ def test_kd_is_the_sum_with_the_teachers_doubt_as_weight(batch):
 @pytest.mark.parametrize('position', [0, 3, 6], ids=['first', 'middle', 'last'])
 @pytest.mark.parametrize('heads', [(), (3,)], ids=['one', 'heads'])
 def test_where_the_target_is_does_not_matter(position, heads):
-    """Moving it and its logits to another place changes nothing."""
+    """Moving the target and its logits to another position changes nothing."""
     student, teacher = normal(*heads, 5, 7), normal(5, 7, seed=1)
     order = [2, *[c for c in range(7) if c != 2]]
     order.insert(position, order.pop(0))
@@ -86,7 +86,7 @@ def test_soft_labels_take_the_largest():
 
 
 def test_of_two_classes_the_target_is_all():
-    """One class beside it has probability 1."""
+    """The only other class has probability 1."""
     student, teacher = normal(2, 4, 2)
     student.requires_grad_()
     target = torch.tensor([0, 1, 1, 0])
@@ -100,7 +100,7 @@ def test_of_two_classes_the_target_is_all():
 
 @pytest.mark.parametrize('target', [0, 1, 3])
 def test_large_logits_stay_exact(target):
-    """A mask of some large constant would be of their size."""
+    """A large constant as a mask would be no larger than these logits."""
     student = torch.tensor([[1e4, -1e4, 3, -2], [-1e4, 2, 1e4, 9998]], requires_grad=True)
     teacher = torch.tensor([[9999, -1e4, 2, 0], [-1e4, 1, 9999, 1e4]])
     labels = torch.tensor([target, target])

@@ -1,4 +1,4 @@
-"""FitNet's hint against its definition, for maps and tokens."""
+"""FitNet's loss against its definition, for maps and tokens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mldr_kd_mm.models.losses import FitNetLoss
 
 
 def naive(loss: FitNetLoss, student: torch.Tensor, teacher: torch.Tensor) -> float:
-    """For maps (B, C, H, W) of one grid, one place at a time."""
+    """Compute the loss for maps (B, C, H, W) of one grid, one position at a time."""
     weight, bias = loss.predict.weight.flatten(1).tolist(), loss.predict.bias.tolist()
     squares = []
     places = (f.permute(0, 2, 3, 1).flatten(0, 2).tolist() for f in (student, teacher))
@@ -26,7 +26,7 @@ def naive(loss: FitNetLoss, student: torch.Tensor, teacher: torch.Tensor) -> flo
 
 
 def tokens(feature: torch.Tensor, class_token: float | None = None) -> torch.Tensor:
-    """(B, C, H, W) -> (B, [1 +] H * W, C)."""
+    """Convert a map to tokens: (B, C, H, W) -> (B, [1 +] H * W, C)."""
     feature = feature.flatten(2).mT
     if class_token is None:
         return feature
@@ -48,7 +48,7 @@ def test_is_its_definition(batch, student_width, teacher_width, height, width, s
 @pytest.mark.parametrize('class_token', [None, 99.0], ids=['plain', 'class token'])
 @pytest.mark.parametrize('whose', ['student', 'teacher', 'both'])
 def test_tokens_are_the_map_they_stand_for(whose, class_token):
-    """Row by row; the class token is left out."""
+    """Tokens are in row-major order; the class token is left out."""
     loss = FitNetLoss(3, 4, student_grid=(2, 5), teacher_grid=[2, 5]).double()
     student, teacher = normal(2, 3, 2, 5), normal(2, 4, 2, 5, seed=1)
     expected = loss(student, teacher)
@@ -88,7 +88,7 @@ class TestGrids:
         assert close(loss(student, teacher), naive(loss, coarse_student, coarse_teacher))
 
     def test_that_do_not_divide(self):
-        """14 tokens a side and a map of 4, as ViT and ResNet at 224 and 128 pixels."""
+        """14 x 14 tokens and a 4 x 4 map, as of a ViT at 224 px and a ResNet at 128 px."""
         loss = FitNetLoss(3, 4, student_grid=(14, 14)).double()
         student, teacher = normal(2, 196, 3).requires_grad_(), normal(2, 4, 4, 4)
         loss(student, teacher).backward()

@@ -1,4 +1,4 @@
-"""The losses against golden values, built from the configs that are shipped."""
+"""The losses, built from the shipped configs, against golden values."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mldr_kd_mm.registry import MODELS
 
 ROOT = Path(__file__).parents[3]
 
-# Made with OFA-KD's functions and RSD's release in float64, from inputs in float32.
+# Computed with OFA-KD's functions and RSD's release in float64, from inputs in float32.
 GOLDEN = np.load(ROOT / 'tests' / 'data' / 'losses.npz')
 WIDTHS = dict(student_width=32, teacher_width=32)
 
@@ -70,7 +70,7 @@ def check(key: str, config: dict, dtype=torch.float64, rtol=1e-9) -> None:
     assert value.dtype == dtype
     assert_close(value.double(), torch.from_numpy(GOLDEN[key]), rtol=rtol, atol=0)
     grad = torch.from_numpy(GOLDEN[f'{key}_grad'])
-    # An entry near zero is as exact as those beside it.
+    # The error of an entry near zero is relative to the larger entries.
     atol = rtol * grad.abs().max().item()
     assert_close(tensors['student'].grad.double(), grad, rtol=rtol, atol=atol)
 

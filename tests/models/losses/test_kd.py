@@ -1,4 +1,4 @@
-"""KD against its definition, and its own mathematics."""
+"""KD against its definition, and its invariances."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def test_does_not_see_a_shift_of_a_sample(pair, shift, other_shift):
 
 
 def test_gradient_is_the_difference_of_the_probabilities():
-    """Times the temperature, of the two that the factor of its square leaves."""
+    """The difference is multiplied by the temperature: its square divided by it once."""
     student, teacher = normal(2, 4, 6)
     student.requires_grad_()
     KDLoss(temperature=4.0)(student, teacher).backward()
     expected = 4 * ((student / 4).softmax(-1) - (teacher / 4).softmax(-1)) / 4
     assert expected.abs().max() > 0.01
-    # The second 4 is the batch.
+    # The second 4 is the batch size.
     assert_close(student.grad, expected.detach(), rtol=1e-9, atol=1e-12)
 
 

@@ -1,4 +1,4 @@
-"""Logit standardisation against its definition, and its own mathematics."""
+"""Logit standardisation against its definition, and its invariances."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def standardized(numbers: list[float]) -> list[float]:
 
 
 def spread(pair: tuple[torch.Tensor, torch.Tensor], least: float = 0.01):
-    """Other logits for the samples whose own lie together."""
+    """Replace the logits of samples whose logits are nearly equal."""
     apart = least * torch.arange(pair[0].shape[1], dtype=torch.float64) ** 2
     return tuple(torch.where(x.std(-1, keepdim=True) < least, apart, x) for x in pair)
 
@@ -47,12 +47,12 @@ def test_does_not_see_scale_and_shift_of_a_sample(pair, data):
         scales = data.draw(st.lists(st.floats(0.5, 20), min_size=batch, max_size=batch))
         shifts = data.draw(st.lists(st.floats(-50, 50), min_size=batch, max_size=batch))
         moved.append(logits * torch.tensor(scales)[:, None] + torch.tensor(shifts)[:, None])
-    # The 1e-7 beside the deviation is not scaled.
+    # The 1e-7 that is added to the deviation is not scaled.
     assert_close(loss(*moved), loss(*pair), rtol=1e-5, atol=1e-6)
 
 
 def test_kd_sees_scale():
-    """The test above could not fail for a loss that is blind."""
+    """The test above would pass for a loss that ignores its inputs; this one would not."""
     student, teacher = normal(2, 4, 6)
     assert not torch.isclose(KDLoss()(2 * student, teacher), KDLoss()(student, teacher), rtol=0.1)
     assert LogitStandardizationLoss()(student, teacher) > 0.1
@@ -70,7 +70,7 @@ def test_default_temperature_is_two():
 
 
 def test_constant_logits_are_finite():
-    """A student whose head starts at zero compares as one that sees every class alike."""
+    """A student whose head starts at zero counts as one with uniform probabilities."""
     student, teacher = torch.zeros(4, 6, requires_grad=True), normal(4, 6, dtype=torch.float32)
     value = LogitStandardizationLoss()(student, teacher)
     value.backward()
@@ -82,7 +82,7 @@ def test_constant_logits_are_finite():
 def test_a_head_that_starts_at_zero_gets_a_gradient_of_usual_size():
     student, teacher = torch.zeros(4, 6, requires_grad=True), normal(4, 6, dtype=torch.float32)
     LogitStandardizationLoss()(student, teacher).backward()
-    # Without the least deviation it is 7e5.
+    # Without the lower limit of the deviation it would be 7e5.
     assert student.grad.abs().max() < 10
 
 

@@ -1,4 +1,4 @@
-"""OFA's loss against its definition, and its own mathematics."""
+"""OFA's loss against its definition, and its properties."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mldr_kd_mm.models.losses import OFALoss
 
 
 def naive(student, teacher, labels: list[list[float]], eps: float) -> float:
-    """The definition, for labels as distributions."""
+    """Compute the loss by its definition, for labels as distributions."""
     values = []
     for s, t, y in zip(student.tolist(), teacher.tolist(), labels, strict=True):
         log_q, p = log_softmax(s), softmax(t)
@@ -41,7 +41,7 @@ def test_soft_labels_are_its_definition(batch, eps, share):
     classes = teacher.shape[1]
     soft = share * F.one_hot(target, classes) + (1 - share) / classes
     value = OFALoss(eps)(student, teacher, soft)
-    # The labels are in float32.
+    # Soft labels are float32.
     expected = naive(student, teacher, soft.tolist(), eps)
     assert math.isclose(value.item(), expected, rel_tol=1e-5, abs_tol=1e-5)
 

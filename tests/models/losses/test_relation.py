@@ -1,4 +1,4 @@
-"""The relations compared in linear time, against the relations themselves in float64."""
+"""Relations compared in linear time, against explicit relations in float64."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from mldr_kd_mm.models.losses import relation
 from mldr_kd_mm.models.losses.relation import relation_kl
 
 SCALE = 10**-0.5
-# Compiled by tools/setup_env.sh where there is a C compiler.
+# tools/setup_env.sh compiles it if there is a C compiler.
 needs_kernel = pytest.mark.skipif(relation._kernel() is None, reason='needs a C compiler')
 
 
 def written_out(student, teacher, scale, dtype=torch.float64):
-    """The definition: value (K,) and the gradient of their sum, of float64 or another precision."""
+    """Return the value (K,) and the gradient of its sum by the definition, in any precision."""
     student, teacher = student.to(dtype).requires_grad_(), teacher.to(dtype)
 
     def log_relation(x):
@@ -43,7 +43,7 @@ def computed(student, teacher, scale, form):
 
 @pytest.fixture(params=['c', 'torch'])
 def linear(request, monkeypatch):
-    """Whichever of the two does the linear form."""
+    """Select the implementation of the linear form, in torch or in C."""
     if request.param == 'torch':
         monkeypatch.setattr(relation, '_kernel', lambda: None)
     elif relation._kernel() is None:
@@ -52,7 +52,7 @@ def linear(request, monkeypatch):
 
 @pytest.fixture
 def used(monkeypatch):
-    """The forms that were computed, in order."""
+    """Return a list of the forms that are computed, in order."""
     forms = []
     for form in ('dense', 'linear', 'linear_in_c'):
         original = getattr(relation, f'_{form}')
@@ -67,7 +67,7 @@ def used(monkeypatch):
 
 @st.composite
 def rows(draw):
-    """A student's (K, N, M) and a teacher's (N, M), with constant rows, ties and large entries."""
+    """Draw rows (K, N, M) and (N, M) with constant rows, ties and large entries."""
     heads, count = draw(st.integers(1, 3)), draw(st.integers(1, 4))
     length = draw(st.sampled_from([2, 3, 15, 16, 17, 33, 100]))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
@@ -86,7 +86,7 @@ def rows(draw):
 
 
 def errors(actual, expected):
-    """The largest error of the value and of the gradient."""
+    """Return the largest error of the value and of the gradient."""
     return [(a.double() - e).abs().max().item() for a, e in zip(actual, expected, strict=True)]
 
 
@@ -95,7 +95,7 @@ def errors(actual, expected):
 @settings(max_examples=50, deadline=None)
 @given(pair=rows(), kappa=st.sampled_from([0.03, 0.1, 0.5]))
 def test_is_the_definition(dtype, form, pair, kappa):
-    """As exact as its definition, computed in the same precision, and its largest terms allow."""
+    """The error is at most that of the definition in the same precision, plus rounding."""
     student, teacher = (x.to(dtype) for x in pair)
     expected = written_out(student, teacher, kappa)
     actual = computed(student, teacher, kappa, form)
@@ -147,7 +147,7 @@ def test_blocks_change_nothing(form, monkeypatch):
 
 
 class TestChoice:
-    """The cheaper form, whatever the logits are."""
+    """The cheaper form is used for any logits."""
 
     def test_few_classes(self, used):
         computed(normal(2, 8, 10), normal(8, 10, seed=1), SCALE, 'auto')
@@ -212,7 +212,7 @@ def resident(field):
     status = Path('/proc/self/status').read_text().split()
     return int(status[status.index(field) + 1])
 
-Path('/proc/self/clear_refs').write_text('5')  # the peak starts from here
+Path('/proc/self/clear_refs').write_text('5')  # resets the peak
 before = resident('VmRSS:')
 for s, t in ((student, teacher), (student.mT, teacher.mT)):
     relation_kl(s, t, 21841**-0.5).sum().backward()
@@ -224,7 +224,7 @@ print((resident('VmHWM:') - before) / 2**20)
 @pytest.mark.slow
 @needs_kernel
 def test_21841_classes_fit_into_2_gib():
-    """A relation of one sample alone would be 1.8 GiB."""
+    """The relation of a single sample would need 1.8 GiB."""
     command = [sys.executable, '-c', MEMORY]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert float(result.stdout.split()[-1]) < 2

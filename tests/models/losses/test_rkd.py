@@ -1,4 +1,4 @@
-"""RKD against its definition, and its own mathematics."""
+"""RKD against its definition, and its invariances."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from mldr_kd_mm.models.losses import RKDLoss
 
 
 def mean_distance(features: list[list[float]]) -> float:
-    """Over all pairs of two samples. Of equal ones it is what the root is kept above."""
+    """Return the mean over all pairs of two samples; equal samples have the smallest distance."""
     pairs = [(f, g) for i, f in enumerate(features) for g in features[:i]]
     return math.fsum(max(math.dist(f, g), 1e-6) for f, g in pairs) / len(pairs)
 
 
 def cosine(vertex: list[float], one: list[float], other: list[float]) -> float:
-    """Of the angle at the vertex; 0 where there is none."""
+    """Return the cosine of the angle at the vertex; 0 if there is no angle."""
     u, v = ([a - b for a, b in zip(end, vertex, strict=True)] for end in (one, other))
     lengths = math.hypot(*u) * math.hypot(*v)
     return math.fsum(a * b for a, b in zip(u, v, strict=True)) / lengths if lengths else 0.0
 
 
 def naive(student, teacher) -> tuple[float, float]:
-    """The distances' part and the angles'."""
+    """Return the terms of the distances and of the angles."""
     s, t = student.tolist(), teacher.tolist()
     samples = range(len(s))
     means = mean_distance(s), mean_distance(t)
@@ -62,7 +62,7 @@ def test_is_its_definition(pair, distance_weight, angle_weight):
 @given(feature_pairs().filter(varied), st.floats(0.25, 8), st.floats(-5, 5), st.integers(0, 9))
 def test_does_not_see_rotation_scale_and_shift(pair, scale, shift, seed):
     student, teacher = pair
-    # A sample in two copies is at a distance of 1e-6, which is not scaled.
+    # Two copies of a sample have a distance of 1e-6, which is not scaled.
     assume(len({tuple(row) for row in student.tolist()}) == len(student))
     rotation = torch.linalg.qr(normal(student.shape[1], student.shape[1], seed=seed))[0]
     moved = RKDLoss()(scale * student @ rotation + shift, teacher)
@@ -70,7 +70,7 @@ def test_does_not_see_rotation_scale_and_shift(pair, scale, shift, seed):
 
 
 def test_sees_another_shape():
-    """The test above could not fail for a loss that is blind."""
+    """The test above would pass for a loss that ignores its inputs; this one would not."""
     student, teacher = normal(5, 3), normal(5, 4, seed=1)
     stretched = student * torch.tensor([1.0, 5.0, 1.0])
     value = RKDLoss()(student, teacher)
@@ -79,7 +79,7 @@ def test_sees_another_shape():
 
 
 def test_three_samples_by_hand():
-    """A right angle of sides 3, 4, 5 against three points of a line, at 0, 1 and 2."""
+    """Compare a right triangle with sides 3, 4, 5 with the points 0, 1 and 2 on a line."""
     student = torch.tensor([[0.0, 0], [3, 0], [0, 4]], requires_grad=True)
     teacher = torch.tensor([[0.0], [1], [2]])
     # Means 4 and 4/3, ratios 3/4, 1, 5/4 and 3/4, 3/2, 3/4, each pair twice of nine.
@@ -102,7 +102,7 @@ class TestDuplicates:
         assert student.grad.abs().max() < 1e3
 
     def test_in_the_student_are_finite(self):
-        """All features zero, as those of dead units."""
+        """All features are zero, like those of dead units."""
         student, teacher = torch.zeros(4, 3, requires_grad=True), normal(4, 3, dtype=torch.float32)
         value = RKDLoss()(student, teacher)
         value.backward()

@@ -67,13 +67,13 @@ def test_does_not_see_shift_and_scale_of_a_dimension():
     student, teacher = normal(2, 6, 4)
     scale, shift = torch.tensor([0.5, 1, 3, 9]), torch.tensor([-9.0, 0, 1, 5])
     value = plain(4)(student, teacher)
-    # The 1e-5 beside the deviation is not scaled.
+    # The 1e-5 that is added to the deviation is not scaled.
     assert_close(plain(4)(student * scale + shift, teacher), value, rtol=1e-3, atol=0)
     assert not torch.isclose(plain(4)(student[:, [1, 0, 2, 3]], teacher), value, rtol=1e-2)
 
 
 def test_a_dead_unit_is_finite():
-    """It correlates with nothing."""
+    """A dead unit correlates with nothing."""
     student, teacher = normal(2, 6, 4, dtype=torch.float32)
     student[:, 2] = 3.0
     student.requires_grad_()
@@ -81,7 +81,7 @@ def test_a_dead_unit_is_finite():
     value.backward()
     others = [0, 1, 3]
     expected = plain(3)(student[:, others], teacher[:, others])
-    # The unit's own 1, and what the teacher's unit has with the student's others.
+    # The unit's own term is 1; the others are the teacher's unit with the student's other units.
     assert_close(value, expected + 1, rtol=0.02, atol=0)
     assert value > expected + 1
     assert student.grad.isfinite().all()
@@ -98,7 +98,7 @@ class TestDecoupler:
             nn.Linear,
         ]
         shapes = {name: tuple(value.shape) for name, value in decoupler.named_parameters()}
-        # No bias beside BatchNorm's own.
+        # Only BatchNorm has a bias.
         assert shapes == {
             '0.weight': (12, 6),
             '1.weight': (12,),

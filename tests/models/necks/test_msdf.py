@@ -1,4 +1,4 @@
-"""MSDF against golden values and its own mathematics."""
+"""MSDF against golden values, and its properties."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OUTPUTS = ('stage_logits', 'fused_logits', 'fusion_weights')
 
 
 def maps(widths, sizes, batch=3, dtype=torch.float32, seed=0) -> list[torch.Tensor]:
-    """One feature map a stage."""
+    """Return one feature map per stage."""
     generator = torch.Generator().manual_seed(seed)
     sizes = [(size, size) if isinstance(size, int) else size for size in sizes]
     return [
@@ -33,7 +33,7 @@ class TestGolden:
     def neck(self):
         neck = MSDFNeck(in_channels=[8, 16, 32, 64], project_dim=64, num_classes=10).double()
         weights = [key for key in GOLDEN if not key.startswith(('input.', 'output.'))]
-        # Same order, same shapes: only the names differ.
+        # Order and shapes are the same; only the names differ.
         state = dict(zip(neck.state_dict(), weights, strict=True))
         neck.load_state_dict({ours: torch.from_numpy(GOLDEN[key]) for ours, key in state.items()})
         return neck
@@ -104,7 +104,7 @@ def test_gradients_reach_everything():
     output.fused_logits.square().sum().backward()
     gradients = {name: p.grad for name, p in neck.named_parameters()}
     gradients |= {f'stage{i + 1}': feature.grad for i, feature in enumerate(features)}
-    # The softmax over the stages takes away what is common to them.
+    # The softmax over the stages cancels what all stages have in common.
     common = gradients.pop('gate.2.bias')
     assert_close(common, torch.zeros_like(common), rtol=0, atol=1e-12)
     assert [name for name, grad in gradients.items() if grad is None or not grad.any()] == []
@@ -139,7 +139,7 @@ def test_initialisation():
     for module in neck.modules():
         kinds |= {kind: kinds[kind] + isinstance(module, kind) for kind in kinds}
         if isinstance(module, nn.Conv2d):
-            # Kaiming-normal, fan-out, as torch counts it: groups do not matter.
+            # Kaiming-normal with torch's fan-out, which ignores groups.
             height, width = module.kernel_size
             expected = (2 / (module.out_channels * height * width)) ** 0.5
             assert module.weight.std().item() == pytest.approx(expected, rel=0.15)
@@ -149,7 +149,7 @@ def test_initialisation():
         elif isinstance(module, nn.Linear):
             assert module.weight.std().item() == pytest.approx(0.02, rel=0.1)
             assert (module.bias == 0).all()
-    # 3 + 2 + 1 blocks of four convolutions and two norms, and the last stage's convolution.
+    # 3 + 2 + 1 blocks with four convolutions and two norms each, and the last stage's convolution.
     assert list(kinds.values()) == [25, 12, 6]
 
 

@@ -1,4 +1,4 @@
-"""The projectors: resolutions, widths, and what they are made of."""
+"""The projectors: resolutions, widths and layers."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class TestMapProjector:
             for conv in convolutions(map_projector(8, 20, num_blocks))
             if conv.kernel_size == (1, 1)
         ]
-        # Each block has one that keeps the width and one that widens.
+        # Each block has one convolution that keeps the width and one that changes it.
         expected = [
             pair for a, b in zip(widths, widths[1:], strict=False) for pair in [(a, a), (a, b)]
         ]
@@ -77,14 +77,14 @@ class TestMapProjector:
 
 
 def numbered(height, width, class_token=False):
-    """Tokens of width 1 that hold their number, row by row; a class token holds -1."""
+    """Return tokens of width 1 with their row-major index as value, -1 for the class token."""
     patches = torch.arange(height * width, dtype=torch.float32).reshape(1, -1, 1)
     return torch.cat([torch.full((1, 1, 1), -1.0), patches], 1) if class_token else patches
 
 
 class TestTokenMerging:
     def merge(self, tokens, grid):
-        """Which tokens come together: the norm and the linear layer leave them as they are."""
+        """Merge tokens without a change by the norm and the linear layer."""
         merging = TokenMerging(grid, 1, 4)
         merging.norm = torch.nn.Identity()
         torch.nn.init.eye_(merging.reduction.weight)
@@ -124,7 +124,7 @@ class TestTokenMerging:
         ((8, 8), (32, 32), 1),
         ((7, 7), (32, 32), 0),
         ((4, 4), (32, 32), 0),
-        ((7, 7), (16, 32), 1),  # of single tokens, for the width
+        ((7, 7), (16, 32), 1),  # merges single tokens, to change the width
         ((16, 4), (16, 30), 2),
         ((1, 1), (32, 32), 0),
     ],

@@ -1,4 +1,4 @@
-"""How features lie in their tensors: found from shapes, brought to one form."""
+"""Layouts of features: found from shapes, and arranged in one form."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ VIT, DISTILLED, NO_CLASS = TokenInfo(1, 0), TokenInfo(2, 0), TokenInfo(0, None)
         # The class token comes after the stage, as in CaiT.
         ((2, 196, 192), VIT, Layout('BNC', 192, (14, 14))),
         ((2, 512, 196), NO_CLASS, Layout('BCN', 512, (14, 14))),
-        # A small ViT whose width would do for a grid.
+        # A small ViT whose width could also be a grid.
         ((2, 17, 16), VIT, Layout('BNC', 16, (4, 4), 1, 0)),
     ],
 )
@@ -65,7 +65,7 @@ sizes = st.integers(32, 400)
 
 @given(sizes, sizes, st.integers(1, 16), st.integers(1, 9), st.booleans())
 def test_any_map_of_any_stride(height, width, stride, channels, up):
-    """Whichever way a model rounds."""
+    """The layout is found however a model rounds sizes."""
     grid = [-(-side // stride) if up else side // stride for side in (height, width)]
     layout = find_layout((2, channels, *grid), (height, width))
     assert layout == Layout('BCHW', channels, tuple(grid))

@@ -1,4 +1,4 @@
-"""FeatureRecorder: what it records, and that nothing of it stays behind."""
+"""FeatureRecorder: its records, and that it leaves nothing in the model."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def hooks(model: nn.Module) -> list:
 
 
 def refuses(recorder, model, images, names=None) -> str:
-    """The one line that it says; nothing may stay attached."""
+    """Return its one-line error; no hook may stay attached."""
     with pytest.raises(ConfigError) as caught, recorder(model, names):
         model(images)
     assert not hooks(model)
@@ -48,7 +48,7 @@ def refuses(recorder, model, images, names=None) -> str:
 
 
 class Twice(nn.Module):
-    """Calls one module twice, by position and by keyword, and gives what it is told to."""
+    """Calls one module twice, by position and by keyword, and returns a chosen output."""
 
     def __init__(self, make_output=lambda first, second: second):
         super().__init__()
@@ -307,7 +307,7 @@ class TestErrors:
     @pytest.mark.parametrize('mode', [torch.no_grad, torch.enable_grad], ids=lambda m: m.__name__)
     @pytest.mark.parametrize('path', ['1', '2:input'])
     def test_a_change_in_place(self, path, mode, model, images):
-        """The ReLU would have rewritten the output of the norm."""
+        """The in-place ReLU overwrites the output of the norm."""
         model[2].inplace = True
         recorder = FeatureRecorder(dict(norm=path, act='2'))
         with pytest.raises(RuntimeError) as caught, mode(), recorder(model):
@@ -324,6 +324,6 @@ class TestErrors:
         assert_close(record['act'], expected, rtol=0, atol=0)
 
     def test_an_error_of_the_body_is_not_hidden(self, model):
-        """A path that did not run is no news then."""
+        """The error of the body is raised, not that of a path that did not run."""
         with pytest.raises(ZeroDivisionError), FeatureRecorder(TAPS)(model):
             _ = 1 / 0

@@ -1,4 +1,4 @@
-"""Stages, logits and features of every family: the taps run and give what they should."""
+"""Taps of the stages, logits and features of every family."""
 
 from __future__ import annotations
 
@@ -56,14 +56,14 @@ DEIT_SMALL = vit() | dict(
     head=dict(type='VisionTransformerClsHead', num_classes=NUM_CLASSES, in_channels=384),
 )
 
-# No stages, and its backbone has the linear layer.
+# It has no stages, and its backbone contains the linear layer.
 LENET = dict(
     type='ImageClassifier',
     backbone=dict(type='LeNet5', num_classes=NUM_CLASSES),
     head=dict(type='ClsHead'),
 )
 
-# It pools by itself.
+# It pools without a neck.
 CONVNEXT = dict(
     type='ImageClassifier',
     backbone=dict(type='ConvNeXt', arch='atto'),
@@ -91,7 +91,7 @@ CNNS = {
     'timm mobilenetv2_100': (timm('mobilenetv2_100'), [24, 32, 96, 1280], [4, 8, 16, 32]),
 }
 
-# Config, the blocks that are tapped, width of their tokens.
+# Config, tapped blocks, width of the tokens.
 COLUMNS = {
     'vit depth 4': (vit(4), [0, 1, 2, 3], 16),
     'vit depth 12': (vit(12), [1, 3, 9, 11], 16),
@@ -149,7 +149,7 @@ def test_stages_of_a_column_of_blocks(config, blocks, width):
     model = MODELS.build(config).eval()
     assert [int(path.split('.')[-1]) for path in stage_taps(model).values()] == blocks
     record = record_of(model)
-    # 16 patches and the tokens beside them.
+    # 16 patches and the prefix tokens.
     tokens = 18 if 'Distilled' in type(getattr(model, 'backbone', None)).__name__ else 17
     assert {tuple(record[stage].shape) for stage in STAGES} == {(1, tokens, width)}
 
@@ -169,7 +169,7 @@ def test_blocks_are_tapped_before_the_final_norm():
 
 
 def test_a_subclass_is_of_the_family():
-    """Whatever a user derives from a known backbone has its stages."""
+    """A subclass of a known backbone has the same stages."""
 
     class Other(MobileNetV2):
         pass
@@ -178,7 +178,7 @@ def test_a_subclass_is_of_the_family():
 
 
 def test_logits_and_feature(model):
-    """The last linear layer leads from one to the other."""
+    """The last linear layer maps the feature to the logits."""
     record = record_of(model, ['logits', 'feature'])
     assert logits_tap(model) in ('head', 'model')
     assert record['logits'].shape == (1, NUM_CLASSES)
@@ -215,7 +215,7 @@ class TestFewerStages:
 
 
 class TwoStreams(nn.Module):
-    """Gives a map and tokens from each block, as Conformer and TNT do."""
+    """Returns a map and tokens from each block, like Conformer and TNT."""
 
     class Block(nn.Module):
         def __init__(self, stride):
@@ -287,7 +287,7 @@ class TestErrors:
         ]
 
     def test_depth_of_the_tree(self):
-        """Two levels of the backbone, whatever it is wrapped in."""
+        """The error lists two levels of the backbone, even if it is wrapped."""
 
         class Flat(nn.Module):
             def __init__(self):

@@ -1,4 +1,4 @@
-"""TappedModel: arranged tensors, and a model that stays outside of what holds it."""
+"""TappedModel: arranged tensors, and a model that its holder does not register."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_holder_does_not_register_the_model():
 
 
 def test_copy_taps_the_copied_model():
-    """An EMA copies a Distiller whole: its student and the TappedModel around it."""
+    """An EMA copies a whole Distiller: the student and its TappedModel."""
     model = tapped(resnet())
     holder = nn.Module()
     holder.student, holder.tapped = model.model, model

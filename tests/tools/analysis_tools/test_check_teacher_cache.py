@@ -1,4 +1,4 @@
-"""The check of a teacher cache, on one that a real run recorded."""
+"""check_teacher_cache.py on the cache of a real run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MIXING = dict(augments=[dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha
 
 @pytest.fixture
 def check(capfd, monkeypatch):
-    """A function that runs the checker; returns its exit code, stdout and stderr."""
+    """Return a function that runs the tool and returns its exit code, stdout and stderr."""
     monkeypatch.setenv('LOCAL_RANK', '0')
 
     def run(*args):
@@ -36,7 +36,7 @@ def check(capfd, monkeypatch):
 
 
 def record(tmp_path, **student):
-    """Write a config and record what it describes; returns the config's path."""
+    """Write a config, record its teacher cache, and return the config's path."""
     losses = [dict(loss=dict(type='KDLoss')), dict(loss=dict(type='CCLoss'), name='cc')]
     losses[1] |= dict(student='feature', teacher='feature')
     model = mldr(teacher=resnet(), student=resnet(**student), losses=losses, neck=None)

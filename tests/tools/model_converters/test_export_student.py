@@ -1,4 +1,4 @@
-"""The plain student, loaded where nothing of ours can be imported."""
+"""Exported students load where this package cannot be imported."""
 
 import os
 import re
@@ -16,7 +16,7 @@ from mldr_kd_mm.cli import main
 
 EXPORTER = Path(__file__).parents[3] / 'tools/model_converters/export_student.py'
 
-# Runs in a process of its own, whose argument is a folder with images and the two exported files.
+# Runs in a separate process; its argument is a folder with images and the two exported files.
 WITHOUT_US = """
 import sys
 sys.modules['mldr_kd_mm'] = None  # any import of it raises
@@ -50,7 +50,7 @@ LOAD = {'mmpretrain': MMPRETRAIN.format(config=resnet()), 'timm': TIMM.format(**
 
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory):
-    """The checkpoints of two distillation runs, and the models they are of."""
+    """Return the checkpoints and models of two distillation runs."""
     folder = tmp_path_factory.mktemp('runs')
     return {
         kind: (train(mldr(student=student()), folder / kind).model, folder / kind / 'epoch_1.pth')
@@ -60,7 +60,7 @@ def runs(tmp_path_factory):
 
 @pytest.fixture
 def tool(capsys):
-    """A function that runs the exporter; returns its exit code and what it said."""
+    """Return a function that runs the exporter and returns its exit code and output."""
 
     def run(*args):
         try:
@@ -172,7 +172,7 @@ def test_overwrites_nothing(runs, tmp_path, tool, kind):
 
 
 def test_leaves_files_of_like_names(runs, tmp_path, tool):
-    """What is unfinished has a place of its own."""
+    """Unfinished files have names of their own."""
     (tmp_path / 'student.pth.tmp').write_text('precious')
     assert tool(runs['timm'][1], tmp_path / 'student.pth')[0] == 0
     assert (tmp_path / 'student.pth.tmp').read_text() == 'precious'
