@@ -49,33 +49,33 @@ def main() -> None:
 
 
 def with_results(readme: str, method: str) -> str:
-    """Return the text of a README with the current results of its method."""
+    """Return the text of a README with tables of its method's current results."""
     return fill(readme, f'{measured_table(method)}\n{published_table(method)}')
 
 
 def with_benchmarks(page: str) -> str:
-    """Return the text of docs/benchmarks.md with the current results."""
+    """Return the text of docs/benchmarks.md with tables of the current results."""
     return fill(page, benchmark_tables(), changes_table(), learning_rate_table())
 
 
 def fill(text: str, *tables: str) -> str:
-    """Return a text with each of its blocks filled."""
+    """Return a text with its results blocks replaced by the tables, in order."""
     following = iter(tables)
     return BLOCK.sub(lambda match: f'{match[1]}\n{next(following)}\n{match[2]}', text)
 
 
 def benchmark_tables() -> str:
-    """Return a section for each pair, with a row for each method."""
+    """Return a section per pair, with a table of one row per method."""
     rows, sections = read('results'), []
     for pair in dict.fromkeys(row['pair'] for row in rows):
-        its_own = [row for row in rows if row['pair'] == pair]
-        teacher = next(row for row in its_own if row['teacher_sha256'])
+        pair_rows = [row for row in rows if row['pair'] == pair]
+        teacher = next(row for row in pair_rows if row['teacher_sha256'])
         table = [
             'Method|Last epoch|Best epoch|Difference|Seeds|Minutes per run|Peak memory'.split('|'),
             [':--', *['--:'] * 6],
         ]
-        for method in dict.fromkeys(row['method'] for row in its_own):
-            runs = [row for row in its_own if row['method'] == method]
+        for method in dict.fromkeys(row['method'] for row in pair_rows):
+            runs = [row for row in pair_rows if row['method'] == method]
             minutes = statistics.mean(float(row['seconds']) for row in runs) / 60
             table.append(
                 [
@@ -97,14 +97,14 @@ def benchmark_tables() -> str:
 
 
 def difference(rows: Rows, pair: str, method: str) -> str:
-    """Return mean and standard deviation of the differences from the student alone, by seed."""
+    """Return the mean and standard deviation of the per-seed differences from the student alone."""
     last = {(r['method'], r['seed']): float(r['last']) for r in rows if r['pair'] == pair}
     values = [x - last['scratch', seed] for (name, seed), x in last.items() if name == method]
     return f'{statistics.mean(values):+.2f} ± {statistics.stdev(values):.2f}'
 
 
 def changes_table() -> str:
-    """Return what each change of MLDR-KD does on the token student."""
+    """Return the results of each change of MLDR-KD on the token student."""
     rows = read('results') + read('tries')
     table = [['Change', 'Last epoch', 'Compared with MLDR-KD'], [':--', '--:', '--:']]
     for change, method in CHANGES.items():
@@ -114,7 +114,7 @@ def changes_table() -> str:
 
 
 def learning_rate_table() -> str:
-    """Return what twice the learning rate does on the token student."""
+    """Return the results of twice the learning rate on the token student."""
     rows, before = read('tries_learning_rate'), read('results')
     table = [['Method', 'Last epoch', 'Compared with 1e-3'], [':--', '--:', '--:']]
     for name, now in {'student alone': 'scratch', 'OFA': 'ofa', 'MLDR-KD': 'mldr'}.items():
@@ -133,11 +133,11 @@ def mean(rows: Rows, method: str) -> float:
 
 
 def measured_table(method: str) -> str:
-    """Return the table of what this project measured."""
+    """Return the table of the results measured in this project."""
     rows = read('results')
     names = [v for v in VARIANTS.get(method, (method,)) if any(r['method'] == v for r in rows)]
     if not names:
-        return 'Not measured in this project yet.\n'
+        return 'This project has not measured this method yet.\n'
     pairs = list(dict.fromkeys(row['pair'] for row in rows))
     table = [['', *(f'`{pair}`' for pair in pairs)], [':--', *('--:' for _ in pairs)]]
     table.append(['teacher', *(accuracy(rows, pair, name='teacher') for pair in pairs)])
@@ -152,25 +152,25 @@ def measured_table(method: str) -> str:
 
 
 def published_table(method: str) -> str:
-    """Return the table of the papers' numbers."""
+    """Return the table of the published results."""
     rows = [row for row in read('published') if row['method'] == method]
     if not rows:
-        return 'No published numbers for the pairs of this project are known.\n'
-    table = [['pair', 'teacher', 'student alone', method, 'source']]
+        return 'No published results are known for the pairs of this project.\n'
+    table = [['Pair', 'Teacher', 'Student alone', f'`{method}`', 'Source']]
     table.append([':--', '--:', '--:', '--:', ':--'])
     for row in rows:
         name = f'`{row["pair"]}`'
         table.append([name, row['teacher'], row['student_alone'], row['accuracy'], row['source']])
     return (
-        'Published: top-1 accuracy on CIFAR-100 at 224 px in %, not reproduced here.\n\n'
+        'Published: top-1 accuracy on CIFAR-100 at 224 px in %; not reproduced by this project.\n\n'
         f'{markdown(table)}'
     )
 
 
 def accuracy(rows: Rows, pair: str, method: str | None = None, name: str = 'last') -> str:
-    """Return the mean and standard deviation over the seeds, or the teacher's one value."""
-    its_own = [row for row in rows if row['pair'] == pair and method in (None, row['method'])]
-    values = [float(row[name]) for row in its_own if row[name]]
+    """Return the mean and standard deviation over the seeds; for the teacher, its value."""
+    selected = [row for row in rows if row['pair'] == pair and method in (None, row['method'])]
+    values = [float(row[name]) for row in selected if row[name]]
     center = f'{statistics.mean(values):.2f}'
     return center if name == 'teacher' else f'{center} ± {statistics.stdev(values):.2f}'
 
