@@ -112,7 +112,7 @@ def _add_distill(parser: ArgumentParser) -> None:
     add = parser.add_argument
     model = "timm/NAME, mmpretrain/NAME, NAME (looked up in both), or a config file's path"
     add('--teacher', required=True, help=f'teacher: {model}')
-    add('--student', required=True, help='student, given like the teacher')
+    add('--student', required=True, help='student, in the same form as the teacher')
     add('--data', required=True, metavar='FOLDER', help='folder of images')
     add(
         '--method',
@@ -146,8 +146,18 @@ def _add_distill(parser: ArgumentParser) -> None:
         **switch,
         help='start the student from pretrained weights; default: off',
     )
-    add('--image-size', type=int, metavar='PX', help="default: each model's native size")
-    add('--batch-size', type=int, metavar='N', help='default: 128, less for a small folder')
+    add(
+        '--image-size',
+        type=int,
+        metavar='PX',
+        help="height and width of the images; default: each model's native size",
+    )
+    add(
+        '--batch-size',
+        type=int,
+        metavar='N',
+        help='images per training step; default: 128, or less for a small folder',
+    )
     add(
         '--lr',
         type=float,
@@ -163,8 +173,8 @@ def _add_distill(parser: ArgumentParser) -> None:
         '--augmentation',
         choices=('recipe', 'light'),
         default='recipe',
-        help='recipe: crops, flips and, for Transformers, mixing; light: small shifts, for '
-        'handwriting and similar images',
+        help='recipe: crops and flips, for Transformers also mixup and cutmix; light: small '
+        'shifts, for handwriting and similar images; default: recipe',
     )
     add(
         '--val-fraction',
@@ -180,7 +190,11 @@ def _add_distill(parser: ArgumentParser) -> None:
         help='data-loading processes; default: one per core, up to 8',
     )
     add('--amp', default=None, **switch, help='mixed precision; default: on with a GPU')
-    add('--work-dir', metavar='FOLDER', help='default: work_dirs/TEACHER_to_STUDENT_METHOD')
+    add(
+        '--work-dir',
+        metavar='FOLDER',
+        help='folder for checkpoints and logs; default: work_dirs/TEACHER_to_STUDENT_METHOD',
+    )
     add(
         '--resume',
         action='store_true',

@@ -236,7 +236,7 @@ def mean_and_std(values: Sequence[float], form: str = '.1f') -> str:
 
 
 def positive(text: str) -> int:
-    """Parse a command-line argument that must be a whole number of 1 or more."""
+    """Parse a command-line argument that must be a positive integer."""
     if not text.isdecimal() or int(text) < 1:
-        raise ArgumentTypeError(f'must be a whole number of 1 or more, got {text!r}')
+        raise ArgumentTypeError(f'must be a positive integer, got {text!r}')
     return int(text)

@@ -9,11 +9,11 @@ or by name if they are in these directories or those of the same name under the 
 teacher without a checkpoint is trained first, with the config in configs/teachers that has the name
 of the checkpoint's directory.
 
-Each run is a run of tools/train.py in WORK_DIR/PAIR/METHOD/seedN, one per GPU at a time or, without
-a GPU, one per core. Repeating the command continues a stopped benchmark: finished runs are kept,
-interrupted ones resume from their last checkpoint. The benchmark refuses to start if a stored run
-was trained with a different config, or if the runs of a pair differ in more than the method and the
-seed.
+Each run calls tools/train.py with the work directory WORK_DIR/PAIR/METHOD/seedN. One run per GPU is
+active at a time or, without a GPU, one per core. Repeating the command continues a stopped
+benchmark: finished runs are kept, interrupted ones resume from their last checkpoint. The benchmark
+refuses to start if a stored run was trained with a different config, or if the runs of a pair
+differ in more than the method and the seed.
 
 At the end WORK_DIR holds results.md, results.csv and results.png of all finished runs.
 """
@@ -525,10 +525,12 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         '--seeds', type=positive, default=3, metavar='N', help='use seeds 0 to N-1; default: 3'
     )
     parser.add_argument(
-        '--work-dir', default='work_dirs/benchmark', help='default: work_dirs/benchmark'
+        '--work-dir',
+        default='work_dirs/benchmark',
+        help='directory for runs and results; default: work_dirs/benchmark',
     )
     parser.add_argument(
-        '--jobs', type=positive, help='runs at a time; default: one per GPU, else one per core'
+        '--jobs', type=positive, help='concurrent runs; default: one per GPU, else one per core'
     )
     parser.add_argument(
         '--cfg-options',
@@ -536,7 +538,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
         action=CfgOptions,
         default={},
         metavar='KEY=VALUE',
-        help='override config fields of every run; for teachers all but those of the model',
+        help='override config fields of every run; runs that train a teacher ignore model.* fields',
     )
     parser.add_argument(
         '--table-only', action='store_true', help='run nothing; write the tables of WORK_DIR'

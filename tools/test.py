@@ -17,8 +17,10 @@ from mldr_kd_mm.utils.errors import ConfigError, check_file, one_line_for
 def parse_args(argv: list[str] | None = None) -> Namespace:
     """Return the parsed command line."""
     parser = ArgumentParser(description='Test a checkpoint on the test set of a config.')
-    parser.add_argument('config', help='a config, or a pair of configs/pairs with --method')
-    parser.add_argument('checkpoint', help='the path or URL of the checkpoint')
+    parser.add_argument(
+        'config', help='path of a config, or of a pair in configs/pairs with --method'
+    )
+    parser.add_argument('checkpoint', help='path or URL of the checkpoint')
     add_arguments(parser)
     return parser.parse_args(argv)
 

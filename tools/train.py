@@ -24,7 +24,9 @@ from mldr_kd_mm.utils.errors import ConfigError, one_line_for
 def parse_args(argv: list[str] | None = None) -> Namespace:
     """Return the parsed command line."""
     parser = ArgumentParser(description='Train a config, or a pair with a method.')
-    parser.add_argument('config', help='a config, or a pair of configs/pairs with --method')
+    parser.add_argument(
+        'config', help='path of a config, or of a pair in configs/pairs with --method'
+    )
     add_training_arguments(parser)
     add_arguments(parser)
     return parser.parse_args(argv)

@@ -77,7 +77,7 @@ class Options:
         for field in ('seed', 'workers'):
             value = getattr(self, field)
             if value is not None and not (is_number(value, int) and value >= 0):
-                raise ConfigError(f'{field}={value!r}: must be a whole number of 0 or more')
+                raise ConfigError(f'{field}={value!r}: must be a non-negative integer')
         if self.augmentation not in AUGMENTATIONS:
             raise ConfigError(
                 f'augmentation={self.augmentation!r}: must be one of {", ".join(AUGMENTATIONS)}'

@@ -72,7 +72,7 @@ def _check_labels(labels: Sequence[int], num_classes: int) -> None:
     for label in labels:
         if not isinstance(label, int) or not 0 <= label < num_classes:
             raise ConfigError(
-                f'subset.labels holds {label!r}; labels must be whole numbers from 0 to '
+                f'subset.labels holds {label!r}; labels must be integers from 0 to '
                 f'{num_classes - 1}'
             )
         if labels.count(label) > 1:

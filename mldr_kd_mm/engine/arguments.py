@@ -69,7 +69,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         '--launcher',
         choices=['none', *RANK_VARIABLES],
         default='none',
-        help='what started this process; the launch scripts set it',
+        help='launcher that started this process; the launch scripts set it',
     )
     # torch.distributed.launch passes this, in either spelling; torchrun sets LOCAL_RANK.
     parser.add_argument(
@@ -92,7 +92,7 @@ def add_training_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         '--auto-scale-lr',
         action='store_true',
-        help='scale the learning rate with the batch size, by the auto_scale_lr of the config',
+        help='scale the learning rate with the batch size, as set by auto_scale_lr in the config',
     )
 
 

@@ -107,7 +107,7 @@ class LoggedRun:
         configs = sorted(work_dir.glob('*/vis_data/config.py'))
         if not records or not configs:
             raise ConfigError(
-                f'{work_dir}: must be the work directory of a run: it has no '
+                f'{work_dir}: must be the work directory of a run; it has no '
                 f'*/vis_data/{"config.py" if records else "scalars.json"}'
             )
         config = parse_config(configs[-1].read_text(), str(configs[-1]))

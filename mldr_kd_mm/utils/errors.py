@@ -63,7 +63,7 @@ def is_number(value: Any, kind: type = Real) -> bool:
 
 
 def are_sizes(values: Any, count: int) -> bool:
-    """Return whether ``values`` is a list or tuple of ``count`` whole numbers of 1 or more."""
+    """Return whether ``values`` is a list or tuple of ``count`` positive integers."""
     is_list = isinstance(values, (list, tuple)) and len(values) == count
     return is_list and all(is_number(size, int) and size > 0 for size in values)
 
@@ -79,14 +79,14 @@ def check_file(field: str, path: str) -> None:
 
 
 def check_positive(**fields: int) -> None:
-    """Check that fields are whole numbers of 1 or more.
+    """Check that fields are positive integers.
 
     Raises:
         ConfigError: A field is not.
     """
     for field, value in fields.items():
         if not is_number(value, int) or value < 1:
-            raise ConfigError(f'{field}={value!r}: must be a whole number of 1 or more')
+            raise ConfigError(f'{field}={value!r}: must be a positive integer')
 
 
 def check_above_zero(**fields: float) -> None:
@@ -97,18 +97,18 @@ def check_above_zero(**fields: float) -> None:
     """
     for field, value in fields.items():
         if not is_number(value) or not 0 < value < math.inf:
-            raise ConfigError(f'{field}={value!r}: must be a number above 0')
+            raise ConfigError(f'{field}={value!r}: must be a positive number')
 
 
 def check_not_negative(**fields: float) -> None:
-    """Check that fields are finite numbers of 0 or more.
+    """Check that fields are finite, non-negative numbers.
 
     Raises:
         ConfigError: A field is not.
     """
     for field, value in fields.items():
         if not is_number(value) or not 0 <= value < math.inf:
-            raise ConfigError(f'{field}={value!r}: must be a number of 0 or more')
+            raise ConfigError(f'{field}={value!r}: must be a non-negative number')
 
 
 def check_choice(choices: Sequence[str], **fields: str) -> None:
@@ -145,7 +145,7 @@ def check_config(**fields: Any) -> None:
 
 
 def check_sizes(count: int, **fields: Any) -> None:
-    """Check that fields are lists of whole numbers of 1 or more.
+    """Check that fields are lists of positive integers.
 
     Args:
         count: Required length of each list.
@@ -156,7 +156,7 @@ def check_sizes(count: int, **fields: Any) -> None:
     """
     for field, value in fields.items():
         if not are_sizes(value, count):
-            raise ConfigError(f'{field}={value!r}: must be {count} whole numbers of 1 or more')
+            raise ConfigError(f'{field}={value!r}: must be {count} positive integers')
 
 
 def describe(error: BaseException) -> str:

@@ -201,7 +201,7 @@ def test_models_and_method_as_dicts(folder, tmp_path):
         (dict(method='scratch'), "method='scratch': must be a name"),
         (dict(method={}), 'method={}: must be a name, a path, or a dict with losses'),
         (dict(student='test_resnot'), "student='test_resnot': neither .*did you mean test_resnet"),
-        (dict(epochs=0), 'epochs=0: must be a whole number'),
+        (dict(epochs=0), 'epochs=0: must be a positive integer'),
         (dict(batch_size=-1), 'batch_size=-1'),
         (dict(image_size='32'), "image_size='32'"),
         (dict(lr=0), 'lr=0: must be'),

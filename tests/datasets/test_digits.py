@@ -93,7 +93,7 @@ def test_subset():
     ('keywords', 'message'),
     [
         (dict(split='val'), "split='val': must be 'train' or 'test'"),
-        (dict(size=0), 'size=0: must be a whole number of 1 or more'),
+        (dict(size=0), 'size=0: must be a positive integer'),
         (dict(size='32'), "size='32'"),
         (dict(subset=dict(per_class=1000)), r'class 0 \(0\) must have 1000 or more images'),
         (dict(subset=dict(labels=[10])), 'subset.labels holds 10; .* from 0 to 9'),

@@ -65,7 +65,7 @@ def test_nothing_asked_keeps_everything(subset):
         (dict(labels=[1, 2, 1]), r'subset.labels holds 1 more than once'),
         (dict(labels=[]), r'subset.labels=\[\]: must be None or a list'),
         (dict(labels=10), r'subset.labels=10: must be None or a list'),
-        (dict(per_class=0), r'subset.per_class=0: must be a whole number of 1 or more'),
+        (dict(per_class=0), r'subset.per_class=0: must be a positive integer'),
         (dict(per_class=1.5), r'subset.per_class=1.5'),
         (
             dict(per_class=3),

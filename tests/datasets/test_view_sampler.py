@@ -159,7 +159,7 @@ def test_views_repeat(expected):
 
 @pytest.mark.parametrize('views', [0, -1, 1.5, '2'])
 def test_refuses(views):
-    with pytest.raises(ConfigError, match=f'views={views!r}: must be a whole number of 1 or more'):
+    with pytest.raises(ConfigError, match=f'views={views!r}: must be a positive integer'):
         ViewSampler(Digits(), views=views)
 
 

@@ -41,7 +41,7 @@ def test_line_that_is_half_written(tmp_path):
 
 def test_no_run(tmp_path):
     with pytest.raises(
-        ConfigError, match='must be the work directory of a run: it has no .*scalars'
+        ConfigError, match='must be the work directory of a run; it has no .*scalars'
     ):
         LoggedRun.read(tmp_path, 'none')
     write(tmp_path, 'a', dict(loss=3.0, step=1))

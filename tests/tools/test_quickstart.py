@@ -146,7 +146,7 @@ def test_each_seed_has_its_runs(read_tool):
 def test_refuses(tool, option):
     code, stderr = tool('quickstart', option, '0')
     assert code == 2
-    assert f"argument {option}: must be a whole number of 1 or more, got '0'" in stderr
+    assert f"argument {option}: must be a positive integer, got '0'" in stderr
 
 
 @pytest.mark.parametrize('method', METHODS)

@@ -237,7 +237,7 @@ def test_a_terminal_gets_a_bar(copy_run):
     ('args', 'message'),
     [
         (['lost'], 'lost: must be the work directory of a run'),
-        (['lost', '--samples', '0'], 'samples=0: must be a whole number of 1 or more'),
+        (['lost', '--samples', '0'], 'samples=0: must be a positive integer'),
     ],
 )
 def test_mistake_is_one_line(capsys, tmp_path, monkeypatch, args, message):

@@ -97,7 +97,7 @@ class VisionMamba(BaseClassifier):
             d_conv=d_conv,
         )
         if not 0 <= drop_path_rate < 1:
-            raise ConfigError(f'drop_path_rate={drop_path_rate!r}: must be from 0 to below 1')
+            raise ConfigError(f'drop_path_rate={drop_path_rate!r}: must be at least 0 and below 1')
         preprocessor = _preprocessor(data_preprocessor, train_cfg, num_classes)
         super().__init__(init_cfg=init_cfg, data_preprocessor=preprocessor)
         self.img_size = _image_size(img_size, patch_size)

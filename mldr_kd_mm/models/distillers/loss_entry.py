@@ -70,7 +70,7 @@ class LossEntry(nn.Module):
         right = all(is_number(w) and 0 <= w < math.inf for w in weights)
         if len(weights) != len(self.student) or not right:
             raise ConfigError(
-                f'losses: {name}: weight={weight!r}: must be a number of 0 or more, or a list '
+                f'losses: {name}: weight={weight!r}: must be a non-negative number, or a list '
                 f'with one for each of {self.student}'
             )
         self.weights = dict(zip(self.student, weights, strict=True))

@@ -50,7 +50,7 @@ class CRDLoss(nn.Module):
         num_samples: Size N of the training set. A sample's index is its ``sample_idx``.
         negatives: Number K of negatives, drawn with replacement; at most N - 1.
         temperature: Temperature; at least 0.02, so that exp(1 / temperature) fits into float32.
-        momentum: Share of an entry that is kept when it is updated; from 0 to below 1.
+        momentum: Share of an entry that is kept when it is updated; at least 0 and below 1.
         dim: Width of the embeddings.
         student_width: Width D_s. None: the Distiller sets it.
         teacher_width: Width D_t. None: the Distiller sets it.
@@ -77,9 +77,9 @@ class CRDLoss(nn.Module):
                 f'negatives={negatives}: must be at most num_samples - 1 = {num_samples - 1}'
             )
         if not is_number(temperature) or not 0.02 <= temperature < math.inf:
-            raise ConfigError(f'temperature={temperature!r}: must be a number of 0.02 or more')
+            raise ConfigError(f'temperature={temperature!r}: must be a number of at least 0.02')
         if not is_number(momentum) or not 0 <= momentum < 1:
-            raise ConfigError(f'momentum={momentum!r}: must be from 0 to below 1')
+            raise ConfigError(f'momentum={momentum!r}: must be at least 0 and below 1')
         self.num_samples = num_samples
         self.negatives = negatives
         self.temperature = temperature

@@ -180,8 +180,8 @@ def test_two_processes(tmp_path):
 @pytest.mark.parametrize(
     ('kwargs', 'message'),
     [
-        (dict(interval=0), 'interval=0: must be a whole number of 1 or more'),
-        (dict(batches='2'), "batches='2': must be a whole number of 1 or more"),
+        (dict(interval=0), 'interval=0: must be a positive integer'),
+        (dict(batches='2'), "batches='2': must be a positive integer"),
         (dict(enabled=1), 'enabled=1: must be True or False'),
     ],
 )

@@ -358,12 +358,12 @@ class TestErrors:
     @pytest.mark.parametrize('field', ['patch_size', 'embed_dim', 'depth', 'num_classes', 'd_conv'])
     @pytest.mark.parametrize('value', [0, -1, 1.5, None])
     def test_numbers(self, field, value):
-        with pytest.raises(ConfigError, match=f'^{field}={value}: must be a whole number of 1 or'):
+        with pytest.raises(ConfigError, match=f'^{field}={value}: must be a positive integer'):
             build(**{field: value})
 
     @pytest.mark.parametrize('rate', [-0.1, 1.0])
     def test_drop_path_rate(self, rate):
         with pytest.raises(
-            ConfigError, match=rf'^drop_path_rate={rate}: must be from 0 to below 1$'
+            ConfigError, match=rf'^drop_path_rate={rate}: must be at least 0 and below 1$'
         ):
             build(drop_path_rate=rate)

@@ -557,7 +557,9 @@ class TestBadInput:
 
     def test_what_a_loss_says_has_its_name(self):
         loss = dict(loss=dict(type='KDLoss', temperature=0), name='mine')
-        with pytest.raises(ConfigError, match='^losses: mine: temperature=0: must be a number'):
+        with pytest.raises(
+            ConfigError, match='^losses: mine: temperature=0: must be a positive number'
+        ):
             MODELS.build(mldr(losses=[loss]))
         loss = dict(loss=dict(type='RKDLoss'), student='stage4', teacher='feature', name='mine')
         with pytest.raises(ConfigError, match=r'^losses: mine: features: student \(1, 64, 4, 4\)'):
@@ -588,9 +590,9 @@ class TestBadInput:
             (dict(teacher_precision=['fp16']), "teacher_precision=['fp16']: must be one of fp32,"),
             (dict(teacher_compile='no'), "teacher_compile='no': must be True, False or a dict"),
             (dict(teacher_compile=dict(mod=1)), 'teacher_compile: '),
-            (dict(input_size=32), 'input_size=32: must be 3 whole numbers of 1 or more'),
-            (dict(input_size=(3, 0, 32)), 'input_size=(3, 0, 32): must be 3 whole numbers of 1'),
-            (dict(teacher_input_size=[8, 8]), 'teacher_input_size=[8, 8]: must be 3 whole'),
+            (dict(input_size=32), 'input_size=32: must be 3 positive integers'),
+            (dict(input_size=(3, 0, 32)), 'input_size=(3, 0, 32): must be 3 positive integers'),
+            (dict(teacher_input_size=[8, 8]), 'teacher_input_size=[8, 8]: must be 3 positive'),
             (dict(data_preprocessor=[1]), 'data_preprocessor=[1]: must be a dict'),
             (dict(data_preprocessor=dict(mean=['x'], std=[1])), 'student: too many'),
             (
@@ -625,9 +627,12 @@ class TestBadInput:
                 dict(student=['logits'] * 2),
                 "losses: dfra: student=['logits', 'logits']: names must",
             ),
-            (dict(weight='1'), "losses: dfra: weight='1': must be a number of 0 or more"),
-            (dict(weight=True), 'losses: dfra: weight=True: must be a number of 0 or more'),
-            (dict(weight=[1, None, 1]), 'losses: dfra: weight=[1, None, 1]: must be a number'),
+            (dict(weight='1'), "losses: dfra: weight='1': must be a non-negative number"),
+            (dict(weight=True), 'losses: dfra: weight=True: must be a non-negative number'),
+            (
+                dict(weight=[1, None, 1]),
+                'losses: dfra: weight=[1, None, 1]: must be a non-negative number',
+            ),
         ],
         ids=str,
     )

@@ -85,5 +85,5 @@ class TestErrors:
 
     @pytest.mark.parametrize('dim', [0, -1, None, 1.5])
     def test_dim(self, dim):
-        with pytest.raises(ConfigError, match=f'^dim={dim}: must be a whole number of 1 or more$'):
+        with pytest.raises(ConfigError, match=f'^dim={dim}: must be a positive integer$'):
             CCLoss(4, 6, dim)

@@ -363,7 +363,7 @@ def test_the_lowest_temperature_is_finite():
     for _ in range(2):
         value = loss(features, features, torch.arange(3))
     assert value.isfinite()
-    with pytest.raises(ConfigError, match='^temperature=0.01: must be a number of 0.02 or more$'):
+    with pytest.raises(ConfigError, match='^temperature=0.01: must be a number of at least 0.02$'):
         build(temperature=0.01)
 
 
@@ -383,11 +383,11 @@ class TestErrors:
         ('wrong', 'message'),
         [
             (dict(negatives=12), 'negatives=12: must be at most num_samples - 1 = 11'),
-            (dict(num_samples=0), 'num_samples=0: must be a whole number of 1 or more'),
-            (dict(dim=True), 'dim=True: must be a whole number of 1 or more'),
-            (dict(momentum=1.0), 'momentum=1.0: must be from 0 to below 1'),
-            (dict(momentum=False), 'momentum=False: must be from 0 to below 1'),
-            (dict(temperature=math.inf), 'temperature=inf: must be a number of 0.02 or more'),
+            (dict(num_samples=0), 'num_samples=0: must be a positive integer'),
+            (dict(dim=True), 'dim=True: must be a positive integer'),
+            (dict(momentum=1.0), 'momentum=1.0: must be at least 0 and below 1'),
+            (dict(momentum=False), 'momentum=False: must be at least 0 and below 1'),
+            (dict(temperature=math.inf), 'temperature=inf: must be a number of at least 0.02'),
             (dict(student_width=None), 'student_width=None: must be the width of the feature'),
         ],
         ids=str,

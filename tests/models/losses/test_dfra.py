@@ -291,10 +291,10 @@ def test_large_logits_do_not_overflow():
 @pytest.mark.parametrize(
     ('wrong', 'message'),
     [
-        (dict(temperature=0.0), 'temperature=0.0: must be a number above 0'),
-        (dict(alpha=-1e-9), 'alpha=-1e-09: must be a number of 0 or more'),
-        (dict(class_weight=math.nan), 'class_weight=nan: must be a number of 0 or more'),
-        (dict(sample_weight=True), 'sample_weight=True: must be a number of 0 or more'),
+        (dict(temperature=0.0), 'temperature=0.0: must be a positive number'),
+        (dict(alpha=-1e-9), 'alpha=-1e-09: must be a non-negative number'),
+        (dict(class_weight=math.nan), 'class_weight=nan: must be a non-negative number'),
+        (dict(sample_weight=True), 'sample_weight=True: must be a non-negative number'),
         (dict(gather=1), 'gather=1: must be True or False'),
         (dict(standardize='yes'), "standardize='yes': must be True or False"),
         (dict(relation='sparse'), "relation='sparse': must be one of auto, dense, linear"),

@@ -126,12 +126,12 @@ class TestErrors:
     @pytest.mark.parametrize('field', ['alpha', 'beta'])
     @pytest.mark.parametrize('weight', [-1, math.inf, math.nan, None])
     def test_weight(self, field, weight):
-        with pytest.raises(ConfigError, match=f'^{field}={weight}: must be a number of 0 or more$'):
+        with pytest.raises(ConfigError, match=f'^{field}={weight}: must be a non-negative number$'):
             DKDLoss(**{field: weight})
 
     @pytest.mark.parametrize('temperature', [0, -1, math.nan])
     def test_temperature(self, temperature):
-        with pytest.raises(ConfigError, match='^temperature=.*: must be a number above 0$'):
+        with pytest.raises(ConfigError, match='^temperature=.*: must be a positive number$'):
             DKDLoss(temperature=temperature)
 
     @pytest.mark.parametrize('label', [-1, 5])

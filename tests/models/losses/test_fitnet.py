@@ -107,7 +107,7 @@ class TestErrors:
     def test_grid(self, field, grid):
         with pytest.raises(ConfigError) as caught:
             FitNetLoss(4, 6, **{field: grid})
-        assert str(caught.value) == f'{field}={grid!r}: must be 2 whole numbers of 1 or more'
+        assert str(caught.value) == f'{field}={grid!r}: must be 2 positive integers'
 
     @pytest.mark.parametrize('whose', ['student', 'teacher'])
     @pytest.mark.parametrize(

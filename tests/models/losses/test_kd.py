@@ -52,6 +52,6 @@ def test_sure_and_wrong_is_finite():
 @pytest.mark.parametrize('temperature', [0, -1, math.inf, math.nan, None, '1'])
 def test_temperature_out_of_range(temperature):
     with pytest.raises(
-        ConfigError, match=f'^temperature={temperature!r}: must be a number above 0$'
+        ConfigError, match=f'^temperature={temperature!r}: must be a positive number$'
     ):
         KDLoss(temperature=temperature)

@@ -89,6 +89,6 @@ def test_a_head_that_starts_at_zero_gets_a_gradient_of_usual_size():
 @pytest.mark.parametrize('temperature', [0, -1, math.inf, math.nan, None, '1'])
 def test_temperature_out_of_range(temperature):
     with pytest.raises(
-        ConfigError, match=f'^temperature={temperature!r}: must be a number above 0$'
+        ConfigError, match=f'^temperature={temperature!r}: must be a positive number$'
     ):
         LogitStandardizationLoss(temperature=temperature)

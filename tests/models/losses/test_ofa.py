@@ -90,5 +90,5 @@ class TestErrors:
 
     @pytest.mark.parametrize('eps', [0, -1, math.inf, math.nan, None])
     def test_eps(self, eps):
-        with pytest.raises(ConfigError, match=f'^eps={eps}: must be a number above 0$'):
+        with pytest.raises(ConfigError, match=f'^eps={eps}: must be a positive number$'):
             OFALoss(eps)

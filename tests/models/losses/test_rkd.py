@@ -119,5 +119,5 @@ class TestDuplicates:
 @pytest.mark.parametrize('field', ['distance_weight', 'angle_weight'])
 @pytest.mark.parametrize('weight', [-1, math.inf, math.nan, None])
 def test_weight_out_of_range(field, weight):
-    with pytest.raises(ConfigError, match=f'^{field}={weight}: must be a number of 0 or more$'):
+    with pytest.raises(ConfigError, match=f'^{field}={weight}: must be a non-negative number$'):
         RKDLoss(**{field: weight})

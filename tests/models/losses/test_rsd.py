@@ -130,7 +130,7 @@ class TestErrors:
             (dict(decoupler='no'), "decoupler='no': must be True or False"),
             (dict(student_width=None), 'student_width=None: must be the width of the feature'),
             (dict(teacher_width=2.0), 'teacher_width=2.0: must be the width of the feature'),
-            (dict(kappa=math.nan), 'kappa=nan: must be a number of 0 or more'),
+            (dict(kappa=math.nan), 'kappa=nan: must be a non-negative number'),
         ],
         ids=str,
     )

@@ -79,7 +79,7 @@ def test_wrong_values_with_right_checksums(tmp_path, check):
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        (['--samples', 0], 'samples=0: must be a whole number of 1 or more'),
+        (['--samples', 0], 'samples=0: must be a positive integer'),
         (['--cfg-options', 'randomness.seed=1'], 'recorded with other settings: seed was 0, is 1'),
         (['--cfg-options', 'default_hooks.teacher_cache.dir=lost'], "dir='lost': must be the fold"),
     ],
