@@ -38,7 +38,7 @@ class Pickled(VerifiedCIFAR100):
     get_data_info = BaseDataset.get_data_info
 
 
-def mmpretrains(step: dict) -> list[dict]:
+def mmpretrain_steps(step: dict) -> list[dict]:
     """Return mmpretrain's transforms that a transform of this project replaces."""
     step = dict(step)
     if step['type'] == 'PackPlanes':
@@ -53,7 +53,7 @@ def build(loader: dict, data_root: str) -> dict[str, VerifiedCIFAR100]:
     """Build a loader's data set with both pipelines."""
     pipeline = loader.dataset.pipeline
     options = dict(data_root=data_root, split=loader.dataset.split, verify=False, download=False)
-    theirs = [each for step in pipeline for each in mmpretrains(step)]
+    theirs = [each for step in pipeline for each in mmpretrain_steps(step)]
     sides = (VerifiedCIFAR100(pipeline=pipeline, **options), Pickled(pipeline=theirs, **options))
     return dict(zip(SIDES, sides, strict=True))
 

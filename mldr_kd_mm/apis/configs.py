@@ -19,7 +19,7 @@ from mldr_kd_mm.utils.errors import ConfigError, check_file, describe, named
 from mldr_kd_mm.utils.logging import log_warnings_only
 
 # A wheel carries the files here. In the repository, which an editable install uses, these are links
-# to the folders beside the package.
+# to the folders next to the package.
 MIM = Path(__file__).parents[1] / '.mim'
 CONFIGS = MIM / 'configs'
 METHODS = '_base_/methods'

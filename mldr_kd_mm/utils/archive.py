@@ -22,7 +22,7 @@ class _LimitedReader:
         self.left = limit
 
     def read(self, size: int = -1) -> bytes:
-        # One byte more than allowed shows whether there is more, whatever size the archive claims.
+        # Read one byte more than allowed, because a claimed size may be wrong.
         content = self.stream.read(min(size, self.left + 1) if size >= 0 else self.left + 1)
         self.left -= len(content)
         if self.left < 0:

@@ -22,7 +22,7 @@ from mldr_kd_mm.utils.errors import ConfigError
 ROOT = Path(__file__).resolve().parents[2]
 BASES = ROOT / 'configs/_base_/datasets'
 # mmpretrain's transforms that each of ours replaces.
-mmpretrains = runpy.run_path(ROOT / 'benchmarks/data.py')['mmpretrains']
+mmpretrain_steps = runpy.run_path(ROOT / 'benchmarks/data.py')['mmpretrain_steps']
 
 
 def build(*steps: dict) -> Compose:
@@ -39,7 +39,7 @@ def run(pipeline: Compose, image: np.ndarray, seed: int) -> tuple[dict, float]:
 def assert_same(pipeline: list[dict], shape: tuple, times: int, atol: int = 0) -> None:
     """Assert that a pipeline and mmpretrain's give the same results for an image."""
     ours = build(*pipeline)
-    theirs = build(*(step for each in pipeline for step in mmpretrains(each)))
+    theirs = build(*(step for each in pipeline for step in mmpretrain_steps(each)))
     rng = np.random.default_rng(0)
     for seed in range(times):
         image = rng.integers(0, 256, shape, dtype=np.uint8)

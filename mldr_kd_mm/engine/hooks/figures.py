@@ -97,7 +97,7 @@ class FigureHook(Hook):
         self._observer = None
 
     def _give_up(self, runner: Runner, error: Exception) -> None:
-        # A figure must never end a training run, whatever the error.
+        # A figure must never end a training run, so any error is caught.
         self._observer = None
         runner.logger.warning(f'FigureHook: no figures: {type(error).__name__}: {error}')
 

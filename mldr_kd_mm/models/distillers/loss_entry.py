@@ -162,7 +162,7 @@ class LossEntry(nn.Module):
                 teacher_grid=teacher.grid(name_t),
             )
             self.losses.append(build_for(self.config, found))
-        # The first two parameters are the tensors, whatever their names (mmpretrain's losses call
+        # The first two parameters are the tensors, under any names (mmpretrain's losses call
         # the second one `target`).
         parameters = list(inspect.signature(self.losses[0].forward).parameters)
         self.needs = {'target', 'index'} & set(parameters[2:])
