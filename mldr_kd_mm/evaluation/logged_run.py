@@ -218,7 +218,7 @@ class LoggedRun:
 
 
 def _recency(checkpoint: Path) -> tuple[bool, float, int]:
-    """Return a sort key: newer checkpoints come later, and best checkpoints first of all."""
+    """Return a sort key: best checkpoints come first, then the others from old to new."""
     numbers = re.findall(r'\d+', checkpoint.stem)
     # Copied files may all have the same time.
     number = int(numbers[-1]) if numbers else 0
