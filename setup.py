@@ -14,11 +14,11 @@ def requirements(name):
     return [line for line in lines if line and not line.startswith('#')]
 
 
-# Read, not imported: importing the package needs its dependencies.
+# Read instead of imported, because importing the package needs its dependencies.
 version = re.search(r"__version__ = '(.+)'", (ROOT / 'mldr_kd_mm/version.py').read_text())[1]
 
 setup(
-    # `mim train mldr_kd_mm` looks for a distribution of the import name; - and _ are the same.
+    # `mim train mldr_kd_mm` looks for a distribution with the import name; - and _ are equal.
     name='mldr-kd-mm',
     version=version,
     description='Knowledge distillation between vision models of any two architectures',
@@ -26,7 +26,7 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['mldr_kd_mm', 'mldr_kd_mm.*']),
-    # In the repository .mim holds links; what is packed are the files.
+    # .mim contains links in the repository and files in the wheel.
     package_data={
         'mldr_kd_mm': [
             'py.typed',
@@ -35,13 +35,13 @@ setup(
             '.mim/configs/*/README.md',
             '.mim/configs/**/*.py',
             '.mim/tools/**/*.py',
-            # Not the scripts that only work in the repository.
+            # Scripts that only work in the repository are left out.
             '.mim/tools/_python.sh',
             '.mim/tools/dist_*.sh',
             '.mim/tools/slurm_train.sh',
         ]
     },
-    # Loaded by losses/relation.py, which does without it where there is no C compiler.
+    # Loaded by models/losses/relation.py, which works without it if there is no C compiler.
     ext_modules=[
         Extension(
             'mldr_kd_mm.models.losses._relation',

@@ -69,74 +69,78 @@ FAMILIES = {
 
 # timm models: what is special about each, image size, and arguments that make it smaller.
 TIMM = {
-    'resnet18': ('a CNN of four stages', 64, {}),
-    'resnetv2_18': ('a CNN whose classifier is a convolution', 64, {}),
-    'mobilenetv2_050': ('a CNN that widens after its last stage', 64, {}),
-    'mobilenetv3_small_050': ('a CNN that widens after pooling', 64, {}),
-    'efficientnet_b0': ('a CNN that widens after its last stage', 64, {}),
-    'convnext_atto': ('a CNN with layer norm', 64, {}),
-    'densenet121': ('a CNN whose stages grow', 64, {}),
-    'hrnet_w18_small': ('a CNN of parallel resolutions', 64, {}),
-    'poolformer_s12': ('a pyramid of pooling blocks', 64, {}),
-    'mambaout_femto': ('channels last', 64, {}),
-    'sequencer2d_s': ('channels last, LSTMs', 64, {}),
+    'resnet18': ('CNN with four stages', 64, {}),
+    'resnetv2_18': ('CNN with a convolutional classifier', 64, {}),
+    'mobilenetv2_050': ('CNN with a wider layer after its last stage', 64, {}),
+    'mobilenetv3_small_050': ('CNN with a wider layer after pooling', 64, {}),
+    'efficientnet_b0': ('CNN with a wider layer after its last stage', 64, {}),
+    'convnext_atto': ('CNN with LayerNorm', 64, {}),
+    'densenet121': ('CNN with dense connections', 64, {}),
+    'hrnet_w18_small': ('CNN with parallel resolutions', 64, {}),
+    'poolformer_s12': ('pyramid of pooling blocks', 64, {}),
+    'mambaout_femto': ('channels-last maps', 64, {}),
+    'sequencer2d_s': ('channels-last maps, LSTMs', 64, {}),
     'swin_tiny_patch4_window7_224': (
-        'channels last, windows',
+        'channels-last maps, window attention',
         64,
         dict(img_size=64, window_size=4, embed_dim=24, num_heads=(1, 2, 4, 8)),
     ),
     'swinv2_tiny_window8_256': (
-        'channels last, windows',
+        'channels-last maps, window attention',
         64,
         dict(img_size=64, window_size=4, embed_dim=24, num_heads=(1, 2, 4, 8)),
     ),
-    'vit_tiny_patch16_224': ('a class token', 64, dict(img_size=64, depth=6)),
+    'vit_tiny_patch16_224': ('ViT with a class token', 64, dict(img_size=64, depth=6)),
     'deit_tiny_distilled_patch16_224': (
-        'a class and a distillation token, two heads',
+        'ViT with class and distillation tokens, two heads',
         64,
         dict(img_size=64, depth=6),
     ),
     'vit_medium_patch16_reg4_gap_256': (
-        'registers, no class token',
+        'ViT with register tokens, no class token',
         64,
         dict(img_size=64, depth=6, embed_dim=64, num_heads=2),
     ),
     'vit_small_patch14_reg4_dinov2': (
-        'registers and a class token',
+        'ViT with register and class tokens',
         56,
         dict(img_size=56, depth=6, embed_dim=64, num_heads=2),
     ),
-    'vit_tiny_r_s16_p8_224': ('a hybrid: a ResNet, then a ViT', 128, dict(img_size=128, depth=6)),
-    'cait_xxs24_224': ('a class token that comes after the stages', 64, dict(img_size=64, depth=6)),
-    'xcit_nano_12_p16_224': ('a class token that comes after the stages', 64, {}),
+    'vit_tiny_r_s16_p8_224': ('hybrid: ResNet, then ViT', 128, dict(img_size=128, depth=6)),
+    'cait_xxs24_224': (
+        'Transformer, class token added after the stages',
+        64,
+        dict(img_size=64, depth=6),
+    ),
+    'xcit_nano_12_p16_224': ('Transformer, class token added after the stages', 64, {}),
     'beit_base_patch16_224': (
-        'relative positions',
+        'ViT with relative positions',
         64,
         dict(img_size=64, depth=4, embed_dim=64, num_heads=2),
     ),
-    'mixer_s32_224': ('tokens mixed by an MLP', 64, dict(img_size=64)),
-    'gmlp_ti16_224': ('tokens mixed by gates', 64, dict(img_size=64)),
-    'pvt_v2_b0': ('a pyramid of attention', 64, {}),
-    'twins_pcpvt_small': ('a pyramid of tokens', 64, {}),
-    'hiera_tiny_224': ('a pyramid of tokens', 64, dict(img_size=64, embed_dim=24)),
-    'mvitv2_tiny': ('a pyramid of tokens', 64, dict(img_size=64)),
-    'coat_lite_tiny': ('a pyramid of tokens with class tokens', 64, dict(img_size=64)),
-    'pit_ti_224': ('three stages, maps beside a class token', 64, dict(img_size=64)),
+    'mixer_s32_224': ('MLP token mixing', 64, dict(img_size=64)),
+    'gmlp_ti16_224': ('gated token mixing', 64, dict(img_size=64)),
+    'pvt_v2_b0': ('pyramid Transformer, maps', 64, {}),
+    'twins_pcpvt_small': ('pyramid Transformer, tokens', 64, {}),
+    'hiera_tiny_224': ('pyramid Transformer, tokens', 64, dict(img_size=64, embed_dim=24)),
+    'mvitv2_tiny': ('pyramid Transformer, tokens', 64, dict(img_size=64)),
+    'coat_lite_tiny': ('pyramid Transformer, tokens with class tokens', 64, dict(img_size=64)),
+    'pit_ti_224': ('three stages, maps and a class token', 64, dict(img_size=64)),
     'levit_128s': ('three stages of tokens, two heads', 224, {}),
     'efficientformer_l1': ('maps, then tokens', 224, {}),
-    'mobilevit_xxs': ('a CNN with attention inside', 64, {}),
-    'coatnet_nano_rw_224': ('convolution, then attention', 64, dict(img_size=64)),
+    'mobilevit_xxs': ('CNN with attention blocks', 64, {}),
+    'coatnet_nano_rw_224': ('convolutional stages, then attention stages', 64, dict(img_size=64)),
     'volo_d1_224': (
-        'channels last, a class token that comes after',
+        'channels-last maps, class token added after the stages',
         64,
         dict(img_size=64),
     ),
     'tnt_s_patch16_224': (
-        'tokens within tokens',
+        'nested tokens',
         64,
         dict(img_size=64),
     ),
-    'efficientvim_m1': ('a state-space model of three stages', 64, {}),
+    'efficientvim_m1': ('state-space model with three stages', 64, {}),
 }
 
 
@@ -241,7 +245,7 @@ def main() -> None:
     before, _, rest = page.read_text().partition(_BEGIN)
     after = rest.partition(_END)[2]
     tables = {
-        'Four families, in all combinations': [
+        'Model families tested in all combinations': [
             row(family, kind_of(config), 32, stages_of(MODELS.build(config), (3, 32, 32)))
             for family, config in FAMILIES.items()
         ],
