@@ -151,7 +151,7 @@ def distill(
     Raises:
         ConfigError: If an argument or the folder of images is invalid, or the teacher's number of
             classes is not that of the folder.
-        FileNotFoundError: If the teacher checkpoint does not exist.
+        MissingFileError: If the teacher checkpoint does not exist.
     """
     check_switch(resume=resume)
     parsed = parse_options(teacher, student, data, method, epochs, **options)

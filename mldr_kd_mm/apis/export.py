@@ -25,7 +25,7 @@ from mldr_kd_mm.models.builder import build_classifier, fill
 from mldr_kd_mm.models.taps.stages import fixed_size
 from mldr_kd_mm.registry import MODELS, SCOPE
 from mldr_kd_mm.utils.checkpoint import load_checkpoint, student_state_dict
-from mldr_kd_mm.utils.errors import ConfigError, check_sizes, named, printable
+from mldr_kd_mm.utils.errors import ConfigError, check_file, check_sizes, named, printable
 from mldr_kd_mm.utils.safe_config import parse_config
 
 TOLERANCE = 1e-4
@@ -86,7 +86,7 @@ def export_student(
         The files written and remarks.
 
     Raises:
-        FileNotFoundError: There is no such checkpoint or config.
+        MissingFileError: There is no such checkpoint or config.
         ConfigError: The checkpoint is not of a distillation run, a file exists already, or a graph
             is requested and the student cannot be built from its config.
         ExportError: A graph cannot be written, or its logits differ from the student's.
@@ -101,6 +101,8 @@ def export_student(
     for path in (weights_file, card_file, *graph_files):
         if os.path.lexists(path):
             raise ConfigError(f'out={str(path)!r}: exists already; remove it or name another file')
+    if config is not None:
+        check_file('config', config)
     if onnx:
         _check_onnx_packages()
 

@@ -119,16 +119,8 @@ def preflight(cfg: Config, *fields: str) -> None:
                 build_optim_wrapper(model, cfg.optim_wrapper)
         for field in fields:
             if field.endswith('_dataloader'):
-                build_dataset(f'{field}.dataset', cfg[field].dataset)
-
-
-def build_dataset(field: str, config: dict) -> None:
-    """Build a data set; a missing folder is a mistake in its config too."""
-    try:
-        with named(field):
-            DATASETS.build(config)
-    except FileNotFoundError as error:
-        raise ConfigError(f'{field}: {describe(error)}') from error
+                with named(f'{field}.dataset'):
+                    DATASETS.build(cfg[field].dataset)
 
 
 def check_strategy(cfg: Config) -> None:

@@ -21,7 +21,7 @@ from mldr_kd_mm.models.builder import build_classifier
 from mldr_kd_mm.models.distillers.distiller import Distiller
 from mldr_kd_mm.registry import DATASETS, MODELS
 from mldr_kd_mm.utils.checkpoint import has_training_state, load_checkpoint
-from mldr_kd_mm.utils.errors import ConfigError, named
+from mldr_kd_mm.utils.errors import ConfigError, MissingFileError, named
 from mldr_kd_mm.utils.safe_config import parse_config
 
 ACCURACY = 'accuracy/top1'
@@ -142,7 +142,7 @@ class LoggedRun:
             Content of the checkpoint.
 
         Raises:
-            FileNotFoundError: There is no such checkpoint.
+            MissingFileError: There is no such checkpoint.
             ConfigError: The checkpoint cannot be read.
         """
         if name is not None:
@@ -152,7 +152,7 @@ class LoggedRun:
             content = load_checkpoint(str(path))
             if has_training_state(content):
                 return content
-        raise FileNotFoundError(f'{self.work_dir}: there is no checkpoint')
+        raise MissingFileError(f'{self.work_dir}: there is no checkpoint')
 
     def build_student(self) -> nn.Module:
         """Build the student with random weights."""
@@ -166,7 +166,7 @@ class LoggedRun:
             checkpoint: Content of the checkpoint.
 
         Raises:
-            FileNotFoundError: The teacher's checkpoint no longer exists.
+            MissingFileError: The teacher's checkpoint no longer exists.
             ConfigError: The model cannot be built, or the weights do not fit it.
         """
         init_default_scope(self.config.get('default_scope', 'mldr_kd_mm'))

@@ -50,7 +50,7 @@ def load_weights(model: nn.Module, path: str, field: str) -> LoadReport:
         The report. No weight is missing.
 
     Raises:
-        FileNotFoundError: If the file does not exist.
+        MissingFileError: If the file does not exist.
         ConfigError: If a weight of the model is missing or has another shape.
     """
     weights, notes = read_weights(path, field)

@@ -16,7 +16,7 @@ from mmengine.runner import CheckpointLoader
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mldr_kd_mm.utils.errors import ConfigError, printable
+from mldr_kd_mm.utils.errors import ConfigError, MissingFileError, printable
 from mldr_kd_mm.utils.safe_pickle import STAND_INS, PickledArray, PickledDType
 
 
@@ -130,7 +130,7 @@ def load_checkpoint(
         None in lists.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        MissingFileError: There is no such file.
         ConfigError: The file cannot be read, is truncated, does not match its checksums (files of
             torch before 1.6 and ``.safetensors`` files have none), is not a dict, or asks for any
             other object. None of its code has been executed.
@@ -138,7 +138,7 @@ def load_checkpoint(
     try:
         file = _local_file(path)
         if not file.is_file():
-            raise FileNotFoundError(f'{field}={path!r}: there is no such file')
+            raise MissingFileError(f'{field}={path!r}: there is no such file')
         if file.suffix == '.safetensors':
             content = load_file(file)
         else:
@@ -146,7 +146,7 @@ def load_checkpoint(
             with torch.serialization.safe_globals(_STAND_INS):
                 content = torch.load(file, map_location=map_location, weights_only=True)
             content = _rebuild(content, set())
-    except FileNotFoundError:
+    except MissingFileError:
         raise
     except Exception as error:
         # torch passes on every exception of its unpickler and of the network.
@@ -307,7 +307,7 @@ def read_weights(path: str, field: str = 'checkpoint') -> Weights:
         The weights, with a note if they were not in the usual place.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        MissingFileError: There is no such file.
         ConfigError: The file cannot be read or has no weights.
     """
     return find_weights(load_checkpoint(path, field), f'{field}={path!r}')

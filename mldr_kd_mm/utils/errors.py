@@ -20,6 +20,10 @@ class ConfigError(ValueError):
     """
 
 
+class MissingFileError(ConfigError, FileNotFoundError):
+    """A file that the config or the command line names does not exist."""
+
+
 @contextmanager
 def named(field: str) -> Iterator[None]:
     """Prefix errors from other packages with the config field that caused them.
@@ -28,11 +32,11 @@ def named(field: str) -> Iterator[None]:
         field: Name of the field.
 
     Raises:
-        ConfigError: Replaces every exception except ConfigError and FileNotFoundError.
+        ConfigError: Replaces every other exception.
     """
     try:
         yield
-    except (ConfigError, FileNotFoundError):
+    except ConfigError:
         raise
     except Exception as error:
         raise ConfigError(f'{field}: {describe(error)}') from error
@@ -72,10 +76,10 @@ def check_file(field: str, path: str) -> None:
     """Check that a path is a file; a URL is left to mmengine.
 
     Raises:
-        ConfigError: There is no such file.
+        MissingFileError: There is no such file.
     """
     if '://' not in path and not os.path.isfile(path):
-        raise ConfigError(f"{field}: there is no file '{path}'")
+        raise MissingFileError(f"{field}: there is no file '{path}'")
 
 
 def check_positive(**fields: int) -> None:

@@ -108,7 +108,7 @@ def _look_at(run: LoggedRun, color: str, samples: int, checkpoint: str | None) -
         entry.processes = content.get('meta', {}).get('steps', {}).get('processes', 1)
         batches = run.validation_batches(samples)
         entry.seen = _observe(run.build_model(content), batches, run.name)
-    except (ConfigError, FileNotFoundError) as error:
+    except ConfigError as error:
         entry.note = f'no figures of its models: {error}'
         return entry
     dataset, count = batches.dataset.dataset, entry.seen.student.shape[1]

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from mldr_kd_mm.utils import errors
-from mldr_kd_mm.utils.errors import ConfigError, checked_arguments, named
+from mldr_kd_mm.utils.errors import ConfigError, MissingFileError, checked_arguments, named
 
 
 class TestNamed:
@@ -17,6 +17,7 @@ class TestNamed:
             (ValueError('no such thing'), 'neck: no such thing'),
             (KeyError('depth'), 'neck: KeyError: depth'),
             (AssertionError(), 'neck: AssertionError'),
+            (FileNotFoundError(), 'neck: FileNotFoundError'),  # as timm raises it
             (RuntimeError('\nfirst\nsecond'), 'neck: first second'),
         ],
         ids=repr,
@@ -27,7 +28,7 @@ class TestNamed:
         assert str(caught.value) == message
         assert caught.value.__cause__ is error
 
-    @pytest.mark.parametrize('error', [ConfigError('mine'), FileNotFoundError('a.pth')])
+    @pytest.mark.parametrize('error', [ConfigError('mine'), MissingFileError('a.pth')])
     def test_leaves_what_is_already_clear(self, error):
         with pytest.raises(type(error)) as caught, named('neck'):
             raise error

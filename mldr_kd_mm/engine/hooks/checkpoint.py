@@ -182,7 +182,7 @@ def find_latest_checkpoint(runner: Runner) -> str | None:
             return str(path)
         try:
             content = load_checkpoint(str(path), 'resume')
-        except (ConfigError, FileNotFoundError) as error:
+        except ConfigError as error:
             runner.logger.warning(f'{error}; trying the checkpoint before it')
             broken += 1
         else:

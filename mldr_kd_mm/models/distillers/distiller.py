@@ -72,7 +72,7 @@ class Distiller(BaseClassifier):
             ``torch.compile``. Requires that the losses read only its logits.
 
     Raises:
-        FileNotFoundError: If the teacher's checkpoint does not exist.
+        MissingFileError: If the teacher's checkpoint does not exist.
         ConfigError: If a part of the config is invalid, or the parts do not fit each other.
     """
 

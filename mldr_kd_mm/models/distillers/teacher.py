@@ -16,7 +16,7 @@ from mldr_kd_mm.models.builder import build_classifier, load_weights
 from mldr_kd_mm.models.taps import stages
 from mldr_kd_mm.models.taps.recorder import FeatureRecorder
 from mldr_kd_mm.models.taps.tapped_model import TappedModel
-from mldr_kd_mm.utils.errors import ConfigError
+from mldr_kd_mm.utils.errors import ConfigError, MissingFileError
 
 PRECISIONS = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
 
@@ -40,7 +40,7 @@ class Teacher(TappedModel):
             precision, which is half precision under ``--amp``.
 
     Raises:
-        FileNotFoundError: If the checkpoint does not exist.
+        MissingFileError: If the checkpoint does not exist.
         ConfigError: If weights are missing from the checkpoint, or the precision is unknown.
     """
 
@@ -67,9 +67,9 @@ class Teacher(TappedModel):
         if checkpoint is not None:
             try:
                 report = load_weights(self.model, checkpoint, 'teacher_checkpoint')
-            except FileNotFoundError as error:
+            except MissingFileError as error:
                 advice = 'train it with a config of configs/teachers, or set another path or URL'
-                raise FileNotFoundError(f'{error}; {advice}') from None
+                raise MissingFileError(f'{error}; {advice}') from None
             print_log(f'teacher_checkpoint={checkpoint!r}: {report}', 'current')
         self.model.requires_grad_(False).eval()
         # Overlapping convolutions are faster in this memory format, much faster on tensor cores.
