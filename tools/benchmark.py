@@ -185,7 +185,7 @@ class Plan:
             for method in self.methods:
                 if method.name == SCRATCH:
                     # Options describe the pair, so the student is taken after them.
-                    settings = student_alone(self.pairs[pair.name])
+                    settings = without_teacher(self.pairs[pair.name])
                 else:
                     composed = configs.compose(cfg, method.argument)
                     settings = complete(composed, self._options)
@@ -294,11 +294,11 @@ def is_distilled(settings: Settings) -> bool:
     return 'student' in settings['model']
 
 
-def student_alone(settings: Settings) -> Settings:
+def without_teacher(settings: Settings) -> Settings:
     """Return the settings that train the student alone."""
     if not is_distilled(settings):
         return settings
-    return settings | {'model': settings['model']['student'], 'teacher_sha256': None}
+    return settings | {'model': configs.student_alone(settings), 'teacher_sha256': None}
 
 
 def read_settings(path: Path) -> Settings:
@@ -361,7 +361,7 @@ def check_recipe(pair: Settings, run: Settings, names: tuple[str, str], remedy: 
         ConfigError: They differ in more than the method and the seed.
     """
     if not (is_distilled(pair) and is_distilled(run)):
-        pair, run = student_alone(pair), student_alone(run)
+        pair, run = without_teacher(pair), without_teacher(run)
     if found := next(iter_differences(recipe(pair), recipe(run)), None):
         field, expected, value = found
         raise ConfigError(

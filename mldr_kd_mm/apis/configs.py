@@ -193,7 +193,7 @@ def compose(
     check_pair(pair)
     composed = copy.deepcopy(pair)
     if method == SCRATCH:
-        composed.model = composed.model.student
+        composed.model = student_alone(composed)
         return composed
     fields = _read_method(method, pair)
     addition = fields.pop('method')
@@ -202,6 +202,21 @@ def compose(
     composed.merge_from_dict(fields)
     composed.merge_from_dict({'model': addition})
     return composed
+
+
+def student_alone(pair: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the model of a pair's student, with the preprocessing that it has beside its teacher.
+
+    Args:
+        pair: Fields of a config whose model is a Distiller.
+    """
+    student = copy.deepcopy(pair['model']['student'])
+    own = [part.get('data_preprocessor') for part in (pair['model'], student)]
+    if any(own):
+        # The Runner adds the config's data_preprocessor only to a model that has none.
+        shared = own[0] or pair.get('data_preprocessor') or {}
+        student['data_preprocessor'] = {**shared, **(own[1] or {})}
+    return student
 
 
 def check_pair(pair: Config, field: str = 'config') -> None:

@@ -91,6 +91,18 @@ def test_default_work_dir():
     assert alone.model.type == 'ImageClassifier'
 
 
+def test_a_student_alone_is_preprocessed_as_beside_its_teacher():
+    shared = dict(num_classes=100, mean=[1.0] * 3)
+    pair = Config.fromfile(config_path(PAIR))
+    assert 'data_preprocessor' not in compose(pair, 'scratch').model, "the Runner adds the config's"
+    pair.data_preprocessor = shared
+    pair.model.student.data_preprocessor = dict(std=[2.0] * 3)
+    assert compose(pair, 'scratch').model.data_preprocessor == shared | dict(std=[2.0] * 3)
+    pair.model.data_preprocessor = dict(mean=[3.0] * 3)
+    expected = dict(mean=[3.0] * 3, std=[2.0] * 3)
+    assert compose(pair, 'scratch').model.data_preprocessor == expected
+
+
 def test_a_method_of_the_current_directory_is_found_by_name_and_by_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / 'configs/_base_/methods/mine.py'
