@@ -24,6 +24,7 @@ from helpers import mldr
 from mmengine.config import Config
 
 from mldr_kd_mm.cli import make_parser
+from mldr_kd_mm.models import losses
 from mldr_kd_mm.models.builder import build_classifier
 from mldr_kd_mm.registry import MODELS
 
@@ -434,6 +435,13 @@ def test_tables_of_the_benchmarks():
     page = (ROOT / 'docs/benchmarks.md').read_text()
     tables = runpy.run_path(str(ROOT / 'docs/benchmarks/write_tables.py'))
     assert tables['with_benchmarks'](page) == page, 'run: python docs/benchmarks/write_tables.py'
+
+
+def test_methods_are_documented():
+    page = (ROOT / 'docs/methods.md').read_text()
+    methods = [path.stem for path in (ROOT / 'configs/_base_/methods').glob('*.py')]
+    assert [name for name in methods if f'`{name}`' not in page] == []
+    assert [name for name in losses.__all__ if name not in page] == []
 
 
 LINK = re.compile(r'\[[^\]]*\]\(([^)\s]+)\)')

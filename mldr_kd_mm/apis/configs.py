@@ -119,7 +119,8 @@ def check_config_file(field: str, path: str) -> None:
     """Raise a ConfigError unless a config file exists; point to the new path of one that moved."""
     if moved := _new_path(path):
         raise ConfigError(f'{field}={path!r}: this config has moved; use {moved}')
-    check_file(field, path)
+    neighbours = [each.name for each in Path(path).parent.glob('*.py')]
+    check_file(field, path, _suggest(Path(path).name, neighbours))
 
 
 def read_config(path: str | Path, field: str = 'config') -> Config:

@@ -72,14 +72,19 @@ def are_sizes(values: Any, count: int) -> bool:
     return is_list and all(is_number(size, int) and size > 0 for size in values)
 
 
-def check_file(field: str, path: str) -> None:
+def check_file(field: str, path: str, hint: str = '') -> None:
     """Check that a path is a file; a URL is left to mmengine.
+
+    Args:
+        field: Name of the argument or field.
+        path: The path.
+        hint: What to do about a missing file, for the error.
 
     Raises:
         MissingFileError: There is no such file.
     """
     if '://' not in path and not os.path.isfile(path):
-        raise MissingFileError(f"{field}: there is no file '{path}'")
+        raise MissingFileError(f'{field}={path!r}: there is no such file{hint and "; "}{hint}')
 
 
 def check_positive(**fields: int) -> None:

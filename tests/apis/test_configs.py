@@ -131,7 +131,7 @@ def test_mistakes_of_a_composition(tmp_path, subtests):
         (PAIR, None): r'a pair needs a method; add --method mldr',
         (PAIR, 'dits'): r"method='dits': there is no .*dits.py; did you mean dist",
         (PAIR, 'xyz'): r"method='xyz': .* give the path of a file, or one of cc, crd",
-        (PAIR, 'lost.py'): r"method: there is no file 'lost.py'",
+        (PAIR, 'lost.py'): r"method='lost.py': there is no such file",
         (PAIR, str(no_method)): r'no_method.py.: must have method = dict\(losses=',
         (NAME, 'dist'): r'already has losses; give its pair, .*pairs/deit_to_mobilenet_c100.py',
         ('scratch/mobilenet_c100.py', 'dist'): r'its model has no teacher; a method needs a pair',
@@ -140,6 +140,12 @@ def test_mistakes_of_a_composition(tmp_path, subtests):
         with subtests.test(message), pytest.raises(ConfigError, match=message) as caught:
             load_config(config_path(name), method)
         assert '\n' not in str(caught.value)
+
+
+def test_a_config_that_does_not_exist():
+    path = config_path(PAIR).replace('c100', 'c10')
+    with pytest.raises(ConfigError, match=f'there is no such file; did you mean {Path(PAIR).name}'):
+        load_config(path, 'kd')
 
 
 def test_a_config_that_has_moved(monkeypatch, subtests):

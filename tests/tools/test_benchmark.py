@@ -501,12 +501,12 @@ def test_method_may_bring_its_own_code(project, benchmark):
         ),
         (
             [*COMMAND, '--cfg-options', 'model.teacher_checkpoint=work_dirs/other/epoch_1.pth'],
-            "model.teacher_checkpoint: there is no file 'work_dirs/other/epoch_1.pth', and no "
+            "model.teacher_checkpoint='work_dirs/other/epoch_1.pth': there is no such file, and no "
             'configs/teachers/other.py to train it with',
         ),
         (
             [*COMMAND, '--cfg-options', 'train_cfg.max_epochs=3'],
-            "model.teacher_checkpoint: there is no file 'work_dirs/small_vit/epoch_1.pth'; "
+            "model.teacher_checkpoint='work_dirs/small_vit/epoch_1.pth': there is no such file; "
             'configs/teachers/small_vit.py would end with epoch_3.pth',
         ),
         (

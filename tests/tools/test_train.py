@@ -47,7 +47,7 @@ def test_train_resume_and_test(config, tool, tmp_path):
         (['--cfg-options', 'optim_wrapper.optimizer.type=SDG'], "there is no optimizer 'SDG'"),
         (['--cfg-options', 'optim_wrapper.optimizer.rate=1'], 'optim_wrapper: '),
         (['--cfg-options', NO_DATA], 'train_dataloader.dataset: '),
-        (['--resume', 'lost.pth'], "--resume: there is no file 'lost.pth'"),
+        (['--resume', 'lost.pth'], "--resume='lost.pth': there is no such file"),
         (['--auto-scale-lr'], '--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...)'),
     ],
 )
@@ -68,13 +68,15 @@ def test_amp_without_gpu(config, tool):
 
 
 def test_unreadable_config(config, tool):
-    assert one_line(tool('train', 'lost.py')) == "config: there is no file 'lost.py'"
+    assert one_line(tool('train', 'lost.py')) == "config='lost.py': there is no such file"
     config.write_text('model = dict(')
     assert one_line(tool('train', config)).startswith(str(config))
 
 
 def test_missing_checkpoint(config, tool):
-    assert "checkpoint: there is no file 'lost.pth'" in one_line(tool('test', config, 'lost.pth'))
+    assert "checkpoint='lost.pth': there is no such file" in one_line(
+        tool('test', config, 'lost.pth')
+    )
 
 
 def test_traceback_on_request(config, tool):
