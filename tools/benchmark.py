@@ -236,7 +236,7 @@ class Plan:
             return None
         if checkpoint in self.teachers:
             return self.teachers[checkpoint]
-        missing = f'model.teacher_checkpoint={checkpoint!r}: there is no such file'
+        missing = f"model.teacher_checkpoint='{checkpoint}': there is no such file"
         config = find_configs(TEACHERS).get(name)
         if config is None:
             raise ConfigError(f'{missing}, and no configs/{TEACHERS}/{name}.py to train it with')

@@ -144,7 +144,7 @@ def test_mistakes_of_a_composition(tmp_path, subtests):
 
 def test_a_config_that_does_not_exist():
     path = config_path(PAIR).replace('c100', 'c10')
-    with pytest.raises(ConfigError, match=f'there is no such file; did you mean {Path(PAIR).name}'):
+    with pytest.raises(ConfigError, match='there is no such file; did you mean deit_to_'):
         load_config(path, 'kd')
 
 
