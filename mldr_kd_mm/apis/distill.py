@@ -183,15 +183,15 @@ def _train_teacher(
     """Train the teacher on the folder, unless an earlier part of a resumed run has done so."""
     if resume and Path(checkpoint).is_file():
         return
+    has_started = resume and Path(cfg.work_dir, 'last_checkpoint').is_file()
+    if options.teacher_pretrained and isinstance(options.teacher, str) and not has_started:
+        pretrained = Path(cfg.work_dir, 'pretrained.pth')
+        cfg.load_from = fetch_pretrained(teacher, pretrained, 'teacher')
     print_log(
         f'teacher_checkpoint=None: training {teacher.name} on the folder first, for '
         f'{options.epochs_of_teacher} epochs; later runs can use {checkpoint!r}',
         'current',
     )
-    has_started = resume and Path(cfg.work_dir, 'last_checkpoint').is_file()
-    if options.teacher_pretrained and isinstance(options.teacher, str) and not has_started:
-        pretrained = Path(cfg.work_dir, 'pretrained.pth')
-        cfg.load_from = fetch_pretrained(teacher, pretrained, 'teacher')
     _train(cfg, resume)
 
 
