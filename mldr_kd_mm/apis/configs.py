@@ -155,15 +155,10 @@ def load_config(path: str, method: str | None = None) -> Config:
             given for a config that already has losses.
     """
     cfg = read_config(path)
-    is_pair = _is_distiller(cfg) and not cfg.model.get('losses')
-    if is_pair and method is None:
+    if method is None and _is_distiller(cfg) and not cfg.model.get('losses'):
         raise ConfigError(f'config={path!r}: a pair needs a method; add --method mldr or another')
     name = Path(path).stem
     if method is not None:
-        if not is_pair and _is_distiller(cfg):
-            pair = find_configs(PAIRS).get(name)
-            fix = f'give its pair, {pair}' if pair else 'leave --method out'
-            raise ConfigError(f'method={method!r}: {path} already has losses; {fix}')
         cfg = compose(cfg, method)
         name = f'{name}_{Path(method).stem}'
     cfg.setdefault('work_dir', str(Path('work_dirs', name)))
@@ -189,7 +184,7 @@ def compose(
 
     Raises:
         ConfigError: If the method is not found or has no losses, or if the pair lacks a teacher or
-            a student.
+            a student, or has losses already.
     """
     check_pair(pair)
     composed = copy.deepcopy(pair)
@@ -221,13 +216,17 @@ def student_alone(pair: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_pair(pair: Config, field: str = 'config') -> None:
-    """Raise a ConfigError unless the model of a config has a teacher and a student."""
+    """Raise a ConfigError unless a config's model has a teacher, a student and no losses yet."""
     for part in ('teacher', 'student'):
         if part not in pair.get('model', {}):
             raise ConfigError(
                 f'{field}={pair.filename!r}: its model has no {part}; a method needs a pair, see '
                 'configs/pairs'
             )
+    if pair.model.get('losses'):
+        known = find_configs(PAIRS).get(Path(pair.filename or '').stem)
+        fix = f'give its pair, {known}' if known else 'leave the method out, or give a pair'
+        raise ConfigError(f'{field}={pair.filename!r}: already has losses; {fix}')
 
 
 def _read_method(method: str | Mapping[str, Any], pair: Config) -> dict[str, Any]:

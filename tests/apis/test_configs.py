@@ -148,6 +148,13 @@ def test_a_config_that_does_not_exist():
         load_config(path, 'kd')
 
 
+@pytest.mark.parametrize('method', ['dist', 'scratch'])
+def test_no_method_is_mixed_with_another(method):
+    whole = Config.fromfile(config_path('quickstart/mldr.py'))
+    with pytest.raises(ConfigError, match=r"mldr\.py': already has losses; leave the method out"):
+        compose(whole, method)
+
+
 def test_a_config_that_has_moved(monkeypatch, subtests):
     monkeypatch.chdir(CONFIGS.parent)
     moved = {
