@@ -76,7 +76,7 @@ def find_model(
         return _of_ours(ours[name], num_classes, image_size, field)
     if source in ('mmpretrain', '') and name in list_models():
         return _of_mmpretrain(name, num_classes, image_size)
-    known = [*timm.list_models(), *ours]
+    known = {*timm.list_models(), *ours}
     near = difflib.get_close_matches(name, known)
     hint = f'did you mean {" or ".join(near)}?' if near else 'timm.list_models() lists names'
     raise ConfigError(f'{field}={model!r}: neither timm nor mmpretrain has such a model; {hint}')
