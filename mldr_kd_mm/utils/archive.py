@@ -59,9 +59,12 @@ def extract(archive: Path, folder: Path, limit: int) -> None:
         limit: Largest size of the uncompressed archive in bytes.
 
     Raises:
-        ValueError: The archive is damaged, has a member that the filter refuses, or is larger than
-            ``limit``. Members before that one have been written.
+        ValueError: Python is too old to have the filter; or the archive is damaged, has a member
+            that the filter refuses, or is larger than ``limit``. Members before that one have been
+            written.
     """
+    if not hasattr(tarfile, 'data_filter'):
+        raise ValueError('extracting it safely needs Python 3.10.12, 3.11.4 or newer')
     try:
         with gzip.open(archive) as stream:
             with tarfile.open(fileobj=_LimitedReader(stream, limit), mode='r|') as tar:

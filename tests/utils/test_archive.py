@@ -46,6 +46,13 @@ def files(root: Path) -> dict[str, bytes]:
     }
 
 
+def test_python_without_the_filter(tmp_path, folder, monkeypatch):
+    monkeypatch.delattr(tarfile, 'data_filter')
+    with pytest.raises(ValueError, match='needs Python 3.10.12, 3.11.4 or newer'):
+        extract(pack(tmp_path), folder, LIMIT)
+    assert files(folder) == {}
+
+
 def test_extracts_the_members(tmp_path, folder):
     extract(pack(tmp_path), folder, LIMIT)
     assert files(folder) == CONTENT
