@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import re
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -119,8 +120,9 @@ def check_config_file(field: str, path: str) -> None:
     """Raise a ConfigError unless a config file exists; point to the new path of one that moved."""
     if moved := _new_path(path):
         raise ConfigError(f'{field}={path!r}: this config has moved; use {moved}')
-    neighbours = [each.name for each in Path(path).parent.glob('*.py')]
-    check_file(field, path, _suggest(Path(path).name, neighbours))
+    folder = Path(path).parent
+    names = [each.name for each in folder.glob('*.py')] if os.path.isdir(folder) else []
+    check_file(field, path, _suggest(Path(path).name, names, cutoff=0.9))
 
 
 def read_config(path: str | Path, field: str = 'config') -> Config:
@@ -274,8 +276,8 @@ def _new_path(path: str) -> str | None:
     new = re.sub(r'_c20(?=\.py$)', '_cifar100-20cls', new)
     new = new.replace('configs/_base_/pairs/', 'configs/pairs/')
     new = re.sub(rf'configs/({_OLD_FOLDERS})/(.+\.py)$', r'configs/pairs/\2 --method \1', new)
-    exists = Path(new.partition(' --method ')[0]).is_file()
-    return new if new != path and exists and not Path(path).exists() else None
+    exists = os.path.isfile(new.partition(' --method ')[0])
+    return new if new != path and exists and not os.path.exists(path) else None
 
 
 def _suggest(name: Any, names: Any, cutoff: float = 0.6) -> str:
