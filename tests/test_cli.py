@@ -132,7 +132,10 @@ def test_mistakes(command, args, message):
     ('args', 'message'),
     [
         (['--data', '/nowhere'], 'there is no such folder'),
-        (['--method', 'mldrr'], "method='mldrr': must be one of"),
+        (
+            ['--method', 'mldrr'],
+            "method='mldrr': there is no configs/_base_/methods/mldrr.py; did you mean mldr",
+        ),
         (['--epochs', '0'], 'epochs=0'),
         (['--val-fraction', '2'], 'val_fraction=2'),
         (['--teacher-checkpoint', 'lost.pth'], "teacher_checkpoint='lost.pth': there is no such"),
