@@ -26,6 +26,13 @@ many = settings(max_examples=50, deadline=None, suppress_health_check=[HealthChe
 CLASSES = arrays(np.int64, 12, elements=st.integers(0, 4))
 
 
+def test_softmax_is_over_the_classes():
+    logits = np.log([[1.0, 3.0], [2.0, 2.0], [3.0, 1.0]])
+    assert softmax(logits) == pytest.approx(np.array([[0.25, 0.75], [0.5, 0.5], [0.75, 0.25]]))
+    columns = np.array([[1 / 6, 3 / 6], [2 / 6, 2 / 6], [3 / 6, 1 / 6]])
+    assert softmax(logits, axis=0) == pytest.approx(columns)
+
+
 def test_calibration_by_hand():
     # Two bins: none up to 0.5, all four above it, with mean confidence 0.75 and two correct.
     assert expected_calibration_error(PROBABILITIES, LABELS, bins=2) == pytest.approx(0.25)
