@@ -88,15 +88,14 @@ def flip_a_byte(path):
 
 @pytest.mark.parametrize('damage', [truncate, flip_a_byte, lambda path: path.unlink()])
 def test_goes_on_from_the_newest_whole_one(tmp_path, damage):
-    wanted = run(tmp_path / 'straight').model.state_dict()
-    run(tmp_path / 'run', max_epochs=2)
-    damage(tmp_path / 'run' / 'epoch_2.pth')
+    wanted = run(tmp_path).model.state_dict()
+    damage(tmp_path / 'epoch_3.pth')
 
-    runner = run(tmp_path / 'run', resume=True)
+    runner = run(tmp_path, resume=True)
 
     text = log(runner)
-    assert 'resumed epoch: 1, iter: 4' in text
-    assert "epoch_2.pth'" in text
+    assert 'resumed epoch: 2, iter: 8' in text
+    assert "epoch_3.pth'" in text
     for name, value in runner.model.state_dict().items():
         assert torch.equal(value, wanted[name])
 
