@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import os
 import pickle
 import pty
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -238,6 +240,20 @@ def leave_group() -> NoReturn:
     os._exit(0)
 
 
+@functools.cache
+def rank_server(rank: int) -> subprocess.Popen:
+    """Return the process that forks the processes of a rank, see rank_server.py."""
+    tests = Path(__file__).parent
+    return subprocess.Popen(
+        [sys.executable, tests / 'rank_server.py'],
+        # Hashes of strings differ between the processes of a launcher, too.
+        env=environment(tests) | {'PYTHONHASHSEED': str(rank + 1)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
 def run_ranks(*commands: Sequence, code: int = 0) -> None:
     """Run one Python process per rank; each must end with the exit code.
 
@@ -245,27 +261,17 @@ def run_ranks(*commands: Sequence, code: int = 0) -> None:
         commands: Arguments of ``python`` for rank 0, 1, ... The rank is in ``LOCAL_RANK``.
         code: The expected exit code.
     """
-    started = [
-        subprocess.Popen(
-            [sys.executable, *map(str, command)],
-            # Hashes of strings differ between the processes of a launcher, too.
-            env=os.environ
-            | {
-                'GLOO_SOCKET_IFNAME': 'lo',
-                'LOCAL_RANK': str(rank),
-                'PYTHONHASHSEED': str(rank + 1),
-                'PYTHONPATH': f'{Path(__file__).parent}:{os.environ.get("PYTHONPATH", "")}',
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank, command in enumerate(commands)
-    ]
-    try:
-        for process in started:
-            output = process.communicate(timeout=300)[0]
-            assert process.returncode == code, output
-    finally:
-        for process in started:
-            process.kill()
+    with tempfile.TemporaryDirectory() as folder:
+        outputs = [Path(folder, str(rank)) for rank in range(len(commands))]
+        for rank, command in enumerate(commands):
+            ours = {'GLOO_SOCKET_IFNAME': 'lo', 'LOCAL_RANK': str(rank)}
+            request = dict(
+                arguments=list(map(str, command)),
+                folder=os.getcwd(),
+                environment=os.environ | ours,
+                output=str(outputs[rank]),
+            )
+            print(json.dumps(request), file=rank_server(rank).stdin, flush=True)
+        codes = [int(rank_server(rank).stdout.readline()) for rank in range(len(commands))]
+        for rank, output in enumerate(outputs):
+            assert codes[rank] == code, output.read_text(errors='replace')
