@@ -71,7 +71,7 @@ class TestFullPrecision:
     def test_keeps_name_docstring_and_signature(self):
         """The Distiller reads from the signature which labels a loss needs."""
         assert Product.forward.__name__ == 'forward'
-        assert Product.forward.__doc__ == 'A product.'
+        assert Product.forward.__doc__ == 'Return a product.'
         parameters = inspect.signature(Product().forward).parameters
         assert list(parameters) == ['student', 'teacher', 'target', 'power']
 
