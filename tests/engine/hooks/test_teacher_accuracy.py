@@ -6,10 +6,10 @@ import pytest
 import torch
 from helpers import mldr, resnet, train, vit
 from mmengine.dataset import pseudo_collate
-from mmengine.runner import load_checkpoint
 
 from mldr_kd_mm.datasets import Digits
 from mldr_kd_mm.registry import MODELS
+from mldr_kd_mm.utils.checkpoint import load_checkpoint
 
 
 @pytest.fixture(scope='module')
@@ -36,7 +36,7 @@ def test_is_the_accuracy_of_the_teacher_alone(tmp_path, teacher_checkpoint):
     train(mldr(teacher=teacher(), teacher_checkpoint=teacher_checkpoint), tmp_path / 'run')
 
     model = MODELS.build(teacher()).eval()
-    load_checkpoint(model, teacher_checkpoint)
+    model.load_state_dict(load_checkpoint(teacher_checkpoint)['state_dict'])
     data = Digits('test', subset=dict(per_class=3), pipeline=[dict(type='mmpretrain.PackInputs')])
     batch = model.data_preprocessor(pseudo_collate(list(data)), False)
     samples = model.predict(**batch)
