@@ -1,7 +1,10 @@
 """Fixtures and settings of all tests."""
 
+import faulthandler
+import multiprocessing
 import os
 import shutil
+import signal
 import sys
 
 import pytest
@@ -17,6 +20,17 @@ torch.set_num_threads(1)
 # --hypothesis-profile default.
 settings.register_profile('same_examples', derandomize=True)
 settings.load_profile('same_examples')
+
+
+def pytest_configure(config):
+    """Keep the real standard error, which pytest replaces."""
+    config.stderr = os.dup(2)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionfinish(session):
+    """Print all stacks and exit if this process does not end after its last test."""
+    faulthandler.dump_traceback_later(120, file=session.config.stderr, exit=True)
 
 
 @pytest.fixture(autouse=True)
@@ -43,4 +57,15 @@ def browser():
         options = ['--no-sandbox'] if os.geteuid() == 0 else []
         browser = context.chromium.launch(executable_path=path, args=options)
         yield browser
+        _kill_children()
         browser.close()
+
+
+def _kill_children():
+    """Kill the data-loader workers of a Runner that still exists.
+
+    They have copies of the pipe to the browser's driver, which ends when the last copy is closed.
+    """
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler reports them as failed
+    for child in multiprocessing.active_children():
+        child.kill()

@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import pty
+import select
 import subprocess
 import sys
 import tempfile
@@ -272,6 +273,18 @@ def run_ranks(*commands: Sequence, code: int = 0) -> None:
                 output=str(outputs[rank]),
             )
             print(json.dumps(request), file=rank_server(rank).stdin, flush=True)
-        codes = [int(rank_server(rank).stdout.readline()) for rank in range(len(commands))]
+        codes = [_answer(rank) for rank in range(len(commands))]
         for rank, output in enumerate(outputs):
             assert codes[rank] == code, output.read_text(errors='replace')
+
+
+def _answer(rank: int) -> int:
+    """Return the exit code of a rank's process; the server ends one that takes too long."""
+    server = rank_server(rank)
+    answers, _, _ = select.select([server.stdout], [], [], 180)
+    line = server.stdout.readline() if answers else ''
+    if not line:
+        server.kill()
+        rank_server.cache_clear()
+        raise RuntimeError(f'the server of rank {rank} does not answer')
+    return int(line)

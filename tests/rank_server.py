@@ -1,26 +1,35 @@
 """Fork a process per command, with the imports that take seconds already done.
 
 :func:`helpers.run_ranks` starts one server per rank, each with a hash seed of its own. A line of
-standard input is a command in JSON; the exit code of its process is the answer.
+standard input is a command in JSON; the exit code of its process is the answer, -9 if it took too
+long. No process outlives the one that started it.
 """
 
+import ctypes
 import json
 import os
 import runpy
+import select
 import signal
 import sys
 import traceback
+from contextlib import suppress
 
 import helpers  # noqa: F401
 
 import mldr_kd_mm  # noqa: F401
 
-TIMEOUT = 300  # seconds
+TIMEOUT = 120  # seconds that a command may take
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
+
+
+def die_with_parent() -> None:
+    """Let the kernel kill this process when its parent ends."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def run(arguments: list[str], folder: str, environment: dict[str, str], output: str) -> int:
     """Do in this process what ``python ARGUMENTS`` does; return the exit code."""
-    signal.alarm(TIMEOUT)
     stream = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for target in (1, 2):
         os.dup2(stream, target)
@@ -43,14 +52,24 @@ def run(arguments: list[str], folder: str, environment: dict[str, str], output: 
     return 0
 
 
+def serve(request: dict) -> int:
+    """Run a command in a process group of its own; return the exit code of its process."""
+    child = os.fork()
+    if child == 0:
+        die_with_parent()
+        os.setpgid(0, 0)
+        code = run(**request)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    select.select([os.pidfd_open(child)], [], [], TIMEOUT)
+    with suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)  # data-loader workers that it left, or all after TIMEOUT
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
 if __name__ == '__main__':
+    die_with_parent()
     answers = os.fdopen(os.dup(1), 'w')
     for line in sys.stdin:
-        child = os.fork()
-        if child == 0:
-            code = run(**json.loads(line))
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-        status = os.waitpid(child, 0)[1]
-        print(os.waitstatus_to_exitcode(status), file=answers, flush=True)
+        print(serve(json.loads(line)), file=answers, flush=True)
