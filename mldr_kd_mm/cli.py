@@ -201,6 +201,11 @@ def _add_distill(parser: ArgumentParser) -> None:
         help='continue from the last checkpoint in the work directory',
     )
     add(
+        '--overwrite',
+        action='store_true',
+        help='delete the checkpoints of an earlier run in the work directory and start again',
+    )
+    add(
         '--print-config',
         action='store_true',
         help='print the config for tools/train.py instead of training',
@@ -218,12 +223,13 @@ def _run_distill(args: Namespace) -> None:
     from mldr_kd_mm.utils.logging import log_warnings_only
 
     options = vars(args)
-    resume, only_print = options.pop('resume'), options.pop('print_config')
+    resume, overwrite = options.pop('resume'), options.pop('overwrite')
+    only_print = options.pop('print_config')
     if only_print:
         with log_warnings_only():
             print(distill_config(**options).pretty_text)
         return
-    result = distill(**options, resume=resume)
+    result = distill(**options, resume=resume, overwrite=overwrite)
     if result.teacher_accuracy is not None:
         print(f'teacher:    {result.teacher_accuracy:.2f} %')
     print(f'student:    {result.accuracy:.2f} %, best epoch {result.best_accuracy:.2f} %')

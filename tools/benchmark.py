@@ -105,9 +105,9 @@ class BenchmarkRun(Run):
         write_atomically(self.config, '\n'.join(lines))
 
     def arguments(self) -> list[str]:
-        """Return the arguments that resume the run, if it can resume."""
+        """Return the arguments that resume the run, or start it again if it cannot resume."""
         checkpoint = self.last_checkpoint()
-        return ['--resume', str(checkpoint)] if checkpoint else []
+        return ['--resume', str(checkpoint)] if checkpoint else ['--overwrite']
 
     def last_checkpoint(self) -> Path | None:
         """Return the checkpoint to resume from, if there is one.

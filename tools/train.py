@@ -1,6 +1,6 @@
 """Train a config.
 
-    python tools/train.py CONFIG [--work-dir DIR] [--resume [CHECKPOINT]] [--amp] ...
+    python tools/train.py CONFIG [--work-dir DIR] [--resume [CHECKPOINT]] [--overwrite] ...
     python tools/train.py configs/pairs/PAIR.py --method mldr
 
 Several processes: ``bash tools/dist_train.sh CONFIG GPUS``.
@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
             fields.append('val_dataloader')
         preflight(cfg, *fields)
     with one_line_for(ConfigError, args.traceback):
-        run(cfg, 'train')
+        run(cfg, 'train', args.overwrite)
 
 
 if __name__ == '__main__':

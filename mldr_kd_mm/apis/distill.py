@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmengine.config import Config
-from mmengine.logging import print_log
+from mmengine.logging import MessageHub, print_log
 from mmengine.runner import Runner
 
 from mldr_kd_mm.apis.models import NamedModel, fetch_pretrained
@@ -20,6 +21,7 @@ from mldr_kd_mm.apis.recipe import (
     teacher_config,
 )
 from mldr_kd_mm.engine.launch import fit_to_machine, preflight, start
+from mldr_kd_mm.engine.work_dir import claim_work_dir
 from mldr_kd_mm.evaluation.logged_run import ACCURACY
 from mldr_kd_mm.utils.errors import check_switch
 
@@ -67,7 +69,7 @@ def distill_config(
         data: Folder of images.
         method: Name, path or dict of the method.
         epochs: Number of training epochs of the student.
-        **options: The other options of :func:`distill`, except ``resume``.
+        **options: The other options of :func:`distill`, except ``resume`` and ``overwrite``.
 
     Returns:
         The config.
@@ -88,6 +90,7 @@ def distill(
     epochs: int = 100,
     *,
     resume: bool = False,
+    overwrite: bool = False,
     **options: Any,
 ) -> Distilled:
     """Train a student with a teacher on a folder of images.
@@ -115,6 +118,8 @@ def distill(
             ``method`` dict of one.
         epochs: Number of training epochs of the student. The warm-up is shortened with it.
         resume: Whether to continue from the last checkpoint in the work directory.
+        overwrite: Whether to delete the checkpoints of an earlier run in the work directory. If
+            neither this nor ``resume`` is set, a directory with checkpoints is an error.
         **options: The keyword arguments below.
 
     Keyword Args:
@@ -149,23 +154,33 @@ def distill(
         Accuracies and paths.
 
     Raises:
-        ConfigError: If an argument or the folder of images is invalid, or the teacher's number of
-            classes is not that of the folder.
+        ConfigError: If an argument or the folder of images is invalid, the teacher's number of
+            classes is not that of the folder, or the work directory is in use.
         MissingFileError: If the teacher checkpoint does not exist.
     """
-    check_switch(resume=resume)
+    check_switch(resume=resume, overwrite=overwrite)
     parsed = parse_options(teacher, student, data, method, epochs, **options)
     images = read_training_images(parsed)
     teacher_model, student_model = find_models(parsed, len(images.CLASSES))
     cfg = student_config(parsed, images, teacher_model, student_model)
+    # Find a mistake in the student's config before the teacher is trained.
+    checked = copy.deepcopy(cfg)
     if parsed.trains_teacher:
-        # Find a mistake in the student's config before the teacher is trained.
-        without_teacher = copy.deepcopy(cfg)
-        without_teacher.model.teacher_checkpoint = None
-        preflight(without_teacher, *_FIELDS)
-        teacher_cfg = teacher_config(parsed, images, teacher_model, cfg)
-        _train_teacher(parsed, teacher_model, teacher_cfg, cfg.model.teacher_checkpoint, resume)
-    hub = _train(cfg, resume).message_hub
+        checked.model.teacher_checkpoint = None
+    preflight(checked, *_FIELDS)
+    with ExitStack() as stack:
+        stack.enter_context(claim_work_dir(cfg, resume, overwrite))
+        if parsed.trains_teacher:
+            teacher_cfg = teacher_config(parsed, images, teacher_model, cfg)
+            stack.enter_context(claim_work_dir(teacher_cfg, resume, overwrite))
+            preflight(teacher_cfg, *_FIELDS)
+            checkpoint = cfg.model.teacher_checkpoint
+            _train_teacher(parsed, teacher_model, teacher_cfg, checkpoint, resume)
+        return _result(cfg, _train(cfg, resume).message_hub)
+
+
+def _result(cfg: Config, hub: MessageHub) -> Distilled:
+    """Export the student of a finished run and collect its results."""
     history = hub.log_scalars[f'val/{ACCURACY}'].data[0]
     return Distilled(
         work_dir=cfg.work_dir,
@@ -201,7 +216,6 @@ def _train(cfg: Config, resume: bool) -> Runner:
     cfg.experiment_name = Path(cfg.work_dir).name
     cfg.resume = resume
     fit_to_machine(cfg)
-    preflight(cfg, *_FIELDS)
     return start(cfg, 'train')
 
 

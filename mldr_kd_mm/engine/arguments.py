@@ -27,6 +27,10 @@ RUNNER_FIELDS = {
 }
 """Fields that mmengine reads from a config: the Runners' arguments and a few others."""
 
+RESTART_COUNTS = ('TORCHELASTIC_RESTART_COUNT', 'SLURM_RESTART_COUNT')
+"""Variables that are above 0 in a run that was started again, by torchrun after a process has
+ended (see ``MAX_RESTARTS``) or by Slurm after the job was requeued."""
+
 
 class CfgOptions(DictAction):
     """Parse KEY=VALUE pairs; for a missing ``=``, mmengine's own class prints a traceback."""
@@ -87,6 +91,11 @@ def add_training_arguments(parser: ArgumentParser) -> None:
         metavar='CHECKPOINT',
         help='continue from this checkpoint; without a path, from the latest in the work directory',
     )
+    parser.add_argument(
+        '--overwrite',
+        action='store_true',
+        help='delete the checkpoints of an earlier run in the work directory and start again',
+    )
     parser.add_argument('--amp', action='store_true', help='use mixed precision; requires a GPU')
     parser.add_argument('--no-validate', action='store_true', help='train without validation')
     parser.add_argument(
@@ -116,8 +125,7 @@ def apply_training_arguments(cfg: Config, args: Namespace) -> None:
         ConfigError: If an argument is wrong.
     """
     resume = args.resume
-    if resume is None and int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)):
-        # torchrun restarts all processes when one has ended, see MAX_RESTARTS.
+    if resume is None and any(int(os.environ.get(count, 0)) for count in RESTART_COUNTS):
         resume = 'auto'
     if resume:
         cfg.resume = True

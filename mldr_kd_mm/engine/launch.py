@@ -8,6 +8,7 @@ import gc
 import importlib.util
 import os
 import sys
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from mmengine.registry import (
 )
 from mmengine.runner import Runner
 
+from mldr_kd_mm.engine.work_dir import claim_work_dir
 from mldr_kd_mm.utils.checkpoint import use_safe_loading
 from mldr_kd_mm.utils.errors import ConfigError, describe, named
 from mldr_kd_mm.utils.logging import log_warnings_only
@@ -103,7 +105,7 @@ def preflight(cfg: Config, *fields: str) -> None:
     for field in fields:
         if cfg.get(field) is None:
             raise ConfigError(f"the config has no field '{field}'")
-    if int(os.environ.get(RANK_VARIABLES.get(cfg.get('launcher'), ''), 0)) != 0:
+    if not _is_rank_0(cfg):
         return
     cfg = copy.deepcopy(cfg)
     if cfg.get('data_preprocessor'):
@@ -121,6 +123,11 @@ def preflight(cfg: Config, *fields: str) -> None:
             if field.endswith('_dataloader'):
                 with named(f'{field}.dataset'):
                     DATASETS.build(cfg[field].dataset)
+
+
+def _is_rank_0(cfg: Config) -> bool:
+    """Return whether this is the main process, before the process group is initialised."""
+    return int(os.environ.get(RANK_VARIABLES.get(cfg.get('launcher'), ''), 0)) == 0
 
 
 def check_strategy(cfg: Config) -> None:
@@ -160,7 +167,7 @@ def start(cfg: Config, task: str) -> Runner:
     return runner
 
 
-def run(cfg: Config, task: str) -> None:
+def run(cfg: Config, task: str, overwrite: bool = False) -> None:
     """Run a config as the main job of this process, and end the process.
 
     The exit code is 1 after a failure of the machine, such as a full disk or a lost process, and
@@ -169,21 +176,33 @@ def run(cfg: Config, task: str) -> None:
     Args:
         cfg: The config.
         task: ``train`` or ``test``.
+        overwrite: Whether training may replace an earlier run in the work directory.
+
+    Raises:
+        ConfigError: The run cannot start, for example because the work directory is in use.
     """
     over_gloo = cfg.launcher != 'none' and not torch.cuda.is_available()
-    join_processes(cfg, over_gloo)
+    with ExitStack() as stack:
+        if task == 'train' and _is_rank_0(cfg):
+            claim = claim_work_dir(cfg, cfg.get('resume', False), overwrite)
+            stack.enter_context(claim)
+        join_processes(cfg, over_gloo)
+        code = _exit_code_of(cfg, task)
+    leave(code, over_gloo)
+
+
+def _exit_code_of(cfg: Config, task: str) -> int:
     try:
         start(cfg, task)
-        code = 0
     except SystemExit as stop:  # raised by the StopSignalHook
-        code = stop.code
+        return stop.code
     except (OSError, RuntimeError) as error:
         message = machine_failure(error)
         if message is None:
             raise
         print(f'error: {message}; --resume continues from the last checkpoint', file=sys.stderr)
-        code = 1
-    leave(code, over_gloo)
+        return 1
+    return 0
 
 
 def join_processes(cfg: Config, over_gloo: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,8 +18,8 @@ UNFINISHED = '.unfinished'
 def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
     """Open a file for writing that replaces ``path`` once it is complete and on disk.
 
-    The content is written to ``path`` + ``.unfinished`` first. After an error that file is removed
-    and an existing ``path`` is unchanged.
+    The content is written to ``path`` + ``.RANDOM.unfinished`` first, so that several processes can
+    write the same file. After an error that file is removed and an existing ``path`` is unchanged.
 
     Args:
         path: The file to write.
@@ -30,10 +31,9 @@ def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
         OSError: The file cannot be written, for example because the disk is full.
     """
     path = Path(path)
-    unfinished = path.with_name(path.name + UNFINISHED)
+    unfinished = path.with_name(f'{path.name}.{secrets.token_hex(4)}{UNFINISHED}')
     try:
-        unfinished.unlink(missing_ok=True)  # if it is a link, its target must not be written to
-        with open(unfinished, 'wb') as file:
+        with open(unfinished, 'xb') as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

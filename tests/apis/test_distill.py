@@ -100,6 +100,15 @@ def test_resume(folder, tmp_path):
     assert again == result
 
 
+def test_a_used_work_directory(distilled, folder):
+    files = [Path(distilled.checkpoint), Path(distilled.student)]
+    before = [file.stat().st_mtime_ns for file in files]
+    options = dict(ALONE, data=folder, epochs=3, method='kd', work_dir=distilled.work_dir)
+    with pytest.raises(ConfigError, match='has checkpoints of an earlier run'):
+        distill(**options)
+    assert [file.stat().st_mtime_ns for file in files] == before
+
+
 def test_a_teacher_of_other_classes(distilled, tmp_path):
     other = str(image_folder(tmp_path / 'two', {'': 20}, classes='ab'))
     teacher = str(Path(distilled.work_dir, 'teacher/epoch_2.pth'))

@@ -617,7 +617,7 @@ def test_last_checkpoint(project, benchmark, epochs, logged, saved, expected):
         (planned.work_dir / f'epoch_{epoch}.pth').touch()
     path = planned.work_dir / f'epoch_{expected}.pth'
     assert planned.last_checkpoint() == (path if expected else None)
-    assert planned.arguments() == (['--resume', str(path)] if expected else [])
+    assert planned.arguments() == (['--resume', str(path)] if expected else ['--overwrite'])
 
 
 def test_places(benchmark, monkeypatch):

@@ -187,16 +187,28 @@ def test_other_optimizers_are_left_alone(changes):
     assert cfg.to_dict() == wanted
 
 
-@pytest.mark.parametrize('count, resumed', [('0', False), ('1', True)])
-def test_torchrun_started_it_again(config, tool, tmp_path, monkeypatch, count, resumed):
+def test_a_used_work_directory(config, tool, tmp_path, monkeypatch):
     assert tool('train', config, '--no-validate')[0] == 0
-    monkeypatch.setenv('TORCHELASTIC_RESTART_COUNT', count)
+    checkpoint = tmp_path / 'here/work_dirs/tiny/epoch_1.pth'
+    before = checkpoint.stat().st_mtime_ns
+    longer = ['--no-validate', '--cfg-options', 'train_cfg.max_epochs=2']
 
-    more = 'train_cfg.max_epochs=2'
-    assert tool('train', config, '--no-validate', '--cfg-options', more)[0] == 0
+    monkeypatch.setenv('TORCHELASTIC_RESTART_COUNT', '0')
+    assert 'has checkpoints of an earlier run' in one_line(tool('train', config, *longer))
+    assert checkpoint.stat().st_mtime_ns == before
 
-    (log,) = (path.read_text() for path in sorted(tmp_path.glob('**/*.log'))[-1:])
-    assert ('resumed epoch: 1' in log) == resumed
+    # A run that was started again goes on, and deletes nothing.
+    for variable in ('TORCHELASTIC_RESTART_COUNT', 'SLURM_RESTART_COUNT'):
+        with monkeypatch.context() as patch:
+            patch.setenv(variable, '1')
+            assert tool('train', config, '--overwrite', *longer)[0] == 0
+        (log,) = (path.read_text() for path in sorted(tmp_path.glob('**/*.log'))[-1:])
+        assert 'resumed epoch:' in log
+        assert checkpoint.stat().st_mtime_ns == before
+
+    assert tool('train', config, '--overwrite', '--no-validate')[0] == 0
+    assert [path.name for path in checkpoint.parent.glob('*.pth')] == ['epoch_1.pth']
+    assert checkpoint.stat().st_mtime_ns > before
 
 
 class Broken:

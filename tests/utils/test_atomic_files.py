@@ -36,6 +36,18 @@ def test_leaves_the_old_file_after_an_error(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_two_writers_do_not_mix(tmp_path):
+    path = tmp_path / 'file'
+
+    with atomic_write(path) as first, atomic_write(path) as second:
+        first.write(b'a' * 10)
+        second.write(b'b' * 5)
+        first.write(b'a' * 10)
+
+    assert path.read_text() == 'a' * 20  # the last to finish
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     done = []
     for name in ('fsync', 'replace'):

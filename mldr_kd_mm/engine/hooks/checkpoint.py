@@ -11,6 +11,7 @@ from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 
+from mldr_kd_mm.engine.work_dir import lock_work_dir, unlock_work_dir
 from mldr_kd_mm.registry import HOOKS
 from mldr_kd_mm.utils.atomic_files import UNFINISHED, AtomicFileBackend, use_atomic_writes
 from mldr_kd_mm.utils.checkpoint import has_training_state, load_checkpoint, use_safe_loading
@@ -31,6 +32,8 @@ class AtomicCheckpointHook(CheckpointHook):
     - If a checkpoint cannot be written, for example because the disk is full, all ranks end with an
       error of one line. Earlier checkpoints are kept.
     - Loading a checkpoint never executes code from the file.
+    - While a run is training, its main process holds a lock on the work directory. A second run
+      there ends with an error of one line.
 
     Checkpoints that are directories (DeepSpeed, FSDP's ``local``) and remote checkpoints are
     written by mmengine's code. The arguments are those of mmengine's hook.
@@ -43,13 +46,25 @@ class AtomicCheckpointHook(CheckpointHook):
             runner._load_from = run_on_main_process(lambda: find_latest_checkpoint(runner))
 
     def before_train(self, runner: Runner) -> None:
-        """Set up the paths and remove incomplete files that a killed run has left."""
+        """Set up the paths and remove incomplete files that a killed run has left.
+
+        Raises:
+            ConfigError: Another process is training in the work directory. Raised on all ranks.
+        """
+        self._has_locked = run_on_main_process(lambda: lock_work_dir(runner.work_dir))
         use_atomic_writes()
         super().before_train(runner)
         self.last_ckpt = runner.message_hub.runtime_info.get('last_ckpt')
         if is_main_process() and isinstance(self.file_backend, AtomicFileBackend):
-            for path in Path(self.out_dir).glob(f'*.pth{UNFINISHED}'):
-                path.unlink()
+            for name in ('*.pth', 'last_checkpoint'):
+                for path in Path(self.out_dir).glob(f'{name}*{UNFINISHED}'):
+                    path.unlink()
+
+    def after_run(self, runner: Runner) -> None:
+        """Let other processes train in the work directory."""
+        if is_main_process() and getattr(self, '_has_locked', False):
+            self._has_locked = False
+            unlock_work_dir(runner.work_dir)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Correct the epoch and iteration of a FlexibleRunner."""

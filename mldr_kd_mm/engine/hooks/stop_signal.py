@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import Callable, Sequence
@@ -20,6 +21,8 @@ from mldr_kd_mm.registry import HOOKS
 from mldr_kd_mm.utils.dist import DeferredAllReduce
 from mldr_kd_mm.utils.errors import ConfigError
 
+_LAUNCHED = 'TORCHELASTIC_RUN_ID'  # set by torchrun
+
 
 @HOOKS.register_module()
 class StopSignalHook(Hook):
@@ -27,7 +30,8 @@ class StopSignalHook(Hook):
 
     All ranks stop after the same step, whichever received the signal, and exit with code 130 after
     SIGINT and 143 after other signals. With gradient accumulation, a step means an optimizer step.
-    Before and after training, signals have their usual effect.
+    Before and after training, signals have their usual effect. A run whose launcher, torchrun, was
+    killed stops in the same way, with code 143.
 
     Args:
         signals: Names of the signals. Slurm can send SIGUSR1 before a job's time limit with
@@ -45,6 +49,7 @@ class StopSignalHook(Hook):
             raise ConfigError(f"signals={signals!r}: must be names of signals, such as ['SIGTERM']")
         self.signals = [known[name] for name in signals]
         self._handlers: dict[signal.Signals, Any] = {}
+        self._parent = os.getppid()
 
     def before_run(self, runner: Runner) -> None:
         """Make data-loader workers ignore the signals, which may be sent to them as well."""
@@ -76,6 +81,9 @@ class StopSignalHook(Hook):
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
         """Save a checkpoint and exit if any rank received a signal."""
+        if _LAUNCHED in os.environ and os.getppid() != self._parent:
+            self._requested_code = 128 + signal.SIGTERM
+            runner.logger.warning('torchrun, which started this process, is gone')
         device = next(runner.model.parameters()).device
         code = self._all_reduce.reduce(torch.tensor([self._requested_code], device=device))
         if code is not None:

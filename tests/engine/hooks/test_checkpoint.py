@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from helpers import NORMALIZATION, resnet, run_ranks, train
 
 from mldr_kd_mm import ConfigError
 from mldr_kd_mm.engine.hooks import AtomicCheckpointHook
+from mldr_kd_mm.engine.work_dir import lock_work_dir, unlock_work_dir
 from mldr_kd_mm.utils.checkpoint import load_checkpoint
 
 MODEL = resnet(data_preprocessor=dict(NORMALIZATION))
@@ -127,13 +129,37 @@ def test_a_best_one_is_not_gone_on_from(tmp_path):
 
 
 def test_sweeps_up_what_a_kill_left(tmp_path):
-    (tmp_path / 'epoch_9.pth.unfinished').write_text('half a checkpoint')
+    (tmp_path / 'epoch_9.pth.0123abcd.unfinished').write_text('half a checkpoint')
+    (tmp_path / 'last_checkpoint.0123abcd.unfinished').write_text('half a path')
     (tmp_path / 'notes.unfinished').write_text('of another program')
 
     run(tmp_path, max_epochs=1)
 
     assert names(tmp_path) == ['epoch_1.pth']
+    assert not list(tmp_path.glob('last_checkpoint.*'))
     assert (tmp_path / 'notes.unfinished').exists()
+
+
+def test_a_second_run_in_the_same_directory_stops(tmp_path):
+    (tmp_path / 'epoch_9.pth.0123abcd.unfinished').write_text('being written')
+    ours, theirs = os.pipe()
+    other = os.fork()
+    if other == 0:
+        lock_work_dir(str(tmp_path))
+        os.write(theirs, b'x')
+        signal.pause()
+    os.read(ours, 1)
+    try:
+        with pytest.raises(ConfigError, match=f'process {other} on .* is training here'):
+            run(tmp_path, max_epochs=1)
+    finally:
+        os.kill(other, signal.SIGKILL)
+        os.waitpid(other, 0)
+
+    assert names(tmp_path) == ['epoch_9.pth.0123abcd.unfinished']
+    run(tmp_path, max_epochs=1)
+    assert lock_work_dir(str(tmp_path)) is True  # the run has released it
+    unlock_work_dir(str(tmp_path))
 
 
 def skip_without(disk):

@@ -7,6 +7,9 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+import pytest
+from helpers import NORMALIZATION, resnet, train
+
 LEAVES_WORKERS = """
 import sys
 from pathlib import Path
@@ -38,3 +41,23 @@ def test_workers_that_ignore_signals_end_with_their_process(tmp_path):
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize('launched', [True, False])
+def test_a_run_stops_if_its_launcher_is_gone(tmp_path, monkeypatch, launched):
+    """Without a launcher the parent is a shell, which may end before the run."""
+    parents = iter([41, 41, 41])  # while the hook is built, and in two iterations
+    monkeypatch.setattr(os, 'getppid', lambda: next(parents, 1))
+    monkeypatch.delenv('TORCHELASTIC_RUN_ID', raising=False)
+    if launched:
+        monkeypatch.setenv('TORCHELASTIC_RUN_ID', 'none')
+    hooks = dict(stop_signal=dict(type='StopSignalHook'))
+    model = resnet(data_preprocessor=dict(NORMALIZATION))
+
+    if launched:
+        with pytest.raises(SystemExit, match='143'):
+            train(model, tmp_path, default_hooks=hooks)
+        assert (tmp_path / 'iter_3.pth').exists()
+    else:
+        train(model, tmp_path, default_hooks=hooks)
+        assert (tmp_path / 'epoch_1.pth').exists()
