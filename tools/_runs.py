@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import time
 from argparse import ArgumentTypeError
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -128,10 +130,30 @@ class _Process:
         self._process.returncode = os.waitstatus_to_exitcode(status)
         return Ended(self._process.returncode, usage.ru_maxrss / 1024)
 
-    def stop(self) -> None:
-        """Terminate the process and wait for it."""
+    def terminate(self) -> None:
+        """Tell the process to save a checkpoint and end."""
         self._process.terminate()
+
+    def wait(self) -> None:
+        """Wait for the process."""
         self._process.wait()
+
+
+@contextmanager
+def delayed_interrupts() -> Iterator[None]:
+    """Deliver SIGINT and SIGTERM after the ``with`` block, so that they do not interrupt it."""
+    arrived: list[int] = []
+    handlers = {
+        number: signal.signal(number, lambda number, _: arrived.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if arrived:
+        signal.raise_signal(arrived[0])
 
 
 def train_all(
@@ -143,7 +165,7 @@ def train_all(
     """Train all runs, several at a time, and show their progress.
 
     A run whose ``needs`` failed never starts. An exception of ``on_end`` or Ctrl-C ends the active
-    runs.
+    runs, and so does SIGTERM if its handler raises an exception.
 
     Args:
         runs: The runs, in the order in which they start.
@@ -159,7 +181,8 @@ def train_all(
                 ready = [run for run in waiting if run.needs is None or run.needs in well]
                 for run in ready[: len(free)]:
                     waiting.remove(run)
-                    working.append(_Process(run, free.pop(0)))
+                    with delayed_interrupts():  # no process is started without being in the list
+                        working.append(_Process(run, free.pop(0)))
                 if not working:
                     return
                 time.sleep(PAUSE)
@@ -175,8 +198,11 @@ def train_all(
                     display.close(process.run, ended)
                     on_end(process.run, ended)
     finally:
-        for process in working:
-            process.stop()
+        with delayed_interrupts():
+            for process in working:
+                process.terminate()
+            for process in working:
+                process.wait()
 
 
 class _Display:

@@ -555,29 +555,35 @@ def main(argv: list[str] | None = None) -> None:
     The exit code is 1 if a run failed, 2 for a user error, 130 if stopped.
     """
     args = parse_args(argv)
+    with one_line_for(ConfigError, show_traceback=False):
+        try:
+            failures = run_and_write(args)
+        except KeyboardInterrupt:
+            print('stopped; run the same command to continue', file=sys.stderr)
+            sys.exit(130)
+    for failure in failures:
+        print(f'error: {failure}', file=sys.stderr)
+    sys.exit(1 if failures else 0)
+
+
+def run_and_write(args: Namespace) -> list[str]:
+    """Run what the command line asks for, and write the tables; return the failures."""
     console = Console(highlight=False, soft_wrap=True)
     work_dir = Path(args.work_dir)
     failures: list[str] = []
-    try:
-        with one_line_for(ConfigError, show_traceback=False):
-            if args.table_only:
-                check_results(work_dir)
-            else:
-                plan = Plan(args)
-                check_plan(plan, read_results(work_dir))
-                with alone_in(work_dir):
-                    failures = run_all(plan, args.jobs, console)
-    except KeyboardInterrupt:
-        print('stopped; run the same command to continue', file=sys.stderr)
-        sys.exit(130)
+    if args.table_only:
+        check_results(work_dir)
+    else:
+        plan = Plan(args)
+        check_plan(plan, read_results(work_dir))
+        with alone_in(work_dir):
+            failures = run_all(plan, args.jobs, console)
     results = read_results(work_dir)
     if results:
         write_results(results, work_dir)
         console.print((work_dir / 'results.md').read_text(), markup=False)
         console.print(f'written: {work_dir}/results.md, results.csv and results.png')
-    for failure in failures:
-        print(f'error: {failure}', file=sys.stderr)
-    sys.exit(1 if failures else 0)
+    return failures
 
 
 if __name__ == '__main__':

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 import time
 from argparse import ArgumentParser, Namespace
@@ -179,6 +180,9 @@ def main(argv: list[str] | None = None) -> None:
         train_all(runs, places, console, on_end=check_code)
     except RunFailed as error:
         sys.exit(f'error: {error}')
+    except KeyboardInterrupt:
+        print('stopped', file=sys.stderr)
+        sys.exit(130)
     picture = WORK_DIR / 'curves.png'
     draw_picture(runs, picture)
     console.print(make_table(runs))
@@ -187,4 +191,6 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == '__main__':
+    # Like Ctrl-C, SIGTERM ends the runs too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     main()

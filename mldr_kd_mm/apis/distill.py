@@ -157,6 +157,7 @@ def distill(
         ConfigError: If an argument or the folder of images is invalid, the teacher's number of
             classes is not that of the folder, or the work directory is in use.
         MissingFileError: If the teacher checkpoint does not exist.
+        SystemExit: If a signal stopped the training of the teacher or the student.
     """
     check_switch(resume=resume, overwrite=overwrite)
     parsed = parse_options(teacher, student, data, method, epochs, **options)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import errno
-import gc
 import importlib.util
+import multiprocessing
 import os
 import sys
 from contextlib import ExitStack
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -24,11 +25,13 @@ from mmengine.registry import (
 )
 from mmengine.runner import Runner
 
+from mldr_kd_mm.engine.hooks.stop_signal import StopSignalHook
 from mldr_kd_mm.engine.work_dir import claim_work_dir
 from mldr_kd_mm.utils.checkpoint import use_safe_loading
-from mldr_kd_mm.utils.errors import ConfigError, describe, named
+from mldr_kd_mm.utils.errors import ConfigError, check_above_zero, describe, named
 from mldr_kd_mm.utils.logging import log_warnings_only
 from mldr_kd_mm.utils.progress import close_bars
+from mldr_kd_mm.utils.workers import kill_workers
 
 RANK_VARIABLES = {'pytorch': 'RANK', 'slurm': 'SLURM_PROCID', 'mpi': 'OMPI_COMM_WORLD_RANK'}
 """The variable in which each launcher gives a process its rank."""
@@ -154,16 +157,23 @@ def check_optimizer(kind: Any) -> None:
 def start(cfg: Config, task: str) -> Runner:
     """Build the Runner and run its method ``train`` or ``test``.
 
+    Its data-loader workers and signal handlers end with the run, however it ends.
+
     Returns:
         The Runner, after the run.
     """
     # The hook that does this runs too late for a FlexibleRunner.
     use_safe_loading()
+    not_ours = multiprocessing.active_children()
     runner = RUNNERS.build(cfg)
     try:
         getattr(runner, task)()
     finally:
         close_bars()
+        for hook in runner.hooks:
+            if isinstance(hook, StopSignalHook):
+                hook.restore_handlers()
+        kill_workers(but=not_ours)
     return runner
 
 
@@ -206,21 +216,32 @@ def _exit_code_of(cfg: Config, task: str) -> int:
 
 
 def join_processes(cfg: Config, over_gloo: bool) -> None:
-    """Initialise the process group in the cases that mmengine does not handle."""
+    """Initialise the process group in the cases that mmengine does not handle.
+
+    Raises:
+        ConfigError: ``env_cfg.dist_cfg.timeout`` is not a positive number of seconds.
+    """
+    options = cfg.get('env_cfg', {}).get('dist_cfg', {})
+    timeout = options.get('timeout')
+    if timeout is not None:
+        check_above_zero(**{'env_cfg.dist_cfg.timeout': timeout})
+        timeout = timedelta(seconds=timeout)
     attempt = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0))
     if over_gloo:
         # mmengine would first choose a GPU for this process.
         backend = 'gloo'
     elif cfg.launcher == 'pytorch' and attempt:
         torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
-        backend = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('backend', 'nccl')
+        backend = options.get('backend', 'nccl')
     else:
         return
     # When torchrun restarts the processes, it keeps its store, which still holds the addresses of
     # processes that have ended. A new prefix keeps a process from reading them.
     store, rank, processes = next(torch.distributed.rendezvous('env://'))
     store = torch.distributed.PrefixStore(f'attempt{attempt}', store)
-    torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=processes)
+    torch.distributed.init_process_group(
+        backend, store=store, rank=rank, world_size=processes, timeout=timeout
+    )
 
 
 def machine_failure(error: Exception) -> str | None:
@@ -241,9 +262,7 @@ def leave(code: int, over_gloo: bool) -> None:
     """End this process of a run."""
     if over_gloo:
         # A gloo thread that frees a tensor while Python shuts down aborts the process (one run in
-        # six on a busy machine), so Python is not shut down. The collection ends the workers of
-        # the data loaders.
-        gc.collect()
+        # six on a busy machine), so Python is not shut down.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

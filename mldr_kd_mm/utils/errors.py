@@ -190,6 +190,8 @@ def printable(content: Any) -> str:
 def one_line_for(kind: type[Exception], show_traceback: bool) -> Iterator[None]:
     """End the program with exit code 2 and the message of an exception on one line.
 
+    Ctrl-C ends it with code 130.
+
     Args:
         kind: The exceptions to catch. Others are passed on.
         show_traceback: Whether to print the traceback before the message.
@@ -201,3 +203,8 @@ def one_line_for(kind: type[Exception], show_traceback: bool) -> Iterator[None]:
             traceback.print_exc()
         print(f'error: {describe(error)}', file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        if show_traceback:
+            traceback.print_exc()
+        print('stopped', file=sys.stderr)
+        sys.exit(130)

@@ -1,5 +1,6 @@
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from mmengine.config import Config
 
 from mldr_kd_mm import ConfigError, distill, distill_config
 from mldr_kd_mm.apis.configs import find_configs
+from mldr_kd_mm.engine.hooks import StopSignalHook
 from mldr_kd_mm.registry import MODELS
 from mldr_kd_mm.utils.checkpoint import load_checkpoint, student_state_dict
 
@@ -49,6 +51,18 @@ def test_what_comes_out(distilled, folder):
     assert distilled.teacher_accuracy == pytest.approx(teacher[0])
     assert Path(distilled.checkpoint).name == 'epoch_2.pth'
     assert (work_dir / 'teacher/epoch_2.pth').is_file()
+
+
+def test_signal_in_the_last_validation_of_the_teacher_ends_it(folder, tmp_path, monkeypatch):
+    def stop(*_, **__):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(StopSignalHook, 'after_val_epoch', stop)
+    with pytest.raises(SystemExit) as stopped:
+        distill(**ALONE, data=folder, epochs=1, work_dir=str(tmp_path))
+    assert stopped.value.code == 143
+    assert (tmp_path / 'teacher/epoch_1.pth').is_file()
+    assert not [*tmp_path.glob('*.pth')]
 
 
 def test_the_student_loads_in_timm(distilled):

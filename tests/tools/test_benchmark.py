@@ -709,6 +709,53 @@ def test_error_ends_what_is_at_work(benchmark, tmp_path):
         os.kill(pid, 0)
 
 
+# On SIGTERM, wait until the other run is told, too.
+UNTIL_BOTH_ARE_TOLD = """
+import os, pathlib, signal, sys, time
+def end(*_):
+    pathlib.Path(f'{folder}/told_{name}').touch()
+    for _ in range(200):
+        if os.path.exists(f'{folder}/told_{other}'):
+            print('together', flush=True)
+            os._exit(0)
+        time.sleep(0.05)
+    os._exit(1)
+signal.signal(signal.SIGTERM, end)
+pathlib.Path(f'{folder}/begun_{name}').touch()
+time.sleep(60)
+"""
+
+
+def test_all_runs_are_told_to_end_before_one_is_waited_for(benchmark, tmp_path):
+    def script(name, other):
+        names = dict(folder=str(tmp_path), name=name, other=other)
+        return f'globals().update({names})' + UNTIL_BOTH_ARE_TOLD
+
+    until_both_began = (
+        f'import os, time\nwhile len(os.listdir({str(tmp_path)!r})) < 5: time.sleep(0.05)\n'
+        'raise SystemExit(1)'
+    )
+    runs = fake_runs(
+        benchmark, tmp_path, a=script('a', 'b'), b=script('b', 'a'), c=until_both_began
+    )
+    with pytest.raises(benchmark.RunFailed):
+        train(benchmark, runs, [{}] * 3, on_end=benchmark.check_code)
+    assert [run.output.read_text() for run in runs[:2]] == ['together\n'] * 2
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_waits_for_the_end_of_a_block(benchmark, monkeypatch, number):
+    came = []
+    previous = signal.signal(number, lambda *_: came.append(number))
+    try:
+        with benchmark.train_all.__globals__['delayed_interrupts']():
+            os.kill(os.getpid(), number)
+            assert not came
+        assert came == [number]
+    finally:
+        signal.signal(number, previous)
+
+
 def test_curve_of_a_continued_run(benchmark, tmp_path):
     first = [
         {'loss': 3.0, 'epoch': 1, 'step': 50},

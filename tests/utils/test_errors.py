@@ -91,3 +91,17 @@ def test_checks(check, right, wrong):
         with pytest.raises(ConfigError) as caught:
             check(other=right[0], field=value)
         assert str(caught.value).startswith(f'field={value!r}: must be ')
+
+
+@pytest.mark.parametrize(
+    'error, code, text',
+    [
+        (ConfigError('lr=0: is wrong'), 2, 'error: lr=0: is wrong'),
+        (KeyboardInterrupt(), 130, 'stopped'),
+    ],
+)
+def test_a_program_ends_with_one_line(capsys, error, code, text):
+    with pytest.raises(SystemExit) as ended, errors.one_line_for(ConfigError, show_traceback=False):
+        raise error
+    assert ended.value.code == code
+    assert capsys.readouterr().err == f'{text}\n'

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import multiprocessing
 import os
 import signal
 import threading
@@ -12,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from mmengine import dist
 from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper
 from mmengine.runner import BaseLoop, Runner
@@ -20,6 +20,7 @@ from mldr_kd_mm.engine.hooks.checkpoint import AtomicCheckpointHook
 from mldr_kd_mm.registry import HOOKS
 from mldr_kd_mm.utils.dist import DeferredAllReduce
 from mldr_kd_mm.utils.errors import ConfigError
+from mldr_kd_mm.utils.workers import kill_workers
 
 _LAUNCHED = 'TORCHELASTIC_RUN_ID'  # set by torchrun
 
@@ -30,8 +31,9 @@ class StopSignalHook(Hook):
 
     All ranks stop after the same step, whichever received the signal, and exit with code 130 after
     SIGINT and 143 after other signals. With gradient accumulation, a step means an optimizer step.
-    Before and after training, signals have their usual effect. A run whose launcher, torchrun, was
-    killed stops in the same way, with code 143.
+    A signal during the last validation has the same exit code, so that no stage follows. Before and
+    after training, signals have their usual effect. A run whose launcher, torchrun, was killed
+    stops in the same way, with code 143.
 
     Args:
         signals: Names of the signals. Slurm can send SIGUSR1 before a job's time limit with
@@ -60,8 +62,8 @@ class StopSignalHook(Hook):
                     _ignore_signals, self.signals, loader.worker_init_fn
                 )
         # Runs before multiprocessing's own handler, which sends SIGTERM to the workers and waits.
-        atexit.unregister(_kill_workers)
-        atexit.register(_kill_workers)
+        atexit.unregister(kill_workers)
+        atexit.register(kill_workers)
 
     def before_train(self, runner: Runner) -> None:
         """Install the signal handlers."""
@@ -94,11 +96,19 @@ class StopSignalHook(Hook):
         runner.logger.warning(
             f'Stop signal: saved {path} after iteration {runner.iter + 1}; continue with --resume'
         )
-        self.after_train(runner)
+        self.restore_handlers()
         raise SystemExit(self._agreed_code)
 
     def after_train(self, runner: Runner) -> None:
-        """Restore the signal handlers."""
+        """Restore the signal handlers; exit if a signal arrived after the last step."""
+        self.restore_handlers()
+        code = max(dist.all_gather_object(self._requested_code))
+        if code:
+            runner.logger.warning('Stop signal: it arrived after the last step; training has ended')
+            raise SystemExit(code)
+
+    def restore_handlers(self) -> None:
+        """Restore the signal handlers; call it after an error in training, when no hook runs."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}
@@ -119,12 +129,3 @@ def _ignore_signals(numbers: Sequence[int], init: Callable | None, worker: int) 
         signal.signal(number, signal.SIG_IGN)
     if init is not None:
         init(worker)
-
-
-def _kill_workers() -> None:
-    """Kill the data-loader workers that are still running when this process exits."""
-    # torch's handler would report them as failed.
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    for child in multiprocessing.active_children():
-        if child.daemon:
-            child.kill()

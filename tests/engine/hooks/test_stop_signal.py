@@ -1,4 +1,4 @@
-"""Data-loader workers after a run with signal handlers."""
+"""Signals in the last validation, and data-loader workers after a run with signal handlers."""
 
 import os
 import signal
@@ -9,6 +9,36 @@ from pathlib import Path
 
 import pytest
 from helpers import NORMALIZATION, resnet, train
+from mmengine.hooks import Hook
+
+from mldr_kd_mm.registry import HOOKS
+
+
+@HOOKS.register_module(force=True)
+class Signal(Hook):
+    """Send a signal in each validation."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def after_val_epoch(self, runner, metrics=None):
+        os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.parametrize('number, code', [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_last_validation_is_not_too_late(tmp_path, number, code):
+    hooks = dict(
+        checkpoint=dict(type='AtomicCheckpointHook', save_best='accuracy/top1'),
+        stop_signal=dict(type='StopSignalHook'),
+        signal=dict(type='mldr_kd_mm.Signal', number=number),
+    )
+    model = resnet(data_preprocessor=dict(NORMALIZATION))
+    with pytest.raises(SystemExit) as stopped:
+        train(model, tmp_path / 'run', default_hooks=hooks)
+    assert stopped.value.code == code
+    assert (tmp_path / 'run/epoch_1.pth').is_file()
+    assert (tmp_path / 'run/best_accuracy_top1_epoch_1.pth').is_file()
+
 
 LEAVES_WORKERS = """
 import sys

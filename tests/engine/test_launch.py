@@ -1,0 +1,109 @@
+"""Runs in this process, and what is left of them."""
+
+import gc
+import multiprocessing
+import os
+import signal
+import time
+from datetime import timedelta
+
+import pytest
+import torch
+from helpers import resnet, runner_config
+from mmengine.config import Config
+
+from mldr_kd_mm import ConfigError
+from mldr_kd_mm.engine.hooks import StopSignalHook
+from mldr_kd_mm.engine.launch import join_processes, start
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Return a function that trains, and calls a function in the second iteration."""
+
+    def run(what, workers=0):
+        def call(hook, runner, batch_idx, data_batch=None):
+            if runner.iter == 1:
+                what()
+
+        monkeypatch.setattr(StopSignalHook, 'before_train_iter', call)
+        config = runner_config(resnet(data_preprocessor=dict(num_classes=10)), tmp_path / 'run')
+        for loader in ('train_dataloader', 'val_dataloader'):
+            config[loader].update(num_workers=workers, persistent_workers=workers > 0)
+        config['default_hooks']['stop_signal'] = dict(type='StopSignalHook')
+        start(Config(config), 'train')
+
+    return run
+
+
+def test_a_stopped_run_leaves_no_worker_and_no_handler(run):
+    handlers = list(map(signal.getsignal, SIGNALS))
+    other = multiprocessing.get_context('fork').Process(target=time.sleep, args=(60,), daemon=True)
+    other.start()
+
+    def stop():
+        assert len(multiprocessing.active_children()) > 1
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            run(stop, workers=2)
+        assert stopped.value.code == 143
+        assert multiprocessing.active_children() == [other]
+    finally:
+        other.kill()
+    assert list(map(signal.getsignal, SIGNALS)) == handlers
+    del stopped
+    began = time.monotonic()
+    gc.collect()  # torch would wait ten seconds for each worker that ignores signals
+    assert time.monotonic() - began < 5
+
+
+def test_a_failed_run_leaves_no_handler(run):
+    handlers = list(map(signal.getsignal, SIGNALS))
+
+    def fail():
+        raise ConfigError('model: is wrong')
+
+    with pytest.raises(ConfigError):
+        run(fail)
+    assert list(map(signal.getsignal, SIGNALS)) == handlers
+
+
+@pytest.fixture
+def joined(monkeypatch):
+    """Return a function that joins the processes of a config; it returns torch's arguments."""
+
+    def join(over_gloo, attempt, **options):
+        monkeypatch.setenv('TORCHELASTIC_RESTART_COUNT', str(attempt))
+        monkeypatch.setenv('LOCAL_RANK', '0')
+        found = {}
+        store = torch.distributed.HashStore()
+        monkeypatch.setattr(torch.distributed, 'rendezvous', lambda _: iter([(store, 0, 1)]))
+        monkeypatch.setattr(
+            torch.distributed,
+            'init_process_group',
+            lambda backend, **kwargs: found.update(kwargs, backend=backend),
+        )
+        monkeypatch.setattr(torch.cuda, 'set_device', lambda _: None)
+        cfg = Config(dict(launcher='pytorch', env_cfg=dict(dist_cfg=options)))
+        join_processes(cfg, over_gloo)
+        return found
+
+    return join
+
+
+@pytest.mark.parametrize('over_gloo, attempt', [(True, 0), (True, 2), (False, 1)])
+def test_processes_wait_for_each_other_as_long_as_the_config_says(joined, over_gloo, attempt):
+    found = joined(over_gloo, attempt, backend='nccl', timeout=90)
+    assert found['timeout'] == timedelta(seconds=90)
+    assert found['backend'] == ('gloo' if over_gloo else 'nccl')
+    assert joined(over_gloo, attempt)['timeout'] is None  # torch's default
+
+
+@pytest.mark.parametrize('timeout', ['90', 0, -1, float('inf'), True])
+def test_timeout_must_be_a_time(joined, timeout):
+    with pytest.raises(ConfigError, match='env_cfg.dist_cfg.timeout='):
+        joined(True, 0, timeout=timeout)
