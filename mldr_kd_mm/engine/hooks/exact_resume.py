@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from mmengine.dist import get_rank, get_world_size
 from mmengine.hooks import Hook
-from mmengine.runner import EpochBasedTrainLoop, Runner
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
 
 from mldr_kd_mm.datasets import ViewSampler
+from mldr_kd_mm.engine.early_stopping import early_stopping_state, restore_early_stopping
+from mldr_kd_mm.engine.resume_check import Changes, check_resume, length_of, log_changes
+from mldr_kd_mm.engine.schedules import rebuild_if_changed
 from mldr_kd_mm.registry import HOOKS
+from mldr_kd_mm.utils.checkpoint import load_checkpoint
 from mldr_kd_mm.utils.random import seed_global_rng
 
 _VALIDATED = 'last_validated_epoch'
@@ -30,11 +33,20 @@ class ExactResumeHook(Hook):
     - An interrupted validation runs again.
     - With another number of processes or another batch size the run continues at the same sample
       and the same point of the learning-rate schedule, but not bit for bit; the log says so.
+    - The config is compared with the one in the checkpoint. Another model, method, optimizer, data
+      set or seed is refused in one line. All other changes are logged and take effect, including
+      the learning rate. With another ``max_epochs``, schedules that end with the run are stretched.
+    - An ``EarlyStoppingHook`` keeps its best score and its count of validations.
 
     mmengine itself forwards the data of iteration-based loops (``by_epoch=False``).
     """
 
     priority = 'LOWEST'  # a validation before training needs the other hooks to be set up
+
+    def __init__(self) -> None:
+        # The length of the run for which the schedules of its config were written.
+        self._schedule_length: int | None = None
+        self._changes: Changes | None = None
 
     def before_train(self, runner: Runner) -> None:
         """Run the validation that was interrupted."""
@@ -78,26 +90,59 @@ class ExactResumeHook(Hook):
         runner.message_hub.update_info(_VALIDATED, runner.epoch)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Record the number of processes, the batch size and the iterations per epoch."""
-        checkpoint['meta']['steps'] = _steps(runner.train_loop.dataloader)
+        """Record what a resumed run compares itself with, and the state of early stopping."""
+        checkpoint['meta'].update(
+            steps=_steps(runner.train_loop.dataloader),
+            schedule_length=self._schedule_length or length_of(runner),
+            early_stopping=early_stopping_state(runner),
+        )
+
+    def before_run(self, runner: Runner) -> None:
+        """Check that the run can resume from its checkpoint, before anything is loaded.
+
+        Raises:
+            ConfigError: The checkpoint is of another model, method, optimizer, data set or seed, or
+                has no optimizer state.
+        """
+        is_pending = runner._resume and runner._load_from and not runner._has_loaded
+        if is_pending and isinstance(runner._train_loop, BaseLoop):
+            checkpoint = load_checkpoint(str(runner._load_from), 'resume')
+            self._changes = check_resume(runner, checkpoint)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Convert the checkpoint's progress to this run; warn if it is not exact."""
+        """Convert the checkpoint's progress, schedules and early stopping to this run."""
         if not runner._resume:
             return
-        loop = runner.train_loop
-        then, now = checkpoint['meta'].get('steps'), _steps(loop.dataloader)
-        changed = then not in (None, now)
-        if changed:
-            runner.logger.warning(
-                f'resume: saved by {then["processes"]} process(es) with batches of '
-                f'{then["batch_size"]}, continues with {now["processes"]} and '
-                f'{now["batch_size"]} at the same sample, but not bit for bit'
-            )
-        if isinstance(loop, EpochBasedTrainLoop):
-            if changed:
-                _convert(checkpoint, then, now)
-            _restart_epoch_if_needed(checkpoint['meta'], runner)
+        if self._changes is None:  # a FlexibleRunner loads the checkpoint before it runs
+            self._changes = check_resume(runner, checkpoint)
+        log_changes(runner, checkpoint['meta'], self._changes)
+        has_moved = _convert_progress(runner, checkpoint['meta'])
+        restore_early_stopping(runner, checkpoint['meta'])
+        self._schedule_length = rebuild_if_changed(runner, checkpoint, self._changes, has_moved)
+
+
+def _convert_progress(runner: Runner, meta: dict) -> bool:
+    """Convert the progress to this run's iterations; warn if the run does not continue exactly.
+
+    Returns:
+        Whether the run continues at another iteration, or its epochs have another length.
+    """
+    loop = runner.train_loop
+    then, now = meta.get('steps'), _steps(loop.dataloader)
+    changed = then not in (None, now)
+    if changed:
+        runner.logger.warning(
+            f'resume: saved by {then["processes"]} process(es) with batches of '
+            f'{then["batch_size"]}, continues with {now["processes"]} and '
+            f'{now["batch_size"]} at the same sample, but not bit for bit'
+        )
+    if not isinstance(loop, EpochBasedTrainLoop):
+        return False
+    saved = meta['iter']
+    if changed:
+        _convert(meta, then, now)
+    _restart_epoch_if_needed(meta, runner)
+    return changed or meta['iter'] != saved
 
 
 def _restart_epoch_if_needed(meta: dict, runner: Runner) -> None:
@@ -125,26 +170,9 @@ def _steps(loader: DataLoader) -> dict[str, int]:
     return dict(processes=get_world_size(), batch_size=size, iters_per_epoch=len(loader))
 
 
-def _convert(checkpoint: dict, then: dict[str, int], now: dict[str, int]) -> None:
-    """Convert the checkpoint's progress to iterations of another size."""
-    meta = checkpoint['meta']
+def _convert(meta: dict, then: dict[str, int], now: dict[str, int]) -> None:
+    """Convert progress to iterations of another size."""
     done = meta['iter'] - meta['epoch'] * then['iters_per_epoch']
     samples = done * then['processes'] * then['batch_size']
     done = min(samples // (now['processes'] * now['batch_size']), now['iters_per_epoch'])
     meta['iter'] = meta['epoch'] * now['iters_per_epoch'] + done
-    ratio = now['iters_per_epoch'] / then['iters_per_epoch']
-    for state in _scheduler_states(checkpoint.get('param_schedulers', [])):
-        if not state['by_epoch']:
-            # All other fields depend on the number of iterations per epoch.
-            kept = dict(
-                last_step=round(state['last_step'] * ratio),  # counted from the schedule's begin
-                _global_step=meta['iter'],
-                _last_value=state['_last_value'],
-            )
-            state.clear()
-            state.update(kept)
-
-
-def _scheduler_states(states: list[dict] | dict[str, list[dict]]) -> Iterator[dict]:
-    for group in states.values() if isinstance(states, dict) else [states]:
-        yield from group
