@@ -1,6 +1,7 @@
 """Start torchrun for dist_train.sh and dist_test.sh: ``_launch.py GPUS SCRIPT ARGS...``."""
 
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -27,6 +28,8 @@ def main() -> None:
     os.environ.setdefault('MKL_NUM_THREADS', '1')
     # Grace period in which stopped processes finish their step and save, in seconds.
     os.environ.setdefault('TORCH_ELASTIC_SHUTDOWN_TIMEOUT', '120')
+    # By this, processes that are started again recognise what this launch has saved.
+    os.environ['MLDR_KD_LAUNCH'] = secrets.token_hex(8)
     # torchrun forwards SIGTERM, but SIGUSR1, Slurm's warning, would end it.
     signal.signal(signal.SIGUSR1, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     try:

@@ -27,10 +27,6 @@ RUNNER_FIELDS = {
 }
 """Fields that mmengine reads from a config: the Runners' arguments and a few others."""
 
-RESTART_COUNTS = ('TORCHELASTIC_RESTART_COUNT', 'SLURM_RESTART_COUNT')
-"""Variables that are above 0 in a run that was started again, by torchrun after a process has
-ended (see ``MAX_RESTARTS``) or by Slurm after the job was requeued."""
-
 
 class CfgOptions(DictAction):
     """Parse KEY=VALUE pairs; for a missing ``=``, mmengine's own class prints a traceback."""
@@ -124,15 +120,12 @@ def apply_training_arguments(cfg: Config, args: Namespace) -> None:
     Raises:
         ConfigError: If an argument is wrong.
     """
-    resume = args.resume
-    if resume is None and any(int(os.environ.get(count, 0)) for count in RESTART_COUNTS):
-        resume = 'auto'
-    if resume:
+    if args.resume:
         cfg.resume = True
         cfg.load_from = None
-        if resume != 'auto':
-            check_file('--resume', resume)
-            cfg.load_from = resume
+        if args.resume != 'auto':
+            check_file('--resume', args.resume)
+            cfg.load_from = args.resume
     if args.no_validate:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     if args.auto_scale_lr:

@@ -10,6 +10,7 @@ import os
 import sys
 from contextlib import ExitStack
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,12 +26,14 @@ from mmengine.registry import (
 )
 from mmengine.runner import Runner
 
-from mldr_kd_mm.engine.hooks.stop_signal import StopSignalHook
+from mldr_kd_mm.engine.hooks import AtomicCheckpointHook, StopSignalHook
 from mldr_kd_mm.engine.work_dir import claim_work_dir
+from mldr_kd_mm.utils.atomic_files import atomic_write
 from mldr_kd_mm.utils.checkpoint import use_safe_loading
 from mldr_kd_mm.utils.errors import ConfigError, check_above_zero, describe, named
 from mldr_kd_mm.utils.logging import log_warnings_only
 from mldr_kd_mm.utils.progress import close_bars
+from mldr_kd_mm.utils.run_identity import RunIdentity, was_restarted
 from mldr_kd_mm.utils.workers import kill_workers
 
 RANK_VARIABLES = {'pytorch': 'RANK', 'slurm': 'SLURM_PROCID', 'mpi': 'OMPI_COMM_WORLD_RANK'}
@@ -164,8 +167,15 @@ def start(cfg: Config, task: str) -> Runner:
     """
     # The hook that does this runs too late for a FlexibleRunner.
     use_safe_loading()
+    if _is_rank_0(cfg):
+        with named('work_dir'):
+            _write_config(cfg)
     not_ours = multiprocessing.active_children()
     runner = RUNNERS.build(cfg)
+    if task == 'train':
+        for hook in runner.hooks:
+            if isinstance(hook, AtomicCheckpointHook):
+                hook.find_start(runner)
     try:
         getattr(runner, task)()
     finally:
@@ -175,6 +185,15 @@ def start(cfg: Config, task: str) -> Runner:
                 hook.restore_handlers()
         kill_workers(but=not_ours)
     return runner
+
+
+def _write_config(cfg: Config) -> None:
+    """Write a config where the Runner will, but replace a link there instead of following it."""
+    if cfg.filename is not None:
+        path = Path(cfg.work_dir, Path(cfg.filename).name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as file:
+            file.write(cfg.dump().encode())
 
 
 def run(cfg: Config, task: str, overwrite: bool = False) -> None:
@@ -194,7 +213,8 @@ def run(cfg: Config, task: str, overwrite: bool = False) -> None:
     over_gloo = cfg.launcher != 'none' and not torch.cuda.is_available()
     with ExitStack() as stack:
         if task == 'train' and _is_rank_0(cfg):
-            claim = claim_work_dir(cfg, cfg.get('resume', False), overwrite)
+            resume = cfg.get('resume', False) or was_restarted(RunIdentity.read(cfg.work_dir))
+            claim = claim_work_dir(cfg, resume, overwrite)
             stack.enter_context(claim)
         join_processes(cfg, over_gloo)
         code = _exit_code_of(cfg, task)

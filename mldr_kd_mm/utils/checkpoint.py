@@ -113,7 +113,7 @@ class Weights(NamedTuple):
 
 
 def load_checkpoint(
-    path: str, field: str = 'checkpoint', map_location: Any = 'cpu'
+    path: str, field: str = 'checkpoint', map_location: Any = 'cpu', read_tensors: bool = True
 ) -> dict[str, Any]:
     """Load the whole content of a checkpoint, including what a trainer needs to resume.
 
@@ -123,6 +123,8 @@ def load_checkpoint(
         field: Name of the config field that holds the path, for error messages.
         map_location: Device of the tensors, as in ``torch.load``; tensors of a ``.safetensors``
             file stay on the CPU.
+        read_tensors: Whether to read the data of the tensors and verify their checksums. If not,
+            only the rest of the content may be used.
 
     Returns:
         The content: tensors, plain containers, numeric numpy arrays and scalars, and mmengine's
@@ -142,9 +144,14 @@ def load_checkpoint(
         if file.suffix == '.safetensors':
             content = load_file(file)
         else:
-            _check_records(file)
+            is_archive = _check_records(file, read_tensors)
             with torch.serialization.safe_globals(_STAND_INS):
-                content = torch.load(file, map_location=map_location, weights_only=True)
+                content = torch.load(
+                    file,
+                    map_location=map_location,
+                    weights_only=True,
+                    mmap=is_archive and not read_tensors,
+                )
             content = _rebuild(content, set())
     except MissingFileError:
         raise
@@ -175,7 +182,11 @@ def use_safe_loading() -> None:
 
     # mmengine logs the part of these names after load_from_.
     def load_from_file(filename: str, map_location: Any = None) -> dict[str, Any]:
-        return load_checkpoint(filename, map_location=map_location)
+        content = load_checkpoint(filename, map_location=map_location)
+        # A Runner that resumes would execute this config, which only old checkpoints have.
+        if isinstance(content.get('meta'), dict):
+            content['meta'].pop('config', None)
+        return content
 
     def load_from_elsewhere(filename: str, map_location: Any = None) -> NoReturn:
         raise ConfigError(f'checkpoint={filename!r}: must be a path, an http(s) URL or hf-hub:NAME')
@@ -184,11 +195,19 @@ def use_safe_loading() -> None:
     CheckpointLoader.register_scheme(_OTHER_SCHEMES, load_from_elsewhere, force=True)
 
 
-def _check_records(file: Path) -> None:
-    """Raise a ValueError if an archive of ``torch.save`` was changed; torch checks little."""
+def _check_records(file: Path, read_all: bool) -> bool:
+    """Raise a ValueError if an archive of ``torch.save`` was changed; torch checks little.
+
+    Args:
+        file: The file.
+        read_all: Whether to verify the checksums.
+
+    Returns:
+        Whether it is an archive, and not a file of torch before 1.6, which has no checksums.
+    """
     with file.open('rb') as stream:
         if stream.read(4) != b'PK\x03\x04':
-            return  # written by torch before 1.6, without checksums
+            return False
     with ZipFile(file) as archive:
         records = archive.infolist()
         is_intact = (
@@ -203,10 +222,11 @@ def _check_records(file: Path) -> None:
         if not is_intact:
             raise ValueError('damaged, its records are not as torch.save writes them')
         # All are 0 if torch was told to save without checksums.
-        has_checksums = any(record.CRC for record in records)
+        has_checksums = read_all and any(record.CRC for record in records)
         damaged = archive.testzip() if has_checksums else None
     if damaged:
         raise ValueError(f'damaged, its record {damaged!r} does not match its checksum')
+    return True
 
 
 def _rebuild(value: Any, seen: set[int]) -> Any:

@@ -59,10 +59,9 @@ def test_removes_an_old_one_only_when_the_new_one_is_there(tmp_path, monkeypatch
     seen = []
     remove = AtomicCheckpointHook._remove
 
-    def spy(hook, paths):
-        paths = list(paths)
-        seen.extend((names(tmp_path), path) for path in paths)
-        remove(hook, paths)
+    def spy(hook, path):
+        seen.append((names(tmp_path), path))
+        remove(hook, path)
 
     monkeypatch.setattr(AtomicCheckpointHook, '_remove', spy)
 
