@@ -199,9 +199,9 @@ def _train_teacher(
     """Train the teacher on the folder, unless an earlier part of a resumed run has done so."""
     if resume and Path(checkpoint).is_file():
         return
-    has_started = resume and Path(cfg.work_dir, 'last_checkpoint').is_file()
-    if options.teacher_pretrained and isinstance(options.teacher, str) and not has_started:
-        pretrained = Path(cfg.work_dir, 'pretrained.pth')
+    pretrained = Path(cfg.work_dir, 'pretrained.pth')
+    resume = resume and any(path != pretrained for path in pretrained.parent.glob('*.pth'))
+    if options.teacher_pretrained and isinstance(options.teacher, str) and not resume:
         cfg.load_from = fetch_pretrained(teacher, pretrained, 'teacher')
     print_log(
         f'teacher_checkpoint=None: training {teacher.name} on the folder first, for '

@@ -92,29 +92,29 @@ class RunDirectory:
 
     def _list(self) -> None:
         """Read the origins of the checkpoints; the newest one comes first."""
-        origins, self.damaged = {}, 0
+        origins: dict[Path, Origin] = {}
+        self.damaged = 0
         folders = [folder for folder in self.folders if folder.is_dir()]
         for path in (path for folder in folders for path in folder.iterdir()):
             is_checkpoint = path.suffix in self.suffixes and (path.is_file() or path.is_dir())
             # The best checkpoints have no optimizer state.
             if is_checkpoint and not path.name.startswith('best_'):
                 try:
-                    origins[path] = Origin.read(path)
+                    origin = Origin.read(path)
                 except ConfigError as error:
                     self._skip(error)
+                else:
+                    if origin is not None:
+                        origins[path] = origin
         last = self._last_name()
         if last and not any(path.name == last for path in origins):
             self.logger.warning(f'last_checkpoint={last!r}: names no whole checkpoint; ignored')
-        self.origins: dict[Path, Origin] = {
-            path: origin
-            for path, origin in sorted(
-                origins.items(),
-                # Files that were copied may all have the same time, or those of copying.
-                key=lambda item: (item[0].name == last, item[1], item[0].stat().st_mtime),
-                reverse=True,
-            )
-            if origin is not None
+        # The times of copied files are those of copying.
+        order = {
+            path: (path.name == last, *origin[1:], path.stat().st_mtime)
+            for path, origin in origins.items()
         }
+        self.origins = {path: origins[path] for path in sorted(order, key=order.get, reverse=True)}
 
     def _last_name(self) -> str | None:
         """Return the name in ``last_checkpoint``; None without such a file."""

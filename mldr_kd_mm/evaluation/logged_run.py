@@ -20,8 +20,9 @@ from torch.utils.data import DataLoader, Subset
 from mldr_kd_mm.models.builder import build_classifier
 from mldr_kd_mm.models.distillers.distiller import Distiller
 from mldr_kd_mm.registry import DATASETS, MODELS
-from mldr_kd_mm.utils.checkpoint import has_training_state, load_checkpoint
+from mldr_kd_mm.utils.checkpoint import load_checkpoint
 from mldr_kd_mm.utils.errors import ConfigError, MissingFileError, named
+from mldr_kd_mm.utils.run_identity import Origin, RunIdentity
 from mldr_kd_mm.utils.safe_config import parse_config
 
 ACCURACY = 'accuracy/top1'
@@ -34,13 +35,24 @@ def read_records(work_dir: Path) -> list[dict[str, Any]]:
     Args:
         work_dir: The Runner's work directory.
     """
-    # A resumed run has one log per part, named after the time of its start.
-    logs = sorted(work_dir.glob('*/vis_data/scalars.json'))
+    # A resumed run has one log per part.
+    logs = _list_logs(work_dir, 'scalars.json')
     return [
         record
         for log, state in ((log, log.stat()) for log in logs)
         for record in _read_log(log, state.st_size, state.st_mtime_ns)
     ]
+
+
+def _list_logs(work_dir: Path, name: str) -> list[Path]:
+    """Return a file of all parts of a run, in the order of their start."""
+    found = {path.parents[1].name: path for path in work_dir.glob(f'*/vis_data/{name}')}
+    record = RunIdentity.read(work_dir)
+    # The folders are named after the local time, which may be set back. A part is recorded with its
+    # first checkpoint; folders between those of the record are of other runs or of tests.
+    recorded = record.logs if record else ()
+    later = sorted(folder for folder in found if not recorded or folder > max(recorded))
+    return [found[folder] for folder in (*recorded, *later) if folder in found]
 
 
 @lru_cache
@@ -104,7 +116,7 @@ class LoggedRun:
             ConfigError: No run has logged there, or its config cannot be read.
         """
         records = read_records(work_dir)
-        configs = sorted(work_dir.glob('*/vis_data/config.py'))
+        configs = _list_logs(work_dir, 'config.py')
         if not records or not configs:
             raise ConfigError(
                 f'{work_dir}: must be the work directory of a run; it has no '
@@ -136,7 +148,7 @@ class LoggedRun:
         """Load a checkpoint of the run.
 
         Args:
-            name: Name of a file in the work directory. None: the newest, not the best.
+            name: Name of a file in the work directory. None: the newest of the run, not the best.
 
         Returns:
             Content of the checkpoint.
@@ -148,11 +160,13 @@ class LoggedRun:
         if name is not None:
             return load_checkpoint(str(self.work_dir / name))
         # The path in last_checkpoint is wrong if the work directory has been moved.
+        record = RunIdentity.read(self.work_dir)
         for path in sorted(self.work_dir.glob('*.pth'), key=_recency, reverse=True):
             content = load_checkpoint(str(path))
-            if has_training_state(content):
+            origin = Origin.of(content)
+            if origin is not None and (record is None or record.owns(origin)):
                 return content
-        raise MissingFileError(f'{self.work_dir}: there is no checkpoint')
+        raise MissingFileError(f'{self.work_dir}: there is no checkpoint of this run')
 
     def build_student(self) -> nn.Module:
         """Build the student with random weights."""

@@ -75,6 +75,18 @@ class Origin(NamedTuple):
             content = dict(meta=_read_json(Path(path, RECORD)) or dict(iter=0))
         else:
             content = load_checkpoint(str(path), field, read_tensors=False)
+        return cls.of(content)
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any]) -> Origin | None:
+        """Return the origin of a checkpoint.
+
+        Args:
+            content: Content of the checkpoint.
+
+        Returns:
+            The origin; None if no run can resume from the checkpoint.
+        """
         if not has_training_state(content):
             return None
         meta = content['meta']

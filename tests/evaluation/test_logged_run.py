@@ -90,7 +90,7 @@ def test_checkpoint_by_name(trained, tmp_path):
         path.unlink()
     assert run.checkpoint()['meta']['epoch'] == 9
     (work_dir / 'best_accuracy_top1_epoch_9.pth').unlink()
-    with pytest.raises(FileNotFoundError, match='there is no checkpoint'):
+    with pytest.raises(FileNotFoundError, match='there is no checkpoint of this run'):
         run.checkpoint()
 
 

@@ -188,16 +188,24 @@ def test_other_optimizers_are_left_alone(changes):
 
 
 def test_a_used_work_directory(config, tool, tmp_path, monkeypatch):
-    assert tool('train', config, '--no-validate')[0] == 0
+    hook = ['--no-validate', '--cfg-options', 'default_hooks.checkpoint.type=AtomicCheckpointHook']
+    longer = [*hook, 'train_cfg.max_epochs=2']
+    monkeypatch.setenv('MLDR_KD_LAUNCH', 'a')
+    monkeypatch.setenv('TORCHELASTIC_RESTART_COUNT', '0')
+    monkeypatch.setenv('SLURM_JOB_ID', '7')
+    assert tool('train', config, *hook)[0] == 0
     checkpoint = tmp_path / 'here/work_dirs/tiny/epoch_1.pth'
     before = checkpoint.stat().st_mtime_ns
-    longer = ['--no-validate', '--cfg-options', 'train_cfg.max_epochs=2']
 
-    monkeypatch.setenv('TORCHELASTIC_RESTART_COUNT', '0')
-    assert 'has checkpoints of an earlier run' in one_line(tool('train', config, *longer))
-    assert checkpoint.stat().st_mtime_ns == before
+    # Also if torchrun starts another run again, whose first attempt has saved nothing.
+    for count, launch in [('0', 'a'), ('1', 'b')]:
+        monkeypatch.setenv('TORCHELASTIC_RESTART_COUNT', count)
+        monkeypatch.setenv('MLDR_KD_LAUNCH', launch)
+        assert 'has checkpoints of an earlier run' in one_line(tool('train', config, *longer))
+        assert checkpoint.stat().st_mtime_ns == before
 
     # A run that was started again goes on, and deletes nothing.
+    monkeypatch.setenv('MLDR_KD_LAUNCH', 'a')
     for variable in ('TORCHELASTIC_RESTART_COUNT', 'SLURM_RESTART_COUNT'):
         with monkeypatch.context() as patch:
             patch.setenv(variable, '1')
@@ -206,7 +214,8 @@ def test_a_used_work_directory(config, tool, tmp_path, monkeypatch):
         assert 'resumed epoch:' in log
         assert checkpoint.stat().st_mtime_ns == before
 
-    assert tool('train', config, '--overwrite', '--no-validate')[0] == 0
+    monkeypatch.setenv('TORCHELASTIC_RESTART_COUNT', '0')
+    assert tool('train', config, '--overwrite', *hook)[0] == 0
     assert [path.name for path in checkpoint.parent.glob('*.pth')] == ['epoch_1.pth']
     assert checkpoint.stat().st_mtime_ns > before
 

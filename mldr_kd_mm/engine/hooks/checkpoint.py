@@ -218,6 +218,7 @@ class AtomicCheckpointHook(CheckpointHook):
         runner.message_hub.update_info('outdated_ckpts', list(self._outdated))
         self._progress = dict(meta)
         with self._write_errors_on_all_ranks(previous):
+            self._record_identity(runner)
             runner.save_checkpoint(
                 self.out_dir,
                 name,
@@ -230,7 +231,8 @@ class AtomicCheckpointHook(CheckpointHook):
                 **self.args,
             )
             if is_main_process():
-                self._record_identity(runner, path, meta)
+                if self.identity is not None and Path(path).is_dir():
+                    self.identity.write_to_checkpoint(path, self._progress)
                 AtomicFileBackend().put_text(path, Path(runner.work_dir, 'last_checkpoint'))
         self.last_ckpt = path
 
@@ -247,15 +249,11 @@ class AtomicCheckpointHook(CheckpointHook):
                     f'{error.strerror or error}; {kept}'
                 ) from error
 
-    def _record_identity(self, runner: Runner, path: str, meta: dict) -> None:
+    def _record_identity(self, runner: Runner) -> None:
         """Let the work directory belong to this run from its first checkpoint on."""
-        if self.identity is None:
-            return
-        if not self._has_recorded:
+        if is_main_process() and self.identity is not None and not self._has_recorded:
             self.identity.write(runner.work_dir)
             self._has_recorded = True
-        if Path(path).is_dir():
-            self.identity.write_to_checkpoint(path, meta)
 
     def _remove_outdated(self) -> None:
         """Remove the outdated checkpoints that belong to this run."""
