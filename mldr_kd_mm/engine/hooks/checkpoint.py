@@ -217,8 +217,8 @@ class AtomicCheckpointHook(CheckpointHook):
         # A run that is killed before it has removed these files removes them when it is resumed.
         runner.message_hub.update_info('outdated_ckpts', list(self._outdated))
         self._progress = dict(meta)
+        self._record_identity(runner)
         with self._write_errors_on_all_ranks(previous):
-            self._record_identity(runner)
             runner.save_checkpoint(
                 self.out_dir,
                 name,
@@ -251,9 +251,12 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def _record_identity(self, runner: Runner) -> None:
         """Let the work directory belong to this run from its first checkpoint on."""
-        if is_main_process() and self.identity is not None and not self._has_recorded:
-            self.identity.write(runner.work_dir)
-            self._has_recorded = True
+        if self.identity is None or self._has_recorded:
+            return
+        with self._write_errors_on_all_ranks(self.last_ckpt):
+            if is_main_process():
+                self.identity.write(runner.work_dir)
+        self._has_recorded = True
 
     def _remove_outdated(self) -> None:
         """Remove the outdated checkpoints that belong to this run."""
