@@ -172,11 +172,10 @@ def start(cfg: Config, task: str) -> Runner:
             _write_config(cfg)
     not_ours = multiprocessing.active_children()
     runner = RUNNERS.build(cfg)
-    if task == 'train':
-        for hook in runner.hooks:
-            if isinstance(hook, AtomicCheckpointHook):
-                hook.find_start(runner)
     try:
+        for hook in runner.hooks:
+            if isinstance(hook, AtomicCheckpointHook) and task == 'train':
+                hook.find_start(runner)
         getattr(runner, task)()
     finally:
         close_bars()
