@@ -1,4 +1,4 @@
-"""Skip training steps with NaN or infinite losses or gradients."""
+"""Skip training steps with NaN or infinite losses, gradients or BatchNorm statistics."""
 
 from __future__ import annotations
 
@@ -41,14 +41,15 @@ class _Forward(NamedTuple):
 
 @HOOKS.register_module()
 class NonFiniteHook(Hook):
-    """Skips steps with non-finite losses or gradients and ends a run that does not recover.
+    """Skips non-finite steps and ends a run that does not recover.
 
-    A skipped step changes no weight, no optimizer state and no BatchNorm statistics. All ranks skip
-    it together, even if only one has the non-finite loss. The log names the losses and the indices
-    of the samples. The hook works with every model that trains under one OptimWrapper. With
-    gradient accumulation a whole update is skipped.
+    A step is not finite if a loss, a gradient, or BatchNorm's running statistics after it have a
+    NaN or an infinite value. A skipped step changes no weight, no optimizer state and no BatchNorm
+    statistics. All ranks skip it together, even if only one has the non-finite loss. The log names
+    the losses and the indices of the samples. The hook works with every model that trains under one
+    OptimWrapper. With gradient accumulation a whole update is skipped.
 
-    Under a GradScaler only losses are checked, since the scaler handles overflowing gradients.
+    Under a GradScaler gradients are not checked, since the scaler handles those that overflow.
 
     On a GPU, an optimizer with ``fused=True`` skips the step on the device: the host does not wait,
     and the log reports the step two steps later. With other optimizers the host waits, as with
@@ -123,7 +124,7 @@ class NonFiniteHook(Hook):
             handle.remove()
         vars(self._optimizer).pop('found_inf', None)
         while self._open:
-            self._agreed = self._all_reduce.reduce(torch.zeros(2, device=self._device))
+            self._agreed = self._all_reduce.reduce(torch.zeros(3, device=self._device))
             self._report_known(runner)
 
     @torch.compiler.disable
@@ -166,12 +167,15 @@ class NonFiniteHook(Hook):
         Returns:
             1.0 to skip the step, else 0.0, a scalar on the training device.
         """
-        flags = torch.zeros(2, device=self._device)
+        flags = torch.zeros(3, device=self._device)  # losses, gradients, BatchNorm statistics
         if self._forwards:
             flags[0] = ~torch.cat([forward.finite for forward in self._forwards]).all()
         gradients = _gradients(optimizer) if optimizer else []
         if gradients:
             flags[1] = ~nn.utils.get_total_norm(gradients).isfinite()
+        statistics = self._statistics.read()
+        if statistics:
+            flags[2] = ~torch.stack([values.isfinite().all() for values in statistics]).all()
         self._agreed = self._all_reduce.reduce(flags)
         self._has_agreed = True
         skip = flags.amax()
@@ -219,7 +223,7 @@ class NonFiniteHook(Hook):
         total = runner.message_hub.get_info('skipped_steps', 0) + 1
         runner.message_hub.update_info('skipped_steps', total)
         runner.visualizer.add_scalar('skipped_steps', total, step=iteration)
-        found = _describe_causes(forwards)
+        found = _describe_causes(forwards, statistics=bool(self._agreed[2]))
         runner.logger.warning(
             f'Iter(train) [{iteration}]: step skipped, {found}; '
             f'{self._in_a_row} in a row, {total} in all'
@@ -247,15 +251,21 @@ class _BatchNormStatistics:
         kinds = groupby(sorted(buffers, key=_kind), key=_kind)
         self._groups = [list(group) for _, group in kinds]
         self._kept: list[Tensor] = []
+        self._now: list[Tensor] = []
 
     def keep(self) -> None:
-        """Copy the statistics."""
+        """Copy the statistics before a step."""
         self._kept = [torch.cat(group) for group in self._groups]
+
+    def read(self) -> list[Tensor]:
+        """Return the statistics after a step, one tensor (N,) for each device and dtype."""
+        self._now = [torch.cat(group) for group in self._groups]
+        return self._now
 
     def restore_if(self, skip: Tensor) -> None:
         """Restore the copy if ``skip``, a scalar, is not 0, without waiting for a GPU."""
-        for group, kept in zip(self._groups, self._kept, strict=False):
-            values = torch.where(skip > 0, kept, torch.cat(group))
+        for group, kept, now in zip(self._groups, self._kept, self._now, strict=False):
+            values = torch.where(skip > 0, kept, now)
             torch._foreach_copy_(group, values.split([len(buffer) for buffer in group]))
 
 
@@ -289,20 +299,23 @@ def _is_fused(optimizer: Optimizer) -> bool:
     return all(group.get('fused') for group in optimizer.param_groups)
 
 
-def _describe_causes(forwards: list[_Forward]) -> str:
-    """Describe what is not finite and for which samples, on all ranks."""
+def _describe_causes(forwards: list[_Forward], statistics: bool) -> str:
+    """Describe what is not finite and for which samples, on all ranks.
+
+    Args:
+        forwards: This rank's forward passes of the step.
+        statistics: Whether BatchNorm statistics of any rank are not finite.
+    """
     bad = [forward for forward in forwards if forward.non_finite_terms()]
     terms = [term for forward in bad for term in forward.non_finite_terms()]
     indices = [index for forward in bad or forwards for index in _indices(forward.data_samples)]
     everywhere = dist.all_gather_object((terms, indices))
-    # If all losses are finite, the gradient is not, and any of the samples may be the cause.
+    # If all losses are finite, any of the samples may be the cause.
     causes = [found for found in everywhere if found[0]] or everywhere
     terms = list(dict.fromkeys(term for terms, _ in causes for term in terms))
     indices = [str(index) for _, indices in causes for index in indices]
-    return (
-        f'not finite: {", ".join(terms) or "the gradient"}; '
-        f'samples {", ".join(indices) or "unknown"}'
-    )
+    other = 'BatchNorm statistics' if statistics else 'the gradient'
+    return f'not finite: {", ".join(terms) or other}; samples {", ".join(indices) or "unknown"}'
 
 
 def _indices(data_samples: Sequence | None) -> list[int]:

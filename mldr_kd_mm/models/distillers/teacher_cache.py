@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
+import logging
 import math
 import os
 import shutil
+import struct
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +27,7 @@ from mldr_kd_mm.utils.errors import ConfigError, printable
 from mldr_kd_mm.utils.file_lock import lock_file
 from mldr_kd_mm.utils.nested import iter_differences
 
-FORMAT = 1
+FORMAT = 2
 DTYPES = dict(fp16=np.float16, fp32=np.float32)
 FINGERPRINT = 'fingerprint.json'
 LOCK = 'lock'
@@ -32,13 +36,15 @@ LOCK = 'lock'
 class TeacherCache:
     """Read the teacher's outputs from disk, or run the teacher and store them.
 
-    ``<name>.bin`` holds one tensor for each sample in each view, (views, samples, ...), and is
-    mapped into the memory of all processes. ``<name>.crc`` holds a checksum for each entry, which
-    is written after it. An entry that was interrupted or damaged does not match its checksum and is
-    computed again. ``fingerprint.json`` lists what the outputs depend on.
+    ``<name>.bin`` holds one tensor for each sample in each view, (views, samples, ...).
+    ``<name>.crc`` holds a checksum for each entry, which is written after it and also covers the
+    place of the entry, its name and the fingerprint. An entry that was interrupted or damaged, or
+    belongs to another place or cache, does not match its checksum and is computed again.
+    ``fingerprint.json`` lists what the outputs depend on.
 
     The step that stores an entry also returns the stored value, so a run that records and a run
-    that reads see the same numbers.
+    that reads see the same numbers. A cache that cannot be written, for example on a read-only
+    disk, is read, and entries that it lacks are computed in each epoch.
 
     Args:
         folder: Folder of the files, which all processes must see.
@@ -49,8 +55,9 @@ class TeacherCache:
             that are not in the folder yet are added to it.
 
     Raises:
-        ConfigError: If the folder holds outputs for other settings, a file is incomplete, or the
-            disk has too little space. In these cases nothing is written.
+        ConfigError: If the folder holds outputs for other settings, a file is incomplete, the
+            disk has too little space, or a new cache cannot be written. In these cases nothing is
+            written.
     """
 
     def __init__(
@@ -64,10 +71,19 @@ class TeacherCache:
         self.dtype = np.dtype(DTYPES[fingerprint['dtype']])
         self.entries = (fingerprint['views'], fingerprint['samples'])
         run_on_main_process(lambda: self._prepare(outputs))
+        identity = json.dumps(self.fingerprint, sort_keys=True)
         self._arrays = {
-            name: _Array(self.folder / name, self.entries, output['shape'], self.dtype)
+            name: _Array(
+                self.folder / name,
+                self.entries,
+                output['shape'],
+                self.dtype,
+                zlib.crc32(f'{identity} {name}'.encode()),
+            )
             for name, output in outputs.items()
         }
+        self._has_warned = False
+        self._is_read_only = not all(array.is_writable for array in self._arrays.values())
 
     @torch.compiler.disable
     @torch.no_grad()
@@ -85,7 +101,8 @@ class TeacherCache:
             Name -> float32 tensor (B, ...).
 
         Raises:
-            ConfigError: If an output has another shape than before, or does not fit the dtype.
+            ConfigError: If an output has another shape than before or does not fit the dtype, or a
+                file has been truncated.
         """
         found = self.read(views)
         if None in found.values():
@@ -95,32 +112,45 @@ class TeacherCache:
     def read(self, views: Sequence[View]) -> dict[str, Tensor | None]:
         """Read a batch: name -> (B, ...), or None if one of its entries is not valid."""
         return {
-            name: array.read(_place(views), self._key(views))
+            name: array.read(_places(views, self.entries), self._key(views))
             for name, array in self._arrays.items()
         }
 
     def _write(self, views: Sequence[View], outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         found = {}
+        if self._is_read_only:
+            self._warn_that_it_is_read_only()
         for name, array in self._arrays.items():
             exact = outputs[name].float().cpu().numpy()
             with np.errstate(over='ignore'):
                 values = exact.astype(self.dtype)
-            if values.shape[1:] != array.values.shape[2:]:
+            if values.shape[1:] != array.shape:
                 raise ConfigError(
                     f'teacher_cache: {name} has shape {values.shape[1:]}, before '
-                    f'{array.values.shape[2:]}; all images must have the same size'
+                    f'{array.shape}; all images must have the same size'
                 )
             if self.dtype == np.float16 and not np.isfinite(values).all():
                 raise ConfigError(
                     f"teacher_cache: dtype='fp16': must be 'fp32', as {name} has the value "
                     f'{np.abs(exact).max():.4g}'
                 )
-            array.write(_place(views), values, self._key(views))
+            if not self._is_read_only:
+                array.write(_places(views, self.entries), values, self._key(views))
             found[name] = torch.from_numpy(values)
         return found
 
+    def _warn_that_it_is_read_only(self) -> None:
+        if not self._has_warned:
+            print_log(
+                f'teacher_cache: dir={str(self.folder)!r}: cannot be written and lacks entries of '
+                'this run; the teacher computes them in each epoch',
+                'current',
+                logging.WARNING,
+            )
+        self._has_warned = True
+
     def _key(self, views: Sequence[View]) -> int:
-        """Return the checksums' start value; if images are mixed, it identifies the batch."""
+        """Return a number for the checksums; if images are mixed, it identifies the batch."""
         return hash_views(views) if self.mixed else 0
 
     def _prepare(self, outputs: dict[str, dict]) -> None:
@@ -129,6 +159,16 @@ class TeacherCache:
         self._report(stored, outputs)
         if stored.keys() >= outputs.keys():
             return
+        try:
+            self._make(outputs)
+        except OSError as error:
+            raise ConfigError(
+                f'teacher_cache: dir={str(self.folder)!r}: cannot be written: '
+                f'{error.strerror or error}'
+            ) from error
+
+    def _make(self, outputs: dict[str, dict]) -> None:
+        """Create the files that are not there yet."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with lock_file(self.folder / LOCK):
             # Another run may have created the files in the meantime.
@@ -202,11 +242,18 @@ class _Array:
     """One tensor for each sample in each view, with a checksum."""
 
     def __init__(
-        self, path: Path, entries: tuple[int, int], shape: Sequence[int], dtype: np.dtype
+        self,
+        path: Path,
+        entries: tuple[int, int],
+        shape: Sequence[int],
+        dtype: np.dtype,
+        identity: int,
     ) -> None:
-        values, marks = _files(path)
-        self.values = np.memmap(values, dtype, 'r+', shape=(*entries, *shape))
-        self.marks = np.memmap(marks, np.uint32, 'r+', shape=entries)
+        self.shape = tuple(shape)
+        self.dtype = dtype
+        self.identity = identity
+        self._values, self._marks = map(_open, _files(path))
+        self.is_writable = self._values.writable() and self._marks.writable()
 
     @staticmethod
     def make(path: Path, entries: tuple[int, int], shape: Sequence[int], dtype: np.dtype) -> None:
@@ -214,7 +261,7 @@ class _Array:
         for file_path, size in zip(_files(path), _sizes(entries, shape, dtype), strict=True):
             file_path.unlink(missing_ok=True)  # The target of a link stays.
             with open(file_path, 'xb') as file:
-                # Reserve the space: a full disk would later kill the process without a message.
+                # Reserve the space, so that the disk cannot fill up while entries are recorded.
                 os.posix_fallocate(file.fileno(), 0, size)
 
     @staticmethod
@@ -233,19 +280,56 @@ class _Array:
                     f'{path.parent}'
                 )
 
-    def read(self, place: tuple[np.ndarray, np.ndarray], key: int) -> Tensor | None:
+    def read(self, places: Sequence[int], key: int) -> Tensor | None:
         """Read entries (B, ...); None if one is not valid."""
-        marks = self.marks[place]
+        marks = np.empty(len(places), np.uint32)
+        _read(self._marks, places, marks)
         if not marks.all():
             return None
-        values = self.values[place]
-        valid = all(mark == _mark(value, key) for mark, value in zip(marks, values, strict=True))
+        values = np.empty((len(places), *self.shape), self.dtype)
+        _read(self._values, places, values)
+        valid = np.array_equal(marks, self._checksums(places, values, key))
         return torch.from_numpy(values) if valid else None
 
-    def write(self, place: tuple[np.ndarray, np.ndarray], values: np.ndarray, key: int) -> None:
+    def write(self, places: Sequence[int], values: np.ndarray, key: int) -> None:
         """Write entries, and then their checksums."""
-        self.values[place] = values
-        self.marks[place] = [_mark(value, key) for value in values]
+        _write(self._values, places, values)
+        _write(self._marks, places, self._checksums(places, values, key))
+
+    def _checksums(self, places: Sequence[int], values: np.ndarray, key: int) -> np.ndarray:
+        """Return the checksums of entries (B,). They are never 0, which marks an empty entry."""
+        starts = (zlib.crc32(struct.pack('<QI', place, key), self.identity) for place in places)
+        marks = [zlib.crc32(v.tobytes(), s) or 1 for v, s in zip(values, starts, strict=True)]
+        return np.array(marks, np.uint32)
+
+
+def _open(path: Path) -> io.FileIO:
+    """Open a file for reading and writing, or for reading only if it cannot be written."""
+    try:
+        return open(path, 'r+b', buffering=0)
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise
+        return open(path, 'rb', buffering=0)
+
+
+# The files are not mapped into memory: if one was truncated, reading it would end the process with
+# SIGBUS.
+def _read(file: io.FileIO, places: Sequence[int], values: np.ndarray) -> None:
+    """Read the entries at these places of a file into an array (B, ...)."""
+    for place, value in zip(places, values.reshape(len(places), -1), strict=True):
+        if os.preadv(file.fileno(), [value], place * value.nbytes) != value.nbytes:
+            raise ConfigError(
+                f'teacher_cache: {file.name} has been truncated; delete {Path(file.name).parent}'
+            )
+
+
+def _write(file: io.FileIO, places: Sequence[int], values: np.ndarray) -> None:
+    """Write an array (B, ...) to these places of a file."""
+    for place, value in zip(places, values.reshape(len(places), -1), strict=True):
+        written = os.pwrite(file.fileno(), value, place * value.nbytes)
+        if written != value.nbytes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file.name)
 
 
 def _read_fingerprint(path: Path) -> tuple[dict[str, Any], dict[str, dict]]:
@@ -274,13 +358,9 @@ def _sizes(entries: tuple[int, int], shape: Sequence[int], dtype: np.dtype) -> t
     return count * math.prod(shape) * dtype.itemsize, count * np.dtype(np.uint32).itemsize
 
 
-def _mark(value: np.ndarray, key: int) -> int:
-    """Compute the checksum of an entry. It is never 0, which marks an empty entry."""
-    return zlib.crc32(value.tobytes(), key) or 1
-
-
-def _place(views: Sequence[View]) -> tuple[np.ndarray, np.ndarray]:
-    return np.array([view.epoch for view in views]), np.array([view.index for view in views])
+def _places(views: Sequence[View], entries: tuple[int, int]) -> list[int]:
+    """Return the number of each view's entry in a file."""
+    return [view.epoch * entries[1] + view.index for view in views]
 
 
 def _to_device(values: Tensor, device: torch.device) -> Tensor:

@@ -172,6 +172,30 @@ def test_flags_that_come_late(tmp_path, monkeypatch):
     assert [samples(line) for line in lines] == [snapshots.samples[step] for step in (1, 6, 7)]
 
 
+class Scales(Hook):
+    """Scales the images of a step so far that their variance overflows, but no loss."""
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.iter == 2:
+            data_batch['inputs'] = [image.float() * 1e20 for image in data_batch['inputs']]
+
+
+@pytest.mark.parametrize('scaled', [False, True], ids=['', 'GradScaler'])
+def test_statistics_that_are_not_finite(tmp_path, scaled):
+    wrapper = dict(type='ScalingOptimWrapper', scale=1.0) if scaled else {}
+    config = configure(classifier(), tmp_path / 'run', optim_wrapper=wrapper | dict(optimizer=SGD))
+    runner = Runner.from_cfg(Config(config))
+    snapshots = Snapshots()
+    runner.register_hook(Scales())
+    runner.register_hook(snapshots)
+    runner.train()
+    assert snapshots.unchanged() == [2]
+    assert all(value.isfinite().all() for value in runner.model.state_dict().values())
+    (line,) = skips(tmp_path / 'run')
+    assert 'not finite: BatchNorm statistics' in line
+    assert samples(line) == snapshots.samples[2]
+
+
 def test_image_that_is_not_finite(tmp_path):
     """The image would make BatchNorm's statistics non-finite, too."""
     runner, snapshots = train(classifier(), tmp_path / 'run', spoil=[17])

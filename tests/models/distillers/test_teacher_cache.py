@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ import torch
 from mmengine.logging import MMLogger
 
 from mldr_kd_mm import ConfigError
+from mldr_kd_mm.models.distillers import teacher_cache
 from mldr_kd_mm.models.distillers.teacher_cache import TeacherCache
 from mldr_kd_mm.structures.view import View
 
@@ -113,10 +117,97 @@ def test_changed_bytes_are_computed_again(cache, file):
 
 def test_values_without_their_checksums_do_not_count(cache):
     """A crash between writing values and checksums leaves such a file."""
-    cache._arrays['logits'].values[0, :2] = 1.0
+    with open(cache.folder / 'logits.bin', 'r+b') as file:
+        file.write(np.ones((2, 3), np.float32).tobytes())
     assert cache.read(views([0, 1]))['logits'] is None
     teaching = Teaching()
     assert_equal(cache(views([0, 1]), CPU, teaching), teaching.outputs)
+
+
+@pytest.mark.parametrize('other', [(0, 1), (0, 6)], ids=['sample', 'view'])
+def test_swapped_entries_are_computed_again(cache, other):
+    """Each still matches its own checksum."""
+    teaching = Teaching()
+    cache(views([0, 1]), CPU, teaching)
+    cache(views([0, 1], epoch=1), CPU, Teaching(seed=1))
+    for kind, size in (('bin', 12), ('crc', 4)):
+        path = cache.folder / f'logits.{kind}'
+        content = bytearray(path.read_bytes())
+        one, two = (slice(entry * size, (entry + 1) * size) for entry in other)
+        content[one], content[two] = content[two], content[one]
+        path.write_bytes(content)
+    assert cache.read(views([0]))['logits'] is None
+    assert_equal(again(cache)(views([0, 1]), CPU, teaching), teaching.outputs)
+    assert teaching.calls == 2
+
+
+def test_files_of_another_teacher_do_not_count(cache, tmp_path):
+    other = TeacherCache(tmp_path / 'other', {**KEY, 'teacher': dict(weights='xyz')}, OUTPUTS)
+    other(views([0, 1]), CPU, Teaching(seed=1))
+    for name in ('logits.bin', 'logits.crc'):
+        (tmp_path / 'other' / name).replace(cache.folder / name)
+    teaching = Teaching()
+    assert_equal(again(cache)(views([0, 1]), CPU, teaching), teaching.outputs)
+    assert teaching.calls == 1
+
+
+def test_outputs_of_one_shape_do_not_stand_for_each_other(tmp_path):
+    two = {name: dict(tap=name, shape=[3]) for name in ('logits', 'feature')}
+    cache = TeacherCache(tmp_path / 'cache', KEY, two)
+    cache(views([0]), CPU, lambda: {name: torch.randn(1, 3) for name in two})
+    for kind in ('bin', 'crc'):
+        shutil.copy(cache.folder / f'feature.{kind}', cache.folder / f'logits.{kind}')
+    found = again(cache, two).read(views([0]))
+    assert found['logits'] is None
+    assert found['feature'] is not None
+
+
+@pytest.mark.parametrize('file', ['logits.bin', 'stage1.crc'])
+def test_a_file_that_is_truncated_in_use(cache, file):
+    """Reading a file that is mapped into memory would end the process with SIGBUS."""
+    cache(views([0, 5]), CPU, Teaching())
+    os.truncate(cache.folder / file, 8)
+    with pytest.raises(ConfigError, match=f'{file} has been truncated; delete {cache.folder}'):
+        cache(views([0, 5]), CPU, Teaching())
+
+
+@pytest.fixture
+def read_only(cache, monkeypatch):
+    """Make all files of the cache read-only, also for root."""
+
+    def refuse(path, *_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    def open_for_reading(path, mode='r', **kwargs):
+        return refuse(path) if set(mode) & set('+xaw') else open(path, mode, **kwargs)
+
+    def make():
+        monkeypatch.setattr(teacher_cache, 'open', open_for_reading, raising=False)
+        monkeypatch.setattr(teacher_cache, 'lock_file', refuse)
+
+    return make
+
+
+def test_a_read_only_cache_is_read(cache, read_only, tmp_path):
+    log = tmp_path / 'log'
+    MMLogger.get_instance(f'reading {tmp_path}', log_file=str(log))
+    teaching = Teaching()
+    cache(views([0, 1]), CPU, teaching)
+    read_only()
+    opened = again(cache)
+    assert_equal(opened(views([0, 1]), CPU, teaching), teaching.outputs)
+    assert teaching.calls == 1
+    assert 'cannot be written' not in log.read_text()
+    for calls in (2, 3):
+        assert_equal(opened(views([2, 3]), CPU, teaching), teaching.outputs)
+        assert teaching.calls == calls
+    assert log.read_text().count('cannot be written and lacks entries') == 1
+
+
+def test_a_read_only_cache_lacks_an_output(cache, read_only):
+    read_only()
+    with pytest.raises(ConfigError, match='cannot be written: Read-only file system'):
+        again(cache, dict(OUTPUTS, more=dict(tap='more', shape=[3])))
 
 
 def test_a_mixed_image_belongs_to_its_batch(tmp_path):
@@ -344,7 +435,7 @@ def test_a_zero_is_stored_too(cache):
     for _ in range(2):
         assert_equal(cache(views([0, 1]), CPU, teaching), teaching.outputs)
     assert teaching.calls == 1
-    assert (np.asarray(cache._arrays['logits'].marks[0, :2]) != 0).all()
+    assert np.fromfile(cache.folder / 'logits.crc', np.uint32, 2).all()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
