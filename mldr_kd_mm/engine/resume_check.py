@@ -11,6 +11,7 @@ from mmengine.optim import OptimWrapperDict
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import Tensor
 
+from mldr_kd_mm.engine.training_state import check_training_state
 from mldr_kd_mm.utils.dist import unwrap_model
 from mldr_kd_mm.utils.errors import ConfigError, named, printable
 from mldr_kd_mm.utils.nested import NOT_SET, iter_differences
@@ -154,6 +155,7 @@ def check_resume(runner: Runner, checkpoint: dict[str, Any]) -> Changes:
         ConfigError: It would be another run.
     """
     label = _label(runner)
+    check_training_state(checkpoint, label)
     with named(label):
         changes = compare_configs(*_configs(runner, checkpoint))
         check_refused([*changes.refused, *_other_changes(runner, checkpoint)], label)

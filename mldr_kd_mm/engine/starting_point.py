@@ -171,6 +171,11 @@ class RunDirectory:
             raise ConfigError(f'resume={path!r}: must be a checkpoint of a run, not only weights')
         record = self.record or self._adopt([origin])
         is_here = '://' not in path and Path(path).resolve().parent in self.folders
+        if not is_here and self.origins:
+            raise ConfigError(
+                f'work_dir={str(self.work_dir)!r}: has checkpoints of another run: '
+                f'{self._describe_others(None)}; choose another work directory'
+            )
         if not (is_here and record.owns(origin)):
             identity = RunIdentity(new_id(), '', parent=origin.run or None)
             return StartingPoint(identity, path, is_fork=True)

@@ -44,8 +44,9 @@ def _fields(checkpoint: Mapping[str, Any]) -> Iterator[_Check]:
     meta, hub = checkpoint['meta'], checkpoint['message_hub']
     for name in ('epoch', 'iter'):
         yield f'meta.{name}', meta.get(name, _MISSING), _is_count, 'a number, 0 or more'
-    if meta.get('seed') is not None:
-        yield 'meta.seed', meta['seed'], _is_count, 'a number, 0 or more'
+    for name in ('seed', 'schedule_length'):
+        if meta.get(name) is not None:
+            yield f'meta.{name}', meta[name], _is_count, 'a number, 0 or more'
     if meta.get('steps') is not None:
         yield from _steps(meta['steps'])
     for name in ('log_scalars', 'runtime_info', 'resumed_keys'):

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import timm
@@ -121,6 +122,30 @@ def test_a_used_work_directory(distilled, folder):
     with pytest.raises(ConfigError, match='has checkpoints of an earlier run'):
         distill(**options)
     assert [file.stat().st_mtime_ns for file in files] == before
+
+
+@pytest.mark.parametrize(
+    'files, wanted',
+    [
+        ([], ('weights', False)),
+        (['pretrained.pth', 'last_checkpoint'], ('weights', False)),
+        (['pretrained.pth', 'epoch_1.pth'], (None, True)),
+    ],
+)
+def test_resume_of_the_teacher(tmp_path, monkeypatch, files, wanted):
+    """Without a checkpoint it begins with its pretrained weights."""
+    for name in files:
+        (tmp_path / name).touch()
+    called = []
+    module = sys.modules['mldr_kd_mm.apis.distill']
+    monkeypatch.setattr(module, 'fetch_pretrained', lambda *_: 'weights')
+    monkeypatch.setattr(module, '_train', lambda *args: called.append(args))
+    options = SimpleNamespace(teacher_pretrained=True, teacher='timm/vit', epochs_of_teacher=1)
+    cfg = Config(dict(work_dir=str(tmp_path), load_from=None))
+
+    module._train_teacher(options, SimpleNamespace(name='vit'), cfg, 'epoch_9.pth', resume=True)
+
+    assert [(cfg.load_from, resume) for cfg, resume in called] == [wanted]
 
 
 def test_a_teacher_of_other_classes(distilled, tmp_path):

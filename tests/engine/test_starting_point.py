@@ -164,6 +164,12 @@ class TestNamed:
         assert found.identity.parent == OWN != found.identity.id
         assert not found.identity.owns(Origin(OWN, 1, 10))
 
+    def test_of_another_directory_than_the_run_in_this_one(self, tmp_path, work_dir):
+        """It would replace the checkpoints there one by one."""
+        path = save(tmp_path / 'elsewhere', 'epoch_1.pth', OTHER)
+        with pytest.raises(ConfigError, match=r'has checkpoints of another run: epoch_1\.pth, .*;'):
+            start(work_dir, load_from=path)
+
     def test_of_another_run_in_the_same_directory(self, work_dir):
         found = start(work_dir, load_from=save(work_dir, 'epoch_9.pth', OTHER))
         assert found.is_fork and found.identity.parent == OTHER
@@ -212,12 +218,12 @@ class TestRestart:
         found = start(work_dir, resume, path)
         assert found.checkpoint == str(work_dir / 'epoch_3.pth') and found.identity.id == OWN
 
-    def test_begins_again_if_it_had_saved_nothing(self, tmp_path, work_dir):
+    def test_begins_again_if_it_had_saved_nothing(self, work_dir):
         self.record(work_dir, 'another')
         found = start(work_dir, resume=False)
         assert found.checkpoint is None and found.identity.id != OWN
-        path = save(tmp_path / 'elsewhere', 'epoch_1.pth', OTHER)
-        assert start(work_dir, load_from=path).checkpoint == str(path)
+        earlier = work_dir / 'epoch_1.pth'
+        assert start(work_dir, load_from=earlier).checkpoint == str(earlier)
 
     def test_begins_again_if_all_are_damaged(self, work_dir):
         self.record(work_dir, 'this')

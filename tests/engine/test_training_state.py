@@ -42,6 +42,7 @@ def test_whole():
         ('meta.iter', -1),
         ('meta.iter', 2.0),
         ('meta.seed', 'x'),
+        ('meta.schedule_length', '300'),
         ('meta.steps', [1, 8, 5]),
         ('meta.steps.batch_size', 0),
         ('message_hub', torch.ones(1)),

@@ -11,6 +11,7 @@ from helpers import mldr, resnet, train
 
 from mldr_kd_mm.evaluation.logged_run import LoggedRun, curve, read_records
 from mldr_kd_mm.utils.errors import ConfigError
+from mldr_kd_mm.utils.run_identity import RunIdentity, new_id
 
 
 def write(work_dir, part, *records, end='\n'):
@@ -32,6 +33,16 @@ def test_curve_of_a_run_in_two_parts(tmp_path):
     assert curve(records, 'loss') == {1: 3.0, 2: 2.0}
     assert curve(records, 'acc') == {1: 5.0, 2: 7.0}
     assert curve(records, 'lost') == {}
+
+
+def test_parts_are_read_in_the_order_of_their_start(tmp_path):
+    """Their names are local times, which go back when summer ends; a part may be of another run."""
+    parts = ['20261025_025900', '20261025_020100']
+    RunIdentity(new_id(), '', logs=('20261001_000000', *parts)).write(tmp_path)
+    for value, part in enumerate(['20250101_000000', *parts, '20261025_020000', '20261025_030000']):
+        write(tmp_path, part, dict(loss=float(value), epoch=1, step=value))
+    # The last one has not saved a checkpoint yet.
+    assert [record['step'] for record in read_records(tmp_path)] == [1, 2, 4]
 
 
 def test_line_that_is_half_written(tmp_path):
@@ -92,6 +103,19 @@ def test_checkpoint_by_name(trained, tmp_path):
     (work_dir / 'best_accuracy_top1_epoch_9.pth').unlink()
     with pytest.raises(FileNotFoundError, match='there is no checkpoint of this run'):
         run.checkpoint()
+
+
+def test_checkpoint_of_another_run(tmp_path):
+    """It may be the newest in the directory."""
+    write(tmp_path, 'part', dict(loss=1.0, step=1))
+    (tmp_path / 'part/vis_data/config.py').write_text('')
+    own, other = new_id(), new_id()
+    for run, name in ((own, 'epoch_1.pth'), (other, 'epoch_2.pth')):
+        torch.save(dict(meta=dict(epoch=1, iter=3, run=dict(id=run))), tmp_path / name)
+    run = LoggedRun.read(tmp_path, 'run')
+    for wanted in (own, other):
+        RunIdentity(wanted, '').write(tmp_path)
+        assert run.checkpoint()['meta']['run']['id'] == wanted
 
 
 def test_samples_are_spread_over_the_set(trained):

@@ -206,13 +206,22 @@ def test_a_used_work_directory(config, tool, tmp_path, monkeypatch):
 
     # A run that was started again goes on, and deletes nothing.
     monkeypatch.setenv('MLDR_KD_LAUNCH', 'a')
-    for variable in ('TORCHELASTIC_RESTART_COUNT', 'SLURM_RESTART_COUNT'):
+    dump, elsewhere = checkpoint.with_name('tiny.py'), tmp_path / 'elsewhere.py'
+    elsewhere.write_text('of another program')
+    for variable, link in [
+        ('TORCHELASTIC_RESTART_COUNT', os.symlink),
+        ('SLURM_RESTART_COUNT', os.link),  # as in a copy by cp --link
+    ]:
+        dump.unlink()
+        link(elsewhere, dump)
         with monkeypatch.context() as patch:
             patch.setenv(variable, '1')
             assert tool('train', config, '--overwrite', *longer)[0] == 0
         (log,) = (path.read_text() for path in sorted(tmp_path.glob('**/*.log'))[-1:])
         assert 'resumed epoch:' in log
         assert checkpoint.stat().st_mtime_ns == before
+        assert elsewhere.read_text() == 'of another program'
+        assert 'AtomicCheckpointHook' in dump.read_text() and not dump.is_symlink()
 
     monkeypatch.setenv('TORCHELASTIC_RESTART_COUNT', '0')
     assert tool('train', config, '--overwrite', *hook)[0] == 0
