@@ -212,12 +212,27 @@ def run(cfg: Config, task: str, overwrite: bool = False) -> None:
     over_gloo = cfg.launcher != 'none' and not torch.cuda.is_available()
     with ExitStack() as stack:
         if task == 'train' and _is_rank_0(cfg):
-            resume = cfg.get('resume', False) or was_restarted(RunIdentity.read(cfg.work_dir))
-            claim = claim_work_dir(cfg, resume, overwrite)
-            stack.enter_context(claim)
+            stack.enter_context(claim_work_dir(cfg, _continues_run(cfg), overwrite))
         join_processes(cfg, over_gloo)
         code = _exit_code_of(cfg, task)
     leave(code, over_gloo)
+
+
+def _continues_run(cfg: Config) -> bool:
+    """Return whether a run continues the one in its work directory.
+
+    A run that resumes from a checkpoint of another directory is a new run.
+    """
+    if was_restarted(RunIdentity.read(cfg.work_dir)):
+        return True
+    resume, source = cfg.get('resume', False), cfg.get('load_from')
+    if isinstance(resume, str):  # a FlexibleRunner accepts this
+        source = resume
+    if not resume or source is None:
+        return bool(resume)
+    work_dir = Path(cfg.work_dir).resolve()
+    out_dir = cfg.get('default_hooks', {}).get('checkpoint', {}).get('out_dir') or work_dir.parent
+    return Path(source).resolve().parent in (work_dir, Path(out_dir, work_dir.name).resolve())
 
 
 def _exit_code_of(cfg: Config, task: str) -> int:

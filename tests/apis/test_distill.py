@@ -112,6 +112,8 @@ def test_resume(folder, tmp_path):
     assert Path(result.checkpoint).name == 'epoch_2.pth'
     log = sorted(work_dir.glob('2*/*.log'))[1].read_text()
     assert 'resumed epoch: 1' in log and 'Epoch(train) [1]' not in log
+    assert 'train_cfg.max_epochs: 1 -> 2' in log
+    assert 'the schedules are rebuilt for max_epochs=2;' in log
     assert again == result
 
 

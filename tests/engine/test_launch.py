@@ -14,7 +14,7 @@ from mmengine.config import Config
 
 from mldr_kd_mm import ConfigError
 from mldr_kd_mm.engine.hooks import StopSignalHook
-from mldr_kd_mm.engine.launch import join_processes, start
+from mldr_kd_mm.engine.launch import _continues_run, join_processes, start
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -107,3 +107,25 @@ def test_processes_wait_for_each_other_as_long_as_the_config_says(joined, over_g
 def test_timeout_must_be_a_time(joined, timeout):
     with pytest.raises(ConfigError, match='env_cfg.dist_cfg.timeout='):
         joined(True, 0, timeout=timeout)
+
+
+@pytest.mark.parametrize(
+    ('fields', 'expected'),
+    [
+        ({}, False),
+        (dict(load_from='runs/a/epoch_1.pth'), False),
+        (dict(resume=True), True),
+        (dict(resume=True, load_from='runs/a/epoch_1.pth'), True),
+        (dict(resume=True, load_from='runs/../runs/a/iter_7.pth'), True),
+        (dict(resume='runs/a/epoch_1.pth'), True),
+        (dict(resume=True, load_from='disk/a/epoch_1.pth'), True),
+        (dict(resume=True, load_from='runs/b/epoch_1.pth'), False),  # a fork
+        (dict(resume=True, load_from='https://host/a/epoch_1.pth'), False),
+        (dict(resume='runs/b/epoch_1.pth'), False),
+    ],
+)
+def test_which_run_continues_that_of_its_work_directory(tmp_path, monkeypatch, fields, expected):
+    monkeypatch.chdir(tmp_path)
+    hooks = dict(checkpoint=dict(type='AtomicCheckpointHook', out_dir='disk'))
+    cfg = Config(dict(work_dir='runs/a', default_hooks=hooks) | fields)
+    assert _continues_run(cfg) is expected

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import shutil
 from pathlib import Path
 
 import pytest
-from helpers import NORMALIZATION, resnet, train
+from helpers import NORMALIZATION, resnet, runner_config, train
+from mmengine.config import Config
 from mmengine.hooks import EarlyStoppingHook
 
 from mldr_kd_mm import ConfigError
+from mldr_kd_mm.engine.launch import start
 from mldr_kd_mm.utils.checkpoint import load_checkpoint
 
 MODEL = resnet(data_preprocessor=dict(NORMALIZATION))
@@ -25,19 +28,24 @@ def optimizer(**kwargs):
     return dict(optimizer=dict(dict(type='SGD', lr=LR, momentum=0.9), **kwargs))
 
 
-def run(work_dir, model=MODEL, max_epochs=3, **kwargs):
+def settings(**kwargs):
     hooks = dict(
         logger=dict(type='LoggerHook', interval=1),
         checkpoint=dict(type='AtomicCheckpointHook', interval=1, save_best='accuracy/top1'),
         exact_resume=dict(type='ExactResumeHook'),
     )
     patient = dict(type='EarlyStoppingHook', monitor='accuracy/top1', min_delta=1000, patience=100)
-    settings = dict(
+    found = dict(
+        default_hooks=hooks,
         optim_wrapper=optimizer(),
         param_scheduler=dict(type='CosineAnnealingLR', T_max=3, convert_to_iter_based=True),
         custom_hooks=[patient],
     )
-    return train(model, work_dir, max_epochs=max_epochs, default_hooks=hooks, **(settings | kwargs))
+    return found | kwargs
+
+
+def run(work_dir, model=MODEL, **kwargs):
+    return train(model, work_dir, **(dict(max_epochs=3) | settings(**kwargs)))
 
 
 def rates(runner):
@@ -140,6 +148,29 @@ def test_another_run_is_refused(finished, tmp_path, changes, message):
     assert str(error.value).startswith(f'resume={path!r}: ')
     assert len(str(error.value).splitlines()) == 1
     assert not list(tmp_path.glob('run/*.pth'))
+
+
+def test_a_runner_with_a_strategy(finished, tmp_path):
+    shutil.copytree(finished.work_dir, tmp_path / 'run')
+    config = runner_config(
+        MODEL,
+        tmp_path / 'run',
+        max_epochs=3,
+        runner_type='FlexibleRunner',
+        load_from=str(tmp_path / 'run' / 'epoch_2.pth'),
+        resume=True,
+        env_cfg=dict(),
+        **settings(optim_wrapper=optimizer(lr=LR / 4)),
+    )
+    config = Config(copy.deepcopy(config))
+
+    runner = start(config, 'train')
+
+    assert rates(runner)[2 * STEPS :] == cosine(2 * STEPS, 3 * STEPS, 3, LR / 4)
+    assert 'optim_wrapper.optimizer.lr' in log(runner)
+    config.optim_wrapper.optimizer = dict(type='AdamW', lr=LR)
+    with pytest.raises(ConfigError, match="'SGD' -> 'AdamW'"):
+        start(config, 'train')
 
 
 def test_a_best_checkpoint_is_refused(finished, tmp_path):
