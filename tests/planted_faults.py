@@ -440,6 +440,21 @@ FAULTS = [
         ],
     ),
     Fault(
+        'resume: a new learning rate is ignored',
+        'engine/test_resume.py',
+        [('if is_complete and not has_moved and not changes.of_schedule:', 'if True:')],
+    ),
+    Fault(
+        'resume: another model is not noticed',
+        'engine/test_resume.py',
+        [("check_weights(checkpoint['state_dict'], weights, label)", 'pass')],
+    ),
+    Fault(
+        'an earlier run is overwritten',
+        'engine/test_work_dir.py test_train.py',
+        [('if earlier and not overwrite:', 'if False:')],
+    ),
+    Fault(
         'resume: steps not seeded',
         'test_exact_resume.py',
         [("_seed(runner, 'iter', runner.iter)", 'pass')],
