@@ -47,6 +47,8 @@ def _fields(checkpoint: Mapping[str, Any]) -> Iterator[_Check]:
     for name in ('seed', 'schedule_length'):
         if meta.get(name) is not None:
             yield f'meta.{name}', meta[name], _is_count, 'a number, 0 or more'
+    if meta.get('run') is not None:
+        yield 'meta.run', meta['run'], _is_dict, 'a dict'
     if meta.get('steps') is not None:
         yield from _steps(meta['steps'])
     for name in ('log_scalars', 'runtime_info', 'resumed_keys'):

@@ -43,6 +43,7 @@ def test_whole():
         ('meta.iter', 2.0),
         ('meta.seed', 'x'),
         ('meta.schedule_length', '300'),
+        ('meta.run', 'a' * 32),
         ('meta.steps', [1, 8, 5]),
         ('meta.steps.batch_size', 0),
         ('message_hub', torch.ones(1)),

@@ -98,9 +98,20 @@ class AtomicCheckpointHook(CheckpointHook):
         return str(Path(self.out_dir, Path(work_dir).name))
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Check the training state of a checkpoint that the run resumes from."""
-        if runner._resume:
-            check_training_state(checkpoint, f'resume={str(runner._load_from)!r}')
+        """Check the training state of a checkpoint that the run resumes from.
+
+        Raises:
+            ConfigError: A field is missing or has a wrong type.
+        """
+        if not runner._resume:
+            return
+        check_training_state(checkpoint, f'resume={str(runner._load_from)!r}')
+        saved_with = (checkpoint['meta'].get('run') or {}).get('fingerprint')
+        if self.identity is not None and saved_with not in (None, self.identity.fingerprint):
+            runner.logger.warning(
+                f'resume: {runner._load_from} was saved with other settings, another number of '
+                "processes, or other weights in the teacher's file"
+            )
 
     def before_train(self, runner: Runner) -> None:
         """Set up the paths and remove files that a killed run has left.

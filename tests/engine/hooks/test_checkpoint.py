@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from mldr_kd_mm import ConfigError
 from mldr_kd_mm.engine.hooks import AtomicCheckpointHook
 from mldr_kd_mm.engine.work_dir import lock_work_dir, unlock_work_dir
 from mldr_kd_mm.utils.checkpoint import load_checkpoint
+from mldr_kd_mm.utils.run_identity import RunIdentity
 
 MODEL = resnet(data_preprocessor=dict(NORMALIZATION))
 
@@ -111,6 +114,21 @@ def test_says_so_if_none_is_whole(tmp_path):
 
     with pytest.raises(ConfigError, match='none of the 2 checkpoints of .* can be read'):
         run(tmp_path, resume=True)
+
+
+@pytest.mark.parametrize('saved_with, says', [('a', False), ('b', True), (None, False)])
+def test_says_that_something_else_decides_the_weights(caplog, saved_with, says):
+    """As when the file of the teacher was replaced; the config may be the same."""
+    hook = AtomicCheckpointHook()
+    hook.identity = RunIdentity('0' * 32, 'a')
+    hub = dict(log_scalars={}, runtime_info={}, resumed_keys={})
+    meta = dict(epoch=1, iter=4, run=dict(fingerprint=saved_with))
+    logger = logging.getLogger('checkpoint')
+    runner = SimpleNamespace(_resume=True, _load_from='epoch_1.pth', logger=logger)
+
+    hook.after_load_checkpoint(runner, dict(meta=meta, message_hub=hub))
+
+    assert ('epoch_1.pth was saved with other settings' in caplog.text) == says
 
 
 def test_begins_anew_where_there_is_none(tmp_path):
