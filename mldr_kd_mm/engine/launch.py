@@ -36,6 +36,8 @@ from mldr_kd_mm.utils.progress import close_bars
 from mldr_kd_mm.utils.run_identity import RunIdentity, was_restarted
 from mldr_kd_mm.utils.workers import kill_workers
 
+_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
+
 RANK_VARIABLES = {'pytorch': 'RANK', 'slurm': 'SLURM_PROCID', 'mpi': 'OMPI_COMM_WORLD_RANK'}
 """The variable in which each launcher gives a process its rank."""
 
@@ -105,14 +107,15 @@ def preflight(cfg: Config, *fields: str) -> None:
         fields: The fields that the run requires.
 
     Raises:
-        ConfigError: If a field is missing, or the model, a data set or the optimizer cannot be
-            built.
+        ConfigError: If a field is missing, the model, a data set or the optimizer cannot be built,
+            or the work directory has a name that cannot be stored.
     """
     for field in fields:
         if cfg.get(field) is None:
             raise ConfigError(f"the config has no field '{field}'")
     if not _is_rank_0(cfg):
         return
+    check_utf8(config=Path(cfg.filename or '').name, work_dir=os.path.abspath(cfg.work_dir))
     cfg = copy.deepcopy(cfg)
     if cfg.get('data_preprocessor'):
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
@@ -129,6 +132,15 @@ def preflight(cfg: Config, *fields: str) -> None:
             if field.endswith('_dataloader'):
                 with named(f'{field}.dataset'):
                     DATASETS.build(cfg[field].dataset)
+
+
+def check_utf8(**names: str) -> None:
+    """Raise a ConfigError for a name that logs and checkpoints cannot contain."""
+    for field, name in names.items():
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise ConfigError(f'{field}={name!r}: must be UTF-8; rename it') from None
 
 
 def _is_rank_0(cfg: Config) -> bool:
@@ -280,8 +292,10 @@ def join_processes(cfg: Config, over_gloo: bool) -> None:
 
 def machine_failure(error: Exception) -> str | None:
     """Describe an error that the machine causes; None for any other error."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f'{error.filename or "a file"} cannot be written: {error.strerror}'
+    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+        return f'{error.filename or "a file"} cannot be read or written: {error.strerror}'
+    if str(error).startswith('DataLoader worker (pid'):
+        return f'a data-loader worker was killed ({describe(error)})'
     # gloo raises plain RuntimeErrors.
     if torch.distributed.is_initialized() and (
         isinstance(error, torch.distributed.DistError)

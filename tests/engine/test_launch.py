@@ -1,11 +1,13 @@
 """Runs in this process, and what is left of them."""
 
+import errno
 import gc
 import multiprocessing
 import os
 import signal
 import time
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,8 +15,9 @@ from helpers import resnet, runner_config
 from mmengine.config import Config
 
 from mldr_kd_mm import ConfigError
+from mldr_kd_mm.engine import launch
 from mldr_kd_mm.engine.hooks import StopSignalHook
-from mldr_kd_mm.engine.launch import _continues_run, join_processes, start
+from mldr_kd_mm.engine.launch import _continues_run, join_processes, preflight, start
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -23,7 +26,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 def run(tmp_path, monkeypatch):
     """Return a function that trains, and calls a function in the second iteration."""
 
-    def run(what, workers=0):
+    def run(what, workers=0, start=start):
         def call(hook, runner, batch_idx, data_batch=None):
             if runner.iter == 1:
                 what()
@@ -33,7 +36,7 @@ def run(tmp_path, monkeypatch):
         for loader in ('train_dataloader', 'val_dataloader'):
             config[loader].update(num_workers=workers, persistent_workers=workers > 0)
         config['default_hooks']['stop_signal'] = dict(type='StopSignalHook')
-        start(Config(config), 'train')
+        start(Config(dict(config, launcher='none')), 'train')
 
     return run
 
@@ -70,6 +73,50 @@ def test_a_failed_run_leaves_no_handler(run):
     with pytest.raises(ConfigError):
         run(fail)
     assert list(map(signal.getsignal, SIGNALS)) == handlers
+
+
+def test_a_killed_worker_ends_the_run_with_one_line(run, capsys):
+    def kill():
+        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+
+    with pytest.raises(SystemExit) as stopped:
+        run(kill, workers=1, start=launch.run)
+    assert stopped.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith('error: a data-loader worker was killed (DataLoader worker (pid')
+    assert line.endswith('--resume continues from the last checkpoint')
+
+
+@pytest.mark.parametrize('number', [errno.ENOSPC, errno.EROFS, errno.EIO])
+def test_a_failure_of_the_disk_is_one_line(run, capsys, number):
+    def fail():
+        raise OSError(number, os.strerror(number), 'run/log.json')
+
+    with pytest.raises(SystemExit) as stopped:
+        run(fail, start=launch.run)
+    assert stopped.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f'run/log.json cannot be read or written: {os.strerror(number)};' in line
+
+
+@pytest.mark.parametrize('field', ['work_dir', 'filename'])
+def test_names_must_be_utf8(field):
+    name = os.fsdecode(b'/tmp/run\xff')
+    if field == 'filename':
+        cfg = Config(dict(work_dir='run'), cfg_text='work_dir = "run"', filename=name)
+    else:
+        cfg = Config(dict(work_dir=name))
+    with pytest.raises(ConfigError, match='must be UTF-8') as caught:
+        preflight(cfg)
+    assert str(caught.value).isascii()
+
+
+def test_current_directory_must_be_utf8(tmp_path, monkeypatch):
+    folder = Path(os.fsdecode(bytes(tmp_path) + b'/\xff'))
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    with pytest.raises(ConfigError, match='work_dir=.*must be UTF-8'):
+        preflight(Config(dict(work_dir='run')))
 
 
 @pytest.fixture
