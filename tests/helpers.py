@@ -12,7 +12,7 @@ import select
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -206,29 +206,43 @@ def environment(path: Path | None = None) -> dict[str, str]:
     return os.environ | wanted | dict(TERM='xterm', COLUMNS='160')
 
 
-def on_terminal(command: Sequence, path: Path | None = None, **streams) -> tuple[int, str]:
-    """Run a command on a pseudo-terminal; return its exit code and output.
+def on_terminal(*arguments, stdout: Path | None = None) -> tuple[int, str]:
+    """Run Python on a pseudo-terminal; return its exit code and what the terminal received.
 
     Args:
-        command: The program and its arguments.
-        path: Another folder that it imports from.
-        streams: ``stdout`` or ``stderr`` to redirect.
+        arguments: The script and its arguments.
+        stdout: File for the standard output instead of the terminal.
     """
     ours, theirs = pty.openpty()
-    streams = dict(stdout=theirs, stderr=theirs) | streams
-    process = subprocess.Popen(list(map(str, command)), env=environment(path), **streams)
-    os.close(theirs)
+    terminal = os.ttyname(theirs)
+    _request(0, arguments, environment(), stdout or terminal, terminal)
+    answer = rank_server(0).stdout
     chunks = []
     while True:
-        try:
-            chunk = os.read(ours, 65536)
-        except OSError:  # raised by Linux when the other side is closed
+        ready, _, _ = select.select([ours, answer], [], [], 180)
+        if ours in ready:
+            chunks.append(os.read(ours, 65536))
+        else:
             break
-        if not chunk:
-            break
-        chunks.append(chunk)
+    code = _answer(0)
+    os.close(theirs)
     os.close(ours)
-    return process.wait(), b''.join(chunks).decode()
+    return code, b''.join(chunks).decode()
+
+
+def run_python(*arguments, code: int = 0) -> str:
+    """Run Python with its output in a file; return the output.
+
+    Args:
+        arguments: The script and its arguments.
+        code: The expected exit code.
+    """
+    with tempfile.NamedTemporaryFile() as output:
+        _request(0, arguments, environment(), output.name, output.name)
+        found = _answer(0)
+        text = Path(output.name).read_text()
+    assert found == code, text
+    return text
 
 
 def leave_group() -> NoReturn:
@@ -265,17 +279,25 @@ def run_ranks(*commands: Sequence, code: int = 0) -> None:
     with tempfile.TemporaryDirectory() as folder:
         outputs = [Path(folder, str(rank)) for rank in range(len(commands))]
         for rank, command in enumerate(commands):
-            ours = {'GLOO_SOCKET_IFNAME': 'lo', 'LOCAL_RANK': str(rank)}
-            request = dict(
-                arguments=list(map(str, command)),
-                folder=os.getcwd(),
-                environment=os.environ | ours,
-                output=str(outputs[rank]),
-            )
-            print(json.dumps(request), file=rank_server(rank).stdin, flush=True)
+            variables = os.environ | {'GLOO_SOCKET_IFNAME': 'lo', 'LOCAL_RANK': str(rank)}
+            _request(rank, command, variables, outputs[rank], outputs[rank])
         codes = [_answer(rank) for rank in range(len(commands))]
         for rank, output in enumerate(outputs):
             assert codes[rank] == code, output.read_text(errors='replace')
+
+
+def _request(
+    rank: int, arguments: Sequence, environment: Mapping[str, str], stdout: Path, stderr: Path
+) -> None:
+    """Let the server of a rank run ``python ARGUMENTS`` with its output in these files."""
+    request = dict(
+        arguments=list(map(str, arguments)),
+        folder=os.getcwd(),
+        environment=dict(environment),
+        stdout=str(stdout),
+        stderr=str(stderr),
+    )
+    print(json.dumps(request), file=rank_server(rank).stdin, flush=True)
 
 
 def _answer(rank: int) -> int:

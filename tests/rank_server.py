@@ -28,11 +28,12 @@ def die_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def run(arguments: list[str], folder: str, environment: dict[str, str], output: str) -> int:
+def run(
+    arguments: list[str], folder: str, environment: dict[str, str], stdout: str, stderr: str
+) -> int:
     """Do in this process what ``python ARGUMENTS`` does; return the exit code."""
-    stream = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    for target in (1, 2):
-        os.dup2(stream, target)
+    os.dup2(os.open(stdout, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
+    os.dup2(os.open(stderr, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 2)
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)

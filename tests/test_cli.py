@@ -52,7 +52,6 @@ def arguments(folder):
     return ['distill', *models.split(), '--data', str(folder), '--workers', '0', '--epochs', '1']
 
 
-@pytest.mark.slow
 def test_distill_info_export_report(command, arguments, tmp_path):
     work_dir = tmp_path / 'run'
 
@@ -81,7 +80,6 @@ def test_distill_info_export_report(command, arguments, tmp_path):
     assert re.findall('no figures of its models[^<]*', page) == []
 
 
-@pytest.mark.slow
 def test_print_config_is_nothing_but_a_config(arguments, tmp_path):
     done = python('-m', 'mldr_kd_mm', *arguments, '--print-config', cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -147,7 +145,6 @@ def test_mistakes_of_distill(command, arguments, tmp_path, monkeypatch, args, me
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
 def test_weights_that_cannot_be_fetched_are_one_line(arguments, tmp_path):
     there = [arg for arg in arguments if arg != '--no-teacher-pretrained']
     command = ['-m', 'mldr_kd_mm', *there, '--work-dir', tmp_path / 'run']
@@ -283,7 +280,6 @@ _base_ = 'mldr_kd_mm::_base_/models/resnet18_32px.py'
 """
 
 
-@pytest.mark.slow
 def test_public_names_in_a_script_and_in_a_users_module(tmp_path):
     (tmp_path / 'script.py').write_text(SCRIPT)
     (tmp_path / 'users.py').write_text(USERS)

@@ -351,7 +351,6 @@ SHORT += ['train_dataloader.dataset.subset.per_class=2']
 ANOTHER_TEACHER = 'model.teacher_checkpoint=work_dirs/quickstart/teacher/epoch_1.pth'
 
 
-@pytest.mark.slow
 def test_getting_started(here, monkeypatch, capfd):
     """Run the commands of the page in order, with one epoch per run."""
     pytest.importorskip('sklearn', reason='needs scikit-learn')
@@ -374,7 +373,6 @@ def test_getting_started(here, monkeypatch, capfd):
     assert 'weights matched' in shown and 'Teacher on the validation set' in shown
 
 
-@pytest.mark.slow
 def test_selective_scan(here, monkeypatch, capsys):
     (command,) = (c for c in COMMANDS if 'benchmarks/selective_scan.py' in c.words)
     small = ['--batch', '1', '--length', '9', '--width', '8', '--repeats', '1']

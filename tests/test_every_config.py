@@ -179,7 +179,6 @@ def test_method_trains_a_step(pair, method, tmp_path):
     train_a_step(pair, method, tmp_path)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(('path', 'widths'), FULL_SIZE.items(), ids=FULL_SIZE)
 def test_trains_a_step_at_full_size(path, widths, tmp_path):
     cfg = load(path)

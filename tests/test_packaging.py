@@ -36,8 +36,6 @@ ONE_STEP = [
     'val_dataloader.dataset.num_images=8',
 ]
 
-pytestmark = pytest.mark.slow
-
 
 def run(*command, cwd):
     """Run a program without the repository on its path; return its output, fail on an error."""
@@ -183,6 +181,7 @@ def test_editable_install(source, tmp_path):
     assert tmp_path in site_packages.parents
 
 
+@pytest.mark.slow
 def test_project_outside_the_repository(wheel, project, tmp_path):
     python = install(tmp_path / 'environment', wheel, project)
     package, site_packages = locate(python, tmp_path)

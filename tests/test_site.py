@@ -53,7 +53,6 @@ class Loaded(HTMLParser):
             self.urls.append(attrs.get(LOADED[tag]) or '')
 
 
-@pytest.mark.slow
 def test_pages_load_nothing_from_elsewhere(site):
     for page in pages(site):
         urls = Loaded(page.read_text()).urls
@@ -65,7 +64,6 @@ def test_pages_load_nothing_from_elsewhere(site):
         )
 
 
-@pytest.mark.slow
 def test_docstrings_are_rendered(site):
     """No Sphinx markup is left, and formulas are MathML."""
     for page in pages(site):
@@ -77,7 +75,6 @@ def test_docstrings_are_rendered(site):
         assert (site / page).read_text().count('<math') > 3
 
 
-@pytest.mark.slow
 def test_reference_has_all_that_is_public(site):
     text = ''.join(page.read_text() for page in (site / 'api').glob('*.html'))
     documented = {name.rpartition('.')[2] for name in re.findall(r'id="(mldr_kd_mm[\w.]+)"', text)}
@@ -98,7 +95,6 @@ def test_reference_has_all_that_is_public(site):
     assert public - documented == set()
 
 
-@pytest.mark.slow
 def test_pages_fit_a_phone(site, browser):
     """No page scrolls sideways in a window of 360 pixels."""
     context = browser.new_context(viewport=dict(width=360, height=800), offline=True)

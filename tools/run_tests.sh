@@ -1,7 +1,17 @@
 #!/usr/bin/env bash
-# Lint and run all tests in the environments that tools/setup_env.sh creates; PYTHON and
-# PIP_CONSTRAINT are passed on to it.
+# Lint and test in the environments that tools/setup_env.sh creates; PYTHON and PIP_CONSTRAINT are
+# passed on to it.
+#
+#   tools/run_tests.sh [--all]
+#
+# --all also runs the tests marked slow: whole tutorials, benchmark scripts and runs of several
+# processes that differ little from a faster test.
 set -euo pipefail
+case ${1-} in
+    '') selected=(-m 'not slow') ;;
+    --all) selected=() ;;
+    *) echo "usage: $0 [--all]" >&2 && exit 2 ;;
+esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 # Tests that depend on the OpenMMLab packages also run on the original ones: registries, configs,
@@ -41,7 +51,7 @@ part 'format' .venv/bin/python -m ruff format --check .
 part 'imports' .venv/bin/lint-imports --no-cache
 part 'core tests on the original OpenMMLab packages' \
     .venv-upstream/bin/python -m pytest "${parallel[@]}" "${core[@]}"
-part 'tests' .venv/bin/python -m pytest "${parallel[@]}"
+part 'tests' .venv/bin/python -m pytest "${parallel[@]}" ${selected[@]+"${selected[@]}"}
 
 if [ ${#failed[@]} -gt 0 ]; then
     printf 'failed: %s\n' "${failed[@]}" >&2

@@ -115,7 +115,6 @@ def test_epochs_in_any_order(expected):
     assert_same(images(loader(), epochs=(2, 0, 1)), expected)
 
 
-@pytest.mark.slow
 def test_processes_share_the_views(expected, tmp_path):
     """Start two processes, as torchrun would; each gets half of the samples."""
     script = """

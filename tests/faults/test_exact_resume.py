@@ -20,7 +20,15 @@ def straight(tmp_path_factory):
     return train
 
 
-@pytest.mark.parametrize('processes, iteration', [(1, 2), (1, 5), (1, 12), (2, 4)])
+@pytest.mark.parametrize(
+    'processes, iteration',
+    [
+        (1, 2),
+        pytest.param(1, 5, marks=pytest.mark.slow),
+        pytest.param(1, 12, marks=pytest.mark.slow),
+        (2, 4),
+    ],
+)
 def test_goes_on_inside_of_an_epoch(tmp_path, straight, processes, iteration):
     wanted = straight(processes)
     config = configure(tmp_path)
@@ -36,7 +44,7 @@ def test_goes_on_inside_of_an_epoch(tmp_path, straight, processes, iteration):
         assert len(first['batches']) == iteration
 
 
-@pytest.mark.parametrize('processes', [1, 2])
+@pytest.mark.parametrize('processes', [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_goes_on_after_a_kill(tmp_path, straight, processes):
     kill = dict(signal='SIGKILL', iteration=9, rank=processes - 1)
     config = configure(tmp_path)
@@ -62,6 +70,7 @@ def test_a_validation_that_was_cut_off_is_done_again(tmp_path, straight):
     assert 'running the interrupted validation of epoch 1' in logs(tmp_path)
 
 
+@pytest.mark.slow
 def test_stops_after_a_step_of_the_optimizer(tmp_path):
     config = configure(tmp_path)
     config['optim_wrapper']['accumulative_counts'] = 3
@@ -75,6 +84,7 @@ def test_stops_after_a_step_of_the_optimizer(tmp_path):
     assert_same(found, wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('before, after', [(2, 1), (1, 2)])
 def test_another_number_of_processes_goes_on_at_the_same_sample(tmp_path, before, after):
     config = configure(tmp_path)
@@ -116,6 +126,7 @@ def test_with_another_sampler_the_epoch_begins_anew(tmp_path):
     assert (tmp_path / 'epoch_3.pth').exists()
 
 
+@pytest.mark.slow
 def test_a_loop_over_iterations_goes_on_exactly(tmp_path):
     config = configure(
         tmp_path,

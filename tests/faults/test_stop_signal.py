@@ -67,8 +67,9 @@ def stop(folder, signal, code):
     return saved
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('signal, code', [('SIGINT', 130), ('SIGUSR1', 143)])
+@pytest.mark.parametrize(
+    'signal, code', [('SIGINT', 130), pytest.param('SIGUSR1', 143, marks=pytest.mark.slow)]
+)
 def test_torchrun_hands_it_on(tmp_path, signal, code):
     stop(tmp_path / 'run', signal, code)
 

@@ -1,5 +1,6 @@
 """One process of test_strategies.py: compare a step with FSDP over gloo to one without."""
 
+import os
 import sys
 
 import torch
@@ -63,13 +64,17 @@ def main(kind, min_num_params):
         torch.testing.assert_close(
             learned[name] - initial[name], moved, rtol=1e-3, atol=1e-6, msg=name
         )
+    assert len(units) > 10
     held = sum(parameter.numel() for parameter in sharded.parameters())
-    print(f'units {len(units)}, holds {held} of {sum(p.numel() for p in alone.parameters())}')
+    assert held < 0.75 * sum(parameter.numel() for parameter in alone.parameters())
 
 
 if __name__ == '__main__':
     torch.set_num_threads(1)
     init_default_scope('mldr_kd_mm')
-    distributed.init_process_group('gloo')
-    main(sys.argv[1], int(sys.argv[2]))
+    store, student, min_num_params = sys.argv[1:]
+    distributed.init_process_group(
+        'gloo', init_method=f'file://{store}', rank=int(os.environ['LOCAL_RANK']), world_size=2
+    )
+    main(student, int(min_num_params))
     leave_group()

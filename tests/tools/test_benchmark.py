@@ -143,7 +143,6 @@ def make_plan(benchmark, *args):
 # Results
 
 
-@pytest.mark.slow
 def test_csv_is_what_the_runs_logged(finished):
     root, _ = finished
     table = rows(root / WORK_DIR)
@@ -167,7 +166,6 @@ def test_csv_is_what_the_runs_logged(finished):
         assert json.loads((work_dir / 'benchmark/result.json').read_text()).keys() == row.keys()
 
 
-@pytest.mark.slow
 def test_teacher_is_trained_first_and_teaches(finished):
     root, stdout = finished
     announced = '4 runs in work_dirs/benchmark, 0 of them finished; teachers to train first: '
@@ -181,7 +179,6 @@ def test_teacher_is_trained_first_and_teaches(finished):
     assert not logged(root / PAIR / 'scratch/seed0', 'loss_dfra_logits')
 
 
-@pytest.mark.slow
 def test_output_is_plain_lines(finished):
     root, stdout = finished
     assert not re.search(r'[\x00-\x09\x0b-\x1f\x7f]', stdout)
@@ -191,7 +188,6 @@ def test_output_is_plain_lines(finished):
         assert line in stdout.splitlines()
 
 
-@pytest.mark.slow
 def test_markdown_is_what_the_runs_logged(finished):
     root, stdout = finished
     text = (root / WORK_DIR / 'results.md').read_text()
@@ -215,7 +211,6 @@ def test_markdown_is_what_the_runs_logged(finished):
     assert re.search(f'^- commit: {commit}', text, re.MULTILINE)
 
 
-@pytest.mark.slow
 def test_runs_keep_two_checkpoints_and_their_seed(finished):
     for method, seed in RUNS:
         work_dir = finished[0] / PAIR / method / f'seed{seed}'
@@ -231,14 +226,12 @@ def test_runs_keep_two_checkpoints_and_their_seed(finished):
 # Repeated and continued benchmarks
 
 
-@pytest.mark.slow
 def test_finished_run_is_not_repeated(benchmarked, tool):
     before = without_results(tree(benchmarked))
     assert tool('benchmark', *COMMAND) == (0, '')
     assert without_results(tree(benchmarked)) == before
 
 
-@pytest.mark.slow
 def test_table_only(benchmarked, tool):
     table = rows(WORK_DIR)
     for path in WORK_DIR.glob('results.*'):
@@ -261,7 +254,6 @@ def test_table_only(benchmarked, tool):
     assert seeds == dict(scratch='2', dfra='1')
 
 
-@pytest.mark.slow
 def test_interrupted_validation_is_made_up_for(benchmarked, tool):
     """The run was stopped after it saved the last epoch, before it logged the validation."""
     work_dir = PAIR / 'scratch/seed1'
@@ -387,7 +379,6 @@ def break_off(work_dir):
 REMEDY = 'undo the change, use another --work-dir, or remove that directory'
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize('broken', [False, True])
 def test_refuses_another_recipe_than_the_stored_one(benchmarked, refused, broken):
     if broken:
@@ -398,7 +389,6 @@ def test_refuses_another_recipe_than_the_stored_one(benchmarked, refused, broken
     )
 
 
-@pytest.mark.slow
 def test_refuses_another_teacher_than_the_stored_one(benchmarked, refused):
     path = TEACHER / 'epoch_1.pth'
     old = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -410,7 +400,6 @@ def test_refuses_another_teacher_than_the_stored_one(benchmarked, refused):
     )
 
 
-@pytest.mark.slow
 def test_refuses_a_changed_method(benchmarked, refused):
     put(Path('configs/_base_/methods/dfra.py'), method=dict(losses=[DFRA | {'weight': 2.0}]))
     assert refused(*COMMAND) == (
@@ -419,7 +408,6 @@ def test_refuses_a_changed_method(benchmarked, refused):
     )
 
 
-@pytest.mark.slow
 def test_refuses_to_add_to_another_recipe(benchmarked, refused, tool):
     """A run of another method of the pair is stored, and the table would show both."""
     shutil.rmtree(PAIR / 'scratch')
@@ -431,7 +419,6 @@ def test_refuses_to_add_to_another_recipe(benchmarked, refused, tool):
     )
 
 
-@pytest.mark.slow
 def test_table_refuses_runs_of_different_recipes(benchmarked, refused):
     config = PAIR / 'scratch/seed1/benchmark/config.py'
     config.write_text(config.read_text().replace("'lr': 0.01", "'lr': 0.5"))

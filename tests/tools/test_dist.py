@@ -26,7 +26,6 @@ def bash(script, *args, **variables):
     )
 
 
-@pytest.mark.slow
 def test_two_processes(config, tmp_path):
     work_dir = tmp_path / 'run'
     # Eight pictures, two per process and step: two iterations per epoch with both processes.

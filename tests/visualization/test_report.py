@@ -2,7 +2,6 @@
 
 import re
 import shutil
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -227,7 +226,7 @@ def test_command(copy_run, capsys):
 
 def test_a_terminal_gets_a_bar(copy_run):
     run = copy_run('mldr', '[bold]run')
-    code, output = on_terminal([sys.executable, TOOL, run, '--samples', 10])
+    code, output = on_terminal(TOOL, run, '--samples', 10)
     assert code == 0, output
     assert re.search(r'\[bold\]run .*━.*\d/\d', output)
     assert output.splitlines()[-1].endswith(f'{run}/report/report.html')

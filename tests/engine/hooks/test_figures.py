@@ -54,7 +54,6 @@ def visualizer(backend, **kwargs):
     )
 
 
-@pytest.mark.slow
 def test_trains_the_same_weights(tmp_path):
     # The student's stochastic depth draws random numbers in each step.
     model = mldr(student=vit())

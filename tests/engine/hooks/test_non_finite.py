@@ -360,7 +360,6 @@ def in_two_processes(config, folder):
     return [torch.load(folder / f'found{rank}.pt') for rank in range(2)]
 
 
-@pytest.mark.slow
 def test_processes_skip_together(tmp_path):
     model = classifier(loss=[1], gradient=[2], ranks=[1])
     config = configure(model, tmp_path / 'run', max_epochs=2)
@@ -376,7 +375,6 @@ def test_processes_skip_together(tmp_path):
     assert gradient.startswith('Iter(train) [3]: ') and len(samples(gradient)) == 20
 
 
-@pytest.mark.slow
 def test_processes_stop_together(tmp_path):
     model = classifier(loss=list(range(8)), ranks=[1])
     config = configure(model, tmp_path / 'run', max_in_a_row=2)
@@ -385,7 +383,6 @@ def test_processes_stop_together(tmp_path):
     assert 'up to iteration 2, not finite: loss_second; samples' in first['error']
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(('size', 'steps'), [(41, '3, 2'), (39, None)])
 def test_processes_with_different_numbers_of_samples(tmp_path, size, steps):
     """Last batches may differ in size, but different numbers of batches would deadlock."""

@@ -1,13 +1,12 @@
-"""Summary and progress bars on a pseudo-terminal and into a pipe."""
+"""Summary and progress bars on a pseudo-terminal and in a file."""
 
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import environment, mldr, on_terminal, resnet, runner_config, train, vit
+from helpers import mldr, on_terminal, resnet, run_python, runner_config, train, vit
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
@@ -16,31 +15,11 @@ from mldr_kd_mm.engine.hooks import ProgressHook
 from mldr_kd_mm.engine.hooks.progress import _cached, _duration
 from mldr_kd_mm.utils.progress import close_bars, is_open, open_bars
 
-HERE = Path(__file__).parent
+WORKER = Path(__file__).with_name('progress_worker.py')
 BAR = '━'
 ESCAPES = re.compile(r'\x1b\[[0-9;?]*[A-Za-z]')
 TIME = r'\d\d/\d\d \d\d:\d\d:\d\d'
 SHOWS_CURSOR, HIDES_CURSOR = '\x1b[?25h', '\x1b[?25l'
-
-
-def command(work_dir, *options):
-    return [sys.executable, HERE / 'progress_worker.py', work_dir, *options]
-
-
-def run_on_terminal(work_dir, *options, **streams):
-    return on_terminal(command(work_dir, *options), path=HERE.parents[1], **streams)
-
-
-def into_pipe(work_dir, *options):
-    done = subprocess.run(
-        command(work_dir, *options),
-        env=environment(HERE.parents[1]),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    output = done.stdout.decode()
-    assert done.returncode == 0, output
-    return output
 
 
 def log_of(work_dir):
@@ -56,19 +35,18 @@ def weights(work_dir):
 def terminal(tmp_path_factory):
     """Train on a terminal; return the work directory and the terminal's output."""
     work_dir = tmp_path_factory.mktemp('terminal') / 'run'
-    code, output = run_on_terminal(work_dir)
+    code, output = on_terminal(WORKER, work_dir)
     assert code == 0, output
     return work_dir, output
 
 
 @pytest.fixture(scope='module')
-def pipe(tmp_path_factory):
-    """Train with the output in a pipe; return the work directory and the output."""
-    work_dir = tmp_path_factory.mktemp('pipe') / 'run'
-    return work_dir, into_pipe(work_dir)
+def file(tmp_path_factory):
+    """Train with the output in a file; return the work directory and the output."""
+    work_dir = tmp_path_factory.mktemp('file') / 'run'
+    return work_dir, run_python(WORKER, work_dir)
 
 
-@pytest.mark.slow
 def test_a_terminal_gets_bars(terminal):
     output = ESCAPES.sub('', terminal[1])
     assert BAR in output
@@ -79,7 +57,6 @@ def test_a_terminal_gets_bars(terminal):
     assert 'the end' in output[output.rindex(BAR) :]
 
 
-@pytest.mark.slow
 def test_log_lines_are_not_torn(terminal):
     work_dir, output = terminal
     # When the cursor returns to the start of a line, the line is overwritten.
@@ -90,16 +67,14 @@ def test_log_lines_are_not_torn(terminal):
             assert any(re.fullmatch(f'{TIME} - {text}', other) for other in shown), text
 
 
-@pytest.mark.slow
-def test_a_pipe_gets_lines_alone(pipe):
-    assert BAR not in pipe[1]
-    assert '\x1b[' not in pipe[1]
-    assert 'Epoch(val) [7][3/3]' in pipe[1]
+def test_a_file_gets_lines_alone(file):
+    assert BAR not in file[1]
+    assert '\x1b[' not in file[1]
+    assert 'Epoch(val) [7][3/3]' in file[1]
 
 
-@pytest.mark.slow
-def test_both_say_what_will_be_trained(terminal, pipe):
-    for text in (log_of(terminal[0]), ESCAPES.sub('', terminal[1]), log_of(pipe[0]), pipe[1]):
+def test_both_say_what_will_be_trained(terminal, file):
+    for text in (log_of(terminal[0]), ESCAPES.sub('', terminal[1]), log_of(file[0]), file[1]):
         assert 'Training setup:' in text
         assert re.search(r'teacher +ResNet_CIFAR, 0\.\d+ M parameters', text)
         assert re.search(r"teacher's accuracy +\d+\.\d\d % on the validation set", text)
@@ -111,23 +86,21 @@ def test_both_say_what_will_be_trained(terminal, pipe):
         assert re.search(r'Expected time: \d+ s for the remaining 3 steps', text)
 
 
-@pytest.mark.slow
-def test_turned_off_it_shows_nothing_and_the_weights_are_the_same(terminal, pipe, tmp_path):
+def test_turned_off_it_shows_nothing_and_the_weights_are_the_same(terminal, file, tmp_path):
     work_dir = tmp_path / 'run'
-    code, output = run_on_terminal(work_dir, 'off')
+    code, output = on_terminal(WORKER, work_dir, 'off')
     assert code == 0, output
     assert BAR not in output and 'Training setup' not in output
     assert 'Teacher on the validation set' in output
     wanted = weights(work_dir)
-    for other in (terminal[0], pipe[0]):
+    for other in (terminal[0], file[0]):
         got = weights(other)
         assert wanted.keys() == got.keys()
         assert all(torch.equal(wanted[key], got[key]) for key in wanted)
 
 
-@pytest.mark.slow
 def test_an_error_gives_the_terminal_back(tmp_path):
-    code, output = run_on_terminal(tmp_path / 'run', 'failing')
+    code, output = on_terminal(WORKER, tmp_path / 'run', 'failing')
     assert code == 1
     assert BAR in output
     assert output.rindex(SHOWS_CURSOR) > output.rindex(HIDES_CURSOR)
@@ -145,10 +118,8 @@ def test_no_bars_without_rich(monkeypatch):
     assert not is_open()
 
 
-@pytest.mark.slow
 def test_stdout_in_a_file_gets_the_log(tmp_path):
-    with (tmp_path / 'out.txt').open('wb') as file:
-        code, output = run_on_terminal(tmp_path / 'run', stdout=file)
+    code, output = on_terminal(WORKER, tmp_path / 'run', stdout=tmp_path / 'out.txt')
     assert code == 0
     assert BAR in output and 'Epoch(val)' not in output
     text = (tmp_path / 'out.txt').read_text()

@@ -158,8 +158,14 @@ def test_half_precision(teacher, tmp_path):
     assert_same(one.weights, exact.weights, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(('processes', 'images'), [(1, 40), (2, 40), (2, 21)])
+@pytest.mark.parametrize(
+    ('processes', 'images'),
+    [
+        pytest.param(1, 40, marks=pytest.mark.slow),
+        (2, 40),
+        pytest.param(2, 21, marks=pytest.mark.slow),
+    ],
+)
 def test_mixed_batches(teacher, tmp_path, processes, images):
     found = {}
     for name, cache in (('plain', None), ('one', 'cache'), ('two', 'cache')):
@@ -201,7 +207,6 @@ def in_processes(config, folder, processes, kill_after=0):
     return None if kill_after else torch.load(folder / f'found{processes - 1}.pt')
 
 
-@pytest.mark.slow
 def test_killed_while_it_records(teacher, plain, tmp_path):
     config = configure(tmp_path / 'killed', teacher, tmp_path / 'cache')
     in_processes(config, tmp_path, 1, kill_after=7)

@@ -422,7 +422,6 @@ def two_processes(tmp_path_factory):
     return loss.state_dict(), found, naive, expected
 
 
-@pytest.mark.slow
 class TestTwoProcesses:
     def test_have_the_same_state(self, two_processes):
         one, other = (found['state'] for found in two_processes[1])

@@ -337,7 +337,6 @@ def together(case: dict) -> tuple[torch.Tensor, torch.Tensor]:
     return value.detach(), weight.grad
 
 
-@pytest.mark.slow
 class TestGather:
     """Three real processes, each with a part of the batch."""
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import mldr, resnet, timm_resnet, train
+from helpers import mldr, resnet, run_python, timm_resnet, train
 from torch.testing import assert_close
 
 from mldr_kd_mm.cli import main
@@ -73,7 +73,7 @@ def tool(capsys):
     return run
 
 
-@pytest.mark.parametrize('kind', ['mmpretrain', 'timm'])
+@pytest.mark.parametrize('kind', [pytest.param('mmpretrain', marks=pytest.mark.slow), 'timm'])
 def test_same_logits_without_us(runs, kind, tmp_path, tool):
     model, checkpoint = runs[kind]
     for name in ('a.pth', 'b.safetensors'):
@@ -90,11 +90,9 @@ def test_same_logits_without_us(runs, kind, tmp_path, tool):
 
 
 def test_runs_as_a_command(runs, tmp_path):
-    command = [sys.executable, EXPORTER, runs['timm'][1], tmp_path / 'student.pth']
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    output = run_python(EXPORTER, runs['timm'][1], tmp_path / 'student.pth')
     written = torch.load(tmp_path / 'student.pth')['state_dict']
-    assert done.stdout.splitlines()[-2:] == [
+    assert output.splitlines()[-2:] == [
         f"{tmp_path}/student.pth: {len(written)} tensors, the student's weights",
         f'{tmp_path}/student.md: model card',
     ]
