@@ -1,10 +1,8 @@
 """Fixtures and settings of all tests."""
 
 import faulthandler
-import multiprocessing
 import os
 import shutil
-import signal
 import sys
 
 import pytest
@@ -13,6 +11,7 @@ from hypothesis import settings
 from mmengine.registry import DefaultScope, init_default_scope
 
 import mldr_kd_mm  # noqa: F401  registers everything
+from mldr_kd_mm.utils.workers import kill_workers
 
 # Small operations are slower on several threads.
 torch.set_num_threads(1)
@@ -57,15 +56,7 @@ def browser():
         options = ['--no-sandbox'] if os.geteuid() == 0 else []
         browser = context.chromium.launch(executable_path=path, args=options)
         yield browser
-        _kill_children()
+        # A data-loader worker of a Runner that still exists has a copy of the pipe to the browser's
+        # driver, which ends when the last copy is closed.
+        kill_workers()
         browser.close()
-
-
-def _kill_children():
-    """Kill the data-loader workers of a Runner that still exists.
-
-    They have copies of the pipe to the browser's driver, which ends when the last copy is closed.
-    """
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler reports them as failed
-    for child in multiprocessing.active_children():
-        child.kill()
