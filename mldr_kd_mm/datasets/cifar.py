@@ -16,9 +16,10 @@ from mmpretrain.datasets.utils import check_md5
 
 from mldr_kd_mm.datasets.subset import take_subset
 from mldr_kd_mm.registry import DATASETS
-from mldr_kd_mm.utils.archive import download, extract
+from mldr_kd_mm.utils.archive import extract
 from mldr_kd_mm.utils.dist import run_on_main_process
-from mldr_kd_mm.utils.errors import ConfigError, check_choice
+from mldr_kd_mm.utils.download import download
+from mldr_kd_mm.utils.errors import ConfigError, check_choice, printable
 from mldr_kd_mm.utils.safe_pickle import load_pickle
 
 SHAPE = (32, 32, 3)
@@ -174,7 +175,8 @@ def _read(path: str, num_classes: int) -> tuple[np.ndarray, list[int]]:
     content = load_pickle(path)
     for key in ('data', 'fine_labels'):
         if key not in content:
-            raise ConfigError(f'{path}: must hold {key!r}, holds {sorted(map(str, content))}')
+            names = ', '.join(sorted(printable(repr(name)) for name in content)[:20]) or 'nothing'
+            raise ConfigError(f'{path}: must hold {key!r}, holds {names}')
     pixels, labels = content['data'], content['fine_labels']
 
     if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.ndim != 2:
@@ -186,6 +188,7 @@ def _read(path: str, num_classes: int) -> tuple[np.ndarray, list[int]]:
     for label in labels:
         if not isinstance(label, (int, np.integer)) or not 0 <= label < num_classes:
             raise ConfigError(
-                f"{path}: 'fine_labels' holds {label!r}, must be 0 to {num_classes - 1}"
+                f"{path}: 'fine_labels' holds {printable(repr(label))}, must be 0 to "
+                f'{num_classes - 1}'
             )
     return pixels, list(labels)

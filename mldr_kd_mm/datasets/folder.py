@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
+import warnings
 from typing import Any
 
 from mmcv import imfrombytes
 from mmengine.fileio import get
 from mmpretrain.datasets import BaseDataset
+from PIL import Image
 
-from mldr_kd_mm.utils.errors import ConfigError, check_choice
+from mldr_kd_mm.utils.errors import ConfigError, check_choice, check_positive, printable
+from mldr_kd_mm.utils.limits import MAX_PIXELS
 
 
 class FolderDataset(BaseDataset):
@@ -22,36 +27,80 @@ class FolderDataset(BaseDataset):
     Args:
         data_root: Folder of the data set.
         split: ``'train'`` or ``'val'``.
+        max_pixels: Largest size of an image. The size is read from the header, so a larger image
+            takes no memory. None: no limit but OpenCV's. Files in remote storage are not checked.
         **kwargs: ``pipeline`` and other arguments of mmpretrain's BaseDataset.
 
     Raises:
-        ConfigError: Unknown ``split``.
+        ConfigError: Unknown ``split``, or ``max_pixels`` is not a positive integer.
     """
 
     REMEDY = 'replace or remove it'
     """What to do about a file that cannot be read, for the error message."""
 
-    def __init__(self, data_root: str, split: str = 'train', **kwargs: Any) -> None:
+    def __init__(
+        self,
+        data_root: str,
+        split: str = 'train',
+        *,
+        max_pixels: int | None = MAX_PIXELS,
+        **kwargs: Any,
+    ) -> None:
         check_choice(('train', 'val'), split=split)
+        if max_pixels is not None:
+            check_positive(max_pixels=max_pixels)
         self.split = split
+        self.max_pixels = max_pixels
         super().__init__(ann_file='', data_root=os.path.expanduser(data_root), **kwargs)
 
     def prepare_data(self, idx: int) -> Any:
         """Return the pipeline's result for one image.
 
         Raises:
-            ConfigError: The file is not a complete image, or has more pixels than OpenCV accepts.
+            ConfigError: The file is not a complete image, or has more pixels than ``max_pixels`` or
+                OpenCV accept.
         """
+        info = self.get_data_info(idx)
+        path = info['img_path']
+        if self.max_pixels is not None:
+            _check_size(path, self.max_pixels, self.REMEDY)
         try:
-            return super().prepare_data(idx)
+            return self.pipeline(info)
         except Exception:
             # Any step may have failed, so read the image again to find out if it is the cause.
-            _check_image(self.get_data_info(idx)['img_path'], self.REMEDY)
+            _check_image(path, self.REMEDY)
             raise
 
     def extra_repr(self) -> list[str]:
         """Return the lines that ``repr`` adds."""
         return [f'Root of dataset: \t{self.data_root}', f'Split: \t{self.split}']
+
+
+def _check_size(path: str, max_pixels: int, remedy: str) -> None:
+    """Refuse a large image by its header; a file of 100 kB can unpack to gigabytes."""
+    try:
+        pixels = _count_pixels(path)
+    except FileNotFoundError:
+        return  # in remote storage, or the pipeline reports it
+    except Exception as error:  # a damaged header raises almost anything
+        reason = printable(error) or 'it is damaged'
+    else:
+        if pixels <= max_pixels:
+            return
+        reason = f'it has {pixels} pixels, must have at most {max_pixels}'
+        remedy = f'{remedy}, or set max_pixels={pixels} for the data set'
+    raise ConfigError(f'{path}: cannot be read as an image ({reason}); {remedy}')
+
+
+def _count_pixels(path: str) -> int:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                return math.prod(image.size)
+    except Image.DecompressionBombError as error:
+        # Pillow's own limit comes first.
+        return int(re.search(r'\d+', str(error))[0])
 
 
 def _check_image(path: str, remedy: str) -> None:

@@ -21,7 +21,8 @@ from mldr_kd_mm.models.builder import build_classifier
 from mldr_kd_mm.models.distillers.distiller import Distiller
 from mldr_kd_mm.registry import DATASETS, MODELS
 from mldr_kd_mm.utils.checkpoint import load_checkpoint
-from mldr_kd_mm.utils.errors import ConfigError, MissingFileError, named
+from mldr_kd_mm.utils.errors import ConfigError, MissingFileError, describe, is_number, named
+from mldr_kd_mm.utils.limits import MAX_LOG_BYTES, read_text
 from mldr_kd_mm.utils.run_identity import Origin, RunIdentity
 from mldr_kd_mm.utils.safe_config import parse_config
 
@@ -58,14 +59,15 @@ def _list_logs(work_dir: Path, name: str) -> list[Path]:
 @lru_cache
 def _read_log(log: Path, size: int, modified: int) -> list[dict[str, Any]]:
     """Return the records of a log. It is read again only after it has changed."""
-    lines = log.read_text().splitlines(keepends=True)
     try:
+        lines = read_text(log, MAX_LOG_BYTES).splitlines(keepends=True)
         # The last line may be incomplete.
         records = [json.loads(line) for line in lines if line.endswith('\n')]
-        if not all(isinstance(record['step'], int) for record in records):
-            raise ValueError('a step is not a number')
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ConfigError(f'{log}: must be the log of a run ({error})') from error
+        for record in records:
+            if not is_number(record['step'], int) or not is_number(record.get('epoch', 0), int):
+                raise ValueError('a step or epoch is not a number')
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ConfigError(f'{log}: must be the log of a run ({describe(error)})') from error
     return records
 
 
@@ -83,7 +85,7 @@ def curve(records: Sequence[dict[str, Any]], key: str) -> dict[int, float]:
         # Training is logged by iteration, validation by epoch.
         record.get('epoch', record['step']): record[key]
         for record in records
-        if key in record
+        if is_number(record.get(key))
     }
     return dict(sorted(values.items()))
 
@@ -122,7 +124,10 @@ class LoggedRun:
                 f'{work_dir}: must be the work directory of a run; it has no '
                 f'*/vis_data/{"config.py" if records else "scalars.json"}'
             )
-        config = parse_config(configs[-1].read_text(), str(configs[-1]))
+        with named(str(configs[-1])):
+            config = parse_config(read_text(configs[-1]), str(configs[-1]))
+        if not isinstance(config.get('model', {}), dict):
+            raise ConfigError(f'{configs[-1]}: model: must be a dict')
         return cls(name, work_dir, Config(config), records)
 
     def curve(self, key: str) -> dict[int, float]:

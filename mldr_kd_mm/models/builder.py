@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +18,8 @@ from mldr_kd_mm.models.taps.tapped_model import Probe
 from mldr_kd_mm.registry import MODELS
 from mldr_kd_mm.utils.checkpoint import read_weights
 from mldr_kd_mm.utils.errors import ConfigError, named, printable
+
+_MAX_PREFIX = 8  # parts of a prefix of all names
 
 
 class LoadReport(NamedTuple):
@@ -38,8 +41,9 @@ class LoadReport(NamedTuple):
 def load_weights(model: nn.Module, path: str, field: str) -> LoadReport:
     """Load all weights of a model from a checkpoint.
 
-    Weights that do not fit a TimmClassifier go through timm's own conversion for that model, which
-    handles older names and position embeddings for another image size.
+    A prefix that the weights of the model share in the file, such as Lightning's ``model.``, is
+    removed. Weights that do not fit a TimmClassifier go through timm's own conversion for that
+    model, which handles older names and position embeddings for another image size.
 
     Args:
         model: The model to load into.
@@ -51,25 +55,54 @@ def load_weights(model: nn.Module, path: str, field: str) -> LoadReport:
 
     Raises:
         MissingFileError: If the file does not exist.
-        ConfigError: If a weight of the model is missing or has another shape.
+        ConfigError: If a weight of the model is missing or has another shape, or the file holds the
+            model under several prefixes.
     """
-    weights, notes = read_weights(path, field)
-    report, mistake = fill(model, weights)
+    everything, notes = read_weights(path, field)
+    prefix = _shared_prefix(model, everything, f'{field}={path!r}')
+    weights = {k.removeprefix(prefix): v for k, v in everything.items() if k.startswith(prefix)}
+    others = [name for name in everything if not name.startswith(prefix)]
+    if prefix:
+        notes = (*notes, f'under the prefix {printable(repr(prefix))}')
+    report, mistake = fill(model, weights, prefix)
     converted = _convert(model, weights) if mistake else {}
     if converted:
         weights, notes = converted, (*notes, 'converted by timm')
-        report, mistake = fill(model, weights)
+        report, mistake = fill(model, weights, prefix)
     if mistake:
         raise ConfigError(f'{field}={path!r}: {_of_other_classes(model, weights) or mistake}')
-    return report._replace(notes=notes)
+    return report._replace(notes=notes, unexpected=[*report.unexpected, *others])
 
 
-def fill(model: nn.Module, weights: dict[str, Tensor]) -> tuple[LoadReport, str]:
+def _shared_prefix(model: nn.Module, weights: Mapping[str, Tensor], label: str) -> str:
+    """Return the prefix under which a file has most of a model's weights; '' if there is none."""
+    own = set(model.state_dict())
+    counts = Counter()
+    for name in weights:
+        parts = name.split('.')
+        for i in range(min(len(parts), _MAX_PREFIX)):
+            if '.'.join(parts[i:]) in own:
+                counts[''.join(f'{part}.' for part in parts[:i])] += 1
+    most = max(counts.values(), default=0)
+    best = [prefix for prefix, count in counts.items() if count == most]
+    # Names such as norm.weight also end the names of other models' weights.
+    if counts[''] == most or 2 * most <= len(own):
+        return ''
+    if len(best) > 1:
+        raise ConfigError(
+            f'{label}: has the model several times, under {", ".join(map(printable, best[:4]))}; '
+            'save one of them alone'
+        )
+    return best[0]
+
+
+def fill(model: nn.Module, weights: dict[str, Tensor], prefix: str = '') -> tuple[LoadReport, str]:
     """Load the weights that fit a model.
 
     Args:
         model: The model to load into.
         weights: Name -> tensor.
+        prefix: Prefix of the names in the file, for the report.
 
     Returns:
         The report, and the error message, empty if no weight is missing.
@@ -81,6 +114,11 @@ def fill(model: nn.Module, weights: dict[str, Tensor]) -> tuple[LoadReport, str]
         # which resize and rename weights, raise exceptions of any kind.
         lines = [line.strip() for line in str(error).splitlines()]
         return LoadReport(0, [], []), _first(lines[1:] or lines) or type(error).__name__
+    # A TimmClassifier adds a prefix to the names of timm.
+    added = 'model.' if isinstance(model, TimmClassifier) else ''
+    missing, unexpected = (
+        [prefix + name.removeprefix(added) for name in names] for names in (missing, unexpected)
+    )
     report = LoadReport(len(weights) - len(unexpected), missing, unexpected)
     if missing:
         return report, (

@@ -1,16 +1,14 @@
-"""Download and extract archives with a limit on their size."""
+"""Extract archives with a limit on their size."""
 
 from __future__ import annotations
 
 import gzip
-import shutil
 import tarfile
 import zlib
 from pathlib import Path
 from typing import BinaryIO
-from urllib.request import urlopen
 
-TIMEOUT = 60  # seconds without a byte
+from mldr_kd_mm.utils.limits import MAX_ARCHIVE_MEMBERS
 
 
 class _LimitedReader:
@@ -30,22 +28,6 @@ class _LimitedReader:
         return content
 
 
-def download(url: str, path: Path, limit: int) -> None:
-    """Download a URL to a new file.
-
-    Args:
-        url: The URL.
-        path: The file; it must not exist.
-        limit: Largest size in bytes.
-
-    Raises:
-        OSError: The URL cannot be read or the file cannot be written.
-        ValueError: The URL has more than ``limit`` bytes.
-    """
-    with urlopen(url, timeout=TIMEOUT) as source, path.open('xb') as file:
-        shutil.copyfileobj(_LimitedReader(source, limit), file)
-
-
 def extract(archive: Path, folder: Path, limit: int) -> None:
     """Extract a ``.tar.gz`` archive.
 
@@ -59,15 +41,31 @@ def extract(archive: Path, folder: Path, limit: int) -> None:
         limit: Largest size of the uncompressed archive in bytes.
 
     Raises:
-        ValueError: Python is too old to have the filter; or the archive is damaged, has a member
-            that the filter refuses, or is larger than ``limit``. Members before that one have been
-            written.
+        ValueError: Python is too old to have the filter; or the archive is damaged, has too many
+            members, a sparse one, or one that the filter refuses, or is larger than ``limit``.
+            Members before that one have been written.
     """
     if not hasattr(tarfile, 'data_filter'):
         raise ValueError('extracting it safely needs Python 3.10.12, 3.11.4 or newer')
     try:
         with gzip.open(archive) as stream:
             with tarfile.open(fileobj=_LimitedReader(stream, limit), mode='r|') as tar:
-                tar.extractall(folder, filter='data')
+                tar.extractall(folder, filter=_MemberFilter())
     except (EOFError, gzip.BadGzipFile, tarfile.TarError, zlib.error) as error:
         raise ValueError(f'it is damaged ({error})') from error
+
+
+class _MemberFilter:
+    """Python's ``data`` filter with a limit on the number of members."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
+        self.count += 1
+        if self.count > MAX_ARCHIVE_MEMBERS:
+            raise tarfile.TarError(f'more than {MAX_ARCHIVE_MEMBERS} members')
+        if member.issparse():
+            # Its size on disk is what its header says, not what the archive holds.
+            raise tarfile.TarError(f'{member.name!r} is sparse')
+        return tarfile.data_filter(member, folder)

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import re
+import struct
+from collections.abc import Iterator
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, BinaryIO, NamedTuple, NoReturn
 from urllib.parse import urlparse
-from zipfile import ZipFile
+from zipfile import ZIP_STORED, ZipFile
 
 import torch
-from mmengine.logging import HistoryBuffer
+from mmengine.logging import HistoryBuffer, print_log
 from mmengine.runner import CheckpointLoader
 from safetensors.torch import load_file
 from torch import Tensor
 
+from mldr_kd_mm.utils.download import download
 from mldr_kd_mm.utils.errors import ConfigError, MissingFileError, printable
+from mldr_kd_mm.utils.file_kinds import (
+    describe_other_archive,
+    describe_other_file,
+    is_safetensors,
+)
+from mldr_kd_mm.utils.limits import EXPANSION, MAX_DOWNLOAD, TENSOR_ALLOWANCE
+from mldr_kd_mm.utils.pickle_scan import check_pickle
 from mldr_kd_mm.utils.safe_pickle import STAND_INS, PickledArray, PickledDType
 
 
@@ -76,6 +87,18 @@ _STAND_INS = [
     ),
 ]
 _MSDOS_DIRECTORY = 0x10  # external attribute of a zip record
+# Bytes of the parts of a zip file: before each record, without its name, and at the end.
+_ZIP_HEADER, _ZIP_END, _ZIP64_LOCATOR, _ZIP64_END = 30, 22, 20, 56
+_LEGACY_PICKLES = 5  # torch before 1.6 wrote this many before the tensors
+
+# torch's functions that rebuild dense tensors. Its other ones take the size of their result from
+# the file, or hand it to C++ code.
+_REBUILD = re.compile(
+    r'torch\._(utils|tensor)\._rebuild_'
+    r'(tensor(_v2|_v3)?|parameter(_with_state)?|qtensor|from_type_v2)'
+)
+_NEVER = re.compile(r'.*\.(_rebuild_\w+|bytearray)|torch\.(\w+\.)*\w+Tensor')
+_NEVER_CALLED = 'torch.Tensor()'
 
 # mmengine's other address schemes: it would download such files and execute their code.
 _OTHER_SCHEMES = [
@@ -95,6 +118,7 @@ _OTHER_SCHEMES = [
 _WEIGHT_KEYS = ('state_dict_ema', 'state_dict', 'model', 'model_state_dict', 'module', 'model_ema')
 # The prefixes that DistributedDataParallel and torch.compile add to all names.
 _WRAPPERS = ('module.', '_orig_mod.')
+_AVERAGED = 'n_averaged'
 
 _HUB = re.compile('hf[-_]hub:')
 _HUB_FILES = ('model.safetensors', 'pytorch_model.bin')
@@ -120,6 +144,7 @@ def load_checkpoint(
     Args:
         path: Path or URL of a ``.safetensors`` file or of a file written by ``torch.save``
             (whatever its extension), ``hf-hub:OWNER/NAME`` or ``hf-hub:OWNER/NAME@REVISION``.
+            A download that is incomplete or no checkpoint is not kept.
         field: Name of the config field that holds the path, for error messages.
         map_location: Device of the tensors, as in ``torch.load``; tensors of a ``.safetensors``
             file stay on the CPU.
@@ -134,30 +159,25 @@ def load_checkpoint(
     Raises:
         MissingFileError: There is no such file.
         ConfigError: The file cannot be read, is truncated, does not match its checksums (files of
-            torch before 1.6 and ``.safetensors`` files have none), is not a dict, or asks for any
-            other object. None of its code has been executed.
+            torch before 1.6 and ``.safetensors`` files have none), is not a dict, asks for any
+            other object, or would take far more memory or time than its size explains
+            (:mod:`mldr_kd_mm.utils.limits`). None of its code has been executed.
     """
+    file = None
     try:
         file = _local_file(path)
+        if file.is_dir():
+            raise MissingFileError(f'{field}={path!r}: is a folder; {_list_checkpoints(file)}')
         if not file.is_file():
             raise MissingFileError(f'{field}={path!r}: there is no such file')
-        if file.suffix == '.safetensors':
-            content = load_file(file)
-        else:
-            is_archive = _check_records(file, read_tensors)
-            with torch.serialization.safe_globals(_STAND_INS):
-                content = torch.load(
-                    file,
-                    map_location=map_location,
-                    weights_only=True,
-                    mmap=is_archive and not read_tensors,
-                )
-            content = _rebuild(content, set())
+        content = _read(file, map_location, read_tensors)
     except MissingFileError:
         raise
     except Exception as error:
         # torch passes on every exception of its unpickler and of the network.
-        raise ConfigError(f'{field}={path!r}: {_reason(error)}') from error
+        cached = file is not None and file != Path(path).expanduser()
+        advice = f'; delete {file} to download it again' if cached else ''
+        raise ConfigError(f'{field}={path!r}: {_reason(error)}{advice}') from error
     if not isinstance(content, dict):
         raise ConfigError(
             f'{field}={path!r}: must hold a dict, it holds a {type(content).__name__}'
@@ -195,26 +215,85 @@ def use_safe_loading() -> None:
     CheckpointLoader.register_scheme(_OTHER_SCHEMES, load_from_elsewhere, force=True)
 
 
-def _check_records(file: Path, read_all: bool) -> bool:
-    """Raise a ValueError if an archive of ``torch.save`` was changed; torch checks little.
+def _list_checkpoints(folder: Path) -> str:
+    """Return the advice for a folder that is given instead of a file."""
+    suffixes = ('.safetensors', '.pth', '.pt', '.bin', '.ckpt')
+    names = sorted(path.name for path in folder.iterdir() if path.suffix in suffixes)
+    more = ', ...' if len(names) > 4 else ''
+    found = ', '.join(map(printable, names[:4])) + more
+    return f'must be a file in it: {found}' if found else 'it holds no checkpoint'
+
+
+def _read(file: Path, map_location: Any, read_tensors: bool) -> Any:
+    _check_file(file, read_tensors)
+    if is_safetensors(file):
+        return load_file(file)
+    with torch.serialization.safe_globals(_STAND_INS), _Stream(file.open('rb', 0)) as stream:
+        # torch takes the name of a .safetensors file at its word.
+        by_name = _is_zip(file) and file.suffix != '.safetensors'
+        content = torch.load(
+            file if by_name else stream,
+            map_location=map_location,
+            weights_only=True,
+            mmap=by_name and not read_tensors,
+        )
+    _check_tensors(content, file.stat().st_size)
+    return _rebuild(content, {})
+
+
+class _Stream(io.BufferedReader):
+    """Stream without a file number, for which torch does not try to read a tar archive."""
+
+    def fileno(self) -> int:
+        raise io.UnsupportedOperation
+
+
+def _check_file(file: Path, read_all: bool = True) -> None:
+    """Raise a ValueError if a file is no checkpoint, was changed, or would unpack to too much.
 
     Args:
         file: The file.
         read_all: Whether to verify the checksums.
-
-    Returns:
-        Whether it is an archive, and not a file of torch before 1.6, which has no checksums.
     """
+    if is_safetensors(file):
+        return
+    if kind := describe_other_file(file):
+        raise ValueError(f'it is {kind}')
+    if _is_zip(file):
+        _check_records(file, read_all)
+        return
+    size = file.stat().st_size
     with file.open('rb') as stream:
-        if stream.read(4) != b'PK\x03\x04':
-            return False
+        for _ in range(_LEGACY_PICKLES):
+            if stream.peek(1):
+                _check_pickle(stream, size)
+
+
+def _is_zip(file: Path) -> bool:
+    with file.open('rb') as stream:
+        return stream.read(4) == b'PK\x03\x04'
+
+
+def _check_pickle(stream: BinaryIO, size: int) -> None:
+    for name in sorted(check_pickle(stream, size)):
+        bare = name.removesuffix('()')
+        if name == _NEVER_CALLED or _NEVER.fullmatch(bare) and not _REBUILD.fullmatch(bare):
+            raise UnpicklingError(f'WeightsUnpickler error: GLOBAL {bare}')
+
+
+def _check_records(file: Path, read_all: bool) -> None:
+    """Raise a ValueError if an archive of ``torch.save`` was changed; torch checks little."""
     with ZipFile(file) as archive:
         records = archive.infolist()
+        if kind := describe_other_archive([record.filename for record in records]):
+            raise ValueError(f'it is {kind}')
         is_intact = (
+            _is_one_archive(file)
             # torch ignores the case of names.
-            len({record.filename.lower() for record in records}) == len(records)
+            and len({record.filename.lower() for record in records}) == len(records)
             # A compressed record could unpack to a thousand times the size of the file, and for a
             # directory torch returns uninitialised memory.
+            and all(record.compress_type == ZIP_STORED for record in records)
             and all(record.compress_size == record.file_size for record in records)
             and not any(record.external_attr & _MSDOS_DIRECTORY for record in records)
             and sum(record.file_size for record in records) <= file.stat().st_size
@@ -224,31 +303,104 @@ def _check_records(file: Path, read_all: bool) -> bool:
         # All are 0 if torch was told to save without checksums.
         has_checksums = read_all and any(record.CRC for record in records)
         damaged = archive.testzip() if has_checksums else None
-    if damaged:
-        raise ValueError(f'damaged, its record {damaged!r} does not match its checksum')
-    return True
+        if damaged:
+            raise ValueError(f'damaged, its record {damaged!r} does not match its checksum')
+    with file.open('rb') as stream:
+        for record in records:
+            if record.filename.lower().endswith('data.pkl'):
+                # Not by ZipFile, which would verify the checksum.
+                stream.seek(record.header_offset)
+                header = stream.read(_ZIP_HEADER)
+                stream.seek(sum(struct.unpack('<2H', header[-4:])), io.SEEK_CUR)
+                _check_pickle(io.BytesIO(stream.read(record.file_size)), record.file_size)
 
 
-def _rebuild(value: Any, seen: set[int]) -> Any:
-    """Replace stand-ins by the objects they stand for; dicts and lists are changed in place."""
+def _is_one_archive(file: Path) -> bool:
+    """Return whether a file is one zip archive from its first byte to its last.
+
+    Python looks for the directory of an archive relative to its end, torch relative to its
+    beginning. In two archives, one after the other, they can find different ones.
+    """
+    size = file.stat().st_size
+    with file.open('rb') as stream:
+        tail_size = min(size, _ZIP64_END + _ZIP64_LOCATOR + _ZIP_END)
+        stream.seek(size - tail_size)
+        tail = stream.read()
+    end = tail[-_ZIP_END:]
+    if end[:4] != b'PK\x05\x06' or end[-2:] != bytes(2):
+        return False
+    length, start, directory_end = *struct.unpack('<2L', end[12:20]), size - _ZIP_END
+    locator = tail[-_ZIP64_LOCATOR - _ZIP_END : -_ZIP_END]
+    if locator[:4] == b'PK\x06\x07':
+        directory_end = size - tail_size
+        (stated_end,) = struct.unpack('<Q', locator[8:16])
+        if stated_end != directory_end or tail[:4] != b'PK\x06\x06':
+            return False
+        length, start = struct.unpack('<2Q', tail[40:56])
+    return start + length == directory_end
+
+
+def _check_tensors(content: Any, size: int) -> None:
+    """Raise a ValueError if the tensors are larger than a file of this size can hold.
+
+    A view can repeat one number any number of times.
+    """
+    total, storages = 0, {}
+    for tensor in _tensors(content):
+        if tensor.layout != torch.strided:
+            raise ValueError(f'holds a tensor of layout {tensor.layout}, must be dense')
+        total += tensor.numel() * tensor.element_size()
+        storage = tensor.untyped_storage()
+        storages[storage._cdata] = storage.nbytes()
+    if sum(storages.values()) > size or total > EXPANSION * size + TENSOR_ALLOWANCE:
+        raise ValueError(f'its tensors have {total} bytes, the file only {size}')
+
+
+def _tensors(content: Any) -> Iterator[Tensor]:
+    """Yield each tensor once per place, each container's once."""
+    seen, todo = set(), [content]
+    while todo:
+        value = todo.pop()
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (dict, list, tuple)) and id(value) not in seen:
+            seen.add(id(value))
+            todo.extend(value.values() if isinstance(value, dict) else value)
+
+
+def _rebuild(value: Any, done: dict[int, Any]) -> Any:
+    """Replace stand-ins by the objects they stand for; dicts and lists are changed in place.
+
+    Args:
+        value: The loaded content.
+        done: Results by the identity of what they replace, so that shared parts stay shared.
+    """
+    if id(value) in done:
+        return done[id(value)]
     if isinstance(value, _History):
-        return value.rebuild()
-    if isinstance(value, PickledArray):
-        return value.value.copy()
-    if type(value) is tuple:
-        return tuple(None if _is_left_out(item) else _rebuild(item, seen) for item in value)
-    if not isinstance(value, (dict, list)) or id(value) in seen:
-        return value
-    seen.add(id(value))
-    if isinstance(value, dict):
-        for key, item in list(value.items()):
-            if _is_left_out(item):
-                del value[key]
-            else:
-                value[key] = _rebuild(item, seen)
+        result = value.rebuild()
+    elif isinstance(value, PickledArray):
+        result = value.value.copy()
+    elif type(value) is tuple:
+        result = tuple(None if _is_left_out(item) else _rebuild(item, done) for item in value)
+    elif isinstance(value, (dict, list)):
+        result = done[id(value)] = value  # it may hold itself
+        if isinstance(value, dict):
+            _rebuild_dict(value, done)
+        else:
+            value[:] = [None if _is_left_out(item) else _rebuild(item, done) for item in value]
     else:
-        value[:] = [None if _is_left_out(item) else _rebuild(item, seen) for item in value]
-    return value
+        return value
+    done[id(value)] = result
+    return result
+
+
+def _rebuild_dict(content: dict, done: dict[int, Any]) -> None:
+    for key, item in list(content.items()):
+        if _is_left_out(item):
+            del content[key]
+        else:
+            content[key] = _rebuild(item, done)
 
 
 def _is_left_out(value: Any) -> bool:
@@ -267,10 +419,12 @@ def _download(url: str) -> Path:
     """Download a file to torch's cache of checkpoints, if it is not there yet."""
     # Many runs end with an epoch_300.pth, so the name includes a hash of the whole URL.
     address = hashlib.sha256(url.encode()).hexdigest()[:12]
-    file = Path(torch.hub.get_dir(), 'checkpoints', f'{address}-{Path(urlparse(url).path).name}')
+    name = Path(urlparse(url).path).name[-100:]
+    file = Path(torch.hub.get_dir(), 'checkpoints', f'{address}-{name}')
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(file))
+        print_log(f'Downloading {url} to {file}', 'current')
+        download(url, file, MAX_DOWNLOAD, _check_file)
     return file
 
 
@@ -316,8 +470,9 @@ def read_weights(path: str, field: str = 'checkpoint') -> Weights:
 
     The weights are the file's content itself or the first state dict under the keys
     ``state_dict_ema``, ``state_dict``, ``model``, ``model_state_dict``, ``module`` and
-    ``model_ema``. Prefixes of DistributedDataParallel and torch.compile are removed. The weights of
-    a distillation run are its student's.
+    ``model_ema``, or the only other entry that is a state dict. Prefixes of DistributedDataParallel
+    and torch.compile are removed, and so is the counter of torch's AveragedModel. The weights of a
+    distillation run are its student's.
 
     Args:
         path: Path, URL or hub name, see :func:`load_checkpoint`.
@@ -349,12 +504,18 @@ def find_weights(checkpoint: dict[str, Any], label: str) -> Weights:
     candidates = {'': checkpoint} | {key: checkpoint.get(key) for key in _WEIGHT_KEYS}
     found = [key for key, content in candidates.items() if _is_state_dict(content)]
     if not found:
-        keys = ', '.join(map(printable, list(checkpoint)[:20])) or 'nothing'
-        raise ConfigError(
-            f'{label}: has no weights under {", ".join(map(repr, _WEIGHT_KEYS))}; it has: {keys}'
-        )
+        others = {key: value for key, value in checkpoint.items() if _is_state_dict(value)}
+        if len(others) != 1:
+            names = ', '.join(map(repr, _WEIGHT_KEYS))
+            keys = ', '.join(map(printable, list(checkpoint)[:20])) or 'nothing'
+            several = ', '.join(map(printable, list(others)[:20]))
+            raise ConfigError(
+                f'{label}: has no weights under {names}; '
+                + (f'must have one state dict, has {several}' if others else f'it has: {keys}')
+            )
+        candidates, found = others, list(others)
     weights = _unwrap(candidates[found[0]])
-    notes = [] if found[0] in ('', 'state_dict') else [f'from {found[0]!r}']
+    notes = [] if found[0] in ('', 'state_dict') else [f'from {printable(repr(found[0]))}']
     student = _student(weights)
     if student:
         notes.append('of the student of a distillation run')
@@ -375,6 +536,10 @@ def _unwrap(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         shared = (w for w in _WRAPPERS if all(name.startswith(w) for name in weights))
         return next(shared, '')
 
+    # Beside the wrapped model, torch.optim.swa_utils.AveragedModel has a counter.
+    others = {name: value for name, value in weights.items() if name != _AVERAGED}
+    if others and all(name.startswith(_WRAPPERS[0]) for name in others):
+        weights = others
     while prefix := wrapper():  # wrappers are nested in any order
         weights = {name.removeprefix(prefix): value for name, value in weights.items()}
     return weights

@@ -6,6 +6,7 @@ import ast
 from typing import Any
 
 from mldr_kd_mm.utils.errors import ConfigError
+from mldr_kd_mm.utils.limits import MAX_CONFIG_BYTES
 
 _NAMES = {'inf': float('inf'), 'nan': float('nan')}
 
@@ -23,8 +24,10 @@ def parse_config(text: str, field: str = "checkpoint: meta['cfg']") -> dict[str,
         Name -> value, plain Python objects.
 
     Raises:
-        ConfigError: The text contains anything else.
+        ConfigError: The text contains anything else, or is larger than 1 MB.
     """
+    if len(text) > MAX_CONFIG_BYTES:
+        raise ConfigError(f'{field}: must have at most {MAX_CONFIG_BYTES / 1e6:.0f} MB')
     try:
         statements = ast.parse(text).body
         return {_target(statement): _value(statement.value) for statement in statements}

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from mmengine.fileio import get
 
-from mldr_kd_mm.utils.errors import ConfigError
+from mldr_kd_mm.utils.errors import ConfigError, printable
+from mldr_kd_mm.utils.pickle_scan import check_pickle
 
 
 class PickledDType:
@@ -137,7 +138,9 @@ def load_pickle(path: str) -> dict:
             numeric arrays and plain containers. None of its code has been executed.
     """
     try:
-        content = _Unpickler(get(path), path).load()
+        pickled = get(path)
+        check_pickle(io.BytesIO(pickled), len(pickled))
+        content = _Unpickler(pickled, path).load()
         return {
             key: value.value if isinstance(value, PickledArray) else value
             for key, value in content.items()
@@ -146,6 +149,6 @@ def load_pickle(path: str) -> dict:
         raise
     except Exception as error:  # a damaged pickle raises almost anything
         raise ConfigError(
-            f'{path}: cannot be read ({type(error).__name__}: {error}); must be a complete pickle '
-            'file that holds a dict'
+            f'{path}: cannot be read ({type(error).__name__}: {printable(error)}); must be a '
+            'complete pickle file that holds a dict'
         ) from error

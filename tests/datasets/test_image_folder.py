@@ -1,12 +1,16 @@
 """Image folders with one subfolder per class."""
 
+import io
 import shutil
+import struct
+import zlib
 from pathlib import Path
 
 import pytest
 from helpers import image_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from mldr_kd_mm.datasets import ImageFolder
 from mldr_kd_mm.utils.errors import ConfigError
@@ -145,3 +149,56 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path):
     (root / 'train/a/1.png').write_bytes(b'no image')
     with pytest.raises(ConfigError, match=r'a/1.png: cannot be read as an image'):
         read(root)[1]
+
+
+def large(kind: str, width: int, height: int) -> bytes:
+    """Return an image of one pixel whose header has another size."""
+    buffer = io.BytesIO()
+    Image.new('L', (1, 1)).save(buffer, kind)
+    content = bytearray(buffer.getvalue())
+    if kind == 'png':
+        content[16:24] = struct.pack('>2L', width, height)
+        content[29:33] = struct.pack('>L', zlib.crc32(content[12:29]))
+    elif kind == 'bmp':
+        content[18:26] = struct.pack('<2l', width, height)
+    elif kind == 'gif':
+        content[6:10] = struct.pack('<2H', width, height)
+    else:
+        start = content.index(b'\xff\xc0') + 5
+        content[start : start + 4] = struct.pack('>2H', height, width)
+    return bytes(content)
+
+
+class TestLargeImages:
+    @pytest.fixture
+    def root(self, tmp_path) -> Path:
+        return image_folder(tmp_path, {'train': 2, 'val': 1})
+
+    @pytest.mark.parametrize('kind', ['png', 'bmp', 'gif', 'jpeg'])
+    def test_a_bomb_is_not_decoded(self, root, kind, monkeypatch):
+        (root / 'train/a/1.png').write_bytes(large(kind, 40_000, 25_000))
+        monkeypatch.setattr('mmcv.imfrombytes', None)
+        message = (
+            r'a/1.png: cannot be read as an image \(it has 1000000000 pixels, must have at most '
+            r'178956970\); replace or remove it, or set max_pixels=1000000000 for the data set$'
+        )
+        with pytest.raises(ConfigError, match=message):
+            read(root)[1]
+
+    def test_a_photograph_of_100_million_pixels_passes(self, root):
+        """The file is not a whole image, but its size is accepted."""
+        (root / 'train/a/1.png').write_bytes(large('png', 12_000, 9_000))
+        with pytest.raises(ConfigError, match=r'cannot be read as an image \(it is damaged\)'):
+            read(root)[1]
+
+    @pytest.mark.parametrize('max_pixels', [300_000, None])
+    def test_the_limit_can_be_set(self, root, max_pixels):
+        Image.new('RGB', (1000, 300)).save(root / 'train/a/1.png')
+        with pytest.raises(ConfigError, match='it has 300000 pixels, must have at most 299999'):
+            read(root, max_pixels=299_999)[1]
+        assert read(root, max_pixels=max_pixels)[1]['img'].shape == (300, 1000, 3)
+
+    @pytest.mark.parametrize('max_pixels', [0, 1.5, '1'])
+    def test_refuses(self, root, max_pixels):
+        with pytest.raises(ConfigError, match='max_pixels=.*: must be a positive integer'):
+            read(root, max_pixels=max_pixels)

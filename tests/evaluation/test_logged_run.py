@@ -60,6 +60,50 @@ def test_no_run(tmp_path):
         LoggedRun.read(tmp_path, 'none')
 
 
+@pytest.mark.parametrize(
+    'content',
+    [
+        b'\xff\xfe\n',
+        b'[' * 10_000 + b'\n',
+        b'{"step": %s}\n' % (b'9' * 5000),
+        b'{"step": "1"}\n',
+        b'{"step": true}\n',
+        b'{"step": 1, "epoch": [1]}\n',
+        b'{"step": 1, "epoch": null}\n',
+        b'{"loss": 1}\n',
+        b'[1]\n',
+        b'7\n',
+    ],
+)
+def test_what_is_no_log(tmp_path, content):
+    write(tmp_path, 'a')
+    (tmp_path / 'a/vis_data/scalars.json').write_bytes(content)
+    with pytest.raises(ConfigError, match='scalars.json: must be the log of a run ') as caught:
+        read_records(tmp_path)
+    assert str(caught.value).isprintable()
+
+
+def test_values_that_are_no_numbers_are_not_on_the_curve(tmp_path):
+    write(tmp_path, 'a', dict(step=1, loss='high'), dict(step=2, loss=[1]), dict(step=3, loss=2.0))
+    assert curve(read_records(tmp_path), 'loss') == {3: 2.0}
+
+
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [
+        (b'\xff', '.* decode'),
+        (b'a = ' + b'0' * 1_000_001, 'larger than 1 MB'),
+        (b'model = 3', 'model: must be a dict'),
+    ],
+)
+def test_what_is_no_config_of_a_run(tmp_path, content, message):
+    write(tmp_path, 'a', dict(step=1))
+    (tmp_path / 'a/vis_data/config.py').write_bytes(content)
+    with pytest.raises(ConfigError, match=f'config.py: {message}') as caught:
+        LoggedRun.read(tmp_path, 'none')
+    assert str(caught.value).isprintable()
+
+
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
     """Return Runners that trained a student with a teacher and without one."""

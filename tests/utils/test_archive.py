@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mldr_kd_mm.utils.archive import download, extract
+from mldr_kd_mm.utils.archive import extract
 
 LIMIT = 1_000_000
 CONTENT = {'set/train': b'1' * 5000, 'set/test': b'2'}
@@ -105,13 +105,21 @@ def test_a_truncated_archive_is_an_error_or_complete(tmp_path, folder):
             assert files(folder) == CONTENT
 
 
-@pytest.mark.parametrize('limit', [999, 1000])
-def test_download_stops_at_the_limit(tmp_path, limit):
-    source, path = tmp_path / 'source', tmp_path / 'path'
-    source.write_bytes(bytes(1000))
-    if limit < 1000:
-        with pytest.raises(ValueError, match='it is larger than'):
-            download(source.as_uri(), path, limit)
-    else:
-        download(source.as_uri(), path, limit)
-        assert path.read_bytes() == bytes(1000)
+def test_refuses_a_sparse_member(tmp_path, folder):
+    """A hole of 1 TB takes no byte of the archive."""
+    sparse = {'GNU.sparse.major': '1', 'GNU.sparse.minor': '0', 'GNU.sparse.name': 'set/huge'}
+    headers = sparse | {'GNU.sparse.realsize': str(10**12)}
+    content = f'1\n{10**12}\n0\n'.encode().ljust(512, b'\0')
+    archive = pack(tmp_path, member('set/huge', content, pax_headers=headers))
+    with pytest.raises(ValueError, match="it is damaged \\('set/huge' is sparse\\)"):
+        extract(archive, folder, LIMIT)
+    assert files(folder) == {}
+
+
+def test_refuses_many_members(tmp_path, folder, monkeypatch):
+    """Empty files take 512 bytes each, before compression."""
+    monkeypatch.setattr('mldr_kd_mm.utils.archive.MAX_ARCHIVE_MEMBERS', 20)
+    archive = pack(tmp_path, *(member(f'set/{i}') for i in range(30)))
+    with pytest.raises(ValueError, match='more than 20 members'):
+        extract(archive, folder, LIMIT)
+    assert len(files(folder)) == 20

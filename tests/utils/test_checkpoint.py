@@ -341,6 +341,35 @@ def test_two_records_of_one_name(tmp_path, name):
     assert 'damaged, its records are not as torch.save writes' in refuses(load_checkpoint, path)
 
 
+@pytest.mark.parametrize('checksums', [True, False])
+def test_two_archives_in_one_file(tmp_path, checksums):
+    """Python reads the second one's directory, torch the first one's, which is a bomb."""
+    bomb = save(tmp_path, {'weight': torch.zeros(1_000_000)}, 'bomb.pth')
+    repack(bomb, compression=ZIP_DEFLATED)
+    torch.serialization.set_crc32_options(checksums)
+    try:
+        harmless = save(tmp_path, {'weight': torch.zeros(1)})
+    finally:
+        torch.serialization.set_crc32_options(True)
+    for first, second in ((bomb, harmless), (harmless, bomb), (harmless, harmless)):
+        path = tmp_path / 'both.pth'
+        path.write_bytes(Path(first).read_bytes() + Path(second).read_bytes())
+        assert 'damaged, its records are not as torch.save' in refuses(load_checkpoint, str(path))
+    Path(harmless).write_bytes(Path(harmless).read_bytes() + b'x')
+    assert 'damaged, its records are not as torch.save' in refuses(load_checkpoint, harmless)
+
+
+def test_a_directory_elsewhere(tmp_path):
+    """The end of a zip64 archive points to its directory; Python would not look there."""
+    path = save(tmp_path, WEIGHTS)
+    content = Path(path).read_bytes()
+    assert content[-42:-38] == b'PK\x06\x07'
+    other = bytearray(content)
+    other[-34:-26] = (len(content) - 98 - 56).to_bytes(8, 'little')
+    Path(path).write_bytes(other)
+    assert 'damaged' in refuses(load_checkpoint, path)
+
+
 def test_an_archive_without_checksums(tmp_path, monkeypatch):
     torch.serialization.set_crc32_options(False)
     try:
@@ -440,6 +469,43 @@ def serve(folder: Path):
 PLACES = ['state_dict_ema', 'state_dict', 'model', 'model_state_dict', 'module', 'model_ema']
 
 
+def torchscript(path: Path) -> None:
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(1, 1), torch.ones(1, 1)), str(path))
+
+
+OTHER_FILES = {
+    'a Git LFS pointer, not the file itself; run git lfs pull': (
+        b'version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 10\n'
+    ),
+    'a web page; download': b'\n <!DOCTYPE HTML>\n<html><body>Not found</body></html>',
+    'an XML document; download': b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>',
+    'a JSON file': b'{"metadata": {}, "weight_map": {"a": "model-00001-of-00002.safetensors"}}',
+    'a gzip archive': b'\x1f\x8b\x08' + bytes(30),
+    'a tar archive': b'weights'.ljust(257, b'\0') + b'ustar' + bytes(250),
+    'an HDF5 file': b'\x89HDF\r\n\x1a\n' + bytes(30),
+    'a TorchScript archive; save the state_dict': torchscript,
+    'a NumPy archive': lambda path: np.savez(path.open('wb'), a=np.ones(3)),
+    'a zip archive without': lambda path: ZipFile(path, 'w').writestr('a/cat.png', b'image'),
+    'empty': b'',
+}
+
+
+@pytest.mark.parametrize('kind', OTHER_FILES)
+@pytest.mark.parametrize('name', ['weights.pth', 'weights.safetensors'])
+def test_other_files_are_called_what_they_are(tmp_path, kind, name):
+    path, content = tmp_path / name, OTHER_FILES[kind]
+    content(path) if callable(content) else path.write_bytes(content)
+    assert f'cannot be read as weights: it is {kind}' in refuses(tensors_of, str(path))
+
+
+def test_safetensors_of_another_name(tmp_path):
+    """The Hugging Face hub has safetensors files named .bin, and the other way round."""
+    save_file(WEIGHTS, tmp_path / 'model.bin')
+    torch.save(WEIGHTS, tmp_path / 'model.safetensors')
+    for name in ('model.bin', 'model.safetensors'):
+        assert_close(tensors_of(str(tmp_path / name)), WEIGHTS, rtol=0, atol=0)
+
+
 class TestPlaces:
     def test_the_first_of_several_is_read(self, tmp_path):
         for count in range(1, len(PLACES) + 1):
@@ -468,6 +534,21 @@ class TestPlaces:
         wrapped = {prefix + name: value for name, value in WEIGHTS.items()}
         path = save(tmp_path, dict(model=wrapped))
         assert_close(tensors_of(path), WEIGHTS, rtol=0, atol=0)
+
+    @pytest.mark.parametrize('place', ['net', 'state', 'weights', 'backbone'])
+    def test_the_only_other_state_dict_is_read(self, tmp_path, place):
+        content = {'epoch': 3, 'optimizer': {'state': {}}, place: WEIGHTS}
+        weights, notes = read_weights(save(tmp_path, content))
+        assert_close(weights, WEIGHTS, rtol=0, atol=0)
+        assert notes == (f'from {place!r}',)
+        message = refuses(tensors_of, save(tmp_path, content | {'critic': WEIGHTS}))
+        assert message.endswith(f'; must have one state dict, has {place}, critic')
+
+    def test_of_an_averaged_model(self, tmp_path):
+        average = torch.optim.swa_utils.AveragedModel(torch.nn.Linear(2, 1))
+        assert 'n_averaged' in average.state_dict()
+        weights = tensors_of(save(tmp_path, dict(model=average.state_dict())))
+        assert_close(weights, dict(average.module.state_dict()), rtol=0, atol=0)
 
     def test_modules_of_these_names_are_kept(self, tmp_path):
         weights = {'module.weight': torch.ones(2), 'head.weight': torch.ones(3)}
@@ -579,12 +660,20 @@ def test_reads_from_the_hub(tmp_path):
 
 
 class TestErrors:
-    @pytest.mark.parametrize('name', ['absent.pth', 'absent.safetensors', ''])
+    @pytest.mark.parametrize('name', ['absent.pth', 'absent.safetensors', 'absent/a.pth'])
     def test_missing_file(self, tmp_path, name):
-        path = str(tmp_path / name)  # the last name is a directory
+        path = str(tmp_path / name)
         with pytest.raises(FileNotFoundError) as caught:
             tensors_of(path, 'teacher_checkpoint')
         assert str(caught.value) == f'teacher_checkpoint={path!r}: there is no such file'
+
+    def test_folder(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match='is a folder; it holds no checkpoint$'):
+            tensors_of(str(tmp_path))
+        for name in ('b.pth', 'a.safetensors', 'config.json'):
+            (tmp_path / name).touch()
+        with pytest.raises(FileNotFoundError, match='must be a file in it: a.safetensors, b.pth$'):
+            tensors_of(str(tmp_path))
 
     def test_unreachable_url(self, tmp_path, monkeypatch):
         monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'cache'))

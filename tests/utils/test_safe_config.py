@@ -66,6 +66,16 @@ def test_reads_our_configs(name):
         'a = ' + '[' * 5000 + ']' * 5000,
         'a = (',
         'a = "\0"',
+        'a = ' + '-' * 100_000 + '1',
+        'a = ' + 'not ' * 100_000 + '1',
+        'a = ' + '1+' * 100_000 + '1',
+        'a = x' + '.x' * 100_000,
+        'a = x' + '()' * 100_000,
+        'a = x' + '[0]' * 100_000,
+        'a = ' + 'lambda:' * 50_000 + '1',
+        'a = ' + '9' * 5000,
+        'a = "a" * 1000000000',
+        'a = 10 ** 10000000',
     ],
 )
 def test_runs_nothing(text, tmp_path, monkeypatch):
@@ -74,3 +84,9 @@ def test_runs_nothing(text, tmp_path, monkeypatch):
         parse_config(text)
     assert '\n' not in str(raised.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_large_text_is_not_parsed():
+    """Python's syntax tree takes hundreds of bytes for each of the text."""
+    with pytest.raises(ConfigError, match='must have at most 1 MB'):
+        parse_config('a = [' + '[],' * 400_000 + ']')

@@ -25,6 +25,7 @@ from mldr_kd_mm.utils.atomic_files import atomic_write
 from mldr_kd_mm.utils.dist import run_on_main_process
 from mldr_kd_mm.utils.errors import ConfigError, printable
 from mldr_kd_mm.utils.file_lock import lock_file
+from mldr_kd_mm.utils.limits import read_text
 from mldr_kd_mm.utils.nested import iter_differences
 
 FORMAT = 2
@@ -335,7 +336,7 @@ def _write(file: io.FileIO, places: Sequence[int], values: np.ndarray) -> None:
 def _read_fingerprint(path: Path) -> tuple[dict[str, Any], dict[str, dict]]:
     """Read what the stored outputs depend on, and name -> ``dict(shape=[...], ...)`` of each."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(read_text(path))
         known, stored = content['fingerprint'], content['outputs']
         sizes = [size for output in stored.values() for size in output['shape']]
         names_are_plain = all(Path(name).name == name for name in stored)

@@ -326,6 +326,40 @@ def test_hooks_of_mmpretrain_that_fail(content, tmp_path):
     assert not message.endswith(': ')
 
 
+@pytest.mark.parametrize('config', [resnet, timm_resnet])
+class TestPrefix:
+    """Weights under any one prefix are found; names in messages are those in the file."""
+
+    @pytest.mark.parametrize('prefix', ['model.', 'net.', 'model.net.', 'backbone.', 'a.b.c.'])
+    def test_is_found(self, config, prefix, tmp_path):
+        weights = weights_of(config())
+        content = {prefix + name: value for name, value in weights.items()}
+        content |= {'criterion.weight': torch.ones(3)}
+        classifier = MODELS.build(config())
+        report = load_weights(classifier, save(tmp_path, content), FIELD)
+        assert_close(dict(classifier.state_dict()), weights, rtol=0, atol=0)
+        assert str(report) == (
+            f'{len(weights)} weights matched, 0 missing, 1 unexpected, under the prefix {prefix!r}'
+        )
+        assert report.unexpected == ['criterion.weight']
+
+    def test_names_are_those_of_the_file(self, config, tmp_path):
+        content = {f'net.{name}': value for name, value in weights_of(config()).items()}
+        lost = next(reversed(content))
+        del content[lost]
+        content['net.more.weight'] = torch.ones(1)
+        path = save(tmp_path, content)
+        message = refuses(ConfigError, lambda: teach(config(), path))
+        assert message.endswith(f'; missing {lost}; unexpected net.more.weight')
+
+    def test_several_copies(self, config, tmp_path):
+        weights = weights_of(config())
+        content = {f'{copy}.{name}': v for name, v in weights.items() for copy in ('a', 'b')}
+        path = save(tmp_path, content)
+        message = refuses(ConfigError, lambda: teach(config(), path))
+        assert f'{FIELD}={path!r}: has the model several times, under a., b.; ' in message
+
+
 @pytest.mark.parametrize('student', [resnet, timm_resnet])
 def test_weights_of_a_distilled_student(student, tmp_path):
     distiller = MODELS.build(mldr(student=student()))
