@@ -393,19 +393,39 @@ FAULTS = [
         'hooks/test_checkpoint.py',
         [
             (
-                '        self._write(runner, name, meta, self.by_epoch)\n'
-                '        self._remove(path for path in outdated if path not in '
-                '(None, self.last_ckpt))\n',
-                '        self._remove(path for path in outdated if path not in '
-                '(None, self.last_ckpt))\n'
-                '        self._write(runner, name, meta, self.by_epoch)\n',
+                '        self._write(runner, self.filename_tmpl.format(step), meta, '
+                'self.by_epoch)\n'
+                '        self._remove_outdated()\n',
+                '        self._remove_outdated()\n'
+                '        self._write(runner, self.filename_tmpl.format(step), meta, '
+                'self.by_epoch)\n',
             )
         ],
     ),
     Fault(
         'resume takes the oldest checkpoint',
-        'hooks/test_checkpoint.py test_exact_resume.py',
-        [('path.stat().st_mtime, reverse=True)', 'path.stat().st_mtime)')],
+        'engine/test_starting_point.py',
+        [('sorted(order, key=order.get, reverse=True)', 'sorted(order, key=order.get)')],
+    ),
+    Fault(
+        "checkpoint of another run counts as the run's own",
+        'engine/test_starting_point.py',
+        [('if record.owns(origin)]', ']')],
+    ),
+    Fault(
+        'file of another run is removed',
+        'faults/test_run_files.py',
+        [('or not self.identity.owns(origin):', 'or False:')],
+    ),
+    Fault(
+        'restarted run takes the checkpoints of an earlier launch',
+        'engine/test_starting_point.py utils/test_run_identity.py',
+        [
+            (
+                'record is not None and any(name in record.launches for name in names)',
+                'record is not None and bool(names)',
+            )
+        ],
     ),
     Fault(
         'archive: a hostile member is unpacked',

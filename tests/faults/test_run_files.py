@@ -110,6 +110,8 @@ def test_hostile_paths(original, tmp_path, is_fork, file, folder):
     (outside / 'file.pth').write_text('keep')
     (source / 'link').symlink_to(outside / 'file.pth')
     (source / 'student.pth').write_text('keep')
+    other = source / 'epoch_0.pth'
+    torch.save(dict(meta=dict(epoch=0, iter=0, run=dict(id='b' * 32))), other)
     file, folder = file.format(tmp_path), folder.format(tmp_path)
     canary = tmp_path / 'canary'
     content = change_state(
@@ -117,7 +119,7 @@ def test_hostile_paths(original, tmp_path, is_fork, file, folder):
         interim_ckpt=file,
         last_ckpt=file,
         best_ckpt=folder,
-        outdated_ckpts=[file, folder, '', '/', '.', 'student.pth', 'epoch_1.pth\0'],
+        outdated_ckpts=[file, folder, '', '/', '.', other.name, 'student.pth', 'epoch_1.pth\0'],
         keep_ckpt_ids=[],
     )
     # mmengine would execute this field of old checkpoints.
@@ -130,7 +132,7 @@ def test_hostile_paths(original, tmp_path, is_fork, file, folder):
     assert (work_dir / 'epoch_3.pth').is_file()
     assert files(outside) == {Path('file.pth'): b'keep'}
     assert (source / 'student.pth').read_text() == 'keep' and (source / 'link').is_symlink()
-    assert not canary.exists()
+    assert other.is_file() and not canary.exists()
 
 
 def test_a_field_of_a_wrong_type(original, tmp_path):
