@@ -62,6 +62,7 @@ PLACES = [
     (r'[A-Z_]+=.* tools/slurm_train\.sh', 'tools/test_dist.py::test_slurm'),
     (r'torchrun ', NOT + 'tools/dist_train.sh is the same, which is executed'),
     (r'CUDA_VISIBLE_DEVICES=', NOT + 'needs two GPUs'),
+    (r'python tools/train\.py CONFIG --resume', 'tools/test_train.py::test_train_resume_and_test'),
     (r'python tools/test\.py', 'tools/test_distillation.py::test_train_resume_and_test'),
     (
         r'python tools/model_converters/export_student\.py',
