@@ -52,7 +52,6 @@ def validate(config, checkpoint):
     return runner.val()
 
 
-@pytest.mark.slow
 def test_metrics_are_those_of_the_checkpoint(tmp_path):
     config = configure(tmp_path / 'run', val_size=597)
     metrics = in_two_processes(config, tmp_path)

@@ -162,8 +162,8 @@ def test_half_precision(teacher, tmp_path):
     ('processes', 'images'),
     [
         pytest.param(1, 40, marks=pytest.mark.slow),
-        (2, 40),
-        pytest.param(2, 21, marks=pytest.mark.slow),
+        pytest.param(2, 40, marks=pytest.mark.slow),
+        (2, 21),
     ],
 )
 def test_mixed_batches(teacher, tmp_path, processes, images):
