@@ -76,7 +76,9 @@ def test_every_registry_of_mmpretrains_has_a_child():
 
 
 @pytest.mark.parametrize(
-    ('scope', 'prefix'), [('mldr_kd_mm', ''), ('mmpretrain', 'mldr_kd_mm.')], ids=SCOPES
+    ('scope', 'prefix'),
+    [pytest.param('mldr_kd_mm', '', marks=pytest.mark.slow), ('mmpretrain', 'mldr_kd_mm.')],
+    ids=SCOPES,
 )
 def test_nobody_needs_to_import_the_package_first(scope, prefix):
     """This is the case in ``mim train`` and in mmpretrain's tools."""

@@ -50,7 +50,7 @@ def test_mistake_is_one_line(config, tmp_path):
     assert list((tmp_path / 'here').iterdir()) == []
 
 
-@pytest.mark.parametrize('gpus', ['two', '0'])
+@pytest.mark.parametrize('gpus', ['two', pytest.param('0', marks=pytest.mark.slow)])
 def test_number_of_processes(config, gpus):
     run = bash('dist_train.sh', config, gpus)
     assert run.returncode != 0

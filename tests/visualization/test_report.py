@@ -54,6 +54,16 @@ def made(runs, tmp_path_factory):
     return make_report([runs / 'mldr', runs / 'alone'], tmp_path_factory.mktemp('out'))
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Leave the figures empty: other tests look at them, and drawing them takes seconds."""
+
+    def save(figure, file, *, format, **kwargs):
+        file.write('<svg ></svg>' if format == 'svg' else b'')
+
+    monkeypatch.setattr('matplotlib.figure.Figure.savefig', save)
+
+
 def test_table_is_what_was_logged_and_computed(made, runs, logged):
     taught, alone = Page(made).rows
     records = logged(runs / 'mldr')
@@ -120,7 +130,7 @@ def test_every_figure_is_there_and_a_file(made):
     assert 'no figures' not in page.source
 
 
-def test_without_the_student_alone_the_teacher_is_compared(runs, copy_run, tmp_path):
+def test_without_the_student_alone_the_teacher_is_compared(undrawn, runs, copy_run, tmp_path):
     """A run of another student is not used as the baseline."""
     other = copy_run('alone', 'other')
     (config,) = other.glob('*/vis_data/config.py')
@@ -133,7 +143,7 @@ def test_without_the_student_alone_the_teacher_is_compared(runs, copy_run, tmp_p
 
 
 @pytest.mark.parametrize('gone', ['teacher', 'checkpoint', 'data', 'model'])
-def test_what_is_gone_is_a_note(copy_run, tmp_path, gone):
+def test_what_is_gone_is_a_note(undrawn, copy_run, tmp_path, gone):
     run = copy_run('mldr', 'run')
     (path,) = run.glob('*/vis_data/config.py')
     config = Config.fromfile(path)
@@ -193,7 +203,7 @@ def test_what_the_hook_logged_and_a_loop_over_iterations(runs, tmp_path):
     assert len(bands) == 4
 
 
-def test_names_tell_runs_apart(copy_run, runs, tmp_path):
+def test_names_tell_runs_apart(undrawn, copy_run, runs, tmp_path):
     one, two = copy_run('alone', 'a/run'), copy_run('alone', 'b/run')
     page = Page(make_report([one, two], tmp_path / 'out', samples=8))
     assert [row['Run'] for row in page.rows] == ['a/run', 'b/run']
