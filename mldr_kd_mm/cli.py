@@ -170,6 +170,12 @@ def _add_distill(parser: ArgumentParser) -> None:
         help="teacher's learning rate; default: the recipe's, scaled with the batch size",
     )
     add(
+        '--clip-grad',
+        type=float,
+        metavar='NORM',
+        help="norm to which the student's gradients are scaled down; default: the recipe's",
+    )
+    add(
         '--augmentation',
         choices=('recipe', 'light'),
         default='recipe',

@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import json
 import re
 import subprocess
 import sys
@@ -9,7 +10,10 @@ from pathlib import Path
 
 import pytest
 from helpers import make_cifar100
+from PIL import Image
+from sklearn.datasets import load_digits
 
+METHODS = ('mldr_paper', 'mldr')
 FOLDER = Path(__file__).parents[1] / 'benchmarks'
 
 
@@ -44,6 +48,50 @@ def targets(output):
     """Return the measured values of the lines that name a target, by the text before them."""
     found = re.findall(r'^(.*): (?:.* = )?([\d.]+)\S*.*, target [<>]', output, re.MULTILINE)
     return {name: float(number) for name, number in found}
+
+
+def digits_folder(root: Path, classes: int) -> Path:
+    """Write the first digits as a folder of images: 32 of each to train on, 2 to validate."""
+    digits = load_digits(n_class=classes)
+    for label in range(classes):
+        images = digits.images[digits.target == label]
+        for split, part in (('train', images[:32]), ('val', images[32:34])):
+            folder = root / split / f'{label}'
+            folder.mkdir(parents=True)
+            for number, image in enumerate(part):
+                pixels = Image.fromarray((image * 255 / 16).astype('uint8'))
+                pixels.resize((32, 32)).save(folder / f'{number:02}.png')
+    return root
+
+
+def test_mldr_is_stable_with_few_classes(load, run, tmp_path):
+    """No student diverges at three times the recipe's rate; without bound and clipping they do."""
+    folders = [digits_folder(tmp_path / f'{classes}', classes) for classes in (2, 3)]
+    out, stability = tmp_path / 'rows.jsonl', load('stability')
+    shared = ('--out', out, '--rates', 3, '--steps', 10, '--teacher', 'test_resnet', '--data')
+    students = ('test_resnet', 'test_efficientnet', 'test_byobnet', 'test_vit')
+    for folder, some in zip(folders, (students, students[1:3]), strict=True):
+        run(stability, *shared, folder, '--teacher-steps', 20, '--students', *some)
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len(rows) == 6
+    assert [row['student'] for row in rows if row['diverged']] == []
+    assert all(row['last']['own_loss'] < 3 for row in rows)
+    assert all(max(row['last']['logits']) < 30 for row in rows)
+
+    paper = ('--methods', 'mldr_paper', '--no-hooks', '--students', 'test_efficientnet')
+    output = run(stability, *shared, folders[0], *paper)
+    *before, row = [json.loads(line) for line in out.read_text().splitlines()]
+    assert before == rows  # not repeated
+    assert row['diverged'] or max(row['last']['logits']) > 1000
+    assert '| mldr_paper | none for CNNs | 2 | 32 | 3 |' in output
+
+
+def test_loss_scale(load, run):
+    table = [line.split(' | ') for line in run(load('loss_scale')).splitlines() if '|' in line]
+    norms = {(row[0], row[1]): [float(cell.strip(' |')) for cell in row[2:]] for row in table[2:]}
+    of_paper, of_mldr = (norms[f'| `{name}`', 'logits of 2 classes'] for name in METHODS)
+    assert of_paper[-1] > 50 * of_paper[-3]
+    assert max(of_mldr) < 3
 
 
 @pytest.mark.slow

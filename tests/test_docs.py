@@ -88,6 +88,11 @@ PLACES = [
     (r'python benchmarks/step\.py', 'test_benchmarks.py::test_step'),
     (r'python benchmarks/scale\.py', 'test_benchmarks.py::test_scale'),
     (r'python benchmarks/run_all\.py', 'test_benchmarks.py::test_run_all'),
+    (
+        r'python benchmarks/stability\.py',
+        'test_benchmarks.py::test_mldr_is_stable_with_few_classes',
+    ),
+    (r'python benchmarks/loss_scale\.py', 'test_benchmarks.py::test_loss_scale'),
     (r'python tools/analysis_tools/report\.py', 'visualization/test_report.py::test_command'),
     (r'mldr-kd \w+ .*digits', 'test_tutorial.py::test_from_two_names_to_a_student'),
     (r'(mldr-kd --version|python -m mldr_kd_mm)', 'test_cli.py::test_answers_at_once'),

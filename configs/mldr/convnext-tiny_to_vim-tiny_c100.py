@@ -6,6 +6,6 @@ Requires CIFAR-100 in data/cifar100 (downloaded if the network allows), 4 GPUs a
 configs/teachers/convnext-tiny_c100.py trains.
 """
 
-_base_ = ['../pairs/convnext-tiny_to_vim-tiny_c100.py', '../_base_/methods/mldr.py']
+_base_ = ['../pairs/convnext-tiny_to_vim-tiny_c100.py', '../_base_/methods/mldr_paper.py']
 
 model = _base_.method

@@ -6,6 +6,6 @@ Requires Tiny-ImageNet in data/tiny-imagenet, 4 GPUs and the teacher that
 configs/teachers/convnext-tiny_tinyimagenet.py trains.
 """
 
-_base_ = ['../pairs/convnext-tiny_to_vim-tiny_tinyimagenet.py', '../_base_/methods/mldr.py']
+_base_ = ['../pairs/convnext-tiny_to_vim-tiny_tinyimagenet.py', '../_base_/methods/mldr_paper.py']
 
 model = _base_.method

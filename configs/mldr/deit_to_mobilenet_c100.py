@@ -8,6 +8,6 @@ it with configs/teachers/deit-small_c100.py, or give the path or URL of another 
     --cfg-options model.teacher_checkpoint=PATH_OR_URL
 """
 
-_base_ = ['../pairs/deit_to_mobilenet_c100.py', '../_base_/methods/mldr.py']
+_base_ = ['../pairs/deit_to_mobilenet_c100.py', '../_base_/methods/mldr_paper.py']
 
 model = _base_.method

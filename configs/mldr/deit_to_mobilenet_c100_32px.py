@@ -7,6 +7,6 @@ configs/teachers/deit-small_c100_32px.py trains. No GPU needed; docs/cifar100.md
 smaller batches add --auto-scale-lr: MLDR-KD diverges at the full learning rate.
 """
 
-_base_ = ['../pairs/deit_to_mobilenet_c100_32px.py', '../_base_/methods/mldr.py']
+_base_ = ['../pairs/deit_to_mobilenet_c100_32px.py', '../_base_/methods/mldr_paper.py']
 
 model = _base_.method

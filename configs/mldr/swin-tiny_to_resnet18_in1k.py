@@ -10,6 +10,6 @@ batch size. timm downloads the teacher's weights; without network access, give a
 This config has not been trained in this project.
 """
 
-_base_ = ['../pairs/swin-tiny_to_resnet18_in1k.py', '../_base_/methods/mldr.py']
+_base_ = ['../pairs/swin-tiny_to_resnet18_in1k.py', '../_base_/methods/mldr_paper.py']
 
 model = _base_.method

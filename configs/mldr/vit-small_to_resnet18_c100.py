@@ -6,6 +6,6 @@ Requires CIFAR-100 in data/cifar100 (downloaded if the network allows), 4 GPUs a
 configs/teachers/vit-small_c100.py trains.
 """
 
-_base_ = ['../pairs/vit-small_to_resnet18_c100.py', '../_base_/methods/mldr.py']
+_base_ = ['../pairs/vit-small_to_resnet18_c100.py', '../_base_/methods/mldr_paper.py']
 
 model = _base_.method

@@ -7,6 +7,6 @@ configs/teachers/vit-small_tinyimagenet_64px.py trains. The recipe is the one fo
 published for 64 px.
 """
 
-_base_ = ['../pairs/vit-small_to_resnet18_tinyimagenet_64px.py', '../_base_/methods/mldr.py']
+_base_ = ['../pairs/vit-small_to_resnet18_tinyimagenet_64px.py', '../_base_/methods/mldr_paper.py']
 
 model = _base_.method

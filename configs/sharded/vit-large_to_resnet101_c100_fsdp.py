@@ -8,7 +8,7 @@ what is tested. This config has not been trained in this project.
 
 _base_ = [
     '../pairs/vit-large_to_resnet101_c100.py',
-    '../_base_/methods/mldr.py',
+    '../_base_/methods/mldr_paper.py',
     '../_base_/strategies/fsdp.py',
 ]
 

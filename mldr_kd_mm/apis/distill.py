@@ -139,6 +139,9 @@ def distill(
             size.
         teacher_lr (float | None): Learning rate of a teacher that is trained first. None: the
             recipe's, scaled to the batch size.
+        clip_grad (float | None): Norm to which the student's gradients are scaled down. None: 5 for
+            Transformers; for CNNs, the gradient of each unit is limited to the norm of its weights
+            (``AdaptiveClipHook``).
         augmentation (str): ``'recipe'``: random crops and flips, and in the Transformer recipe also
             RandAugment, erasing, mixup and cutmix. ``'light'``: the whole image, shifted by up to
             an eighth, for handwriting and similar data. Default: ``'recipe'``.

@@ -17,6 +17,7 @@ from mmengine.logging import print_log
 from mldr_kd_mm.apis.configs import SCRATCH, compose, config_path
 from mldr_kd_mm.apis.models import NamedModel, find_model, recipe_of, with_pretrained_weights
 from mldr_kd_mm.datasets import ImageFolder
+from mldr_kd_mm.engine.arguments import set_gradient_clipping, set_learning_rate
 from mldr_kd_mm.utils.errors import (
     ConfigError,
     check_above_zero,
@@ -55,6 +56,7 @@ class Options:
     batch_size: int | None = None
     lr: float | None = None
     teacher_lr: float | None = None
+    clip_grad: float | None = None
     augmentation: str = 'recipe'
     val_fraction: float = 0.1
     seed: int = 0
@@ -72,7 +74,7 @@ class Options:
         check_switch(
             teacher_pretrained=self.teacher_pretrained, student_pretrained=self.student_pretrained
         )
-        rates = dict(lr=self.lr, teacher_lr=self.teacher_lr)
+        rates = dict(lr=self.lr, teacher_lr=self.teacher_lr, clip_grad=self.clip_grad)
         check_above_zero(**{name: rate for name, rate in rates.items() if rate is not None})
         for field in ('seed', 'workers'):
             value = getattr(self, field)
@@ -168,6 +170,11 @@ def student_config(
     """
     work_dir = Path(options.work_dir or default_work_dir(options, teacher, student))
     cfg = _run_config(options, images, student, options.epochs, work_dir, options.lr)
+    if options.clip_grad is not None:
+        set_gradient_clipping(cfg, options.clip_grad)
+    elif 'clip_grad' not in cfg.optim_wrapper:
+        # The CNN recipe does not clip, and heads can diverge at high rates (docs/stability.md).
+        cfg.custom_hooks = [dict(type='mldr_kd_mm.AdaptiveClipHook')]
     cfg.model = dict(
         type='Distiller',
         **_teacher_fields(options, len(images.CLASSES), teacher, student, work_dir),
@@ -360,8 +367,6 @@ def _set_epochs(cfg: Config, epochs: int) -> None:
 
 def _scale_lr(cfg: Config, batch_size: int, lr: float | None) -> None:
     """Scale the learning rates to the batch size, or to a given learning rate."""
-    optimizer = cfg.optim_wrapper.optimizer
-    scale = batch_size / cfg.auto_scale_lr.base_batch_size if lr is None else lr / optimizer.lr
-    optimizer.lr *= scale
-    cfg.param_scheduler[-1].eta_min *= scale
+    scale = batch_size / cfg.auto_scale_lr.base_batch_size
+    set_learning_rate(cfg, cfg.optim_wrapper.optimizer.lr * scale if lr is None else lr)
     cfg.auto_scale_lr.base_batch_size = batch_size

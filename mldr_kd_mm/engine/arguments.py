@@ -14,7 +14,7 @@ from mmengine.config import Config, DictAction
 from mmengine.runner import FlexibleRunner, Runner
 
 from mldr_kd_mm.engine.launch import RANK_VARIABLES, fit_to_machine
-from mldr_kd_mm.utils.errors import ConfigError, check_file, describe
+from mldr_kd_mm.utils.errors import ConfigError, check_above_zero, check_file, describe
 
 RUNNER_FIELDS = {
     *inspect.signature(Runner.__init__).parameters,
@@ -92,6 +92,15 @@ def add_training_arguments(parser: ArgumentParser) -> None:
         action='store_true',
         help='delete the checkpoints of an earlier run in the work directory and start again',
     )
+    parser.add_argument(
+        '--lr', type=float, help="peak learning rate; replaces the config's, also with --resume"
+    )
+    parser.add_argument(
+        '--clip-grad',
+        type=float,
+        metavar='NORM',
+        help='scale gradients down to this norm; also takes effect with --resume',
+    )
     parser.add_argument('--amp', action='store_true', help='use mixed precision; requires a GPU')
     parser.add_argument('--no-validate', action='store_true', help='train without validation')
     parser.add_argument(
@@ -132,8 +141,37 @@ def apply_training_arguments(cfg: Config, args: Namespace) -> None:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             raise ConfigError('--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...)')
         cfg.auto_scale_lr.enable = True
+    if args.lr is not None:
+        set_learning_rate(cfg, args.lr)
+    if args.clip_grad is not None:
+        set_gradient_clipping(cfg, args.clip_grad)
     if args.amp:
         _use_mixed_precision(cfg)
+
+
+def set_learning_rate(cfg: Config, lr: float) -> None:
+    """Set the peak learning rate; the final rates of the schedules keep their ratio to it.
+
+    Raises:
+        ConfigError: If it is not above 0.
+    """
+    check_above_zero(lr=lr)
+    optimizer = cfg.optim_wrapper.optimizer
+    scale, optimizer.lr = lr / optimizer.lr, lr
+    schedules = cfg.get('param_scheduler') or []
+    for schedule in schedules if isinstance(schedules, list) else [schedules]:
+        if 'eta_min' in schedule:
+            schedule.eta_min *= scale
+
+
+def set_gradient_clipping(cfg: Config, max_norm: float) -> None:
+    """Scale the gradients of a run down to a norm.
+
+    Raises:
+        ConfigError: If it is not above 0.
+    """
+    check_above_zero(clip_grad=max_norm)
+    cfg.optim_wrapper.clip_grad = dict(max_norm=max_norm)
 
 
 def merge_options(cfg: Config, options: dict[str, Any]) -> None:

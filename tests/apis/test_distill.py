@@ -193,6 +193,15 @@ def test_rates_go_with_the_batch(folder):
     assert cfg.param_scheduler[-1].eta_min == pytest.approx(2e-3)
 
 
+def test_gradients_are_clipped(folder):
+    adaptive = [dict(type='mldr_kd_mm.AdaptiveClipHook')]
+    assert distill_config(**SMALL, data=folder).custom_hooks == adaptive
+    for options, max_norm in ((dict(clip_grad=2.0), 2.0), (dict(student='timm/test_vit'), 5.0)):
+        cfg = distill_config(**{**SMALL, **options}, data=folder)
+        assert cfg.optim_wrapper.clip_grad == dict(max_norm=max_norm)
+        assert 'custom_hooks' not in cfg
+
+
 def test_a_small_folder_gets_small_batches(folder):
     assert distill_config(**SMALL, data=folder).train_dataloader.batch_size == 16
 
@@ -256,6 +265,7 @@ def test_models_and_method_as_dicts(folder, tmp_path):
         (dict(image_size='32'), "image_size='32'"),
         (dict(lr=0), 'lr=0: must be'),
         (dict(teacher_lr='fast'), "teacher_lr='fast': must be"),
+        (dict(clip_grad=-5), 'clip_grad=-5: must be'),
         (dict(workers=-1), 'workers=-1'),
         (dict(seed=0.5), 'seed=0.5'),
         (dict(augmentation='heavy'), "augmentation='heavy': must be one of recipe, light"),

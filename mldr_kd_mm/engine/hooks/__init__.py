@@ -1,5 +1,6 @@
 """Hooks for mmengine's Runner."""
 
+from mldr_kd_mm.engine.hooks.adaptive_clip import AdaptiveClipHook
 from mldr_kd_mm.engine.hooks.broadcast_buffers import BroadcastBuffersHook
 from mldr_kd_mm.engine.hooks.checkpoint import AtomicCheckpointHook
 from mldr_kd_mm.engine.hooks.exact_resume import ExactResumeHook
@@ -11,6 +12,7 @@ from mldr_kd_mm.engine.hooks.teacher_accuracy import TeacherAccuracyHook
 from mldr_kd_mm.engine.hooks.teacher_cache import TeacherCacheHook
 
 __all__ = [
+    'AdaptiveClipHook',
     'AtomicCheckpointHook',
     'BroadcastBuffersHook',
     'ExactResumeHook',

@@ -230,10 +230,13 @@ class NonFiniteHook(Hook):
         )
         if self._in_a_row >= self.max_in_a_row:
             resume = f'resume from {self._last_good}' if self._last_good else 'start again'
+            groups = self._optimizer.param_groups
+            peak = max(group.get('initial_lr', group['lr']) for group in groups)
             raise ConfigError(
                 f'NonFiniteHook: max_in_a_row={self.max_in_a_row} steps were skipped up to '
-                f'iteration {iteration}, {found}; check these samples, or {resume} with a lower '
-                'optim_wrapper.optimizer.lr'
+                f'iteration {iteration}, {found}; if the losses grew before, {resume} with a lower '
+                f'learning rate, --lr {peak / 3:.2g}, and if that fails with --clip-grad 5; '
+                'otherwise check these samples'
             )
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection
 from functools import partial
 
+import torch
+from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from mldr_kd_mm.models.losses.common import (
@@ -17,6 +20,9 @@ from mldr_kd_mm.models.losses.common import (
 from mldr_kd_mm.models.losses.relation import FORMS, relation_kl
 from mldr_kd_mm.registry import MODELS
 from mldr_kd_mm.utils.errors import ConfigError, check_above_zero, check_not_negative, check_switch
+
+# With fewer classes, DFRA without a bound diverges at common learning rates (docs/stability.md).
+_FEW_CLASSES = 20
 
 TERMS = ('class_relation', 'sample_relation', 'probability')
 
@@ -39,8 +45,8 @@ class DFRALoss(nn.Module):
     temperature squared, and logits are not centred.
 
     Source: MLDR-KD (arXiv 2502.06189), section "Decoupled Finegrained Relation Alignment", and the
-    authors' release. Added here: the weights of the relations, for ablations, and ``standardize``
-    from logit standardisation (arXiv 2403.01427).
+    authors' release. Added here: the weights of the relations, for ablations, ``max_relation``, and
+    ``standardize`` from logit standardisation (arXiv 2403.01427).
 
     Args:
         temperature: Divides the logits of both models; above 0.
@@ -52,6 +58,10 @@ class DFRALoss(nn.Module):
         relation: ``'dense'`` computes the relations block by block. ``'linear'`` avoids them, see
             :mod:`mldr_kd_mm.models.losses.relation`. ``'auto'`` takes the faster one. Results agree
             to rounding error, and no relation is kept for the backward pass.
+        max_relation: Upper bound of the relations' root mean square, kappa * mean(z^2) over batch
+            and classes. Logits above it, of either model, are scaled down to it before they enter
+            the relations; the probability term is unchanged. None: no bound, the paper's form. Its
+            gradient grows with the logits, and with few classes training diverges.
         gather: Whether to relate the samples of all processes in training, not of each process
             alone. Loss and gradient, as averaged by DistributedDataParallel, then equal those of
             one process on the joined batch. Each process computes all of it.
@@ -70,10 +80,13 @@ class DFRALoss(nn.Module):
         sample_weight: float = 1.0,
         standardize: bool = False,
         relation: str = 'auto',
+        max_relation: float | None = None,
         gather: bool = False,
     ) -> None:
         super().__init__()
         check_above_zero(temperature=temperature)
+        if max_relation is not None:
+            check_above_zero(max_relation=max_relation)
         check_not_negative(alpha=alpha, class_weight=class_weight, sample_weight=sample_weight)
         if not alpha + class_weight + sample_weight:
             raise ConfigError(
@@ -86,6 +99,8 @@ class DFRALoss(nn.Module):
         self.relation = relation
         self.temperature = temperature
         self.standardize = standardize
+        self.max_relation = max_relation
+        self._has_warned = max_relation is not None
         self.gather = gather
         self.alpha = alpha
         self.class_weight = class_weight
@@ -104,6 +119,8 @@ class DFRALoss(nn.Module):
         Raises:
             ConfigError: If the shapes do not fit.
         """
+        if self.training and not self._has_warned and not torch.compiler.is_compiling():
+            self._warn_of_few_classes(student.shape[-1])
         weights = {
             'class_relation': self.class_weight,
             'sample_relation': self.sample_weight,
@@ -133,10 +150,29 @@ class DFRALoss(nn.Module):
             student, teacher = standardize(student), standardize(teacher)
         student, teacher = student / self.temperature, teacher / self.temperature
         # The number of classes scales both relations.
-        compare = partial(relation_kl, scale=student.shape[-1] ** -0.5, form=self.relation)
+        kappa = student.shape[-1] ** -0.5
+        compare = partial(relation_kl, scale=kappa, form=self.relation)
+        related = [self._bounded(logits, kappa) for logits in (student, teacher)]
         terms = {
-            'class_relation': lambda: compare(student, teacher),
-            'sample_relation': lambda: compare(student.mT, teacher.mT),
+            'class_relation': lambda: compare(*related),
+            'sample_relation': lambda: compare(*(logits.mT for logits in related)),
             'probability': lambda: kl_div(student, teacher).mean(-1),
         }
         return {name: terms[name]() for name in names}
+
+    def _warn_of_few_classes(self, num_classes: int) -> None:
+        self._has_warned = True
+        if num_classes < _FEW_CLASSES:
+            print_log(
+                f'DFRALoss: max_relation=None: the gradient has no bound, and with {num_classes} '
+                'classes training is likely to diverge; set max_relation=1.0 (--method mldr)',
+                'current',
+                logging.WARNING,
+            )
+
+    def _bounded(self, logits: Tensor, kappa: float) -> Tensor:
+        """Scale logits ([K,] B, C) down until the root mean square of their relations fits."""
+        if self.max_relation is None:
+            return logits
+        relation = kappa * logits.square().mean((-2, -1), keepdim=True)
+        return logits * (self.max_relation / relation.clamp_min(self.max_relation)).sqrt()

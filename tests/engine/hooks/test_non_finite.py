@@ -251,12 +251,16 @@ def test_too_many_in_a_row(tmp_path):
         'NonFiniteHook: max_in_a_row=3 steps were skipped up to iteration 7, not finite: '
         'loss_second; samples '
     )
-    assert f'resume from {tmp_path / "run" / "epoch_1.pth"} with a lower' in message
+    rate = SGD['lr'] / 3
+    assert (
+        f'if the losses grew before, resume from {tmp_path / "run" / "epoch_1.pth"} with a lower '
+        f'learning rate, --lr {rate:.2g}, and if that fails with --clip-grad 5; ' in message
+    )
     assert '\n' not in message
 
 
 def test_too_many_before_there_is_a_checkpoint(tmp_path):
-    with pytest.raises(ConfigError, match='or start again with a lower optim_wrapper.optimizer.lr'):
+    with pytest.raises(ConfigError, match='before, start again with a lower learning rate, --lr '):
         train(classifier(loss=range(8)), tmp_path / 'run', max_in_a_row=3)
 
 

@@ -15,6 +15,7 @@ from loss_helpers import kl, logit_pairs, many, normal
 from torch.testing import assert_close
 
 from mldr_kd_mm import ConfigError, DFRALoss
+from mldr_kd_mm.models.losses import dfra
 
 # Computed with the authors' release in float64, from inputs in float32.
 GOLDEN = np.load(Path(__file__).parents[2] / 'data' / 'dfra.npz')
@@ -256,6 +257,80 @@ class TestStandardize:
         assert student.grad.abs().max() < 30
 
 
+class TestMaxRelation:
+    """kappa * mean(z^2), with kappa = 5^-0.5, is 1 at a root mean square of 5^0.25."""
+
+    BOUND = 5**0.25
+
+    def logits(self, rms, *shape, seed=0):
+        drawn = normal(*shape, 4, 5, seed=seed)
+        return drawn * rms / drawn.square().mean((-2, -1), keepdim=True).sqrt()
+
+    def relations(self, student, teacher, **kwargs):
+        """Return the value and the gradient of both relation terms."""
+        student = student.clone().requires_grad_()
+        value = DFRALoss(alpha=0.0, **kwargs)(student, teacher)
+        return value.detach(), *torch.autograd.grad(value.sum(), student)
+
+    def test_does_not_change_smaller_logits(self):
+        student, teacher = self.logits(0.99 * self.BOUND), self.logits(0.9 * self.BOUND, seed=1)
+        bounded = self.relations(student, teacher, max_relation=1.0)
+        assert_close(bounded, self.relations(student, teacher), rtol=0, atol=0)
+
+    @pytest.mark.parametrize('max_relation', [1.0, 4.0])
+    def test_compares_larger_logits_scaled_to_the_bound(self, max_relation):
+        bound = self.BOUND * max_relation**0.5
+        student, teacher = self.logits(30.0), self.logits(8.0, seed=1)
+        value, _ = self.relations(student, teacher, max_relation=max_relation)
+        expected, _ = self.relations(student * bound / 30, teacher * bound / 8)
+        assert_close(value, expected, rtol=1e-12, atol=0)
+
+    def test_gradient_falls_with_the_size_of_the_logits(self):
+        teacher = self.logits(1.0, seed=1)
+        at = {
+            rms: self.relations(self.logits(rms), teacher, max_relation=1.0)[1]
+            for rms in (10.0, 1e6)
+        }
+        assert_close(at[1e6] * 1e5, at[10.0], rtol=1e-9, atol=0)
+        unbounded = [self.relations(self.logits(rms), teacher)[1].norm() for rms in (10.0, 1e6)]
+        assert unbounded[1] > 1e4 * unbounded[0]
+
+    def test_is_the_gradient_of_the_value(self):
+        loss = DFRALoss(max_relation=1.0)
+        student = self.logits(3.0).requires_grad_()
+        assert torch.autograd.gradcheck(lambda z: loss(z, self.logits(2.0, seed=1)), student)
+
+    def test_is_of_each_head(self):
+        student, teacher = self.logits(1.0, 3), self.logits(2.0, seed=1)
+        student = student * torch.tensor([1.0, 10.0, 100.0]).reshape(3, 1, 1)
+        loss = DFRALoss(max_relation=1.0)
+        assert_close(loss(student, teacher), torch.stack([loss(z, teacher) for z in student]))
+
+    def test_leaves_the_probability_alone(self):
+        student, teacher = self.logits(50.0), self.logits(20.0, seed=1)
+        values = [
+            DFRALoss(max_relation=bound).terms(student, teacher)['probability']
+            for bound in (None, 1.0)
+        ]
+        assert values[0] == values[1]
+
+    @pytest.mark.parametrize(
+        ('classes', 'arguments', 'warnings'),
+        [(2, {}, 1), (20, {}, 0), (2, dict(max_relation=1.0), 0)],
+    )
+    def test_warns_once_without_a_bound(self, monkeypatch, classes, arguments, warnings):
+        logged = []
+        monkeypatch.setattr(dfra, 'print_log', lambda message, *args: logged.append(message))
+        loss = DFRALoss(**arguments)
+        loss.eval()(normal(3, classes), normal(3, classes))
+        assert not logged
+        loss.train()
+        for _ in range(2):
+            loss(normal(3, classes), normal(3, classes))
+        assert len(logged) == warnings
+        assert all(f'with {classes} classes' in message for message in logged)
+
+
 class TestHeads:
     def test_one_value_a_head(self):
         loss = DFRALoss(temperature=2.0, alpha=0.5)
@@ -297,6 +372,7 @@ def test_large_logits_do_not_overflow():
         (dict(sample_weight=True), 'sample_weight=True: must be a non-negative number'),
         (dict(gather=1), 'gather=1: must be True or False'),
         (dict(standardize='yes'), "standardize='yes': must be True or False"),
+        (dict(max_relation=0), 'max_relation=0: must be a positive number'),
         (dict(relation='sparse'), "relation='sparse': must be one of auto, dense, linear"),
     ],
     ids=str,

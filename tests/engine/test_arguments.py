@@ -1,0 +1,59 @@
+"""What --lr and --clip-grad change in a config."""
+
+import re
+from argparse import ArgumentParser
+
+import pytest
+from mmengine.config import Config
+
+from mldr_kd_mm.engine.arguments import add_training_arguments, apply_training_arguments
+from mldr_kd_mm.utils.errors import ConfigError
+
+COSINE = dict(type='CosineAnnealingLR', T_max=10, eta_min=0.001)
+
+
+def applied(*arguments, **fields):
+    """Return a config after command-line arguments."""
+    cfg = Config(dict(optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)), **fields))
+    parser = ArgumentParser()
+    add_training_arguments(parser)
+    apply_training_arguments(cfg, parser.parse_args(arguments))
+    return cfg
+
+
+@pytest.mark.parametrize(
+    'schedules', [COSINE, [dict(type='LinearLR', start_factor=0.01, end=3), COSINE]]
+)
+def test_lr_scales_the_final_rates(schedules):
+    cfg = applied('--lr', '0.02', param_scheduler=schedules)
+    assert cfg.optim_wrapper.optimizer.lr == 0.02
+    listed = cfg.param_scheduler if isinstance(schedules, list) else [cfg.param_scheduler]
+    assert listed[-1].eta_min == pytest.approx(0.0002)
+    assert listed[0].get('start_factor') in (None, 0.01)
+
+
+def test_lr_needs_no_schedule():
+    assert applied('--lr', '0.02').optim_wrapper.optimizer.lr == 0.02
+
+
+def test_clip_grad():
+    cfg = applied('--clip-grad', '5', '--resume')
+    assert cfg.optim_wrapper.clip_grad == dict(max_norm=5.0)
+    assert cfg.resume
+
+
+def test_neither_changes_nothing():
+    assert applied().optim_wrapper == dict(optimizer=dict(type='SGD', lr=0.1))
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['--lr', '0'], 'lr=0.0: must be a positive number'),
+        (['--lr', 'nan'], 'lr=nan: must be a positive number'),
+        (['--clip-grad', '-1'], 'clip_grad=-1.0: must be a positive number'),
+    ],
+)
+def test_mistakes(arguments, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        applied(*arguments)
