@@ -266,7 +266,9 @@ def check_command(command: Command) -> None:
             assert (home / word).is_file() or (ROOT / word).is_file(), f'{word} does not exist'
     flags = [word for word in arguments if word.startswith('--')]
     if flags:
-        known = set(re.findall(r'--[\w-]+', help_of(python_of(script))))
+        python = python_of(script)
+        text = help_of(python) if (ROOT / python).is_file() else path.read_text()
+        known = set(re.findall(r'--[\w-]+', text))
         assert [flag for flag in flags if flag.partition('=')[0] not in known] == []
     check_options(arguments)
 
