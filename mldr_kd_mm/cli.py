@@ -102,9 +102,12 @@ def main(argv: list[str] | None = None) -> None:
     """
     args = vars(make_parser().parse_args(argv))
     run, show_traceback = args.pop('run'), args.pop('traceback')
+    imports = args.pop('imports', ())
     with one_line_for(Exception, show_traceback):
         import mldr_kd_mm.apis  # noqa: F401  registers every module of the package
+        from mldr_kd_mm.utils.stored_config import import_modules
 
+        import_modules(imports)
         run(Namespace(**args))
 
 
@@ -250,9 +253,10 @@ def _add_export(parser: ArgumentParser) -> None:
     parser.add_argument('--torch-export', action='store_true', help='also write a .pt2 file')
     parser.add_argument(
         '--config',
-        help="the run's config, needed if its custom_imports define the student; default: the "
-        'copy in the checkpoint',
+        help="the run's config, a program that is executed; default: the copy in the checkpoint, "
+        'which is not executed',
     )
+    _add_imports(parser)
 
 
 def _run_export(args: Namespace) -> None:
@@ -278,6 +282,18 @@ def _add_report(parser: ArgumentParser) -> None:
         '--checkpoint',
         metavar='NAME',
         help='checkpoint file to load from each WORK_DIR; default: the newest',
+    )
+    _add_imports(parser)
+
+
+def _add_imports(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        '--imports',
+        nargs='+',
+        default=(),
+        metavar='MODULE',
+        help="modules to import first, for a run with models or data of your own; the run's "
+        'custom_imports are not imported',
     )
 
 

@@ -9,11 +9,15 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from fnmatch import filter as matching
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+from unittest import mock
 
 import torch
+import yaml
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.fileio.handlers import YamlHandler
+from mmengine.fileio.io import file_handlers
 
 from mldr_kd_mm.models.builder import build_classifier, is_cnn
 from mldr_kd_mm.utils.errors import ConfigError, check_file, describe, named
@@ -133,13 +137,21 @@ def read_config(path: str | Path, field: str = 'config') -> Config:
         field: Name of the argument, for error messages.
 
     Raises:
-        ConfigError: If the file does not exist or cannot be read.
+        ConfigError: If the file does not exist, cannot be read, or is YAML with Python tags.
     """
     check_config_file(field, str(path))
     try:
-        return Config.fromfile(path)
+        with mock.patch.dict(file_handlers, dict.fromkeys(('yaml', 'yml'), _PlainYaml())):
+            return Config.fromfile(path)
     except Exception as error:
         raise ConfigError(f'{path}: {describe(error)}') from error
+
+
+class _PlainYaml(YamlHandler):
+    """Read YAML without Python's tags, which are programs."""
+
+    def load_from_fileobj(self, file: IO[str], **kwargs: Any) -> Any:
+        return yaml.safe_load(file)
 
 
 def load_config(path: str, method: str | None = None) -> Config:

@@ -13,35 +13,33 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
-from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from mldr_kd_mm.apis.model_card import Student, input_metadata, model_card, registered_modules
+from mldr_kd_mm.apis.configs import read_config
+from mldr_kd_mm.apis.model_card import Student, input_metadata, model_card
 from mldr_kd_mm.apis.run_record import RunRecord, mapping
 from mldr_kd_mm.models.builder import build_classifier, fill
 from mldr_kd_mm.models.taps.stages import fixed_size
-from mldr_kd_mm.registry import MODELS, SCOPE
 from mldr_kd_mm.utils.checkpoint import load_checkpoint, student_state_dict
 from mldr_kd_mm.utils.errors import ConfigError, check_file, check_sizes, named, printable
 from mldr_kd_mm.utils.safe_config import parse_config
+from mldr_kd_mm.utils.stored_config import (
+    check_types,
+    default_scope,
+    registered_names_only,
+    without_fields,
+    without_weights,
+)
 
 TOLERANCE = 1e-4
 """Largest allowed difference between the logits of an exported graph and the student's, relative to
 the largest logit (or to 1 if all are smaller)."""
 
 _ONNX_PACKAGES = ('onnx', 'onnxscript', 'onnxruntime')
-# Fields that only training uses or that would load another file: the weights are the checkpoint's.
-_LEFT_OUT = {
-    'batch_augments',
-    'checkpoint_path',
-    'init_cfg',
-    'pretrained',
-    'train_cfg',
-    'trust_remote_code',
-}
+_FOR_TRAINING = ('batch_augments', 'train_cfg')
 
 
 class ExportError(RuntimeError):
@@ -160,16 +158,16 @@ def rebuild_student(run: Mapping[str, Any], weights: dict[str, Tensor]) -> Stude
     config = _inference_config(mapping(model, 'student'))
     if not config:
         raise ConfigError('model.student: the config has no student')
-    _check_types(config)
-    with DefaultScope.overwrite_default_scope(SCOPE), named('model.student'):
-        shared = mapping(model, 'data_preprocessor') or mapping(run, 'data_preprocessor')
-        own = mapping(config, 'data_preprocessor')
-        preprocessor = _inference_config({**shared, **own})
-        _check_types(preprocessor)
-        # Some models modify their configs.
-        classifier = build_classifier(
-            copy.deepcopy({**config, 'data_preprocessor': preprocessor})
-        ).eval()
+    shared = mapping(model, 'data_preprocessor') or mapping(run, 'data_preprocessor')
+    own = mapping(config, 'data_preprocessor')
+    config['data_preprocessor'] = _inference_config({**shared, **own})
+    config = check_types(config, 'model.student', run.get('custom_imports'))
+    with (
+        DefaultScope.overwrite_default_scope(default_scope(run)),
+        named('model.student'),
+        registered_names_only(),
+    ):
+        classifier = build_classifier(copy.deepcopy(config)).eval()  # some models modify configs
         report, mistake = fill(classifier, weights)
         if mistake or report.unexpected:
             raise ConfigError(f'model.student: the weights do not fit it: {mistake or report}')
@@ -182,35 +180,15 @@ def rebuild_student(run: Mapping[str, Any], weights: dict[str, Tensor]) -> Stude
 
 def _read_run_config(record: RunRecord, path: str | None) -> dict[str, Any]:
     if path is not None:
-        with named('config'):
-            return Config.fromfile(path).to_dict()
+        return read_config(path).to_dict()
     if record.config is None:
         raise ConfigError("checkpoint: meta['cfg'] is missing; give the config's path (--config)")
     return parse_config(record.config)
 
 
-def _inference_config(value: Any) -> Any:
+def _inference_config(config: Any) -> Any:
     """Copy a config without the fields that only training uses."""
-    if isinstance(value, dict):
-        return {k: _inference_config(v) for k, v in value.items() if k not in _LEFT_OUT}
-    if isinstance(value, (list, tuple)):
-        return type(value)(map(_inference_config, value))
-    return value
-
-
-def _check_types(config: Any) -> None:
-    """Raise for a ``type`` that is not registered; mmengine would import and call it."""
-    if isinstance(config, dict):
-        kind = config.get('type')
-        if isinstance(kind, str) and kind.rpartition('.')[2] not in registered_modules(MODELS):
-            raise ConfigError(
-                f'type={printable(kind)!r}: is not registered; give the config (--config) whose '
-                'custom_imports name its package'
-            )
-    values = config.values() if isinstance(config, dict) else config
-    for value in values:
-        if isinstance(value, (dict, list, tuple)):
-            _check_types(value)
+    return without_fields(without_weights(config), _FOR_TRAINING)
 
 
 def _write_weights(path: Path, weights: dict[str, Tensor], record: RunRecord) -> None:

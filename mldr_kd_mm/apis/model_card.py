@@ -16,7 +16,7 @@ from huggingface_hub import ModelCardData
 from mmengine.registry import Registry
 from torch import nn
 
-from mldr_kd_mm.apis.run_record import RunRecord, mapping, plain
+from mldr_kd_mm.apis.run_record import RunRecord, escaped, mapping, plain
 from mldr_kd_mm.datasets.cifar import CIFAR_LICENCE
 from mldr_kd_mm.datasets.tiny_imagenet import IMAGENET_LICENCE
 from mldr_kd_mm.models.data_preprocessor import statistics
@@ -128,7 +128,7 @@ def model_card(
 def _title(run: Mapping[str, Any], model: Mapping[str, Any]) -> str:
     student, teacher = (_model_name(mapping(model, side)) for side in ('student', 'teacher'))
     data = _data_info(_dataset(run, 'train_dataloader'))['name']
-    return f'{student} distilled from {teacher} on {data}'
+    return escaped(f'{student} distilled from {teacher} on {data}')
 
 
 def _front_matter(student: Mapping[str, Any]) -> str:
@@ -163,7 +163,7 @@ def _student_facts(
         f'Normalisation: (pixel - mean) / std of pixels from 0 to 255, mean {metadata["mean"]}, '
         f'std {metadata["std"]}'
     )
-    names = ', '.join(record.classes) if record.classes else f'names {NOT_RECORDED}'
+    names = escaped(', '.join(record.classes)) if record.classes else f'names {NOT_RECORDED}'
     yield f'Output: logits (before softmax) of {student.num_classes} classes: {names}'
 
 
@@ -206,7 +206,7 @@ def _losses(model: Mapping[str, Any]) -> Iterator[str]:
     unless_given = "the classifier's default" if student else NOT_RECORDED
     yield f"Student's own loss: {_call(own) if own else unless_given}"
     for loss in _dicts(model.get('losses')):
-        names = (_listed(_as_list(loss.get(side))) for side in ('student', 'teacher'))
+        names = (escaped(_listed(_as_list(loss.get(side)))) for side in ('student', 'teacher'))
         between = " and the teacher's ".join(names)
         yield (
             f'`{plain(loss.get("name", "kd"))}`, weight {plain(loss.get("weight", 1.0))}: '
@@ -222,15 +222,15 @@ def _accuracy(record: RunRecord, run: Mapping[str, Any]) -> Iterator[str]:
         return
     for name, values in record.metrics.items():
         best = f', best of {len(values)} validations {max(values):.2f}'
-        yield f'{name}: last {values[-1]:.2f}{best if "accuracy" in name else ""}'
+        yield f'{escaped(name)}: last {values[-1]:.2f}{best if "accuracy" in name else ""}'
     if record.validated_epoch is None:
         yield f'Epoch of the last validation: {NOT_RECORDED}'
     elif record.validated_epoch == record.epoch:
         yield 'The last validation measured these weights'
     else:
         yield (
-            f'The last validation was after epoch {record.validated_epoch}; these weights, of '
-            f'epoch {_known(record.epoch)}, were saved before their validation'
+            f'The last validation was after epoch {_known(record.validated_epoch)}; these weights, '
+            f'of epoch {_known(record.epoch)}, were saved before their validation'
         )
     if record.best_checkpoint:
         yield f"Run's best checkpoint: `{record.best_checkpoint}`, {_known(record.best_score)}"
@@ -253,7 +253,7 @@ def _data_facts(run: Mapping[str, Any]) -> Iterator[str]:
         yield f'Data set: {NOT_RECORDED}'
         return
     info = _data_info(dataset)
-    yield f'Data set: {info["name"]}'
+    yield f'Data set: {escaped(info["name"])}'
     yield f'Trained on: {_call(dataset)}'
     yield f'Licence of the data: {info["licence"]}'
     yield f"Licence of the teacher's weights: {NOT_RECORDED}"
@@ -408,7 +408,7 @@ def _call(config: Mapping[str, Any], default: str = NOT_RECORDED) -> str:
     """Format a config as a call, ``SGD(lr=0.05, momentum=0.9)``, without paths and None values."""
     kind = _type(config) or default
     if not config:
-        return kind
+        return escaped(kind)
     given = {k: v for k, v in config.items() if k not in _NOT_SHOWN and v is not None}
     arguments = ', '.join(f'{key}={value!r}' for key, value in given.items())
     return f'`{plain(f"{kind}({arguments})" if arguments else kind)}`'
@@ -428,4 +428,4 @@ def _listed(items: Iterable[Any], otherwise: str = NOT_RECORDED) -> str:
 
 
 def _known(value: Any) -> str:
-    return NOT_RECORDED if value is None else plain(value)
+    return NOT_RECORDED if value is None else escaped(value)

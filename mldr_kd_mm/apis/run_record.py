@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -118,6 +119,16 @@ def plain(value: Any) -> str | None:
     if value is None:
         return None
     return ''.join(filter(str.isprintable, str(value))).replace('`', "'")
+
+
+def escaped(value: Any) -> str:
+    """Return an untrusted value as plain text in Markdown: no HTML, no link, no image.
+
+    Args:
+        value: The value.
+    """
+    text = html.escape(plain(value) or '', quote=False).replace('\\', '\\\\')
+    return text.replace('[', '\\[').replace(']', '\\]')
 
 
 def _split_version(recorded: str) -> tuple[str | None, str | None]:

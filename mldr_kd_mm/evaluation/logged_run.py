@@ -20,11 +20,17 @@ from torch.utils.data import DataLoader, Subset
 from mldr_kd_mm.models.builder import build_classifier
 from mldr_kd_mm.models.distillers.distiller import Distiller
 from mldr_kd_mm.registry import DATASETS, MODELS
-from mldr_kd_mm.utils.checkpoint import load_checkpoint
+from mldr_kd_mm.utils.checkpoint import load_checkpoint, use_safe_loading
 from mldr_kd_mm.utils.errors import ConfigError, MissingFileError, describe, is_number, named
 from mldr_kd_mm.utils.limits import MAX_LOG_BYTES, read_text
 from mldr_kd_mm.utils.run_identity import Origin, RunIdentity
 from mldr_kd_mm.utils.safe_config import parse_config
+from mldr_kd_mm.utils.stored_config import (
+    check_types,
+    default_scope,
+    registered_names_only,
+    without_weights,
+)
 
 ACCURACY = 'accuracy/top1'
 """Name under which the top-1 accuracy on the validation set is logged, in percent."""
@@ -125,10 +131,10 @@ class LoggedRun:
                 f'*/vis_data/{"config.py" if records else "scalars.json"}'
             )
         with named(str(configs[-1])):
-            config = parse_config(read_text(configs[-1]), str(configs[-1]))
+            config = Config(parse_config(read_text(configs[-1]), str(configs[-1])))
         if not isinstance(config.get('model', {}), dict):
             raise ConfigError(f'{configs[-1]}: model: must be a dict')
-        return cls(name, work_dir, Config(config), records)
+        return cls(name, work_dir, config, records)
 
     def curve(self, key: str) -> dict[int, float]:
         """Return the curve of a logged scalar, see :func:`curve`."""
@@ -175,8 +181,10 @@ class LoggedRun:
 
     def build_student(self) -> nn.Module:
         """Build the student with random weights."""
-        init_default_scope(self.config.get('default_scope', 'mldr_kd_mm'))
-        return build_classifier(_without_download(self.student))
+        init_default_scope(default_scope(self.config))
+        student = self._checked('model.student', without_weights(self.student))
+        with registered_names_only():
+            return build_classifier(student)
 
     def build_model(self, checkpoint: dict[str, Any]) -> nn.Module:
         """Build the run's model in evaluation mode and load the weights of a checkpoint.
@@ -188,16 +196,17 @@ class LoggedRun:
             MissingFileError: The teacher's checkpoint no longer exists.
             ConfigError: The model cannot be built, or the weights do not fit it.
         """
-        init_default_scope(self.config.get('default_scope', 'mldr_kd_mm'))
-        config = self.config.model.to_dict() | dict(
-            data_preprocessor=self.config.get('data_preprocessor')
-            or self.config.model.get('data_preprocessor')
-        )
-        if self.has_teacher:
-            config |= dict(student=_without_download(self.student), teacher_compile=False)
-        else:
-            config = _without_download(config)
-        with named('model'):
+        init_default_scope(default_scope(self.config))
+        use_safe_loading()  # for a teacher whose weights are named in its init_cfg
+        with named('model'), registered_names_only():
+            config = self.config.model.to_dict()
+            preprocessor = self.config.get('data_preprocessor') or config.get('data_preprocessor')
+            if self.has_teacher:
+                student = without_weights(config['student'])
+                config |= dict(student=student, teacher_compile=False)
+            else:
+                config = without_weights(config)
+            config = self._checked('model', config | dict(data_preprocessor=preprocessor))
             model = MODELS.build(config) if self.has_teacher else build_classifier(config)
             if isinstance(model, Distiller):
                 model.teacher.init_weights()
@@ -224,8 +233,10 @@ class LoggedRun:
         loader = self.config.get('val_dataloader')
         if not loader:
             raise ConfigError('val_dataloader: the run has no validation set')
-        with named('val_dataloader.dataset'):
-            dataset = DATASETS.build(loader.dataset)
+        init_default_scope(default_scope(self.config))
+        with named('val_dataloader.dataset'), registered_names_only():
+            config = self._checked('val_dataloader.dataset', loader.to_dict()['dataset'])
+            dataset = DATASETS.build(config)
             # Data sets are often sorted by class.
             chosen = np.linspace(0, len(dataset) - 1, min(samples, len(dataset))).round()
             return DataLoader(
@@ -235,6 +246,9 @@ class LoggedRun:
                 collate_fn=pseudo_collate,
             )
 
+    def _checked(self, field: str, config: Any) -> Any:
+        return check_types(config, field, self.config.get('custom_imports'))
+
 
 def _recency(checkpoint: Path) -> tuple[bool, float, int]:
     """Return a sort key: best checkpoints come first, then the others from old to new."""
@@ -242,9 +256,3 @@ def _recency(checkpoint: Path) -> tuple[bool, float, int]:
     # Copied files may all have the same time.
     number = int(numbers[-1]) if numbers else 0
     return not checkpoint.name.startswith('best_'), checkpoint.stat().st_mtime, number
-
-
-def _without_download(classifier: dict[str, Any]) -> dict[str, Any]:
-    """Return a classifier's config without its pretrained weights."""
-    config = {k: v for k, v in dict(classifier).items() if k not in ('init_cfg', 'checkpoint_path')}
-    return config | ({'pretrained': False} if 'pretrained' in config else {})

@@ -239,7 +239,7 @@ class TestUntrustedConfig:
             tmp_path / 'run.pth',
         )
         monkeypatch.chdir(tmp_path)
-        with pytest.raises(ConfigError, match='is not registered; give the config'):
+        with pytest.raises(ConfigError, match='is not registered; if you trust'):
             export_student('run.pth', 'student.pth', torch_export=True)
         assert [path.name for path in tmp_path.iterdir()] == ['run.pth']
 

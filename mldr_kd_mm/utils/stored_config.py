@@ -1,0 +1,195 @@
+"""Build the models and data sets of a stored config without running code that it names.
+
+A config stored in a checkpoint or a work directory may come from anyone. mmengine imports and calls
+any dotted ``type``, and reads pickles and YAML tags, which are programs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+from unittest import mock
+
+from mmengine.fileio.io import file_handlers
+from mmengine.registry import Registry
+
+from mldr_kd_mm import registry as registries
+from mldr_kd_mm.utils.errors import ConfigError, describe, printable
+
+_PROGRAMS = ('pickle', 'pkl', 'yaml', 'yml')
+_WEIGHTS = ('checkpoint_path', 'init_cfg', 'pretrained')
+# What these modules register unpickles files or runs code from the Hugging Face hub.
+_NOT_BUILT = ('mmpretrain.models.multimodal', 'mmpretrain.models.retrievers', 'transformers')
+
+
+def import_modules(names: Sequence[str]) -> None:
+    """Import modules that the user trusts, so that what they register can be built.
+
+    Args:
+        names: Names of the modules.
+
+    Raises:
+        ConfigError: A module cannot be imported.
+    """
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except Exception as error:
+            raise ConfigError(f'--imports {name}: cannot be imported: {describe(error)}') from error
+
+
+def check_types(config: Any, field: str, custom_imports: Any = None) -> Any:
+    """Return a copy of a part of a stored config in which every ``type`` is registered.
+
+    A dotted path, which lazy configs store, becomes the name of the class that its package has
+    registered. ``trust_remote_code`` is removed, and no data set downloads its files.
+
+    Args:
+        config: The part: a dict, a list, a tuple or a plain value.
+        field: Name of the part, for error messages.
+        custom_imports: The field of that name in the stored config. Nothing of it is imported.
+
+    Raises:
+        ConfigError: A ``type`` or a ``_scope_`` is not registered.
+    """
+    if isinstance(config, (list, tuple)):
+        return type(config)(
+            check_types(item, f'{field}.{number}', custom_imports)
+            for number, item in enumerate(config)
+        )
+    if not isinstance(config, dict):
+        return config
+    checked = {
+        key: check_types(value, f'{field}.{printable(key)}', custom_imports)
+        for key, value in config.items()
+        if key != 'trust_remote_code'
+    }
+    kind = config.get('type')
+    if 'type' in config and not callable(kind):  # only a program holds a class
+        found = _find(kind)
+        if found is None:
+            raise ConfigError(
+                f'{field}.type={printable(kind)!r}: is not registered; {_advice(custom_imports)}'
+            )
+        checked['type'], cls = found
+        if _can_download(cls):
+            checked['download'] = False
+    scope = config.get('_scope_')
+    if scope is not None and not _is_scope(scope):
+        raise ConfigError(
+            f'{field}._scope_={printable(scope)!r}: is not registered; {_advice(custom_imports)}'
+        )
+    # mmpretrain evaluates the dtype of torchvision's transforms as an expression.
+    if not re.fullmatch(r'[\w.]*', str(config.get('dtype', ''))):
+        raise ConfigError(f'{field}.dtype={printable(config["dtype"])!r}: must be a name')
+    return checked
+
+
+@contextmanager
+def registered_names_only() -> Iterator[None]:
+    """Let mmengine find registered names only, and read neither pickles nor YAML.
+
+    Other strings than a ``type`` also reach the registries, such as ``norm_layer``, ``conv_type``
+    and ``_scope_``.
+    """
+
+    def imported(name: str) -> ModuleType:
+        if name not in sys.modules:
+            raise ImportError(f'{name}: is not imported for a stored config')
+        return sys.modules[name]
+
+    list(_registries())  # import what registers their modules first
+    with (
+        mock.patch('mmengine.registry.registry.import_module', imported),
+        mock.patch('mmengine.registry.registry.get_object_from_string', lambda name: None),
+        mock.patch.dict(file_handlers),
+    ):
+        for suffix in _PROGRAMS:
+            del file_handlers[suffix]
+        yield
+
+
+def default_scope(config: Mapping[str, Any]) -> str:
+    """Return the default scope of a stored config, or this package's if it is not imported."""
+    scope = config.get('default_scope')
+    return scope if _is_scope(scope) else registries.SCOPE
+
+
+def without_weights(config: Any) -> Any:
+    """Copy the config of a model whose weights are loaded afterwards, without other weights."""
+    return without_fields(config, _WEIGHTS)
+
+
+def without_fields(config: Any, names: Sequence[str]) -> Any:
+    """Copy a config without some fields, at every depth."""
+    if isinstance(config, dict):
+        return {k: without_fields(v, names) for k, v in config.items() if k not in names}
+    if isinstance(config, (list, tuple)):
+        return type(config)(without_fields(item, names) for item in config)
+    return config
+
+
+def _registries() -> Iterator[Registry]:
+    """Yield the registries of all parts of models and data sets, with what they register."""
+    for name in (
+        'MODELS',
+        'WEIGHT_INITIALIZERS',
+        'BATCH_AUGMENTS',
+        'TASK_UTILS',
+        'DATASETS',
+        'TRANSFORMS',
+    ):
+        root = getattr(registries, name)
+        while root.parent is not None:  # an empty registry is false
+            root = root.parent
+        yield from _tree(root)
+
+
+def _tree(registry: Registry) -> Iterator[Registry]:
+    registry.import_from_location()
+    yield registry
+    for child in registry.children.values():
+        yield from _tree(child)
+
+
+def _is_scope(scope: Any) -> bool:
+    return any(registry.scope == scope for registry in _registries())
+
+
+def _find(kind: Any) -> tuple[str, Any] | None:
+    """Return a registered name for a ``type``, and what it stands for; this imports nothing."""
+    if not isinstance(kind, str):
+        return None
+    prefix, _, name = kind.rpartition('.')
+    found = None
+    for registry in _registries():
+        module = registry.module_dict.get(name)
+        package = getattr(module, '__module__', '')
+        if module is None or package.startswith(_NOT_BUILT):
+            continue
+        if prefix in ('', registry.scope):
+            return kind, module
+        if prefix.partition('.')[0] == package.partition('.')[0]:
+            found = f'{registry.scope}.{name}', module
+    return found
+
+
+def _can_download(cls: Any) -> bool:
+    inits = [vars(base).get('__init__') for base in getattr(cls, '__mro__', ())]
+    functions = filter(inspect.isfunction, inits)
+    return any('download' in inspect.signature(init).parameters for init in functions)
+
+
+def _advice(custom_imports: Any) -> str:
+    wanted = custom_imports.get('imports') if isinstance(custom_imports, Mapping) else None
+    names = [wanted] if isinstance(wanted, str) else wanted
+    if not isinstance(names, (list, tuple)) or not names:
+        return 'if you trust the package that registers it, add --imports PACKAGE'
+    modules = printable(' '.join(map(str, names)))
+    return f'the run imported its own modules; if you trust them, add --imports {modules}'
