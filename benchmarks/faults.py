@@ -1,48 +1,39 @@
-"""Kill, stop and damage a run many times and compare its result with an undisturbed run.
+"""Attempt many times to break a run, its files or their readers.
 
-    python benchmarks/faults.py [--faults 50] [--processes 1 2] [--seed 0]
+    python benchmarks/faults.py [--seed 0] [--count 1000] [--kind KIND] [--log faults.txt]
 
-The run is small (a ViT student, MLDR-KD and CRD, EMA, mixup, dropout; 40 images) but real: new
-processes, mmengine's Runner, checkpoints on a 20 MB disk if one can be mounted. When the run ends,
-its weights, memory banks, optimizer state and best score must equal those of an undisturbed run bit
-for bit. It restarts until the given number of faults has occurred; the last line counts them. The
-moments of the faults depend on the seed and on the machine.
+Each attempt has a seed, which decides its kind and its random choices: a run on one or two
+processes is killed, signalled, loses its disk space or its launcher, and must then end bit for bit
+like an undisturbed run; a damaged, foreign or hostile file is read, and must be refused in one line
+or give the right content. No attempt may run code of a file, change a file elsewhere, hang or take
+more than 1 GB. The log has one line for each attempt; a second call continues it. The last lines
+are a table of the results. The moments of interruptions also depend on the machine.
 """
 
 import sys
-import tempfile
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from collections import Counter
 from pathlib import Path
 
 # Replace this folder on the path, because this file would hide the tests' package `faults`.
 sys.path[0] = str(Path(__file__).parents[1] / 'tests')
 
-from faults.campaign import Campaign, small_disk  # noqa: E402
+from faults.attempts import KINDS, make_attempts, read, summarize  # noqa: E402
 
 
 def main() -> None:
-    """Run the campaign for each number of processes."""
+    """Make the attempts that the log lacks, and summarize all in it."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument(
-        '--faults', type=int, default=50, help='faults for each number of processes'
-    )
-    parser.add_argument('--processes', type=int, nargs='+', default=[1, 2])
-    parser.add_argument('--epochs', type=int, default=6)
-    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--seed', type=int, default=0, help='seed of the first attempt')
+    parser.add_argument('--count', type=int, default=1000, help='number of attempts')
+    parser.add_argument('--kind', choices=KINDS, help='kind of all attempts; default: by the seed')
+    parser.add_argument('--log', type=Path, default='faults.txt')
     args = parser.parse_args()
-    everything = Counter()
-    for processes in args.processes:
-        print(f'== {processes} process(es), seed {args.seed}')
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            small_disk(Path(folder, 'disk'), 20_000) as disk,
-        ):
-            campaign = Campaign(Path(folder), args.seed, processes, args.epochs, disk)
-            campaign.run(args.faults)
-        everything += campaign.faults
-    kinds = ', '.join(f'{kind} {count}' for kind, count in sorted(everything.items()))
-    print(f'{sum(everything.values())} faults ({kinds}): 0 runs lost')
+    print(f'seeds {args.seed} to {args.seed + args.count - 1}', flush=True)
+    make_attempts(range(args.seed, args.seed + args.count), args.kind, args.log, print)
+    outcomes = read(args.log)
+    print(summarize(outcomes))
+    if any(outcome.result == 'failed' for outcome in outcomes):
+        raise SystemExit(1)
 
 
 if __name__ == '__main__':

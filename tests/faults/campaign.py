@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from faults.runs import assert_same, configure, finish, found, logs, run, start
+from faults.runs import assert_same, configure, finish, found, logs, run, start, wait_for_orphans
 
 # Exit codes of a process that finished, was told to stop, lost another process, was killed by the
 # campaign, or was signalled before it had a handler.
@@ -80,6 +80,23 @@ class Campaign:
         run(self.config, self.folder / 'run', self.processes)
         self._compare(wanted)
 
+    def once(self, fault: str, wanted: list[dict], length: float) -> None:
+        """Inject one fault, then let the run end and compare the results.
+
+        Args:
+            fault: Name of a method.
+            wanted: Results of an undisturbed run.
+            length: Its duration in seconds.
+
+        Raises:
+            AssertionError: The result differs from that of the undisturbed run.
+        """
+        self.length = length
+        getattr(self, fault)()
+        if not self._is_at_its_end():
+            run(self.config, self.folder / 'run', self.processes)
+        self._compare(wanted)
+
     def kill(self) -> str:
         """Kill one process with SIGKILL at a random moment."""
         return self._signal(signal.SIGKILL)
@@ -87,6 +104,27 @@ class Campaign:
     def stop(self) -> str:
         """Send SIGTERM to one process at a random moment."""
         return self._signal(signal.SIGTERM)
+
+    def interrupt(self) -> str:
+        """Send SIGINT to one process at a random moment."""
+        return self._signal(signal.SIGINT)
+
+    def lose_launcher(self) -> str:
+        """Kill the process that started all others at a random moment."""
+        started = start(self.config, self.folder / 'run', self.processes, launched=True)
+        delay = self.random.uniform(0, self.length)
+        time.sleep(delay)
+        started[0].kill()
+        finish(started, self.folder / 'run')
+        wait_for_orphans(self.folder / 'run', self.processes)
+        return f'after {delay:.2f} s'
+
+    def damage(self) -> str:
+        """Kill one process, then damage the newest checkpoint if there is an earlier one."""
+        detail = self.kill()
+        if len(self._whole()) > 1:
+            detail += '; ' + self.random.choice([self.truncate, self.flip])()
+        return detail
 
     def truncate(self) -> str:
         """Truncate the newest checkpoint."""

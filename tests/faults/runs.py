@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import multiprocessing
 import os
+import time
 from pathlib import Path
 
 import torch
@@ -69,7 +71,13 @@ def configure(folder: Path, max_epochs: int = 3, **kwargs) -> dict:
     return config
 
 
-def start(config: dict, folder: Path, processes: int = 1, fault: dict | None = None) -> list:
+def start(
+    config: dict,
+    folder: Path,
+    processes: int = 1,
+    fault: dict | None = None,
+    launched: bool = False,
+) -> list:
     """Start the processes of a run, forked from a process that has imported everything.
 
     Args:
@@ -77,6 +85,11 @@ def start(config: dict, folder: Path, processes: int = 1, fault: dict | None = N
         folder: Folder for the logs and results of the processes.
         processes: Number of processes.
         fault: Arguments of :class:`faults.fault.Fault`.
+        launched: Whether to start one process that starts the others and waits for them, as
+            torchrun does.
+
+    Returns:
+        The started processes: those of the run, or their launcher.
     """
     folder.mkdir(exist_ok=True)
     (folder / 'config.json').write_text(json.dumps(config))
@@ -87,12 +100,28 @@ def start(config: dict, folder: Path, processes: int = 1, fault: dict | None = N
     context = multiprocessing.get_context('forkserver')
     # These imports take the time; the fork server cannot find the modules of the tests.
     context.set_forkserver_preload(['mldr_kd_mm', 'mmengine.runner'])
+    ranks = [(rank, processes, folder, fault) for rank in range(processes)]
+    calls = [(worker.launch, (ranks,))] if launched else [(worker.main, rank) for rank in ranks]
     started = []
-    for rank in range(processes):
-        process = context.Process(target=worker.main, args=(rank, processes, folder, fault))
+    for target, arguments in calls:
+        process = context.Process(target=target, args=arguments)
         process.start()
         started.append(process)
     return started
+
+
+def wait_for_orphans(folder: Path, processes: int, timeout: float = 120) -> None:
+    """Wait for processes whose launcher is gone, which hold a lock until they end."""
+    deadline = time.monotonic() + timeout
+    for rank in range(processes):
+        with open(folder / f'alive{rank}', 'w') as file:
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    assert time.monotonic() < deadline, f'an orphan hangs: {logs(folder)}'
+                    time.sleep(0.05)
 
 
 def finish(started: list, folder: Path, timeout: float = 120) -> list[int]:

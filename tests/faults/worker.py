@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sys
 import traceback
@@ -50,6 +51,24 @@ def main(rank: int, processes: int, folder: Path, fault: dict | None = None) -> 
     sys.stderr.flush()
     # A gloo thread may abort a process during its normal shutdown.
     os._exit(code)
+
+
+def launch(ranks: list[tuple]) -> None:
+    """Start processes as torchrun does, and wait for them.
+
+    Args:
+        ranks: Arguments of :func:`main` for each process.
+    """
+    os.environ['TORCHELASTIC_RUN_ID'] = 'campaign'
+    for rank, processes, folder, fault in ranks:
+        # The child inherits the lock, which it holds until it ends.
+        lock = open(folder / f'alive{rank}', 'w')  # noqa: SIM115
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if os.fork() == 0:
+            main(rank, processes, folder, fault)
+        lock.close()
+    for _ in ranks:
+        os.wait()
 
 
 def train(rank: int, processes: int, folder: Path, fault: dict | None) -> int:
