@@ -82,7 +82,7 @@ PLACES = [
     (r'(python )?tools/benchmark\.py', 'tools/test_benchmark.py::test_csv_is_what_the_runs_logged'),
     (r'python docs/benchmarks/write_tables\.py', 'test_docs.py::test_tables_of_the_benchmarks'),
     (r'python docs/benchmarks/teacher_confidence\.py', NOT + 'needs the teachers, of an hour'),
-    (r'python benchmarks/faults\.py', 'faults/test_campaign.py::test_nothing_is_lost'),
+    (r'python benchmarks/faults\.py', 'faults/test_campaign.py::test_a_log_is_continued'),
     (r'python benchmarks/data\.py', 'test_benchmarks.py::test_data'),
     (r'python benchmarks/dfra\.py', 'test_benchmarks.py::test_dfra'),
     (r'python benchmarks/step\.py', 'test_benchmarks.py::test_step'),

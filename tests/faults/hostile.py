@@ -216,15 +216,12 @@ def wrong_type(attempt: Attempt) -> str:
     return 'refused' if refused(lambda: check_training_state(content, 'resume')) else 'held'
 
 
-def _dict_items(value: Any) -> Iterator[tuple[dict, Any]]:
-    """Yield dict and key for each value in nested dicts and lists."""
-    if isinstance(value, dict):
-        for key in value:
+def _dict_items(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield container and key for each value in nested dicts and lists."""
+    if isinstance(value, (dict, list)):
+        for key in value if isinstance(value, dict) else range(len(value)):
             yield value, key
             yield from _dict_items(value[key])
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _dict_items(item)
 
 
 def _run_directory(attempt: Attempt) -> Path:
@@ -426,7 +423,7 @@ def hostile_run(attempt: Attempt) -> str:
         ]
     )
     parts = {name: config[name] for name in ('model', 'train_dataloader', 'val_dataloader')}
-    parent, key = attempt.random.choice([p for p in _dict_items(parts) if p[1] != 'type'])
+    parent, key = attempt.random.choice([p for p in _dict_items(parts) if _is_built(p[0][p[1]])])
     parent[key] = evil
     text = Config(config | parts).pretty_text
     for path in folder.glob('*/vis_data/config.py'):
@@ -444,6 +441,11 @@ def hostile_run(attempt: Attempt) -> str:
     )
     with mock.patch('sys.path', [*sys.path, str(attempt.folder)]):
         return _command(command)
+
+
+def _is_built(value: Any) -> bool:
+    """Return whether mmengine builds a value of a config."""
+    return isinstance(value, dict) and 'type' in value
 
 
 def _command(arguments: list[str]) -> str:
