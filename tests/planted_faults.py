@@ -70,7 +70,10 @@ FAULTS = [
     Fault(
         'DFRA: sample relation over the wrong axis',
         'test_dfra.py test_golden.py',
-        [('compare(student.mT, teacher.mT)', 'compare(student, teacher)')],
+        [
+            ('compare(*(logits.mT for logits in related))', 'compare(*related)'),
+            ('compare(student.mT, teacher.mT)', 'compare(student, teacher)'),
+        ],
     ),
     Fault(
         'DFRA: gathers the batch along the wrong axis',
@@ -386,7 +389,12 @@ FAULTS = [
     Fault(
         'fsync left out',
         'test_files.py test_atomic_files.py',
-        [('os.fsync(file.fileno())', 'pass')],
+        [
+            (
+                'yield file\n            file.flush()\n            os.fsync(file.fileno())',
+                'yield file',
+            )
+        ],
     ),
     Fault(
         'old checkpoint removed before the new one is written',
@@ -431,6 +439,7 @@ FAULTS = [
         'archive: a hostile member is unpacked',
         'test_archive.py',
         [
+            ('return tarfile.data_filter(member, folder)', 'return member'),
             ('if not member.isreg():', 'if False:'),
             (
                 "tar.extractall(folder, filter='data')",

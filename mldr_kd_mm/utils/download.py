@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import time
-import uuid
 from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
 from urllib.request import urlopen
 
-from mldr_kd_mm.utils.atomic_files import UNFINISHED
+from mldr_kd_mm.utils.atomic_files import atomic_write
 from mldr_kd_mm.utils.limits import DOWNLOAD_TIMEOUT, MIN_DOWNLOAD_SPEED
 
 _CHUNK = 2**20
@@ -32,17 +30,10 @@ def download(
         OSError: The URL cannot be read, the server is too slow, or the file cannot be written.
         ValueError: The download is incomplete, a web page, or larger than ``limit``.
     """
-    # Several processes may download the same file.
-    unfinished = path.with_name(f'.{uuid.uuid4().hex}{UNFINISHED}')
-    try:
-        with unfinished.open('xb') as file:
-            _fetch(url, file.write, limit)
-            file.flush()
-            os.fsync(file.fileno())
-        check(unfinished)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with atomic_write(path) as file:
+        _fetch(url, file.write, limit)
+        file.flush()
+        check(Path(file.name))
 
 
 def _fetch(url: str, write: Callable[[bytes], object], limit: int) -> None:
