@@ -101,6 +101,8 @@ def prepare(cfg: Config, work_dir: str) -> None:
     cfg.train_cfg.update(by_epoch=True, max_epochs=0)
     cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     cfg.update(work_dir=work_dir, log_level='WARNING', resume=False, visualizer=None)
+    # mmengine reuses the visualizer of an earlier Runner of this name, whose folder is gone.
+    cfg.experiment_name = Path(work_dir).name
 
 
 def main(argv: list[str] | None = None) -> None:
