@@ -44,14 +44,14 @@ if ! command -v chromium >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get 
 fi
 # Two processes of one thread each: small tensor operations are slower on two threads. The tests of
 # a file run in one process, so that their fixtures are created once.
-parallel=(-n 2 --dist loadfile)
+tests=(-n 2 --dist loadfile ${selected[@]+"${selected[@]}"})
 export OMP_NUM_THREADS=1
 part 'lint' .venv/bin/python -m ruff check .
 part 'format' .venv/bin/python -m ruff format --check .
 part 'imports' .venv/bin/lint-imports --no-cache
 part 'core tests on the original OpenMMLab packages' \
-    .venv-upstream/bin/python -m pytest "${parallel[@]}" "${core[@]}"
-part 'tests' .venv/bin/python -m pytest "${parallel[@]}" ${selected[@]+"${selected[@]}"}
+    .venv-upstream/bin/python -m pytest "${tests[@]}" "${core[@]}"
+part 'tests' .venv/bin/python -m pytest "${tests[@]}"
 
 if [ ${#failed[@]} -gt 0 ]; then
     printf 'failed: %s\n' "${failed[@]}" >&2
