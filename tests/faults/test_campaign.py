@@ -25,10 +25,13 @@ def shared(tmp_path_factory):
         yield tmp_path_factory.mktemp('shared')
 
 
+# Some kinds take longer; the seeds of hostile_run have failed before.
+SEEDS = {'paths_in_checkpoint': (0,), 'changed_run': (0,), 'hostile_run': (10, 16, 220)}
+
+
 @pytest.mark.parametrize('kind', IN_PROCESS)
 def test_hostile_files(shared, kind):
-    count = 1 if kind in ('paths_in_checkpoint', 'changed_run') else 2
-    for seed in range(count):
+    for seed in SEEDS.get(kind, (0, 1)):
         outcome = attempt(seed, kind, shared)
         assert outcome.result != 'failed', outcome
 
