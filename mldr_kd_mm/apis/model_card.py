@@ -278,7 +278,12 @@ def _code(student: Student, files: Iterable[str]) -> list[str]:
 
 
 def _timm_lines(student: Student, weights: str) -> list[str]:
-    given = {k: v for k, v in student.config.items() if k not in _NOT_TIMMS and v is not None}
+    # Some models of timm accept any argument, and a name that is none would be code in the card.
+    given = {
+        name: value
+        for name, value in student.config.items()
+        if name.isidentifier() and name not in _NOT_TIMMS and value is not None
+    }
     return [
         'import timm',
         '',

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +24,9 @@ from mldr_kd_mm import registry as registries
 from mldr_kd_mm.utils.errors import ConfigError, describe, printable
 
 _PROGRAMS = ('pickle', 'pkl', 'yaml', 'yml')
-_WEIGHTS = ('checkpoint_path', 'init_cfg', 'pretrained')
+_WEIGHTS = ('checkpoint_path', 'init_cfg', 'pretrained', 'teacher_checkpoint', 'tokenizer_path')
+_IGNORED = ('cache_dir', 'trust_remote_code')
+_LOCAL = ('disk', 'local')  # the backends that import nothing: mmengine's old name and its new one
 # What these modules register unpickles files or runs code from the Hugging Face hub.
 _NOT_BUILT = ('mmpretrain.models.multimodal', 'mmpretrain.models.retrievers', 'transformers')
 
@@ -48,7 +51,8 @@ def check_types(config: Any, field: str, custom_imports: Any = None) -> Any:
     """Return a copy of a part of a stored config in which every ``type`` is registered.
 
     A dotted path, which lazy configs store, becomes the name of the class that its package has
-    registered. ``trust_remote_code`` is removed, and no data set downloads its files.
+    registered. ``trust_remote_code`` and ``cache_dir`` are removed, and no data set downloads its
+    files.
 
     Args:
         config: The part: a dict, a list, a tuple or a plain value.
@@ -56,7 +60,8 @@ def check_types(config: Any, field: str, custom_imports: Any = None) -> Any:
         custom_imports: The field of that name in the stored config. Nothing of it is imported.
 
     Raises:
-        ConfigError: A ``type`` or a ``_scope_`` is not registered.
+        ConfigError: A ``type`` or a ``_scope_`` is not registered, or another argument names a
+            program.
     """
     if isinstance(config, (list, tuple)):
         return type(config)(
@@ -68,7 +73,7 @@ def check_types(config: Any, field: str, custom_imports: Any = None) -> Any:
     checked = {
         key: check_types(value, f'{field}.{printable(key)}', custom_imports)
         for key, value in config.items()
-        if key != 'trust_remote_code'
+        if key not in _IGNORED
     }
     kind = config.get('type')
     if 'type' in config and not callable(kind):  # only a program holds a class
@@ -88,15 +93,21 @@ def check_types(config: Any, field: str, custom_imports: Any = None) -> Any:
     # mmpretrain evaluates the dtype of torchvision's transforms as an expression.
     if not re.fullmatch(r'[\w.]*', str(config.get('dtype', ''))):
         raise ConfigError(f'{field}.dtype={printable(config["dtype"])!r}: must be a name')
+    for name in ('backend_args', 'file_client_args'):
+        # mmengine's memcached backend imports a module from any folder that it is given.
+        arguments = config.get(name)
+        if arguments and not (isinstance(arguments, dict) and arguments.get('backend') in _LOCAL):
+            raise ConfigError(f"{field}.{name}: must be None or dict(backend='local')")
     return checked
 
 
 @contextmanager
 def registered_names_only() -> Iterator[None]:
-    """Let mmengine find registered names only, and read neither pickles nor YAML.
+    """Let mmengine find registered names only, and nothing read a pickle or YAML.
 
     Other strings than a ``type`` also reach the registries, such as ``norm_layer``, ``conv_type``
-    and ``_scope_``.
+    and ``_scope_``. Some models read weights while they are built, with loaders that fall back to
+    executing the file, so torch itself must refuse.
     """
 
     def imported(name: str) -> ModuleType:
@@ -109,7 +120,9 @@ def registered_names_only() -> Iterator[None]:
         mock.patch('mmengine.registry.registry.import_module', imported),
         mock.patch('mmengine.registry.registry.get_object_from_string', lambda name: None),
         mock.patch.dict(file_handlers),
+        mock.patch.dict(os.environ, TORCH_FORCE_WEIGHTS_ONLY_LOAD='1'),
     ):
+        os.environ.pop('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', None)  # torch accepts only one of them
         for suffix in _PROGRAMS:
             del file_handlers[suffix]
         yield

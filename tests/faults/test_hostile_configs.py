@@ -6,6 +6,7 @@ The code creates a file, the canary. Each config is first shown to do so when mm
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 import re
 import shutil
@@ -16,9 +17,12 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import mldr, resnet, train, vit
+from mmengine.runner.checkpoint import CheckpointLoader, load_from_local
 
 from mldr_kd_mm import cli
 from mldr_kd_mm.apis.configs import read_config
+from mldr_kd_mm.apis.export import Student
+from mldr_kd_mm.apis.model_card import _timm_lines
 from mldr_kd_mm.apis.run_record import escaped
 from mldr_kd_mm.evaluation.logged_run import LoggedRun
 from mldr_kd_mm.registry import DATASETS, MODELS, TRANSFORMS
@@ -228,19 +232,44 @@ def test_names_that_are_no_types(part, name, value, canary):
     assert not canary.exists()
 
 
+class Touch:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (Path(self.path),)
+
+
+def test_weights_that_are_programs(canary, tmp_path, monkeypatch):
+    """Models read weights while they are built, with loaders that may execute the file."""
+    monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '1')  # usual with mmengine 0.10.7
+    # Reports of other tests may have replaced it.
+    monkeypatch.setattr(CheckpointLoader, '_schemes', {'': load_from_local})
+    file = tmp_path / 'weights.pth'
+    torch.save(Touch(str(canary)), file)
+    clip = dict(type='CLIPGenerator', tokenizer_path=str(file))
+    with suppress(Exception):
+        MODELS.build(dict(clip))
+    assert canary.exists(), 'mmengine runs it'
+    canary.unlink()
+    timm = dict(type='TIMMBackbone', model_name='resnet10t', checkpoint_path=str(file))
+    for part in (clip, timm, resnet() | dict(neck=clip)):
+        with suppress(Exception), registered_names_only():
+            MODELS.build(check_types(part, 'model'))
+        assert not canary.exists(), part
+    # The loader of timm 1.0.12 asks for this.
+    with pytest.raises(pickle.UnpicklingError), registered_names_only():
+        torch.load(file, weights_only=False)
+    assert os.environ['TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'] == '1'
+    assert 'TORCH_FORCE_WEIGHTS_ONLY_LOAD' not in os.environ
+
+
 class TestDataSets:
-    class Touch:
-        def __init__(self, path):
-            self.path = path
-
-        def __reduce__(self):
-            return Path.touch, (Path(self.path),)
-
     @pytest.mark.parametrize('suffix', ['pkl', 'pickle', 'yaml', 'yml'])
     def test_annotations_that_are_programs(self, suffix, canary, tmp_path):
         file = tmp_path / f'annotations.{suffix}'
         touch = f'!!python/object/apply:os.system ["touch {canary}"]'
-        as_pickle = pickle.dumps(self.Touch(str(canary)))
+        as_pickle = pickle.dumps(Touch(str(canary)))
         file.write_bytes(touch.encode() if suffix.startswith('y') else as_pickle)
         dataset = dict(type='BaseDataset', ann_file=str(file), lazy_init=False)
         with suppress(Exception):
@@ -260,6 +289,24 @@ class TestDataSets:
         with pytest.raises(ConfigError, match=r"pipeline\.0\.dtype='float32 if .*must be a name"):
             check_types(config, 'pipeline')
         assert check_types([config[0] | dict(dtype='float32')], 'pipeline')
+
+    @pytest.mark.parametrize('field', ['backend_args', 'file_client_args'])
+    def test_file_backends_import_nothing(self, field, canary, tmp_path, monkeypatch):
+        (tmp_path / 'any').mkdir()
+        (tmp_path / 'any/mc.py').write_text(f'open({str(canary)!r}, "w")')
+        monkeypatch.setattr(sys, 'path', list(sys.path))
+        folder = dict(server_list_cfg='', client_cfg='', sys_path=str(tmp_path / 'any'))
+        load = dict(type='LoadImageFromFile')
+        evil = {field: dict(backend='memcached', **folder)}
+        with suppress(Exception):
+            TRANSFORMS.build(load | evil)(dict(img_path='a.png'))
+        sys.modules.pop('mc', None)
+        assert canary.exists(), 'mmengine imports it'
+        for value in (evil[field], folder, 'memcached', ['local']):
+            with pytest.raises(ConfigError, match=rf'pipeline\.0\.{field}: must be None or'):
+                check_types((load | {field: value},), 'pipeline')
+        for value in (None, {}, dict(backend='local'), dict(backend='disk')):
+            assert check_types(load | {field: value}, 'pipeline')[field] == value
 
     @pytest.mark.parametrize('kind', ['mmpretrain.CIFAR100', 'VerifiedCIFAR100', 'MNIST'])
     def test_nothing_is_downloaded(self, kind):
@@ -309,14 +356,17 @@ def test_weights_that_are_replaced_are_not_read():
         init_cfg=dict(type='Pretrained', checkpoint='b.pth'),
         backbone=dict(type='TIMMBackbone', pretrained=True, checkpoint_path='c.pth'),
         neck=[dict(type='GlobalAveragePooling', init_cfg=[dict(type='Pretrained')])],
+        teacher_checkpoint='http://example.org/d.pth',
+        tokenizer_path='http://example.org/e.pth',
     )
     assert without_weights(model) == dict(
         type='ImageClassifier',
         backbone=dict(type='TIMMBackbone'),
         neck=[dict(type='GlobalAveragePooling')],
     )
-    remote = dict(type='HuggingFaceClassifier', model_name='a/b', trust_remote_code=True)
-    assert 'trust_remote_code' not in check_types(remote, 'model')
+    remote = dict(type='HuggingFaceClassifier', model_name='a/b')
+    named = remote | dict(trust_remote_code=True, cache_dir='/elsewhere')
+    assert check_types(named, 'model') == check_types(remote, 'model')
 
 
 @pytest.mark.parametrize('command', ['report', 'export'])
@@ -400,6 +450,17 @@ def test_model_card_has_no_markup_of_the_run(stored, run_dir, tmp_path):
     assert not re.search('<[a-z/!]', prose)
     assert not re.search(r'(?<!\\)[\[\]]', re.sub(r'(mean|std) \[.*?\]', '', prose))
     assert 'R&amp;B_singer' in prose
+
+
+def test_code_of_a_model_card_has_names_and_literals_only():
+    code = 'a=__import__("os").system("x"), b'
+    config = dict(type='TimmClassifier', model_name='x"\n', drop_rate=0.1) | {code: 1, '\n```': 2}
+    assert _timm_lines(Student(None, config, (3, 8, 8), 2), 'a.pth')[2:-1] == [
+        'model = timm.create_model(',
+        "    'x\"\\n',",
+        '    drop_rate=0.1,',
+        "    checkpoint_path='a.pth',",
+    ]
 
 
 def test_text_is_escaped():
