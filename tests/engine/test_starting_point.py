@@ -52,7 +52,7 @@ def work_dir(tmp_path):
         b'',
         b'\0' * 64,
         b'\xff\xfe\x00',
-        b'/work/run/epoch_',
+        b'/elsewhere/run/epoch_',
         b'/somewhere/else/model.pth',
         b'../../epoch_9.pth',
         b'epoch_3.pth\nepoch_1.pth',
