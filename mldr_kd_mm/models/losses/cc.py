@@ -20,7 +20,8 @@ class CCLoss(nn.Module):
 
     averaged over the pairs of neighbours. A batch of one has no pair and gives 0.
 
-    Source: OFA-KD's code for Correlation Congruence (arXiv 1904.01802), with weight 0.02.
+    Source: OFA-KD's code for Correlation Congruence (arXiv 1904.01802), with weight 0.02. The
+    paper, and torchdistill, compare the samples' kernel matrices of both models instead.
 
     Args:
         student_width: Width D_s. None: the Distiller sets it.

@@ -128,7 +128,7 @@ def standardize(logits: Tensor) -> Tensor:
     """Standardise each sample's logits (..., C) to mean 0 and (unbiased) standard deviation 1.
 
     A deviation below 0.01, as from a head that starts at zero, is replaced by 0.01, since the
-    gradient grows with its inverse.
+    gradient grows with its inverse. The authors' code has no such bound.
 
     Source: Logit Standardization in Knowledge Distillation (arXiv 2403.01427).
     """
@@ -147,27 +147,9 @@ def class_of(target: Tensor, logits: Tensor) -> Tensor:
         ConfigError: If the shapes do not fit, or a label is out of range. The range is only checked
             on the CPU: on a GPU the check would make every step wait.
     """
-    _check_target(target, *logits.shape)
-    return target if target.dim() == 1 else target.argmax(-1)
-
-
-def probability_of(target: Tensor, logits: Tensor) -> Tensor:
-    """Return the labels as probabilities (B, C).
-
-    Args:
-        target: Labels (B,), or soft labels (B, C).
-        logits: Logits of the same samples (B, C).
-
-    Raises:
-        ConfigError: As in :func:`class_of`.
-    """
-    _check_target(target, *logits.shape)
-    return F.one_hot(target, logits.shape[1]) if target.dim() == 1 else target
-
-
-def _check_target(target: Tensor, batch: int, num_classes: int) -> None:
+    batch, num_classes = logits.shape
     if target.shape == (batch, num_classes):
-        return
+        return target.argmax(-1)
     if target.shape != (batch,):
         raise ConfigError(
             f'target: has shape {tuple(target.shape)}; must be labels ({batch},) or soft labels '
@@ -175,3 +157,4 @@ def _check_target(target: Tensor, batch: int, num_classes: int) -> None:
         )
     if target.device.type == 'cpu' and not ((target >= 0) & (target < num_classes)).all():
         raise ConfigError(f'target={target.tolist()}: must be within 0..{num_classes - 1}')
+    return target

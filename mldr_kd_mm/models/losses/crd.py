@@ -43,8 +43,9 @@ class CRDLoss(nn.Module):
     indices: they use no global random numbers, and a resumed run draws the same ones.
 
     Source: Contrastive Representation Distillation (arXiv 1910.10699), equations 5 to 19, and the
-    authors' code, with weight 0.8. One difference: negatives are any other samples, while that code
-    can exclude those of the same class.
+    authors' code, with weight 0.8. Two differences: negatives are any other samples, while that
+    code can exclude those of the same class; and it adds 1e-7 to the divisors of h and 1 - h, which
+    are at least K / N without it.
 
     Args:
         num_samples: Size N of the training set. A sample's index is its ``sample_idx``.

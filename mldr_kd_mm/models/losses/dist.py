@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -9,8 +11,8 @@ from mldr_kd_mm.models.losses.common import check_logits, full_precision
 from mldr_kd_mm.registry import MODELS
 from mldr_kd_mm.utils.errors import check_above_zero, check_not_negative
 
-# Below this norm a centred row is the rounding error of a constant row in float32.
-_CONSTANT = 1e-7
+# A centred row whose norm is at most this many roundings of the row's own is a constant row.
+_ROUNDINGS = 16
 
 
 @MODELS.register_module()
@@ -25,11 +27,13 @@ class DISTLoss(nn.Module):
     where the first correlation is over the classes of each sample and the second over the batch for
     each class.
 
-    The correlation of a constant row or column counts as 0 without a gradient, which would be
-    unbounded (a student whose head starts at zero). In a batch of one the second term is 0.
+    The correlation of a row or column that is constant, up to rounding, counts as 0 without a
+    gradient, which would be unbounded (a student whose head starts at zero). In a batch of one the
+    second term is 0.
 
     Source: Knowledge Distillation from A Stronger Teacher (arXiv 2205.10536), equations 9 and 10.
-    The factor :math:`\tau^2` is from the authors' code.
+    The factor :math:`\tau^2` and the 1e-8 in the divisor of the correlation are from the authors'
+    code, which this loss equals on all other rows and columns.
 
     Args:
         beta: Weight of the correlation over the classes; at least 0.
@@ -74,9 +78,22 @@ class DISTLoss(nn.Module):
 
 def _correlation(student: Tensor, teacher: Tensor) -> Tensor:
     """Compute Pearson's correlation over the last dimension: (..., M) -> (...)."""
-    student, teacher = (x - x.mean(-1, keepdim=True) for x in (student, teacher))
-    norms = torch.linalg.vector_norm(student, dim=-1), torch.linalg.vector_norm(teacher, dim=-1)
-    varies = (norms[0] > _CONSTANT) & (norms[1] > _CONSTANT)
-    # 1e-8 is from the authors' code.
-    correlation = (student * teacher).sum(-1) / (norms[0] * norms[1] + 1e-8)
-    return torch.where(varies, correlation, 0.0)
+    of_student, of_teacher = _deviations(student), _deviations(teacher)
+    norms = of_student.norm * of_teacher.norm
+    correlation = (of_student.values * of_teacher.values).sum(-1) / (norms + 1e-8)
+    return torch.where(of_student.vary & of_teacher.vary, correlation, 0.0)
+
+
+class _Deviations(NamedTuple):
+    """Deviations (..., M) from the mean, their norm (...), and whether the row varies (...)."""
+
+    values: Tensor
+    norm: Tensor
+    vary: Tensor
+
+
+def _deviations(rows: Tensor) -> _Deviations:
+    values = rows - rows.mean(-1, keepdim=True)
+    norm = torch.linalg.vector_norm(values, dim=-1)
+    rounding = torch.finfo(rows.dtype).eps * torch.linalg.vector_norm(rows.detach(), dim=-1)
+    return _Deviations(values, norm, norm > _ROUNDINGS * rounding)

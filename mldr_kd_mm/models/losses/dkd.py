@@ -19,6 +19,8 @@ class DKDLoss(nn.Module):
 
     .. math:: \tau^2 \, (\alpha \, KL(b_t \,\|\, b_s) + \beta \, KL(\hat p_t \,\|\, \hat p_s)).
 
+    With two classes the second term is 0, and with alpha = 1 the loss equals KD.
+
     Source: Decoupled Knowledge Distillation (arXiv 2203.08679), equation 7.
 
     Args:

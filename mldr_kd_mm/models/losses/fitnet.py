@@ -24,7 +24,8 @@ class FitNetLoss(nn.Module):
     finer map is average-pooled to the coarser grid.
 
     Source: FitNets: Hints for Thin Deep Nets (arXiv 1412.6550), equation 3. The common layout is
-    this project's.
+    this project's. The convolution has a bias and is the whole regressor; other implementations
+    leave out the bias (OFA-KD), or add BatchNorm and ReLU (mdistiller).
 
     Args:
         student_width: Width C_s of the student's feature. None: the Distiller sets it.

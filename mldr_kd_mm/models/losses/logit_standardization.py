@@ -20,7 +20,8 @@ class LogitStandardizationLoss(KDLoss):
               \tau^2 \, KL(softmax(Z(z_t) / \tau) \,\|\, softmax(Z(z_s) / \tau)).
 
     Source: Logit Standardization in Knowledge Distillation (arXiv 2403.01427), algorithm 1;
-    :math:`\sigma` is the unbiased estimate.
+    :math:`\sigma` is the unbiased estimate. One difference: it is at least 0.01 here, so that the
+    gradient of a head that starts at zero is bounded. Logits that vary more are unaffected.
 
     Args:
         temperature: Divides the standardised logits of both models; above 0.

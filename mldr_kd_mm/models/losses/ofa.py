@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mldr_kd_mm.models.losses.common import check_logits, full_precision, probability_of
+from mldr_kd_mm.models.losses.common import check_logits, class_of, full_precision
 from mldr_kd_mm.registry import MODELS
 from mldr_kd_mm.utils.errors import check_above_zero
 
@@ -14,12 +14,16 @@ from mldr_kd_mm.utils.errors import check_above_zero
 class OFALoss(nn.Module):
     r"""Match the class probabilities, with more weight on the target if the teacher is confident.
 
-    With the label as probabilities :math:`y` and the models' probabilities :math:`p`:
+    With the one-hot label :math:`y` and the models' probabilities :math:`p`:
 
     .. math:: -\sum_c \bigl( (p_t + y)^\epsilon - y \bigr) \log p_s,
 
     averaged over the batch. With :math:`\epsilon = 1` this is the cross-entropy with the teacher.
     OFA-KD applies it to the final logits and to those of each stage.
+
+    Of a soft label, as from mixup, the largest class counts, as in the authors' code. With the
+    soft label itself and :math:`\epsilon > 1` a factor of :math:`\log p_s` can be negative
+    (:math:`0.5^{1.5} - 0.5`), and the loss would have no lower bound. As it is, it is at least 0.
 
     Source: One-for-All: Bridge the Gap Between Heterogeneous Architectures in Knowledge
     Distillation (arXiv 2310.19444), section "Adaptive target information enhancement".
@@ -45,7 +49,7 @@ class OFALoss(nn.Module):
         Args:
             student: Logits (B, C), or (K, B, C) of K heads.
             teacher: Logits (B, C); no gradient flows into them.
-            target: Labels (B,), or soft labels (B, C).
+            target: Labels (B,), or soft labels (B, C), of which the largest is used.
 
         Returns:
             A scalar, or (K,), one value per head.
@@ -54,6 +58,6 @@ class OFALoss(nn.Module):
             ConfigError: If the shapes do not fit, or a label is out of range.
         """
         check_logits(student, teacher)
-        target = probability_of(target, teacher)
+        target = F.one_hot(class_of(target, teacher), teacher.shape[1])
         weights = (teacher.softmax(-1) + target) ** self.eps - target
         return -(weights * F.log_softmax(student, -1)).sum(-1).mean(-1)

@@ -20,7 +20,8 @@ class RKDLoss(nn.Module):
 
     .. math:: w_d \, l(|f_i - f_j| / \mu) + w_a \, l(\cos \angle f_i f_j f_k).
 
-    The widths of student and teacher may differ. A batch of one has no pair and gives 0.
+    Maps and tokens are flattened to vectors. The widths of student and teacher may differ. A batch
+    of one has no pair and gives 0. The memory grows with B^2 times the size of a feature.
 
     Source: Relational Knowledge Distillation (arXiv 1904.05068), equations 5 to 8.
 
@@ -43,15 +44,16 @@ class RKDLoss(nn.Module):
         """Compute the loss.
 
         Args:
-            student: Features (B, D_s).
-            teacher: Features (B, D_t); no gradient flows into them.
+            student: Features (B, ...), such as (B, D_s) or a map (B, C_s, H, W).
+            teacher: Features (B, ...); no gradient flows into them.
 
         Returns:
             A scalar.
 
         Raises:
-            ConfigError: If the features are not vectors (B, D) of equal batch size.
+            ConfigError: If the batch sizes differ.
         """
+        student, teacher = (f.flatten(1) if f.dim() > 2 else f for f in (student, teacher))
         check_features(student, teacher)
         student, teacher = (f.unsqueeze(0) - f.unsqueeze(1) for f in (student, teacher))
         distance = F.smooth_l1_loss(_distances(student), _distances(teacher))

@@ -24,7 +24,10 @@ class RSDLoss(nn.Module):
     A batch of one cannot be standardised and gives 0 (and the decoupler's BatchNorm refuses it in
     training).
 
-    Source: the authors' release (github.com/spacewanderx/RSD, ICCV 2025), with weight 0.1.
+    Source: the authors' release (github.com/spacewanderx/RSD, ICCV 2025), with weight 0.1. One
+    difference: the decoupler's linear layers have torch's initialisation, while the release draws
+    them from a truncated normal distribution of deviation 0.02. The scale of these
+    layers cancels in the loss, so that only their effective learning rate differs.
 
     Args:
         kappa: Weight of the off-diagonal correlations; at least 0.

@@ -561,7 +561,7 @@ class TestBadInput:
             ConfigError, match='^losses: mine: temperature=0: must be a positive number'
         ):
             MODELS.build(mldr(losses=[loss]))
-        loss = dict(loss=dict(type='RKDLoss'), student='stage4', teacher='feature', name='mine')
+        loss = dict(loss=dict(type='CCLoss'), student='stage4', teacher='feature', name='mine')
         with pytest.raises(ConfigError, match=r'^losses: mine: features: student \(1, 64, 4, 4\)'):
             MODELS.build(mldr(losses=[loss]))
 

@@ -18,10 +18,10 @@ from mldr_kd_mm.models.losses import DISTLoss
 
 def correlation(xs: list[float], ys: list[float]) -> float:
     """Return Pearson's correlation, with the authors' 1e-8 in the divisor; 0 for constants."""
+    if len(set(xs)) == 1 or len(set(ys)) == 1:
+        return 0.0
     xs, ys = ([x - math.fsum(v) / len(v) for x in v] for v in (xs, ys))
     norms = [math.sqrt(math.fsum(x * x for x in v)) for v in (xs, ys)]
-    if min(norms) <= 1e-7:
-        return 0.0
     return math.fsum(x * y for x, y in zip(xs, ys, strict=True)) / (math.prod(norms) + 1e-8)
 
 
@@ -58,6 +58,26 @@ def test_is_one_minus_numpys_correlation(temperature):
         value = DISTLoss(beta, gamma, temperature)(student, teacher)
         expected = temperature**2 * (beta * rows + gamma * columns)
         assert value.item() == pytest.approx(expected, **tolerance)
+
+
+@pytest.mark.parametrize('temperature', [0.25, 0.5])
+def test_confident_models_equal_the_authors_code(temperature):
+    """The probabilities of classes that no image of the batch shows are nearly constant."""
+
+    def pearson(p, q):
+        p, q = (x - x.mean(1, keepdim=True) for x in (p, q))
+        return ((p * q).sum(1) / (p.norm(dim=1) * q.norm(dim=1) + 1e-8)).mean()
+
+    student, teacher = normal(2, 16, 100, scale=3.0)
+    student[:, 60:] -= 12
+    student.requires_grad_()
+    p, q = ((z / temperature).softmax(1) for z in (student, teacher))
+    assert ((p - p.mean(0)).norm(dim=0) < 1e-7).sum() > 20
+    expected = temperature**2 * (2 - pearson(p, q) - pearson(p.T, q.T))
+    value = DISTLoss(temperature=temperature)(student, teacher)
+    gradients = [torch.autograd.grad(loss, student)[0] for loss in (value, expected)]
+    assert_close(value, expected, rtol=1e-12, atol=0)
+    assert_close(*gradients, rtol=1e-9, atol=1e-14)
 
 
 @many

@@ -16,12 +16,12 @@ from mldr_kd_mm import ConfigError
 from mldr_kd_mm.models.losses import OFALoss
 
 
-def naive(student, teacher, labels: list[list[float]], eps: float) -> float:
-    """Compute the loss by its definition, for labels as distributions."""
+def naive(student, teacher, labels: list[int], eps: float) -> float:
+    """Compute the loss by its definition."""
     values = []
-    for s, t, y in zip(student.tolist(), teacher.tolist(), labels, strict=True):
+    for s, t, label in zip(student.tolist(), teacher.tolist(), labels, strict=True):
         log_q, p = log_softmax(s), softmax(t)
-        weights = [(p[c] + y[c]) ** eps - y[c] for c in range(len(s))]
+        weights = [(p[c] + (c == label)) ** eps - (c == label) for c in range(len(s))]
         values.append(-math.fsum(w * x for w, x in zip(weights, log_q, strict=True)))
     return math.fsum(values) / len(values)
 
@@ -30,20 +30,18 @@ def naive(student, teacher, labels: list[list[float]], eps: float) -> float:
 @given(labelled_pairs(), st.floats(0.25, 3))
 def test_is_its_definition(batch, eps):
     student, teacher, target = batch
-    labels = [[float(c == y) for c in range(teacher.shape[1])] for y in target.tolist()]
-    assert close(OFALoss(eps)(*batch), naive(student, teacher, labels, eps))
+    assert close(OFALoss(eps)(*batch), naive(student, teacher, target.tolist(), eps))
 
 
 @many
-@given(labelled_pairs(), st.floats(0.25, 3), st.floats(0.5, 1))
-def test_soft_labels_are_its_definition(batch, eps, share):
+@given(labelled_pairs(), st.floats(0.25, 3), st.floats(0.0625, 1))
+def test_soft_labels_count_as_their_largest_class(batch, eps, share):
     student, teacher, target = batch
     classes = teacher.shape[1]
     soft = share * F.one_hot(target, classes) + (1 - share) / classes
-    value = OFALoss(eps)(student, teacher, soft)
-    # Soft labels are float32.
-    expected = naive(student, teacher, soft.tolist(), eps)
-    assert math.isclose(value.item(), expected, rel_tol=1e-5, abs_tol=1e-5)
+    assert close(
+        OFALoss(eps)(student, teacher, soft), naive(student, teacher, target.tolist(), eps)
+    )
 
 
 @many

@@ -78,6 +78,12 @@ def test_sees_another_shape():
     assert not torch.isclose(RKDLoss()(stretched, teacher), value, rtol=1e-2)
 
 
+def test_maps_and_tokens_are_flattened():
+    student, teacher = normal(5, 3, 2, 2), normal(5, 9, 4, seed=1)
+    expected = RKDLoss()(student.reshape(5, 12), teacher.reshape(5, 36))
+    assert_close(RKDLoss()(student, teacher), expected, rtol=0, atol=0)
+
+
 def test_three_samples_by_hand():
     """Compare a right triangle with sides 3, 4, 5 with the points 0, 1 and 2 on a line."""
     student = torch.tensor([[0.0, 0], [3, 0], [0, 4]], requires_grad=True)
