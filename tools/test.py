@@ -10,7 +10,8 @@ from argparse import ArgumentParser, Namespace
 
 from mldr_kd_mm.apis.configs import load_config
 from mldr_kd_mm.engine.arguments import add_arguments, apply_arguments
-from mldr_kd_mm.engine.launch import preflight, run
+from mldr_kd_mm.engine.launch import run
+from mldr_kd_mm.engine.preflight import preflight
 from mldr_kd_mm.utils.errors import ConfigError, check_file, one_line_for
 
 

@@ -17,7 +17,8 @@ from mldr_kd_mm.engine.arguments import (
     apply_arguments,
     apply_training_arguments,
 )
-from mldr_kd_mm.engine.launch import preflight, run
+from mldr_kd_mm.engine.launch import run
+from mldr_kd_mm.engine.preflight import preflight
 from mldr_kd_mm.utils.errors import ConfigError, one_line_for
 
 

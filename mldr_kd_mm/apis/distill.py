@@ -20,7 +20,8 @@ from mldr_kd_mm.apis.recipe import (
     student_config,
     teacher_config,
 )
-from mldr_kd_mm.engine.launch import fit_to_machine, preflight, start
+from mldr_kd_mm.engine.launch import fit_to_machine, start
+from mldr_kd_mm.engine.preflight import preflight
 from mldr_kd_mm.engine.work_dir import claim_work_dir
 from mldr_kd_mm.evaluation.logged_run import ACCURACY
 from mldr_kd_mm.utils.errors import check_switch

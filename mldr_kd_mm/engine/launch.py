@@ -1,29 +1,18 @@
-"""Run a config: fit it to the machine, check it, start it, and end with an exit code."""
+"""Run a config: fit it to the machine, start it, and end with an exit code."""
 
 from __future__ import annotations
 
-import copy
 import errno
-import importlib.util
 import multiprocessing
 import os
 import sys
 from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.optim import build_optim_wrapper
-from mmengine.registry import (
-    DATASETS,
-    MODELS,
-    OPTIMIZERS,
-    RUNNERS,
-    STRATEGIES,
-    init_default_scope,
-)
+from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from mldr_kd_mm.engine.hooks import AtomicCheckpointHook, StopSignalHook
@@ -31,7 +20,6 @@ from mldr_kd_mm.engine.work_dir import claim_work_dir
 from mldr_kd_mm.utils.atomic_files import atomic_write
 from mldr_kd_mm.utils.checkpoint import use_safe_loading
 from mldr_kd_mm.utils.errors import ConfigError, check_above_zero, describe, named
-from mldr_kd_mm.utils.logging import log_warnings_only
 from mldr_kd_mm.utils.progress import close_bars
 from mldr_kd_mm.utils.run_identity import RunIdentity, was_restarted
 from mldr_kd_mm.utils.workers import kill_workers
@@ -97,76 +85,9 @@ def use_fused_optimizer(cfg: Config) -> None:
             optimizer.setdefault('fused', True)
 
 
-def preflight(cfg: Config, *fields: str) -> None:
-    """Build the parts of a run once, so that a mistake is found before anything is written.
-
-    Only rank 0 does it. The parts are discarded: the Runner builds them again, under its own seed.
-
-    Args:
-        cfg: The config; it is not changed.
-        fields: The fields that the run requires.
-
-    Raises:
-        ConfigError: If a field is missing, the model, a data set or the optimizer cannot be built,
-            or the work directory has a name that cannot be stored.
-    """
-    for field in fields:
-        if cfg.get(field) is None:
-            raise ConfigError(f"the config has no field '{field}'")
-    if not _is_rank_0(cfg):
-        return
-    check_utf8(config=Path(cfg.filename or '').name, work_dir=os.path.abspath(cfg.work_dir))
-    cfg = copy.deepcopy(cfg)
-    if cfg.get('data_preprocessor'):
-        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
-    init_default_scope(cfg.get('default_scope', 'mmengine'))
-    with log_warnings_only():
-        with named('model'):
-            model = MODELS.build(cfg.model)
-        if 'optim_wrapper' in fields:
-            check_strategy(cfg)
-            with named('optim_wrapper'):
-                check_optimizer(cfg.optim_wrapper.get('optimizer', {}).get('type'))
-                build_optim_wrapper(model, cfg.optim_wrapper)
-        for field in fields:
-            if field.endswith('_dataloader'):
-                with named(f'{field}.dataset'):
-                    DATASETS.build(cfg[field].dataset)
-
-
-def check_utf8(**names: str) -> None:
-    """Raise a ConfigError for a name that logs and checkpoints cannot contain."""
-    for field, name in names.items():
-        try:
-            name.encode()
-        except UnicodeEncodeError:
-            raise ConfigError(f'{field}={name!r}: must be UTF-8; rename it') from None
-
-
-def _is_rank_0(cfg: Config) -> bool:
+def is_rank_0(cfg: Config) -> bool:
     """Return whether this is the main process, before the process group is initialised."""
     return int(os.environ.get(RANK_VARIABLES.get(cfg.get('launcher'), ''), 0)) == 0
-
-
-def check_strategy(cfg: Config) -> None:
-    """Raise a ConfigError for a strategy that is not read or cannot run here."""
-    if cfg.get('strategy') is None:
-        return
-    kind = cfg.strategy.get('type')
-    if cfg.get('runner_type') != 'FlexibleRunner':
-        raise ConfigError("strategy: only runner_type='FlexibleRunner' reads it")
-    if isinstance(kind, str) and STRATEGIES.get(kind) is None:
-        raise ConfigError(f"strategy.type: there is no strategy '{kind}'")
-    if cfg.get('launcher', 'none') == 'none':
-        raise ConfigError(f'strategy: {kind} needs a launcher: tools/dist_train.sh CONFIG GPUS')
-    if kind == 'DeepSpeedStrategy' and importlib.util.find_spec('deepspeed') is None:
-        raise ConfigError("strategy: DeepSpeedStrategy needs pip install 'deepspeed==0.16.9'")
-
-
-def check_optimizer(kind: Any) -> None:
-    """Raise a ConfigError for an unknown name, which mmengine's own message does not mention."""
-    if isinstance(kind, str) and OPTIMIZERS.get(kind) is None:
-        raise ConfigError(f"optim_wrapper.optimizer.type: there is no optimizer '{kind}'")
 
 
 def start(cfg: Config, task: str) -> Runner:
@@ -179,7 +100,7 @@ def start(cfg: Config, task: str) -> Runner:
     """
     # The hook that does this runs too late for a FlexibleRunner.
     use_safe_loading()
-    if _is_rank_0(cfg):
+    if is_rank_0(cfg):
         with named('work_dir'):
             _write_config(cfg)
     not_ours = multiprocessing.active_children()
@@ -223,7 +144,7 @@ def run(cfg: Config, task: str, overwrite: bool = False) -> None:
     """
     over_gloo = cfg.launcher != 'none' and not torch.cuda.is_available()
     with ExitStack() as stack:
-        if task == 'train' and _is_rank_0(cfg):
+        if task == 'train' and is_rank_0(cfg):
             stack.enter_context(claim_work_dir(cfg, _continues_run(cfg), overwrite))
         join_processes(cfg, over_gloo)
         code = _exit_code_of(cfg, task)

@@ -1,12 +1,13 @@
 """User errors and argument checks; imports nothing heavy, so that the command line stays fast."""
 
+import difflib
 import functools
 import inspect
 import math
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from numbers import Real
 from typing import Any
@@ -179,6 +180,18 @@ def describe(error: BaseException) -> str:
     text = ' '.join(lines)
     # A single word, such as the key of a KeyError, is not clear without the type.
     return text if ' ' in text else f'{type(error).__name__}: {text}'.rstrip(': ')
+
+
+def did_you_mean(name: Any, names: Iterable[str], cutoff: float = 0.6) -> str:
+    """Return 'did you mean A or B?' for the most similar names; '' if none is similar.
+
+    Args:
+        name: The name that is unknown.
+        names: The known names.
+        cutoff: Least similarity, from 0 to 1.
+    """
+    near = difflib.get_close_matches(str(name), [*dict.fromkeys(names)], cutoff=cutoff)
+    return f'did you mean {" or ".join(near)}?' if near else ''
 
 
 def printable(content: Any) -> str:

@@ -17,7 +17,8 @@ from mmengine.config import Config
 from mldr_kd_mm import ConfigError
 from mldr_kd_mm.engine import launch
 from mldr_kd_mm.engine.hooks import StopSignalHook
-from mldr_kd_mm.engine.launch import _continues_run, join_processes, preflight, start
+from mldr_kd_mm.engine.launch import _continues_run, join_processes, start
+from mldr_kd_mm.engine.preflight import preflight
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 

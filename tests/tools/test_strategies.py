@@ -12,7 +12,7 @@ import torch
 from helpers import mldr, run_ranks, runner_config, vit
 from mmengine.config import Config
 
-from mldr_kd_mm.engine.launch import check_strategy
+from mldr_kd_mm.engine.preflight import check_strategy
 from mldr_kd_mm.engine.strategies import wrap_student_blocks
 from mldr_kd_mm.models.distillers.teacher import Teacher
 from mldr_kd_mm.models.taps.recorder import FeatureRecorder

@@ -6,7 +6,8 @@ from mmengine.config import Config
 from mmpretrain.models import ImageClassifier
 from torch.utils.data import DataLoader
 
-from mldr_kd_mm.engine.launch import preflight, use_fused_optimizer
+from mldr_kd_mm.engine.launch import use_fused_optimizer
+from mldr_kd_mm.engine.preflight import preflight
 from mldr_kd_mm.utils.errors import ConfigError, describe
 
 NO_DATA = 'train_dataloader.dataset.data_root=/nowhere'
@@ -42,10 +43,11 @@ def test_train_resume_and_test(config, tool, tmp_path):
         (['--cfg-options', 'modl.x=1'], 'did you mean model'),
         (['--cfg-options', 'default_scope.x=1'], '--cfg-options: '),
         (['--cfg-options', 'train_cfg=None'], "the config has no field 'train_cfg'"),
-        (['--cfg-options', 'model.type=Mystery'], 'model: Mystery is not in'),
-        (['--cfg-options', 'model.backbone.wings=2'], 'model: '),
+        (['--cfg-options', 'model.type=Mystery'], "model.type: there is no model 'Mystery'"),
+        (['--cfg-options', 'model.backbone.wings=2'], 'model.backbone.wings: ResNet_CIFAR takes'),
         (['--cfg-options', 'optim_wrapper.optimizer.type=SDG'], "there is no optimizer 'SDG'"),
-        (['--cfg-options', 'optim_wrapper.optimizer.rate=1'], 'optim_wrapper: '),
+        (['--cfg-options', 'optim_wrapper.optimizer.rate=1'], 'optim_wrapper.optimizer.rate: '),
+        (['--cfg-options', 'train_dataloader.batchsize=1'], 'did you mean batch_size?'),
         (['--cfg-options', NO_DATA], 'train_dataloader.dataset: '),
         (['--resume', 'lost.pth'], "--resume='lost.pth': there is no such file"),
         (['--auto-scale-lr'], '--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...)'),
@@ -82,22 +84,29 @@ def test_missing_checkpoint(config, tool):
 def test_traceback_on_request(config, tool):
     _, stderr = tool('train', config, '--traceback', '--cfg-options', 'model.type=Mystery')
     assert 'Traceback' in stderr
-    assert stderr.splitlines()[-1].startswith('error: model: Mystery')
+    assert stderr.splitlines()[-1].startswith('error: model.type: there is no')
+
+
+def fail_while_training(monkeypatch, error):
+    """Raise an error in the first training step; the check before the run computes a loss, too."""
+    right, calls = ImageClassifier.loss, []
+
+    def loss(self, inputs, data_samples):
+        calls.append(self)
+        if len(calls) > 1:
+            raise error
+        return right(self, inputs, data_samples)
+
+    monkeypatch.setattr(ImageClassifier, 'loss', loss)
 
 
 def test_mistake_found_while_training(config, tool, monkeypatch):
-    def loss(self, inputs, data_samples):
-        raise ConfigError('labels must be below 2, got 7')
-
-    monkeypatch.setattr(ImageClassifier, 'loss', loss)
+    fail_while_training(monkeypatch, ConfigError('labels must be below 2, got 7'))
     assert one_line(tool('train', config)) == 'labels must be below 2, got 7'
 
 
 def test_bug_keeps_its_traceback(config, tool, monkeypatch):
-    def loss(self, inputs, data_samples):
-        raise RuntimeError('a bug')
-
-    monkeypatch.setattr(ImageClassifier, 'loss', loss)
+    fail_while_training(monkeypatch, RuntimeError('a bug'))
     with pytest.raises(RuntimeError, match='a bug'):
         tool('train', config)
 

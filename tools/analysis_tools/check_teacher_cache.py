@@ -21,7 +21,7 @@ from mmengine.runner import Runner
 
 from mldr_kd_mm.apis.configs import load_config
 from mldr_kd_mm.engine.arguments import add_arguments, apply_arguments
-from mldr_kd_mm.engine.launch import preflight
+from mldr_kd_mm.engine.preflight import preflight
 from mldr_kd_mm.models.distillers.teacher_cache import FINGERPRINT
 from mldr_kd_mm.utils.dist import unwrap_model
 from mldr_kd_mm.utils.errors import ConfigError, check_positive, one_line_for

@@ -24,3 +24,7 @@ val_dataloader = dict(
     )
 )
 test_dataloader = val_dataloader
+
+# The folder may have fewer than five classes.
+val_evaluator = dict(topk=1)
+test_evaluator = val_evaluator

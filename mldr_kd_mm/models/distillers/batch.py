@@ -36,18 +36,42 @@ def check_labels(_: nn.Module, args: tuple, num_classes: int) -> None:
     There the labels are still on the host. On the GPU the check would make every step wait.
 
     Args:
-        args: The batch from the data loader.
+        args: The batch from the data loader, and whether the model is trained on it.
         num_classes: Number of classes of the models.
 
     Raises:
-        ConfigError: If a label is out of range.
+        ConfigError: If a label is out of range, or missing in training.
     """
-    for sample in args[0].get('data_samples') or ():
+    samples = args[0].get('data_samples') or ()
+    if args[1:] == (True,):
+        check_has_labels(samples, 'train_dataloader')
+    for sample in samples:
         labels = sample.get('gt_label') if isinstance(sample, DataSample) else None
         if labels is not None and not ((labels >= 0) & (labels < num_classes)).all():
             raise ConfigError(
                 f'gt_label={labels.tolist()}: must be within 0..{num_classes - 1}, as the models '
                 f'have {num_classes} classes'
+            )
+
+
+def check_has_labels(data_samples: Sequence[DataSample], field: str) -> None:
+    """Check that each sample of a training batch has a label.
+
+    Args:
+        data_samples: The samples.
+        field: Name of the config's field that they come from.
+
+    Raises:
+        ConfigError: If a sample has none.
+    """
+    for sample in data_samples:
+        is_labelled = 'gt_label' in sample or 'gt_score' in sample
+        if isinstance(sample, DataSample) and not is_labelled:
+            name = sample.get('img_path') or sample.get('sample_idx')
+            which = 'an image' if name is None else f'image {name!r}'
+            raise ConfigError(
+                f'{field}: {which} has no label; load_data_list() must give each image a gt_label, '
+                'and the pipeline must keep it until PackInputs'
             )
 
 

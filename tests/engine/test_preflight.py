@@ -1,0 +1,294 @@
+"""A mistake anywhere in a config is one line that names the field, before the first step."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from helpers import NORMALIZATION, mldr, resnet, runner_config
+from mmengine.config import Config, DictAction
+from mmengine.hooks import Hook
+from mmengine.visualization import Visualizer
+from mmpretrain.datasets import BaseDataset
+
+from mldr_kd_mm import ConfigError
+from mldr_kd_mm.engine.preflight import preflight
+from mldr_kd_mm.registry import DATASETS, HOOKS, MODELS
+from mldr_kd_mm.utils.random import preserve_global_rng
+
+FIELDS = ('model', 'train_cfg', 'optim_wrapper', 'train_dataloader', 'val_dataloader')
+FIGURES = dict(type='FigureHook')
+
+
+@DATASETS.register_module()
+class Unlabelled(BaseDataset):
+    """Black images, the first of which has a label if asked for."""
+
+    METAINFO = {'classes': tuple('abcdefghij')}
+
+    def __init__(self, labelled=False, files=False, **kwargs):
+        self.labelled, self.files = labelled, files
+        super().__init__(ann_file='', **kwargs)
+
+    def load_data_list(self):
+        item = {'img_path': 'a.png'} if self.files else {'img': np.zeros((8, 8, 3), np.uint8)}
+        return [dict(item, **({'gt_label': 0} if self.labelled else {})) for _ in range(4)]
+
+
+@pytest.fixture
+def config(tmp_path):
+    """Return a function that makes the config of a run, with some fields changed."""
+
+    def make(model=None, **changes):
+        cfg = Config(runner_config(model or resnet(), tmp_path / 'run'))
+        cfg.data_preprocessor = dict(NORMALIZATION)
+        cfg.merge_from_dict(changes)
+        return cfg
+
+    return make
+
+
+def refusal(cfg, fields=FIELDS):
+    """Return the one-line message with which a config is refused."""
+    with pytest.raises(ConfigError) as caught:
+        preflight(cfg, *fields)
+    assert '\n' not in str(caught.value)
+    return str(caught.value)
+
+
+def dataset(**kwargs):
+    return dict(_delete_=True, type='Unlabelled', pipeline=[dict(type='PackInputs')], **kwargs)
+
+
+# Changes -> beginning and end of the message.
+MISTAKES = {
+    # Data
+    'train_dataloader.batchsize=4': (
+        'train_dataloader.batchsize: DataLoader takes no such argument; did you mean batch_size?'
+    ),
+    'train_dataloader.sampler.shufle=True': (
+        'train_dataloader.sampler.shufle: DefaultSampler takes no such argument; did you mean '
+        'shuffle?'
+    ),
+    'val_dataloader.sampler.type=DefaultSample': (
+        "val_dataloader.sampler.type: there is no data sampler 'DefaultSample'; did you mean "
+        'DefaultSampler'
+    ),
+    'train_dataloader.sampler=None': 'train_dataloader.sampler=None: must be a dict with a type',
+    'train_dataloader.dataset.split=tset': "split='tset'",
+    'train_dataloader.dataset.spilt=train': (
+        'train_dataloader.dataset.spilt: Digits takes no such argument; did you mean split?'
+    ),
+    'val_dataloader.batch_size=0': 'val_dataloader: ',
+    # Schedule
+    'train_cfg.val_interval=0': 'train_cfg.val_interval=0: must be a positive integer',
+    'train_cfg.max_epochs=0': 'train_cfg.max_epochs=0: must be a positive integer',
+    'train_cfg.max_epoch=3': (
+        'train_cfg.max_epoch: EpochBasedTrainLoop takes no such argument; did you mean max_epochs?'
+    ),
+    'train_cfg.by_epoch=None': 'train_cfg: must have by_epoch=True with max_epochs, or',
+    'param_scheduler.type=LinearRL': (
+        "param_scheduler.0.type: there is no parameter scheduler 'LinearRL'; did you mean LinearLR"
+    ),
+    'param_scheduler.gama=0.1': (
+        'param_scheduler.0.gama: StepLR takes no such argument; did you mean gamma?'
+    ),
+    'optim_wrapper.optimizer.type=SDG': (
+        "optim_wrapper.optimizer.type: there is no optimizer 'SDG'; did you mean SGD"
+    ),
+    'optim_wrapper.optimizer.momentun=0.9': (
+        'optim_wrapper.optimizer.momentun: SGD takes no such argument; did you mean momentum?'
+    ),
+    'optim_wraper.clip_grad=1': 'optim_wraper: nothing reads this field; did you mean optim_w',
+    'randomness.sed=1': 'randomness.sed: set_randomness takes no such argument; did you mean seed?',
+    # Hooks
+    'default_hooks.checkpoint.intervall=5': (
+        'default_hooks.checkpoint.intervall: AtomicCheckpointHook takes no such argument; did you '
+        'mean interval?'
+    ),
+    'default_hooks.checkpoint.save_best=accuracy/top2': (
+        "default_hooks.checkpoint.save_best='accuracy/top2': no metric of val_evaluator; "
+        'available: accuracy/top1'
+    ),
+    'default_hooks.logger.type=LogerHook': (
+        "default_hooks.logger.type: there is no hook 'LogerHook'; did you mean LoggerHook"
+    ),
+    'default_hooks.logger=LoggerHook': (
+        "default_hooks.logger='LoggerHook': must be a dict with a type"
+    ),
+    'custom_hooks.type=EMAHok': "custom_hooks.0.type: there is no hook 'EMAHok'; did you mean EMA",
+    'custom_hooks.priority=SOMETIMES': 'custom_hooks.0: ',
+    'custom_hooks.monitor=accuracy/top7': (
+        "custom_hooks.0.monitor='accuracy/top7': no metric of val_evaluator"
+    ),
+    # Evaluation
+    'val_evaluator.topk=[1,50]': (
+        'val_evaluator.topk=[1, 50]: must be at most 10, the number of classes'
+    ),
+    'val_evaluator.type=Acuracy': (
+        "val_evaluator.type: there is no metric 'Acuracy'; did you mean Accuracy"
+    ),
+    'val_evaluator=None': (
+        'val_evaluator: must be set, as val_dataloader and val_cfg and val_evaluator belong'
+    ),
+    'val_evaluator.top_k=1': 'val_evaluator.top_k: Accuracy takes no such argument; did you mean',
+    # Visualizer
+    'visualizer=5': 'visualizer=5: must be a dict with a type',
+    'visualizer.vis_backends=LocalVisBackend': (
+        "visualizer.vis_backends='LocalVisBackend': must be a list of dicts with a type"
+    ),
+    'visualizer.vis_backends=[LocalVisBackend]': (
+        "visualizer.vis_backends.0='LocalVisBackend': must be a dict with a type"
+    ),
+    'visualizer.vis_backends.type=TensorBoardVisBackend': (
+        "visualizer.vis_backends.0.type: there is no vis_backend 'TensorBoardVisBackend'; did you "
+        'mean TensorboardVisBackend'
+    ),
+    'visualizer.vis_backends.img_savedir=x': (
+        'visualizer.vis_backends.0.img_savedir: LocalVisBackend takes no such argument; did you '
+        'mean img_save_dir?'
+    ),
+    'visualizer.vis_backend=[]': (
+        'visualizer.vis_backend: UniversalVisualizer takes no such argument; did you mean '
+        'vis_backends'
+    ),
+    # Model
+    'model.head.loss.class_weight=[1.0,2.0,3.0]': (
+        'model.head.loss.class_weight: the loss of the first images: weight tensor should'
+    ),
+    'model.head.lss=1': 'model.head.lss: LinearClsHead takes no such argument; did you mean loss?',
+    'model.backbone.type=RestNet': "model.backbone.type: there is no model 'RestNet'; did you mean",
+    'model.head.num_classes=7': 'model: the loss of the first images: Target ',
+}
+# What an example needs to be a mistake of its field alone.
+NEEDED = {
+    'model.head.loss': {'model.head.loss': dict(type='CrossEntropyLoss')},
+    'param_scheduler': dict(param_scheduler=dict(type='StepLR', step_size=1)),
+    'custom_hooks': dict(custom_hooks=dict(type='EarlyStoppingHook', monitor='accuracy/top1')),
+    'default_hooks.checkpoint': {
+        'default_hooks.checkpoint': dict(type='AtomicCheckpointHook', save_best='accuracy/top1')
+    },
+    'visualizer': dict(
+        visualizer=dict(type='UniversalVisualizer', vis_backends=dict(type='LocalVisBackend'))
+    ),
+}
+
+
+def needed(field):
+    fields = {}
+    for prefix, config in NEEDED.items():
+        fields |= config if field.startswith(prefix) else {}
+    return fields
+
+
+@pytest.mark.parametrize('mistake', MISTAKES)
+def test_mistake(config, mistake):
+    field, _, value = mistake.partition('=')
+    cfg = config(**needed(field))
+    cfg.merge_from_dict({field: parse(value)})
+    assert MISTAKES[mistake] in refusal(cfg)
+
+
+def parse(value):
+    """Return a value of the command line as mmengine's DictAction does."""
+    return DictAction._parse_iterable(value)
+
+
+def test_what_the_mistakes_are_made_in_is_right(config):
+    fields = {}
+    for each in NEEDED.values():
+        fields |= each
+    preflight(config(**fields), *FIELDS)
+
+
+class TestSamples:
+    def test_without_labels(self, config):
+        cfg = config(**{'train_dataloader.dataset': dataset()})
+        assert refusal(cfg).startswith('train_dataloader.dataset: image 0 has no label; load_data')
+
+    def test_without_labels_in_a_distiller(self, config):
+        """Also in a later batch, which only training reads."""
+        cfg = config(mldr(), **{'train_dataloader.dataset': dataset()})
+        assert 'has no label' in refusal(cfg)
+        model = MODELS.build(mldr())
+        cfg.train_dataloader.dataset.pop('_delete_', None)
+        sample = DATASETS.build(cfg.train_dataloader.dataset)[0]
+        data = dict(inputs=[sample['inputs']], data_samples=[sample['data_samples']])
+        with pytest.raises(ConfigError, match='train_dataloader: image 0 has no label'):
+            model.data_preprocessor(data, True)
+        model.data_preprocessor(data, False)
+
+    @pytest.mark.parametrize(
+        ('files', 'first', 'message'),
+        [
+            (True, 'Resize', 'must begin with LoadImageFromFile for Unlabelled; if it comes from'),
+            (False, 'LoadImageFromFile', 'must not begin with LoadImageFromFile for Unlabelled'),
+        ],
+    )
+    def test_the_pipeline_of_another_data_set(self, config, files, first, message):
+        step = dict(type=first, scale=8) if first == 'Resize' else dict(type=first)
+        wrong = dataset(files=files, labelled=True) | dict(pipeline=[step, dict(type='PackInputs')])
+        message = f'train_dataloader.dataset.pipeline: {message}'
+        assert message in refusal(config(**{'train_dataloader.dataset': wrong}))
+        assert '_delete_=True' in refusal(config(**{'train_dataloader.dataset': wrong}))
+
+    def test_arguments_of_another_data_set(self, config):
+        """A base's ``split`` reaches a data set that has none."""
+        cfg = config(**{'train_dataloader.dataset.type': 'Unlabelled'})
+        message = refusal(cfg)
+        assert message.startswith('train_dataloader.dataset.')
+        assert message.endswith('replace the whole dict by dict(_delete_=True, ...)')
+
+
+class TestPretrained:
+    def test_prefix(self, config, tmp_path):
+        torch.save(MODELS.build(resnet()).state_dict(), tmp_path / 'weights.pth')
+        init = dict(type='Pretrained', checkpoint=str(tmp_path / 'weights.pth'), prefix='backbon.')
+        cfg = config(resnet(), **{'model.backbone.init_cfg': init})
+        assert refusal(cfg).startswith('model.backbone.init_cfg')
+        cfg.model.backbone.init_cfg.prefix = 'backbone.'
+        preflight(cfg, *FIELDS)
+
+    def test_missing_file(self, config):
+        init = dict(type='Pretrained', checkpoint='lost.pth')
+        assert 'lost.pth' in refusal(config(resnet(), **{'model.backbone.init_cfg': init}))
+
+
+class TestNothingChanges:
+    def test_random_numbers(self, config):
+        with preserve_global_rng():
+            preflight(config(mldr()), *FIELDS)
+            after = random.random(), np.random.rand(), torch.rand(1).item()
+        with preserve_global_rng():
+            assert after == (random.random(), np.random.rand(), torch.rand(1).item())
+
+    def test_files_and_instances(self, config, tmp_path):
+        before = dict(Visualizer._instance_dict)
+        cfg = config(**NEEDED['visualizer'])
+        text = cfg.pretty_text
+        preflight(cfg, *FIELDS)
+        assert cfg.pretty_text == text
+        assert dict(Visualizer._instance_dict) == before
+        assert list(tmp_path.iterdir()) == []
+
+    def test_hooks_may_use_the_visualizer(self, config):
+        hook = dict(type='VisualizationHook', enable=True)
+        preflight(config(**NEEDED['visualizer'], custom_hooks=[hook]), *FIELDS)
+
+
+def test_what_a_class_may_accept_is_left_alone(config):
+    """Only a name that resembles a known one is refused if a class takes any."""
+
+    @HOOKS.register_module(force=True)
+    class AnyHook(Hook):
+        def __init__(self, first=1, **kwargs):
+            self.kwargs = kwargs
+
+    preflight(config(custom_hooks=[dict(type='AnyHook', other=2)]), *FIELDS)
+    assert 'did you mean first?' in refusal(config(custom_hooks=[dict(type='AnyHook', frst=2)]))
+
+
+def test_a_dump_of_predictions_is_not_written(config, tmp_path):
+    dump = dict(type='DumpResults', out_file_path=str(tmp_path / 'out.pkl'))
+    preflight(config(val_evaluator=[dict(type='Accuracy', topk=1), dump]), *FIELDS)
+    assert list(tmp_path.iterdir()) == []
