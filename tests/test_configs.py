@@ -400,9 +400,24 @@ def test_config_of_the_readme(tmp_path, monkeypatch):
     assert [sample.gt_label.item() for sample in batch['data_samples']] == [0, 36]
 
 
+def test_neck_of_the_docs(tmp_path, monkeypatch):
+    """docs/methods.md shows a custom neck and a method that uses it."""
+    *_, neck, method = python_blocks('docs/methods.md')
+    (tmp_path / 'my_necks.py').write_text(neck)
+    (tmp_path / 'mine.py').write_text(method)
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        model = MODELS.build(mldr(**Config.fromfile(tmp_path / 'mine.py').method))
+        losses = model(**model.data_preprocessor(one_batch(), True), mode='loss')
+        assert {*losses} == {'loss', 'loss_kd_logits', 'loss_kd_auxiliary'}
+    finally:
+        for registry in (MODELS, MODELS.parent):
+            registry.module_dict.pop('AuxiliaryHead', None)
+
+
 def test_loss_of_the_docs(tmp_path, monkeypatch):
     """docs/methods.md shows a custom loss and a method that uses it."""
-    _, loss, method = python_blocks('docs/methods.md')
+    _, loss, method, *_ = python_blocks('docs/methods.md')
     (tmp_path / 'my_losses.py').write_text(loss)
     (tmp_path / 'mine.py').write_text(method)
     monkeypatch.syspath_prepend(tmp_path)

@@ -100,7 +100,8 @@ def preflight(cfg: Config, *fields: str) -> None:
     with log_warnings_only(), preserve_global_rng(), _visualizer(cfg):
         _check_fields(cfg)
         for group in groups:
-            _check_group(cfg, group)
+            if group != 'train' or 'train_cfg' in fields:
+                _check_group(cfg, group)
         hooks = list(_hooks(cfg))
         model = _build_model(cfg) if 'model' in fields else None
         wrapper = _build_optim_wrapper(cfg, model) if 'optim_wrapper' in fields else None

@@ -53,7 +53,7 @@ class Observer:
         self._gathered: dict[str, list[Tensor]] = defaultdict(list)
         self._is_pair = isinstance(model, Distiller)
         if self._is_pair:
-            self._student = _Stages(model.tapped_student)
+            self._student = _Stages(model.tapped_student, model.neck_inputs)
             self._teacher = _Stages(model.teacher)
 
     @torch.no_grad()
@@ -101,9 +101,10 @@ class Observer:
         model = self._model
         student, stages = self._student(inputs)
         given = dict(student=student)
-        if model.neck is not None:
-            output = model.neck(list(stages.values()))
-            given |= dict(fused=output.fused_logits, fusion_weights=output.fusion_weights)
+        outputs = model.run_neck(stages)
+        for name, output in (('fused', 'fused_logits'), ('fusion_weights', 'fusion_weights')):
+            if output in outputs:
+                given[name] = outputs[output]
         images = model.teacher.resize(model.to_teacher(inputs))
         given['teacher'], teacher_stages = self._teacher(images)
         for side, recorded in (('student', stages), ('teacher', teacher_stages)):
@@ -116,14 +117,16 @@ class _Stages:
 
     Args:
         tapped: The model. Its own recorder stays as it is.
+        wanted: Names of the taps to record. Empty: the stages.
     """
 
-    def __init__(self, tapped: TappedModel) -> None:
+    def __init__(self, tapped: TappedModel, wanted: Sequence[str] = ()) -> None:
         taps = tapped.recorder.taps
         if isinstance(taps, dict):
-            taps = {name: taps[name] for name in stage_names(taps)}
+            taps = {name: taps[name] for name in wanted or stage_names(taps)}
         self._tapped = TappedModel(tapped.model, FeatureRecorder(taps or 'stages'))
-        self._names: list[str] | None = None
+        self._wanted = wanted
+        self._names: Sequence[str] | None = None
 
     def __call__(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the logits (B, C) and the stages, empty if the model has none."""
@@ -132,9 +135,9 @@ class _Stages:
         record = self._tapped(images, self._names)
         return record['logits'], {name: record[name] for name in self._names}
 
-    def _find(self, size: Sequence[int]) -> list[str]:
+    def _find(self, size: Sequence[int]) -> Sequence[str]:
         try:
-            names = self._tapped.find_stages(size)
+            names = self._wanted or self._tapped.find_stages(size)
         except ConfigError:
             return []
         self._tapped.probe(names, size)

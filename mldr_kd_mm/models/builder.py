@@ -13,6 +13,7 @@ from mmpretrain.models import BaseClassifier, TimmClassifier
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mldr_kd_mm.models.necks.outputs import named_outputs
 from mldr_kd_mm.models.taps.stages import INPUT, evaluation_mode, feature_tap
 from mldr_kd_mm.models.taps.tapped_model import Probe
 from mldr_kd_mm.registry import MODELS
@@ -238,7 +239,7 @@ def build_neck(
 
     Args:
         config: Config of the neck.
-        stages: Names of the stages that it reads.
+        stages: Names of the stages or other taps that it reads.
         student: Tensors of the student.
         teacher: Tensors of the teacher. If ``feature`` is among them and the student's last stage
             is a map, the neck is at least as wide as ``feature`` (MLDR-KD's rule for maps).
@@ -260,4 +261,4 @@ def build_neck(
     with named('neck'):
         neck = build_for(config, found)
         with evaluation_mode(neck):
-            return neck, neck([student.tensors[stage] for stage in stages])._asdict()
+            return neck, named_outputs(neck([student.tensors[stage] for stage in stages]))

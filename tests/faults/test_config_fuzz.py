@@ -19,11 +19,17 @@ import torch
 from helpers import mldr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from mmengine.config import ConfigDict
+from mmengine.config import Config, ConfigDict
+from mmpretrain.structures import DataSample
+from torch import nn
 
 from mldr_kd_mm import ConfigError, Distiller
+from mldr_kd_mm.engine.preflight import preflight
 from mldr_kd_mm.models import losses
+from mldr_kd_mm.models.builder import build_neck
+from mldr_kd_mm.models.distillers.batch import check_labels
 from mldr_kd_mm.models.distillers.loss_entry import LossEntry
+from mldr_kd_mm.models.necks.outputs import check_outputs, named_outputs
 from mldr_kd_mm.models.taps.layout import Layout
 from mldr_kd_mm.models.taps.tapped_model import Probe
 from mldr_kd_mm.registry import MODELS
@@ -207,6 +213,7 @@ class TestOneMistake:
         build_distiller(copy.deepcopy(DISTILLER))
         for kind in losses.__all__:
             build_comparison(comparison(kind))
+        check_run(RUN)
 
     @pytest.mark.slow
     @many(300)
@@ -220,6 +227,78 @@ class TestOneMistake:
     def test_in_a_comparison(self, kind, data):
         mistake = data.draw(mistakes(comparison(kind)))
         assert_one_line(lambda: build_comparison(mistake))
+
+
+class Returns(nn.Module):
+    """A neck that returns the same for any features."""
+
+    def __init__(self, output):
+        super().__init__()
+        self.output = output
+
+    def forward(self, features):
+        return self.output
+
+
+@many(60)
+@given(st.data())
+def test_what_a_neck_returns(data):
+    """Values, and dicts of values, of any kind."""
+    tensors = st.sampled_from([torch.ones(1, 5), torch.ones(2, 1, 5), torch.ones(()), None, [], 1])
+    names = st.sampled_from(['stage_logits', 'fusion_weights', 'x', 'logits', '', 0, None])
+    output = data.draw(values(huge=False) | tensors | st.dictionaries(names, tensors, max_size=3))
+
+    def build():
+        found = named_outputs(output)
+        check_outputs(found, 2, ['logits'])
+
+    assert_one_line(build)
+    assert_one_line(lambda: build_neck(dict(type=Returns, output=output), ['stage1'], *PROBES))
+
+
+SAMPLE = dict(gt_label=torch.tensor([1]), gt_score=torch.ones(5), sample_idx=3, img_path='a.png')
+
+
+@many(100)
+@given(st.data())
+def test_a_sample(data):
+    """A field of a sample is missing or wrong."""
+    fields = dict(SAMPLE)
+    for name in data.draw(st.sets(st.sampled_from(sorted(SAMPLE)))):
+        del fields[name]
+    sample = DataSample()
+    for name, value in fields.items():
+        sample.set_field(value, name, field_type='data' if name[:2] == 'gt' else 'metainfo')
+    assert_one_line(lambda: check_labels(None, ({'data_samples': [sample]}, True), 5))
+    if not {'gt_label', 'gt_score'} & set(fields):
+        with pytest.raises(ConfigError, match='has no label'):
+            check_labels(None, ({'data_samples': [sample]}, True), 5)
+
+
+RUN = dict(
+    visualizer=dict(
+        type='UniversalVisualizer', vis_backends=[dict(type='LocalVisBackend', img_save_dir='x')]
+    ),
+    default_hooks=dict(
+        logger=dict(type='LoggerHook', interval=1),
+        checkpoint=dict(type='AtomicCheckpointHook', interval=1, save_best='accuracy/top1'),
+        figures=dict(type='FigureHook', interval=2),
+    ),
+    custom_hooks=[dict(type='EMAHook', momentum=0.1, priority='LOW')],
+    log_processor=dict(window_size=5),
+    randomness=dict(seed=0),
+)
+
+
+def check_run(config: dict) -> None:
+    preflight(Config(ConfigDict(config, work_dir='run')))
+
+
+@many(100)
+@given(mistakes(RUN))
+def test_a_run(mistake):
+    """Visualizer, hooks and log, which are checked without a model."""
+    assert_one_line(lambda: check_run(mistake))
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from types import NoneType
@@ -17,18 +17,16 @@ from torch import Tensor, nn
 from mldr_kd_mm.models.builder import build_classifier, build_neck, nest
 from mldr_kd_mm.models.data_preprocessor import Renormalize
 from mldr_kd_mm.models.distillers.batch import check_labels, read_labels, refuse_one_image
-from mldr_kd_mm.models.distillers.loss_entry import STAGE_LOGITS, build_entries
+from mldr_kd_mm.models.distillers.loss_entry import build_entries
 from mldr_kd_mm.models.distillers.teacher import Teacher
 from mldr_kd_mm.models.distillers.teacher_cache import TeacherCache
+from mldr_kd_mm.models.necks.outputs import FUSION_WEIGHTS, check_outputs, named_outputs
 from mldr_kd_mm.models.taps.recorder import build_recorder
-from mldr_kd_mm.models.taps.stages import STAGES, fixed_size
+from mldr_kd_mm.models.taps.stages import STAGES, VECTORS, fixed_size
 from mldr_kd_mm.models.taps.tapped_model import Probe, TappedModel
 from mldr_kd_mm.registry import MODELS
 from mldr_kd_mm.structures.view import get_views
 from mldr_kd_mm.utils.errors import ConfigError, check_config, check_sizes, checked_arguments, named
-
-_NECK_OUTPUTS = (STAGE_LOGITS, 'fused_logits')
-_FUSION_WEIGHTS = 'fusion_weights'
 
 
 @MODELS.register_module()
@@ -45,9 +43,9 @@ class Distiller(BaseClassifier):
     student's mixup and CutMix (``train_cfg=dict(augments=...)``).
 
     The losses read tensors by name: ``logits``, ``feature`` (penultimate), the taps of the
-    recorders, and the ``stage_logits`` and ``fused_logits`` of the neck. The log has ``loss`` (of
-    the student's own head), ``loss_<name>_<head>`` for each entry of ``losses``, and
-    ``fusion_stage1`` ..., the mean weights of the neck's fusion.
+    recorders, and the outputs of the neck, such as ``stage_logits`` and ``fused_logits``. The log
+    has ``loss`` (of the student's own head), ``loss_<name>_<head>`` for each entry of ``losses``,
+    and ``fusion_stage1`` ..., the mean weights of the neck's fusion, if it has any.
 
     Args:
         teacher: Config of an mmpretrain classifier.
@@ -58,9 +56,9 @@ class Distiller(BaseClassifier):
             teacher's own config initialises it (``init_cfg``, or timm's ``pretrained=True``).
         teacher_recorder: Config of the teacher's :class:`FeatureRecorder`.
         student_recorder: Config of the student's :class:`FeatureRecorder`.
-        neck: Config of a neck, for example ``dict(type='MSDFNeck')``. Widths, token grids and the
-            number of classes come from a run of the student on an empty image, unless the config
-            sets them.
+        neck: Config of a neck, for example ``dict(type='MSDFNeck')``, see
+            :mod:`mldr_kd_mm.models.necks`. Widths, token grids and the number of classes come from
+            a run of the student on an empty image, unless the config sets them.
         input_size: (3, H, W) of the student's images. None: the size that the student's config
             fixes (``img_size``), or 224 x 224.
         teacher_input_size: (3, H, W) of the teacher's images. None: the size that the teacher's
@@ -129,12 +127,18 @@ class Distiller(BaseClassifier):
 
             size = tuple(input_size or (3, *(fixed_size(self.student) or (224, 224))))
             names = self._find_names(size, has_neck=neck is not None)
-            self._stages, self._student_names, self._teacher_names = names
+            self.neck_inputs, self._student_names, self._teacher_names = names
             student_probe, teacher_probe = self._probe(size, neck)
             num_classes = student_probe.width('logits')
             self.neck = None
             if neck is not None:
-                self.neck, outputs = build_neck(neck, self._stages, student_probe, teacher_probe)
+                self.neck, outputs = build_neck(
+                    neck, self.neck_inputs, student_probe, teacher_probe
+                )
+                names = self.tapped_student.recorder.names
+                check_outputs(outputs, len(self.neck_inputs), names)
+                for entry in self.losses:
+                    entry.check_names((*names, *outputs), self.teacher.recorder.names)
                 student_probe = student_probe._replace(tensors=student_probe.tensors | outputs)
             for entry in self.losses:
                 entry.build(student_probe, teacher_probe)
@@ -189,15 +193,29 @@ class Distiller(BaseClassifier):
         with refuse_one_image(len(inputs)):
             with self.tapped_student.record(self._student_names) as student:
                 losses = self.student.loss(inputs, data_samples)
-            if self.neck is not None:
-                student |= self.neck([student[stage] for stage in self._stages])._asdict()
-                weights = student[_FUSION_WEIGHTS].detach().mean((0, 2))
-                losses |= {f'fusion_{s}': w for s, w in zip(self._stages, weights, strict=True)}
+            outputs = self.run_neck(student)
+            if FUSION_WEIGHTS in outputs:
+                weights = outputs[FUSION_WEIGHTS].detach().mean((0, 2))
+                losses |= {f'fusion_{s}': w for s, w in zip(self.neck_inputs, weights, strict=True)}
+            student |= outputs
             needs = {name for entry in self.losses for name in entry.needs}
             labels = read_labels(data_samples, needs)
             for entry in self.losses:
                 losses |= entry(student, teacher, **labels)
         return losses
+
+    def run_neck(self, record: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Run the neck on recorded tensors of the student.
+
+        Args:
+            record: Name -> tensor, with all that the neck reads.
+
+        Returns:
+            Name -> output of the neck; empty without a neck.
+        """
+        if self.neck is None:
+            return {}
+        return named_outputs(self.neck([record[stage] for stage in self.neck_inputs]))
 
     def run_teacher(self, inputs: Tensor) -> dict[str, Tensor]:
         """Run the teacher on a batch that was preprocessed for the student.
@@ -252,8 +270,8 @@ class Distiller(BaseClassifier):
             has_neck: Whether a neck reads the student's stages.
 
         Returns:
-            The stages that the neck reads, and the tensors to record of the student and of the
-            teacher.
+            The stages or other taps that the neck reads, and the tensors to record of the student
+            and of the teacher.
         """
         student = {name for entry in self.losses for name in entry.student}
         teacher = {name for entry in self.losses for name in entry.teacher}
@@ -263,16 +281,20 @@ class Distiller(BaseClassifier):
         if teacher & {*STAGES}:
             self.teacher.find_stages(self._teacher_size(size))
         recorder = self.tapped_student.recorder
-        if has_neck and not stages:
-            raise ConfigError(
-                f'student_recorder: taps={recorder.taps!r}: the neck needs taps named stage1, '
-                f"stage2, ...; taps='stages' finds {', '.join(STAGES)}"
-            )
-        from_neck = _NECK_OUTPUTS if has_neck else ()
+        if has_neck:
+            stages = stages or [name for name in recorder.names if name not in VECTORS]
+            if not stages:
+                raise ConfigError(
+                    f'student_recorder: taps={recorder.taps!r}: the neck needs taps; '
+                    f"taps='stages' finds {', '.join(STAGES)}"
+                )
+        # The names of the neck's outputs are not known yet.
+        unknown = student if has_neck else ()
         for entry in self.losses:
-            entry.check_names((*recorder.names, *from_neck), self.teacher.recorder.names)
+            entry.check_names((*recorder.names, *unknown), self.teacher.recorder.names)
         stages = stages if has_neck else []
-        return stages, sorted({'logits', *stages, *student} - {*from_neck}), sorted(teacher)
+        recorded = {'logits', *stages, *(student & {*recorder.names})}
+        return stages, sorted(recorded), sorted(teacher)
 
     def _probe(self, size: Sequence[int], neck: dict | None) -> tuple[Probe, Probe]:
         """Run the student and the teacher once on an empty image.
@@ -285,12 +307,16 @@ class Distiller(BaseClassifier):
             The tensors of the student and of the teacher.
         """
         with named(f'input_size={size}: student'):
-            student = self.tapped_student.probe(self._student_names, size)
+            student = self.tapped_student.probe(self._student_names, size, self.neck_inputs)
         for name, layout in student.layouts.items():
             tap = self.tapped_student.recorder.taps[name]
             print_log(f'student: {name}={tap!r}: {layout}', 'current')
         names = list(self._teacher_names)
-        if neck and neck.get('project_dim') is None and student.layouts[self._stages[-1]].is_map:
+        if (
+            neck
+            and neck.get('project_dim') is None
+            and student.layouts[self.neck_inputs[-1]].is_map
+        ):
             names.append('feature')  # The neck may take its width from this feature.
         with named('teacher'):
             teacher = self.teacher.probe(names, self._teacher_size(size))

@@ -93,8 +93,8 @@ class LossEntry(nn.Module):
         ):
             for name in names:
                 if name not in available:
-                    has_neck = side == 'teacher' or STAGE_LOGITS in available
-                    hint = '' if has_neck else "; neck=dict(type='MSDFNeck') adds stage_logits"
+                    is_msdf = side == 'student' and name in (STAGE_LOGITS, 'fused_logits')
+                    hint = "; neck=dict(type='MSDFNeck') adds it" if is_msdf else ''
                     raise ConfigError(
                         f'losses: {self.name}: {side}={name!r}: unknown tensor; '
                         f'available: {", ".join(available)}{hint}'

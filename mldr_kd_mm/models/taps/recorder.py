@@ -65,6 +65,11 @@ class FeatureRecorder:
         configured = STAGES if self.taps == 'stages' else tuple(self.taps)
         return tuple(dict.fromkeys((*_KNOWN, *configured)))
 
+    @property
+    def configured(self) -> tuple[str, ...]:
+        """The names that the config gives; none before ``taps='stages'`` is replaced."""
+        return () if self.taps == 'stages' else tuple(self.taps)
+
     def find_stages(self, model: nn.Module, input_size: Sequence[int] | None = None) -> None:
         """Replace ``taps='stages'`` by the taps of a model's stages; keep a dict of taps.
 

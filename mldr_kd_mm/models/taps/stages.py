@@ -23,6 +23,8 @@ from mldr_kd_mm.utils.errors import ConfigError, named
 NUM_STAGES = 4
 STAGES = tuple(f'stage{i + 1}' for i in range(NUM_STAGES))
 INPUT = ':input'
+VECTORS = ('logits', 'feature')
+"""Tensors (B, C) that every model has."""
 
 # OFA-KD (ofa/models) taps the ends of blocks 1, 3, 9 and 11 of 12, counted from 0.
 _BLOCK_ENDS, _DEPTH = (2, 4, 10, 12), 12
@@ -104,6 +106,17 @@ def stage_taps(model: nn.Module, input_size: Sequence[int] | None = None) -> dic
     return dict(zip(STAGES, taps, strict=False))
 
 
+def tap_layout(model: nn.Module, feature: Tensor, image_size: tuple[int, int]) -> Layout | None:
+    """Return the layout of a recorded tensor, or None if it is neither a map nor tokens.
+
+    Args:
+        model: The model that the tensor comes from.
+        feature: The recorded tensor.
+        image_size: (H, W) of the image.
+    """
+    return find_layout(feature.shape, image_size, _token_info(model))
+
+
 def stage_layout(
     model: nn.Module, name: str, feature: Tensor, image_size: tuple[int, int]
 ) -> Layout:
@@ -118,7 +131,7 @@ def stage_layout(
     Raises:
         ConfigError: If the feature is neither a map nor tokens.
     """
-    layout = find_layout(feature.shape, image_size, _token_info(model))
+    layout = tap_layout(model, feature, image_size)
     if layout is None:
         raise ConfigError(
             f'taps: {name} of {_describe(model)} has shape {tuple(feature.shape)}: must be a map '

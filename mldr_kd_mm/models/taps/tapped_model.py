@@ -11,7 +11,13 @@ from torch import Tensor, nn
 
 from mldr_kd_mm.models.taps.layout import Layout
 from mldr_kd_mm.models.taps.recorder import FeatureRecorder
-from mldr_kd_mm.models.taps.stages import evaluation_mode, stage_layout, stage_names
+from mldr_kd_mm.models.taps.stages import (
+    VECTORS,
+    evaluation_mode,
+    stage_layout,
+    stage_names,
+    tap_layout,
+)
 
 
 class Probe(NamedTuple):
@@ -20,7 +26,7 @@ class Probe(NamedTuple):
     tensors: dict[str, Tensor]
     """Name -> tensor (1, ...), arranged."""
     layouts: dict[str, Layout]
-    """Stage -> layout before it was arranged."""
+    """Tap -> layout before it was arranged, of each tap that is a map or tokens."""
 
     def width(self, name: str) -> int:
         """Return the width C of a map (B, C, H, W), tokens (B, N, C) or a vector (B, C)."""
@@ -37,8 +43,9 @@ class TappedModel:
     """A classifier, the recorder of its taps and the layouts of its stages.
 
     Recorded tensors are arranged: a stage is a map (B, C, H, W) or tokens (B, N, C), see
-    :meth:`mldr_kd_mm.models.taps.layout.Layout.arrange`, and ``feature`` is a vector (B, D).
-    Call :meth:`probe` before you record stages: it finds their layouts.
+    :meth:`mldr_kd_mm.models.taps.layout.Layout.arrange`, and ``feature`` is a vector (B, D). A tap
+    of any other name is arranged too if it is a map or tokens.
+    Call :meth:`probe` before you record taps: it finds their layouts.
 
     This is not an ``nn.Module``. A module that holds one does not register the model as its child.
 
@@ -100,28 +107,39 @@ class TappedModel:
         return stage_names(self.recorder.names)
 
     @torch.no_grad()
-    def probe(self, names: Collection[str], input_size: Sequence[int]) -> Probe:
+    def probe(
+        self, names: Collection[str], input_size: Sequence[int], arranged: Collection[str] = ()
+    ) -> Probe:
         """Run the model once on an empty image, in evaluation mode, and keep the layouts found.
+
+        All configured taps are recorded, so that a wrong path is found even if nothing reads it.
 
         Args:
             names: Tensors to record.
             input_size: (3, H, W) of the image.
+            arranged: Names that must be maps or tokens, as stages among ``names`` must be.
 
         Returns:
-            The arranged tensors, ``logits`` among them, and the layouts of the stages.
+            The arranged tensors, ``logits`` among them, and the layouts of the taps.
 
         Raises:
-            ConfigError: If a stage is neither a map nor tokens.
+            ConfigError: If the path of a tap is wrong, or a tensor that must be a map or tokens is
+                neither.
         """
+        must_be_arranged = {*stage_names(names), *arranged}
+        names = dict.fromkeys([*names, *self.recorder.configured])
         parameter = next(self.model.parameters())
         image = torch.zeros(1, *input_size, device=parameter.device, dtype=parameter.dtype)
+        size = tuple(input_size[1:])
         self.layouts = {}
         with evaluation_mode(self.model):
             record = self(image, names)
-        self.layouts = {
-            name: stage_layout(self.model, name, record[name], tuple(input_size[1:]))
-            for name in stage_names(record)
-        }
+        for name, tensor in record.items():
+            if name in must_be_arranged:
+                stage_layout(self.model, name, tensor, size)
+            layout = None if name in VECTORS else tap_layout(self.model, tensor, size)
+            if layout is not None:
+                self.layouts[name] = layout
         self._arrange(record)
         return Probe(record, self.layouts)
 

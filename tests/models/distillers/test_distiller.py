@@ -482,8 +482,8 @@ class TestBadInput:
         with pytest.raises(ConfigError, match="neck=dict.type='MSDFNeck'"):
             MODELS.build(mldr(neck=None))
 
-    def test_neck_without_stages(self):
-        with pytest.raises(ConfigError, match="taps='stages'"):
+    def test_neck_of_a_tap_that_is_no_feature(self):
+        with pytest.raises(ConfigError, match=r'taps: x of .* has shape \(1, 10\): must be a map'):
             MODELS.build(mldr(student_recorder=dict(type='FeatureRecorder', taps=dict(x='head'))))
 
     def test_stages_that_the_neck_was_not_made_for(self):
