@@ -138,13 +138,23 @@ def _check_fields(cfg: Config) -> None:
         hint = did_you_mean(field, RUNNER_FIELDS, cutoff=0.9)
         if hint and field not in RUNNER_FIELDS:
             raise ConfigError(f'{field}: nothing reads this field; {hint}')
-    check_arguments(Runner.set_randomness, cfg.get('randomness') or {}, 'randomness')
+    randomness = cfg.get('randomness') or {}
+    _check_dicts(randomness=randomness)
+    check_arguments(Runner.set_randomness, randomness, 'randomness')
+    if randomness.get('seed') is not None:
+        check_not_negative(**{'randomness.seed': randomness['seed']})
     processor = cfg.get('log_processor')
     if processor is not None:
-        cls = LogProcessor
-        if 'type' in processor:
-            cls = find_type(processor, LOG_PROCESSORS, 'log_processor')
-        check_arguments(cls, processor, 'log_processor')
+        _check_dicts(log_processor=processor)
+        processor = processor if 'type' in processor else {'type': LogProcessor, **processor}
+        with part(processor, LOG_PROCESSORS, 'log_processor'):
+            LOG_PROCESSORS.build(processor)
+
+
+def _check_dicts(**fields: Any) -> None:
+    for field, value in fields.items():
+        if not isinstance(value, Mapping):
+            raise ConfigError(f'{field}={value!r}: must be a dict')
 
 
 def _check_group(cfg: Config, group: str) -> None:
@@ -156,8 +166,7 @@ def _check_group(cfg: Config, group: str) -> None:
             )
     field = f'{group}_cfg'
     config = cfg[field]
-    if not isinstance(config, Mapping):
-        raise ConfigError(f'{field}={config!r}: must be a dict')
+    _check_dicts(**{field: config})
     loop = dict(val=ValLoop, test=TestLoop).get(group)
     if 'type' in config:
         loop = find_type(config, LOOPS, field)

@@ -291,7 +291,7 @@ RUN = dict(
 
 
 def check_run(config: dict) -> None:
-    preflight(Config(ConfigDict(config, work_dir='run')))
+    preflight(Config(ConfigDict(config, work_dir='run', default_scope='mldr_kd_mm')))
 
 
 @many(100)
