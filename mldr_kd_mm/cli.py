@@ -6,8 +6,10 @@ options appear at once. A command imports the rest when it runs.
 
 from __future__ import annotations
 
+import re
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from mldr_kd_mm.utils.errors import one_line_for
@@ -17,9 +19,9 @@ _USAGE = """Train a small image classifier from a larger one of a different arch
 
     mldr-kd distill --teacher vit_small_patch16_224 --student mobilenetv2_100 \\
         --data my/images --work-dir run
-    mldr-kd info run/epoch_100.pth
+    mldr-kd info run
     mldr-kd report run
-    mldr-kd export run/epoch_100.pth student.pth
+    mldr-kd export run/epoch_100.pth student
 
 `mldr-kd COMMAND --help` lists the options of a command.
 """
@@ -31,25 +33,36 @@ the classes' subfolders works too: a tenth of the images is then held out for va
     mldr-kd distill --teacher vit_small_patch16_224 --student mobilenetv2_100 \\
         --data my/images
 
-This fine-tunes the pretrained teacher on the folder, then trains the student. Checkpoints, logs and
-student.pth, an ordinary timm or mmpretrain checkpoint, are written to
-work_dirs/vit_small_patch16_224_to_mobilenetv2_100_mldr.
+This fine-tunes the pretrained teacher on the folder, then trains the student. It writes to
+work_dirs/vit_small_patch16_224_to_mobilenetv2_100_mldr:
+
+    student/      the student, its preprocessing and its class names, for
+                  timm.create_model('local-dir:FOLDER/student', pretrained=True)
+    student.pth   an ordinary timm or mmpretrain checkpoint
+    epoch_*.pth   checkpoints, and logs
+
+A student of mmpretrain has a config.py in student/ for its ImageClassificationInferencer.
 
 With your own teacher and another method:
 
     mldr-kd distill --teacher vit_small_patch16_224 --teacher-checkpoint my_teacher.pth \\
         --student resnet18 --data my/images --method dist --epochs 50
 
+Compare with the student alone: add --baseline
 Offline:         add --no-teacher-pretrained
 On several GPUs: add --print-config > my_config.py, then run
                  bash tools/dist_train.sh my_config.py GPUS
 """
 _EXPORT = """Export the student of a run to files that load without mldr-kd.
 
+    mldr-kd export work_dirs/RUN/epoch_100.pth student
+    mldr-kd export work_dirs/RUN/epoch_100.pth student.onnx
     mldr-kd export work_dirs/RUN/epoch_100.pth student.pth --onnx
 
-This writes student.pth, student.md (a model card) and student.onnx. The suffix of the output
-selects the format of the weights: .pth or .safetensors. Existing files are never overwritten.
+The first command writes a folder that timm loads with its preprocessing and class names:
+timm.create_model('local-dir:student', pretrained=True). A student of mmpretrain gets a config.py
+there. The suffix of a file selects its format: .pth, .safetensors, .onnx or .pt2. A model card is
+written too. Existing files are never overwritten.
 """
 _REPORT = """Compare runs on one HTML page: training curves, and figures of the models' predictions.
 
@@ -60,9 +73,10 @@ curves of several runs are overlaid. If one of them trained the student without 
 also shows which errors distillation fixed. Run the command in the directory where you started the
 runs, because the paths in their configs are relative to it.
 """
-_INFO = """Describe a checkpoint, a model or this installation.
+_INFO = """Describe a checkpoint, a folder, a model or this installation.
 
     mldr-kd info work_dirs/RUN/epoch_100.pth    run, accuracy, weights
+    mldr-kd info work_dirs/RUN                  the same of the newest checkpoint
     mldr-kd info mobilenetv2_100                parameters and the stages to distil
     mldr-kd info                                versions, GPUs, compiled kernels
 """
@@ -83,14 +97,20 @@ def make_parser() -> ArgumentParser:
         command.add_argument(
             '--traceback', action='store_true', help='on an error, print its traceback too'
         )
-        command.set_defaults(run=run)
+        command.set_defaults(run=run, parser=command)
         return command
 
     _add_distill(add('distill', _run_distill, 'train a student on a folder of images', _DISTILL))
     _add_export(add('export', _run_export, 'export the student of a run', _EXPORT))
     _add_report(add('report', _run_report, 'compare runs on one HTML page', _REPORT))
-    info = add('info', _run_info, 'describe a checkpoint, a model or this installation', _INFO)
-    info.add_argument('subject', nargs='?', help='checkpoint or model name')
+    about = 'describe a checkpoint, a folder, a model or this installation'
+    info = add('info', _run_info, about, _INFO)
+    info.add_argument(
+        'subject',
+        nargs='?',
+        help='checkpoint, work directory, exported folder, folder of images, or model name; '
+        'default: this installation',
+    )
     return parser
 
 
@@ -101,14 +121,31 @@ def main(argv: list[str] | None = None) -> None:
         argv: The arguments, by default those of the process.
     """
     args = vars(make_parser().parse_args(argv))
-    run, show_traceback = args.pop('run'), args.pop('traceback')
+    run, parser, show_traceback = (args.pop(name) for name in ('run', 'parser', 'traceback'))
     imports = args.pop('imports', ())
-    with one_line_for(Exception, show_traceback):
+    with one_line_for(Exception, show_traceback, partial(_name_options, parser)):
         import mldr_kd_mm.apis  # noqa: F401  registers every module of the package
         from mldr_kd_mm.utils.stored_config import import_modules
 
         import_modules(imports)
         run(Namespace(**args))
+
+
+def _name_options(parser: ArgumentParser, message: str) -> str:
+    """Replace the names of Python's arguments in a message by the options of a command."""
+    options = {a.dest: a for a in parser._actions if a.option_strings}
+    for name, action in options.items():
+        option, *others = action.option_strings
+        if isinstance(action, BooleanOptionalAction):
+            message = re.sub(rf'(?<![\w./]){name}=False', others[0], message)
+        if action.nargs == 0:
+            message = re.sub(rf'(?<![\w./]){name}=True', option, message)
+        message = re.sub(rf'(?<![\w./]){name}=', f'{option} ', message)
+        if '_' in name:
+            message = re.sub(rf"(?<![\w.'/=-]){name}(?![\w.'/])", option, message)
+    if 'data' in options:
+        message = re.sub(r'(?<![\w./])data_root(=|(?=:))', '--data ', message)
+    return re.sub(r'(--[\w-]+) \(\1\)', r'\1', message)
 
 
 def _add_distill(parser: ArgumentParser) -> None:
@@ -127,7 +164,7 @@ def _add_distill(parser: ArgumentParser) -> None:
     add(
         '--teacher-checkpoint',
         metavar='PATH',
-        help='path or URL of a teacher trained on these classes; skips training the teacher',
+        help='path or URL of a teacher trained on these classes; default: it is trained first',
     )
     add(
         '--teacher-epochs',
@@ -153,7 +190,20 @@ def _add_distill(parser: ArgumentParser) -> None:
         '--image-size',
         type=int,
         metavar='PX',
-        help="height and width of the images; default: each model's native size",
+        help="height and width of both models' images; default: each model's native size",
+    )
+    add(
+        '--teacher-size',
+        type=int,
+        metavar='PX',
+        help="height and width of the teacher's images, which are resized from the student's "
+        'during distillation; default: --image-size',
+    )
+    add(
+        '--student-size',
+        type=int,
+        metavar='PX',
+        help="height and width of the student's images; default: --image-size",
     )
     add(
         '--batch-size',
@@ -200,6 +250,24 @@ def _add_distill(parser: ArgumentParser) -> None:
     )
     add('--amp', default=None, **switch, help='mixed precision; default: on with a GPU')
     add(
+        '--baseline',
+        action='store_true',
+        help='train the student alone, too, under the same recipe, and print its accuracy',
+    )
+    add(
+        '--export',
+        choices=('last', 'best'),
+        default='last',
+        help='epoch of which the student is exported: the last, or the best by its validation '
+        'accuracy; default: last',
+    )
+    add(
+        '--visualizer',
+        choices=('tensorboard', 'wandb', 'mlflow'),
+        help='package that also receives curves and figures; default: only files in the work '
+        'directory',
+    )
+    add(
         '--work-dir',
         metavar='FOLDER',
         help='folder for checkpoints and logs; default: work_dirs/TEACHER_to_STUDENT_METHOD',
@@ -232,23 +300,28 @@ def _run_distill(args: Namespace) -> None:
     from mldr_kd_mm.utils.logging import log_warnings_only
 
     options = vars(args)
-    resume, overwrite = options.pop('resume'), options.pop('overwrite')
-    only_print = options.pop('print_config')
-    if only_print:
+    run_options = {
+        name: options.pop(name) for name in ('baseline', 'export', 'resume', 'overwrite')
+    }
+    if options.pop('print_config'):
         with log_warnings_only():
             print(distill_config(**options).pretty_text)
         return
-    result = distill(**options, resume=resume, overwrite=overwrite)
+    result = distill(**options, **run_options)
     if result.teacher_accuracy is not None:
         print(f'teacher:    {result.teacher_accuracy:.2f} %')
-    print(f'student:    {result.accuracy:.2f} %, best epoch {result.best_accuracy:.2f} %')
+    best = 'the' if run_options['export'] == 'best' else f'{result.best_accuracy:.2f} % in the'
+    print(f'student:    {result.accuracy:.2f} %, {best} best epoch')
+    if result.baseline_accuracy is not None:
+        print(f'baseline:   {result.baseline_accuracy:.2f} %, the student without a teacher')
     print(f'checkpoint: {result.checkpoint}')
     print(f'exported:   {result.student}')
+    print(f'folder:     {result.folder}')
 
 
 def _add_export(parser: ArgumentParser) -> None:
     parser.add_argument('checkpoint', help='checkpoint of a distillation run')
-    parser.add_argument('out', help='weights file to write, .pth or .safetensors')
+    parser.add_argument('out', help='folder to write, or a file: .pth, .safetensors, .onnx or .pt2')
     parser.add_argument('--onnx', action='store_true', help='also write an ONNX file')
     parser.add_argument('--torch-export', action='store_true', help='also write a .pt2 file')
     parser.add_argument(

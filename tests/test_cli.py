@@ -1,3 +1,6 @@
+import contextlib
+import functools
+import json
 import os
 import re
 import shlex
@@ -10,7 +13,9 @@ import timm
 from helpers import image_folder
 
 from mldr_kd_mm import cli
-from mldr_kd_mm.apis.recipe import AUGMENTATIONS
+from mldr_kd_mm.apis.distill import EXPORTS
+from mldr_kd_mm.apis.recipe import AUGMENTATIONS, VISUALIZERS
+from mldr_kd_mm.utils.errors import one_line_for
 
 ROOT = Path(__file__).parents[1]
 
@@ -55,15 +60,24 @@ def arguments(folder):
 def test_distill_info_export_report(command, arguments, tmp_path):
     work_dir = tmp_path / 'run'
 
-    code, out, err = command(*arguments, '--work-dir', work_dir)
+    code, out, err = command(*arguments, '--work-dir', work_dir, '--baseline')
     assert code == 0, err
-    results = dict(line.split(':', 1) for line in out.splitlines()[-4:])
-    assert {*results} == {'teacher', 'student', 'checkpoint', 'exported'}
-    timm.create_model('test_resnet', num_classes=3, checkpoint_path=results['exported'].strip())
+    lines = (line.split(':', 1) for line in out.splitlines()[-6:])
+    results = {name: value.strip() for name, value in lines}
+    assert [*results] == ['teacher', 'student', 'baseline', 'checkpoint', 'exported', 'folder']
+    timm.create_model('test_resnet', num_classes=3, checkpoint_path=results['exported'])
+    alone = (work_dir / 'baseline').glob('2*/vis_data/scalars.json')
+    last = json.loads(next(alone).read_text().splitlines()[-1])
+    assert results['baseline'].startswith(f'{last["accuracy/top1"]:.2f} %')
 
-    code, out, _ = command('info', results['checkpoint'].strip())
+    code, out, _ = command('info', results['checkpoint'])
     assert code == 0
     facts = dict(line.split(None, 1) for line in out.splitlines())
+    assert f"student's accuracy/top1  {results['student'][:5]} after epoch 1" in out
+    card = Path(results['folder'], 'README.md').read_text()
+    assert f'accuracy/top1: last {results["student"][:5]}' in card
+    assert command('info', work_dir)[1] == out
+    assert re.search('classes +3: a, b, c', command('info', results['folder'])[1])
     assert facts['classes'] == '3: a, b, c'
     assert facts['epoch'] == '1'
     assert 'of the student of a distillation run' in facts['weights']
@@ -119,7 +133,11 @@ def mistake(result):
         (['info', 'lost.pth'], "checkpoint='lost.pth': there is no such file"),
         (['info', 'test_resnot'], 'did you mean test_resnet'),
         (['export', 'lost.pth', 'student.pth'], 'there is no such file'),
-        (['export', 'lost.pth', 'student.doc'], 'must end with .pth or .safetensors'),
+        (['export', 'lost.pth', 'x.doc'], 'must end with .pth, .safetensors, .pt2, .onnx, or be a'),
+        (
+            ['export', 'lost.pth', 'folder', '--config', 'no.py'],
+            "error: --config 'no.py': there is",
+        ),
     ],
 )
 def test_mistakes(command, args, message):
@@ -129,14 +147,15 @@ def test_mistakes(command, args, message):
 @pytest.mark.parametrize(
     ('args', 'message'),
     [
-        (['--data', '/nowhere'], 'there is no such folder'),
+        (['--data', '/nowhere'], "--data '/nowhere': there is no such folder"),
         (
             ['--method', 'mldrr'],
-            "method='mldrr': there is no configs/_base_/methods/mldrr.py; did you mean mldr",
+            "--method 'mldrr': there is no configs/_base_/methods/mldrr.py; did you mean mldr",
         ),
-        (['--epochs', '0'], 'epochs=0'),
-        (['--val-fraction', '2'], 'val_fraction=2'),
-        (['--teacher-checkpoint', 'lost.pth'], "teacher_checkpoint='lost.pth': there is no such"),
+        (['--epochs', '0'], '--epochs 0: must be'),
+        (['--val-fraction', '2'], '--val-fraction 2'),
+        (['--teacher-size', '0'], '--teacher-size 0: must be'),
+        (['--teacher-checkpoint', 'lost.pth'], "--teacher-checkpoint 'lost.pth': there is no such"),
     ],
 )
 def test_mistakes_of_distill(command, arguments, tmp_path, monkeypatch, args, message):
@@ -151,7 +170,49 @@ def test_weights_that_cannot_be_fetched_are_one_line(arguments, tmp_path):
     done = python(*command, HF_HUB_OFFLINE='1', HF_HOME=tmp_path)
     line = mistake((done.returncode, done.stdout, done.stderr))
     assert 'its pretrained weights cannot be downloaded' in line
-    assert 'give teacher_checkpoint, or set teacher_pretrained=False' in line
+    assert 'give --teacher-checkpoint, or use --no-teacher-pretrained to' in line
+
+
+def test_options_are_named_as_the_command_does():
+    parser = cli.make_parser().parse_args(['distill', *'--teacher a --student b --data c'.split()])
+    reword = functools.partial(cli._name_options, parser.parser)
+    assert reword("teacher='x/lr=1': no; use teacher_pretrained=False or teacher_checkpoint") == (
+        "--teacher 'x/lr=1': no; use --no-teacher-pretrained or --teacher-checkpoint"
+    )
+    assert reword("data_root='d': no") == "--data 'd': no"
+    assert reword('with --resume (resume=True), seed=1') == 'with --resume, --seed 1'
+    for unchanged in (
+        "model.teacher_checkpoint='a'",
+        "there is no 'my/work_dir/a'",
+        'the lr and amp',
+    ):
+        assert reword(unchanged) == unchanged
+
+
+def test_each_default_is_in_the_help():
+    parser = cli.make_parser().parse_args(['distill', *'--teacher a --student b --data c'.split()])
+    for action in parser.parser._actions:
+        if action.option_strings and action.nargs != 0 and not action.required:
+            assert 'default: ' in action.help, action.option_strings
+        if isinstance(action.default, (int, float, str)) and action.nargs is None:
+            assert action.help.endswith(f'default: {action.default}'), action.option_strings
+
+
+def test_a_reader_that_ends():
+    """``mldr-kd info NAME | head -1``."""
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, 'w') as stdout, contextlib.redirect_stdout(stdout):
+        with pytest.raises(SystemExit) as ended, one_line_for(Exception, show_traceback=False):
+            print('a line')
+        assert ended.value.code == 141
+        print('Python flushes the output when it ends')
+
+
+def test_info_of_a_folder_of_images(command, folder):
+    code, out, _ = command('info', folder)
+    assert code == 0
+    assert re.fullmatch(r'images +54 for training, 6 for validation\nclasses +3: a, b, c\n', out)
 
 
 def test_traceback(command):
@@ -171,11 +232,12 @@ def test_help_has_examples_that_parse(command, name):
 
 
 def test_the_choices_are_those_of_distill():
-    distill = cli.make_parser().parse_args
-    for name in AUGMENTATIONS:
-        distill(['distill', *'--teacher a --student b --data c --augmentation'.split(), name])
-    with pytest.raises(SystemExit):
-        distill(['distill', *'--teacher a --student b --data c --augmentation x'.split()])
+    arguments = ['distill', *'--teacher a --student b --data c'.split()]
+    actions = cli.make_parser().parse_args(arguments).parser._actions
+    choices = {action.dest: action.choices for action in actions if action.choices}
+    assert choices == dict(
+        augmentation=AUGMENTATIONS, export=EXPORTS, visualizer=tuple(VISUALIZERS)
+    )
     assert {'mldr', 'kd', 'ofa'} < set(cli._method_names())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from mmengine.runner import Runner
 from mldr_kd_mm.apis.models import NamedModel, fetch_pretrained
 from mldr_kd_mm.apis.recipe import (
     Options,
+    baseline_config,
     find_models,
     parse_options,
     read_training_images,
@@ -24,7 +26,11 @@ from mldr_kd_mm.engine.launch import fit_to_machine, start
 from mldr_kd_mm.engine.preflight import preflight
 from mldr_kd_mm.engine.work_dir import claim_work_dir
 from mldr_kd_mm.evaluation.logged_run import ACCURACY
-from mldr_kd_mm.utils.errors import check_switch
+from mldr_kd_mm.utils.errors import check_choice, check_switch
+from mldr_kd_mm.utils.logging import plural
+
+EXPORTS = ('last', 'best')
+"""Checkpoints of which the student can be exported: that of the last or the best epoch."""
 
 _FIELDS = ('model', 'train_cfg', 'optim_wrapper', 'train_dataloader', 'val_dataloader')
 
@@ -34,11 +40,16 @@ class Distilled(NamedTuple):
 
     Attributes:
         work_dir: Directory of the checkpoints and logs.
-        accuracy: Top-1 accuracy of the student after the last epoch, in percent.
+        accuracy: Top-1 accuracy of the exported student, in percent: that of the validation after
+            the last epoch, or after the best one if ``export='best'``.
         best_accuracy: Highest top-1 accuracy of the student in any epoch, in percent.
         teacher_accuracy: Top-1 accuracy of the teacher, in percent; None if it was not measured.
         checkpoint: Path of the last checkpoint, from which training can be resumed.
-        student: Path of the exported student weights after the last epoch.
+        student: Path of the exported student's weights.
+        folder: Path of the folder with the exported student, its preprocessing and class names.
+            ``timm.create_model('local-dir:FOLDER', pretrained=True)`` loads a timm model from it.
+        baseline_accuracy: Top-1 accuracy of the student trained alone, after the same epoch as
+            ``accuracy``, last or best, in percent; None if it was not trained.
     """
 
     work_dir: str
@@ -47,6 +58,8 @@ class Distilled(NamedTuple):
     teacher_accuracy: float | None
     checkpoint: str
     student: str
+    folder: str
+    baseline_accuracy: float | None = None
 
 
 def distill_config(
@@ -70,7 +83,8 @@ def distill_config(
         data: Folder of images.
         method: Name, path or dict of the method.
         epochs: Number of training epochs of the student.
-        **options: The other options of :func:`distill`, except ``resume`` and ``overwrite``.
+        **options: The other options of :func:`distill`, except those that are
+            named in its signature only.
 
     Returns:
         The config.
@@ -90,6 +104,8 @@ def distill(
     method: str | dict = 'mldr',
     epochs: int = 100,
     *,
+    baseline: bool = False,
+    export: str = 'last',
     resume: bool = False,
     overwrite: bool = False,
     **options: Any,
@@ -118,6 +134,10 @@ def distill(
         method: Name of a config in ``configs/_base_/methods``, path of a file of that form, or the
             ``method`` dict of one.
         epochs: Number of training epochs of the student. The warm-up is shortened with it.
+        baseline: Whether to train the student alone afterwards, under the same recipe, in
+            ``WORK_DIR/baseline``.
+        export: Which student to export: of the ``'last'`` epoch, or of the ``'best'`` one by its
+            validation accuracy.
         resume: Whether to continue from the last checkpoint in the work directory.
         overwrite: Whether to delete the checkpoints of an earlier run in the work directory. If
             neither this nor ``resume`` is set, a directory with checkpoints is an error.
@@ -134,6 +154,10 @@ def distill(
             Default: False, as in the papers' tables.
         image_size (int | None): Height and width for both models, in pixels. None: the size that
             each model was made for.
+        teacher_size (int | None): Height and width of the teacher's images, in pixels, if they
+            differ from ``image_size``. During distillation they are resized from the student's.
+        student_size (int | None): Height and width of the student's images, in pixels, if they
+            differ from ``image_size``.
         batch_size (int | None): Images per training step. None: 128, as in the recipes, or less on
             a small folder, down to 16, so that an epoch has 16 steps.
         lr (float | None): Learning rate of the student. None: the recipe's, scaled to the batch
@@ -151,6 +175,8 @@ def distill(
         seed (int): Seed of the weights, the augmentation and the held-out images. Default: 0.
         workers (int | None): Number of processes that load images. None: one per core, at most 8.
         amp (bool | None): Whether to use mixed precision. None: if there is a GPU.
+        visualizer (str | None): Package that also receives curves and figures: ``'tensorboard'``,
+            ``'wandb'`` or ``'mlflow'``. None: the files in the work directory only.
         work_dir (str | None): Directory for checkpoints and logs. None:
             ``work_dirs/TEACHER_to_STUDENT_METHOD``.
 
@@ -163,7 +189,8 @@ def distill(
         MissingFileError: If the teacher checkpoint does not exist.
         SystemExit: If a signal stopped the training of the teacher or the student.
     """
-    check_switch(resume=resume, overwrite=overwrite)
+    check_switch(baseline=baseline, resume=resume, overwrite=overwrite)
+    check_choice(EXPORTS, export=export)
     parsed = parse_options(teacher, student, data, method, epochs, **options)
     images = read_training_images(parsed)
     teacher_model, student_model = find_models(parsed, len(images.CLASSES))
@@ -175,26 +202,42 @@ def distill(
     preflight(checked, *_FIELDS)
     with ExitStack() as stack:
         stack.enter_context(claim_work_dir(cfg, resume, overwrite))
+        if baseline:
+            baseline_cfg = baseline_config(cfg)
+            stack.enter_context(claim_work_dir(baseline_cfg, resume, overwrite))
         if parsed.trains_teacher:
             teacher_cfg = teacher_config(parsed, images, teacher_model, cfg)
             stack.enter_context(claim_work_dir(teacher_cfg, resume, overwrite))
             preflight(teacher_cfg, *_FIELDS)
             checkpoint = cfg.model.teacher_checkpoint
             _train_teacher(parsed, teacher_model, teacher_cfg, checkpoint, resume)
-        return _result(cfg, _train(cfg, resume).message_hub)
+        result = _result(cfg, _train(cfg, resume).message_hub, export)
+        if baseline:
+            alone = _accuracies(_train(baseline_cfg, resume).message_hub)
+            result = result._replace(baseline_accuracy=alone[export])
+        return result
 
 
-def _result(cfg: Config, hub: MessageHub) -> Distilled:
+def _result(cfg: Config, hub: MessageHub, export: str) -> Distilled:
     """Export the student of a finished run and collect its results."""
-    history = hub.log_scalars[f'val/{ACCURACY}'].data[0]
+    accuracies = _accuracies(hub)
+    last = hub.get_info('last_ckpt')
+    student, folder = _export(last if export == 'last' else hub.get_info('best_ckpt'), cfg.work_dir)
     return Distilled(
         work_dir=cfg.work_dir,
-        accuracy=float(history[-1]),
-        best_accuracy=float(max(history)),
+        accuracy=accuracies[export],
+        best_accuracy=accuracies['best'],
         teacher_accuracy=hub.runtime_info.get('teacher_metrics', {}).get(ACCURACY),
-        checkpoint=hub.get_info('last_ckpt'),
-        student=_export(hub.get_info('last_ckpt'), Path(cfg.work_dir, 'student.pth')),
+        checkpoint=last,
+        student=student,
+        folder=folder,
     )
+
+
+def _accuracies(hub: MessageHub) -> dict[str, float]:
+    """Return the top-1 accuracy of a run after its last and its best epoch, in percent."""
+    history = hub.log_scalars[f'val/{ACCURACY}'].data[0]
+    return dict(last=float(history[-1]), best=float(max(history)))
 
 
 def _train_teacher(
@@ -208,8 +251,8 @@ def _train_teacher(
     if options.teacher_pretrained and isinstance(options.teacher, str) and not resume:
         cfg.load_from = fetch_pretrained(teacher, pretrained, 'teacher')
     print_log(
-        f'teacher_checkpoint=None: training {teacher.name} on the folder first, for '
-        f'{options.epochs_of_teacher} epochs; later runs can use {checkpoint!r}',
+        f'teacher: training {teacher.name} on the folder first, for '
+        f'{plural(options.epochs_of_teacher, "epoch")}; later runs can use {checkpoint!r}',
         'current',
     )
     _train(cfg, resume)
@@ -221,14 +264,16 @@ def _train(cfg: Config, resume: bool) -> Runner:
     cfg.experiment_name = Path(cfg.work_dir).name
     cfg.resume = resume
     fit_to_machine(cfg)
-    return start(cfg, 'train')
+    runner = start(cfg, 'train')
+    runner.visualizer.close()  # wandb and MLflow would log the next run to the same one
+    return runner
 
 
-def _export(checkpoint: str, path: Path) -> str:
-    """Write the student's weights, replacing those of an earlier run."""
+def _export(checkpoint: str, work_dir: str) -> Sequence[str]:
+    """Write the student as a file and as a folder, replacing those of an earlier run."""
     from mldr_kd_mm.apis.export import export_student
 
-    for file in (path, path.with_suffix('.md')):
-        file.unlink(missing_ok=True)
-    export_student(checkpoint, str(path))
-    return str(path)
+    outputs = [str(Path(work_dir, name)) for name in ('student.pth', 'student')]
+    for out in outputs:
+        export_student(checkpoint, out, overwrite=True)
+    return outputs

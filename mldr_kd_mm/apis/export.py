@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from mldr_kd_mm.apis.configs import read_config
-from mldr_kd_mm.apis.model_card import Student, input_metadata, model_card
+from mldr_kd_mm.apis.model_card import input_metadata, model_card
+from mldr_kd_mm.apis.preprocessing import Preprocessing
 from mldr_kd_mm.apis.run_record import RunRecord, mapping
+from mldr_kd_mm.apis.student_config import Student, write_config, write_timm_folder
 from mldr_kd_mm.models.builder import build_classifier, fill
 from mldr_kd_mm.models.taps.stages import fixed_size
 from mldr_kd_mm.utils.checkpoint import load_checkpoint, student_state_dict
@@ -39,6 +41,9 @@ TOLERANCE = 1e-4
 the largest logit (or to 1 if all are smaller)."""
 
 _ONNX_PACKAGES = ('onnx', 'onnxscript', 'onnxruntime')
+_WEIGHTS = ('.pth', '.safetensors')
+_GRAPHS = ('.pt2', '.onnx')  # ONNX comes last, because torch 2.6 changes the program it exports
+_FOLDER_FILES = ('model.safetensors', 'config.json', 'model.pth', 'config.py')
 _FOR_TRAINING = ('batch_augments', 'train_cfg')
 
 
@@ -64,8 +69,13 @@ def export_student(
     onnx: bool = False,
     torch_export: bool = False,
     config: str | None = None,
+    overwrite: bool = False,
 ) -> Exported:
-    """Write the student's weights and a model card; an error leaves no file behind.
+    """Write a run's student and its model card; an error leaves no file behind.
+
+    A folder holds all that timm or mmpretrain needs: weights, architecture, preprocessing and class
+    names. ``timm.create_model('local-dir:FOLDER', pretrained=True)`` loads a timm student, and
+    ``ImageClassificationInferencer('FOLDER/config.py', 'FOLDER/model.pth')`` any other.
 
     The graphs map normalised images, float32 (N, 3, H, W), to logits (N, C). N is dynamic, or 1 if
     the student's code fixes the batch size. Each graph is loaded again and compared with the
@@ -73,71 +83,138 @@ def export_student(
 
     Args:
         checkpoint: Path of the checkpoint of a distillation run.
-        out: Path of the weights file, ``.pth`` or ``.safetensors``. The other files are written
-            beside it, with the suffix ``.md``, ``.onnx`` or ``.pt2``.
-        onnx: Whether to write an ONNX file.
-        torch_export: Whether to write a ``torch.export`` file.
+        out: Path of a folder, or of a file that ends in ``.pth``, ``.safetensors``, ``.onnx`` or
+            ``.pt2``. Other files are written beside it, with the suffix ``.md`` for the card, and
+            ``.py`` for the config of a student that timm does not build.
+        onnx: Whether to write an ONNX file too.
+        torch_export: Whether to write a ``torch.export`` file too.
         config: Path of the run's config, to use instead of the copy in the checkpoint. Unlike the
             copy, it is executed, so its ``custom_imports`` can import the student's package.
+        overwrite: Whether to replace an earlier export.
 
     Returns:
         The files written and remarks.
 
     Raises:
         MissingFileError: There is no such checkpoint or config.
-        ConfigError: The checkpoint is not of a distillation run, a file exists already, or a graph
-            is requested and the student cannot be built from its config.
+        ConfigError: The checkpoint is not of a distillation run, a file exists already, or a folder
+            or a graph is requested and the student cannot be built from its config.
         ExportError: A graph cannot be written, or its logits differ from the student's.
     """
-    weights_file = Path(out)
-    if weights_file.suffix not in ('.pth', '.safetensors'):
-        raise ConfigError(f'out={out!r}: must end with .pth or .safetensors')
-    # ONNX comes last, because torch 2.6 changes the program that it exports.
-    suffixes = {'.pt2': torch_export, '.onnx': onnx}
-    graph_files = [weights_file.with_suffix(name) for name, wanted in suffixes.items() if wanted]
-    card_file = weights_file.with_suffix('.md')
-    for path in (weights_file, card_file, *graph_files):
-        if os.path.lexists(path):
-            raise ConfigError(f'out={str(path)!r}: exists already; remove it or name another file')
+    suffix = Path(out).suffix
+    is_folder = not suffix or out.endswith('/') or Path(out).is_dir()
+    if not is_folder and suffix not in _WEIGHTS + _GRAPHS:
+        raise ConfigError(
+            f'out={out!r}: must end with {", ".join(_WEIGHTS + _GRAPHS)}, or be a folder'
+        )
+    wanted = {'.pt2': torch_export, '.onnx': onnx}
+    graphs = [name for name in _GRAPHS if wanted[name] or (name == suffix and not is_folder)]
     if config is not None:
         check_file('config', config)
-    if onnx:
+    if '.onnx' in graphs:
         _check_onnx_packages()
 
     content = load_checkpoint(checkpoint)
     weights = {key: value.contiguous() for key, value in student_state_dict(content).items()}
-    record = RunRecord.from_checkpoint(content)
+    record = RunRecord.read(content, checkpoint)
     run, student, notes = {}, None, []
     try:
         run = _read_run_config(record, config)
         student = rebuild_student(run, weights)
     except ConfigError as error:
-        if graph_files:
+        if graphs or is_folder:
             raise
         notes.append(f'the model card is incomplete, because the student cannot be built: {error}')
+    if student and is_folder and student.preprocessing.deviation:
+        notes.append(
+            "the validation's images differ slightly from those of timm's transforms: "
+            f'{student.preprocessing.deviation}'
+        )
 
-    weights_file.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=weights_file.parent) as name:
+    paths = _paths(Path(out), is_folder, graphs, student)
+    for path in () if overwrite else paths.values():
+        if os.path.lexists(path):
+            raise ConfigError(f'out={str(path)!r}: exists already; remove it or name another file')
+    target = paths['card'].parent
+    target.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=target) as name:
         folder = Path(name)
-        _write_weights(folder / weights_file.name, weights, record)
-        written = {weights_file: f"{len(weights)} tensors, the student's weights"}
-        if student and graph_files:
-            program = _capture(student)
-            batches = (1, 3) if _has_dynamic_batch(program) else (1,)
-            if len(batches) == 1:
-                notes.append("the graph's batch size is 1, because the student's code fixes it")
+        written = {}
+        if 'weights' in paths:
+            written |= _write_student(folder, paths, weights, record, run, student)
+        if graphs:
             metadata = input_metadata(record, run, student)
-            for path in graph_files:
-                write = _write_onnx if path.suffix == '.onnx' else _write_torch_export
-                graph = write(program, folder / path.name, metadata)
-                difference = _difference(graph, student, batches)
-                written[path] = f"logits differ from the student's by at most {difference:.1e}"
-        files = {path.name: (folder / path.name, text) for path, text in written.items()}
-        (folder / card_file.name).write_text(model_card(record, run, student, files))
-        written[card_file] = 'model card'
-        for path in written:
-            os.replace(folder / path.name, path)
-    return Exported(written, tuple(notes))
+            texts, remarks = _write_graphs(folder, paths, graphs, student, metadata)
+            written |= texts
+            notes += remarks
+        files = {paths[kind].name: (folder / paths[kind].name, written[kind]) for kind in written}
+        card = model_card(record, run, student, files, is_folder)
+        (folder / paths['card'].name).write_text(card)
+        written['card'] = 'model card'
+        for kind in written:
+            os.replace(folder / paths[kind].name, paths[kind])
+    if overwrite and is_folder:
+        # An earlier student may have been of the other library.
+        for path in {target / name for name in _FOLDER_FILES} - {*paths.values()}:
+            path.unlink(missing_ok=True)
+    return Exported({paths[kind]: text for kind, text in written.items()}, tuple(notes))
+
+
+def _paths(
+    out: Path, is_folder: bool, graphs: Sequence[str], student: Student | None
+) -> dict[str, Path]:
+    """Return the paths of the files of an export: weights, config, graphs and card."""
+    is_timm = student is None or student.is_timm
+    if is_folder:
+        names = ('model.safetensors', 'config.json') if is_timm else ('model.pth', 'config.py')
+        paths = dict(zip(('weights', 'config'), map(out.joinpath, names), strict=True))
+        stem, card = out / 'model', out / 'README.md'
+    else:
+        paths = {'weights': out} if out.suffix in _WEIGHTS else {}
+        if paths and not is_timm:
+            paths['config'] = out.with_suffix('.py')
+        stem, card = out, out.with_suffix('.md')
+    return paths | {name: stem.with_suffix(name) for name in graphs} | {'card': card}
+
+
+def _write_student(
+    folder: Path,
+    paths: Mapping[str, Path],
+    weights: dict[str, Tensor],
+    record: RunRecord,
+    run: Mapping[str, Any],
+    student: Student | None,
+) -> dict[str, str]:
+    """Write weights and config into a folder; return a description of each."""
+    written = {'weights': f"{len(weights)} tensors, the student's weights"}
+    if 'config' in paths and student.is_timm:
+        write_timm_folder(folder, student, record.classes)
+        return written | {'config': 'architecture, preprocessing and class names for timm'}
+    _write_weights(folder / paths['weights'].name, weights, record)
+    if 'config' in paths:
+        write_config(folder / paths['config'].name, run, student)
+        written['config'] = 'architecture and preprocessing for mmpretrain'
+    return written
+
+
+def _write_graphs(
+    folder: Path,
+    paths: Mapping[str, Path],
+    graphs: Sequence[str],
+    student: Student,
+    metadata: dict[str, str],
+) -> tuple[dict[str, str], list[str]]:
+    """Write graphs into a folder and compare them; return their descriptions, and remarks."""
+    program = _capture(student)
+    is_dynamic = _has_dynamic_batch(program)
+    written = {}
+    for kind in graphs:
+        write = _write_onnx if kind == '.onnx' else _write_torch_export
+        graph = write(program, folder / paths[kind].name, metadata)
+        difference = _difference(graph, student, (1, 3) if is_dynamic else (1,))
+        written[kind] = f"logits differ from the student's by at most {difference:.1e}"
+    fixed = "the graph's batch size is 1, because the student's code fixes it"
+    return written, [] if is_dynamic else [fixed]
 
 
 def rebuild_student(run: Mapping[str, Any], weights: dict[str, Tensor]) -> Student:
@@ -175,7 +252,8 @@ def rebuild_student(run: Mapping[str, Any], weights: dict[str, Tensor]) -> Stude
         check_sizes(3, input_size=size)
         with torch.no_grad():
             num_classes = classifier(torch.zeros(1, *size), mode='tensor').shape[1]
-    return Student(classifier, config, tuple(size), num_classes)
+    preprocessing = Preprocessing.of(run, classifier, size)
+    return Student(classifier, config, tuple(size), num_classes, preprocessing)
 
 
 def _read_run_config(record: RunRecord, path: str | None) -> dict[str, Any]:

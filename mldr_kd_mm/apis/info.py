@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from mldr_kd_mm.apis.models import find_model, recipe_of
-from mldr_kd_mm.apis.run_record import RunRecord
+from mldr_kd_mm.apis.run_record import RunRecord, mapping, plain
+from mldr_kd_mm.datasets import ImageFolder
+from mldr_kd_mm.evaluation.logged_run import find_checkpoints
 from mldr_kd_mm.models.backbones.selective_scan import mamba_kernel
 from mldr_kd_mm.models.builder import build_classifier
 from mldr_kd_mm.models.losses import relation
 from mldr_kd_mm.models.taps.recorder import FeatureRecorder
 from mldr_kd_mm.models.taps.tapped_model import TappedModel
 from mldr_kd_mm.utils.checkpoint import find_weights, load_checkpoint
+from mldr_kd_mm.utils.errors import named
+from mldr_kd_mm.utils.limits import MAX_CONFIG_BYTES, read_text
 from mldr_kd_mm.utils.logging import log_warnings_only
+from mldr_kd_mm.utils.run_identity import Origin
 from mldr_kd_mm.version import __version__
 
 Fact = tuple[str, str]
@@ -45,17 +52,20 @@ def describe(subject: str | None = None) -> Iterator[Fact]:
     """Describe a checkpoint, a model or the installation.
 
     Args:
-        subject: Path of a checkpoint, a model as :func:`mldr_kd_mm.distill` takes it, or None for
-            the installation.
+        subject: Path of a checkpoint, of a folder that is a work directory, an exported student or
+            a folder of images, a model as :func:`mldr_kd_mm.distill` takes it, or None for the
+            installation.
 
     Yields:
         Name and value of a fact.
 
     Raises:
-        ConfigError: The subject is neither a checkpoint nor a model, or cannot be read.
+        ConfigError: The subject is none of these, or cannot be read.
     """
     if subject is None:
         return _installation()
+    if Path(subject).is_dir():
+        return _folder(Path(subject))
     is_file = Path(subject).is_file() and not subject.endswith('.py')
     if is_file or subject.endswith(('.pth', '.pt', '.safetensors')):
         return _checkpoint(subject)
@@ -97,17 +107,47 @@ def _model(name: str) -> Iterator[Fact]:
         yield stage, f'{probe.layouts[stage]} at {tapped.recorder.taps[stage]}'
 
 
+def _folder(path: Path) -> Iterator[Fact]:
+    """Describe the newest checkpoint of a run, an exported student, or a folder of images."""
+    for name in ('model.safetensors', 'model.pth'):
+        if (path / name).is_file():
+            return chain(_checkpoint(str(path / name)), _timm_config(path / 'config.json'))
+    # A work directory also has the exported student, which has no training state.
+    checkpoints = (file for file in find_checkpoints(path) if Origin.read(file, 'checkpoint'))
+    found = next(checkpoints, None)
+    return _checkpoint(str(found)) if found else _images(path)
+
+
+def _timm_config(path: Path) -> Iterator[Fact]:
+    if not path.is_file():
+        return
+    with named(str(path)):
+        config = json.loads(read_text(path, MAX_CONFIG_BYTES))
+    preprocessing = mapping(config, 'pretrained_cfg')
+    yield 'model', plain(mapping(config).get('architecture')) or 'not recorded'
+    for name in ('input_size', 'mean', 'std', 'interpolation', 'crop_pct', 'crop_mode'):
+        yield name, plain(preprocessing.get(name)) or 'not recorded'
+    names = mapping(config).get('label_names')
+    if isinstance(names, list):
+        yield from _classes([plain(name) for name in names])
+
+
+def _images(folder: Path) -> Iterator[Fact]:
+    train, val = (ImageFolder(data_root=str(folder), split=split) for split in ('train', 'val'))
+    yield 'images', f'{len(train)} for training, {len(val)} for validation'
+    yield from _classes(train.CLASSES)
+
+
 def _checkpoint(path: str) -> Iterator[Fact]:
     content = load_checkpoint(path)
     weights = find_weights(content, f'checkpoint={path!r}')
-    record = RunRecord.from_checkpoint(content)
+    record = RunRecord.read(content, path)
     notes = f' ({", ".join(weights.notes)})' if weights.notes else ''
     yield 'checkpoint', path
     yield 'weights', f'{len(weights.tensors)} tensors{notes}'
     yield 'values', f"{_millions(weights.tensors.values())}, including norms' statistics"
     if record.classes:
-        more = ', ...' if len(record.classes) > 5 else ''
-        yield 'classes', f'{len(record.classes)}: {", ".join(record.classes[:5])}{more}'
+        yield from _classes(record.classes)
     for name in ('experiment', 'epoch', 'iteration', 'seed', 'time', 'mmengine'):
         if value := getattr(record, name):
             yield name, value
@@ -117,6 +157,11 @@ def _checkpoint(path: str) -> Iterator[Fact]:
     after = '' if epoch is None else f' after epoch {epoch}'
     for name, values in record.metrics.items():
         yield f"student's {name}", f'{values[-1]:.2f}{after}, best {max(values):.2f}'
+
+
+def _classes(names: Sequence[str]) -> Iterator[Fact]:
+    more = ', ...' if len(names) > 5 else ''
+    yield 'classes', f'{len(names)}: {", ".join(names[:5])}{more}'
 
 
 def _millions(tensors: Iterable[Tensor]) -> str:

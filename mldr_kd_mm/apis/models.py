@@ -157,7 +157,7 @@ def _check_has_weights(model: NamedModel, field: str) -> None:
 def _without(field: str) -> str:
     """Return the advice for a model without pretrained weights."""
     checkpoint = 'give teacher_checkpoint, or ' if field == 'teacher' else ''
-    return f'{checkpoint}set {field}_pretrained=False to start from random weights'
+    return f'{checkpoint}use {field}_pretrained=False to start from random weights'
 
 
 def _of_timm(name: str, num_classes: int, image_size: int | None) -> NamedModel:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import importlib.util
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,19 +15,31 @@ import torch
 from mmengine.config import Config
 from mmengine.logging import print_log
 
-from mldr_kd_mm.apis.configs import SCRATCH, compose, config_path
+from mldr_kd_mm.apis.configs import SCRATCH, compose, config_path, student_alone
 from mldr_kd_mm.apis.models import NamedModel, find_model, recipe_of, with_pretrained_weights
 from mldr_kd_mm.datasets import ImageFolder
 from mldr_kd_mm.engine.arguments import set_gradient_clipping, set_learning_rate
 from mldr_kd_mm.utils.errors import (
     ConfigError,
     check_above_zero,
+    check_choice,
     check_positive,
     check_switch,
     is_number,
 )
 
 AUGMENTATIONS = ('recipe', 'light')
+VISUALIZERS = {
+    'tensorboard': dict(type='TensorboardVisBackend'),
+    'wandb': dict(type='WandbVisBackend'),
+    'mlflow': dict(
+        type='MLflowVisBackend',
+        exp_name='mldr-kd',
+        # MLflow refuses long values, such as those of a pipeline.
+        tracked_config_keys=['optim_wrapper', 'train_cfg', 'randomness'],
+    ),
+}
+"""Name of a tracking package -> the backend of mmengine's visualizer that logs to it."""
 
 _LABEL_SMOOTHING = dict(type='LabelSmoothLoss', label_smooth_val=0.1, mode='original')
 _MIXING = dict(augments=[dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)])
@@ -53,6 +66,8 @@ class Options:
     teacher_pretrained: bool = True
     student_pretrained: bool = False
     image_size: int | None = None
+    teacher_size: int | None = None
+    student_size: int | None = None
     batch_size: int | None = None
     lr: float | None = None
     teacher_lr: float | None = None
@@ -62,14 +77,17 @@ class Options:
     seed: int = 0
     workers: int | None = None
     amp: bool | None = None
+    visualizer: str | None = None
     work_dir: str | None = None
 
     def __post_init__(self) -> None:
         given = {
             name: getattr(self, name)
-            for name in ('image_size', 'batch_size', 'teacher_epochs')
-            if getattr(self, name)
+            for name in ('image_size', 'teacher_size', 'student_size', 'batch_size')
+            if getattr(self, name) is not None
         }
+        if self.teacher_epochs:
+            given['teacher_epochs'] = self.teacher_epochs
         check_positive(epochs=self.epochs, **given)
         check_switch(
             teacher_pretrained=self.teacher_pretrained, student_pretrained=self.student_pretrained
@@ -84,6 +102,13 @@ class Options:
             raise ConfigError(
                 f'augmentation={self.augmentation!r}: must be one of {", ".join(AUGMENTATIONS)}'
             )
+        if self.visualizer is not None:
+            check_choice(tuple(VISUALIZERS), visualizer=self.visualizer)
+            if importlib.util.find_spec(self.visualizer) is None:
+                raise ConfigError(
+                    f'visualizer={self.visualizer!r}: is not installed; run pip install '
+                    f'{self.visualizer}'
+                )
         if not isinstance(self.data, (str, os.PathLike)):
             raise ConfigError(f'data={self.data!r}: must be the path of a folder of images')
         if not isinstance(self.method, (str, Mapping)) or self.method == SCRATCH:
@@ -141,9 +166,10 @@ def find_models(options: Options, num_classes: int) -> tuple[NamedModel, NamedMo
     Raises:
         ConfigError: If one does not exist.
     """
+    sizes = dict(teacher=options.teacher_size, student=options.student_size)
     teacher, student = (
-        find_model(getattr(options, field), num_classes, options.image_size, field)
-        for field in ('teacher', 'student')
+        find_model(getattr(options, field), num_classes, size or options.image_size, field)
+        for field, size in sizes.items()
     )
     return teacher, student
 
@@ -202,6 +228,18 @@ def teacher_config(
     cfg.model = copy.deepcopy(teacher.config)
     if _mixes_images(options, teacher):
         cfg.model.setdefault('train_cfg', _MIXING)
+    return cfg
+
+
+def baseline_config(cfg: Config) -> Config:
+    """Return the config of the run that trains the student alone, under the same recipe.
+
+    Args:
+        cfg: The config of the distillation run.
+    """
+    cfg = copy.deepcopy(cfg)
+    cfg.model = student_alone(cfg)
+    cfg.work_dir = str(Path(cfg.work_dir, 'baseline'))
     return cfg
 
 
@@ -271,10 +309,21 @@ def _run_config(
     _set_epochs(cfg, epochs)
     _scale_lr(cfg, batch_size, lr)
     cfg.randomness.seed = options.seed
+    if options.visualizer is not None:
+        cfg.visualizer.vis_backends.append(_vis_backend(options.visualizer, work_dir))
     cfg.work_dir = str(work_dir)
     if torch.cuda.is_available() if options.amp is None else options.amp:
         cfg.optim_wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic')
     return cfg
+
+
+def _vis_backend(name: str, work_dir: Path) -> dict[str, Any]:
+    backend = dict(VISUALIZERS[name])
+    if name == 'wandb':
+        backend['init_kwargs'] = dict(project='mldr-kd', name=str(work_dir))
+    elif name == 'mlflow':
+        backend |= dict(run_name=str(work_dir), tracking_uri=os.environ.get('MLFLOW_TRACKING_URI'))
+    return backend
 
 
 def _base(name: str) -> dict[str, Any]:
@@ -330,9 +379,13 @@ def _data_fields(
 def _pipelines(
     options: Options, base: dict[str, Any], size: int, recipe: str
 ) -> tuple[list[dict], list[dict]]:
-    """Return the training and test pipelines for an image size."""
+    """Return the training and test pipelines for an image size.
+
+    Validation images are resized with Pillow, as timm's transforms do, so that the exported student
+    makes the same predictions there.
+    """
     if options.augmentation == 'light':
-        resize = dict(type='Resize', scale=(size, size), interpolation='bilinear')
+        resize = dict(type='Resize', scale=(size, size), backend='pillow')
         shift = dict(type='RandomCrop', crop_size=size, padding=size // 8)
         load, pack = dict(type='LoadImageFromFile'), dict(type='PackInputs')
         return [load, resize, shift, pack], [load, resize, pack]
@@ -341,6 +394,9 @@ def _pipelines(
         train[-1:-1] = _base('datasets/strong_augmentation')['strong_augmentation']
     _resize(train, size)
     _resize(test, size)
+    for step in test:
+        if step['type'] == 'ResizeEdge':
+            step['backend'] = 'pillow'
     return train, test
 
 

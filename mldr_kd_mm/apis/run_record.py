@@ -5,13 +5,17 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from mmengine.logging import HistoryBuffer
 
-from mldr_kd_mm.utils.errors import is_number
+from mldr_kd_mm.evaluation.logged_run import ACCURACY, curve, read_records
+from mldr_kd_mm.utils.errors import ConfigError, is_number
+from mldr_kd_mm.utils.run_identity import Origin, RunIdentity
+from mldr_kd_mm.utils.safe_config import parse_config
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,35 @@ class RunRecord:
             best_score=plain(info.get('best_score')),
         )
 
+    @classmethod
+    def read(cls, content: Mapping[str, Any], path: str | Path) -> RunRecord:
+        """Read the facts from a checkpoint and from the log beside it.
+
+        mmengine validates an epoch after it has saved the epoch's checkpoint, so only the log has
+        the accuracy of these very weights.
+
+        Args:
+            content: Content of the checkpoint.
+            path: Path of the checkpoint. The log of another run is not read.
+        """
+        record, origin = cls.from_checkpoint(content), Origin.of(content)
+        identity = RunIdentity.read(Path(path).parent)
+        if record.validated_epoch == record.epoch or origin is None or identity is None:
+            return record
+        with suppress(ConfigError):  # the config or the log cannot be read
+            by_epoch = 'max_iters' not in mapping(parse_config(record.config or ''), 'train_cfg')
+            if by_epoch and identity.owns(origin):
+                return record._with_validation(read_records(Path(path).parent), origin.epoch)
+        return record
+
+    def _with_validation(self, records: list[dict[str, Any]], epoch: int) -> RunRecord:
+        """Add the validation of an epoch, if it has been logged."""
+        logged = {name: curve(records, name).get(epoch) for name in self.metrics or (ACCURACY,)}
+        if None in logged.values():
+            return self
+        metrics = {name: [*self.metrics.get(name, []), value] for name, value in logged.items()}
+        return replace(self, metrics=metrics, validated_epoch=str(epoch))
+
 
 def mapping(content: Any, *keys: str) -> Mapping[str, Any]:
     """Return the dict under these keys of nested dicts, or an empty one.
@@ -108,6 +141,39 @@ def mapping(content: Any, *keys: str) -> Mapping[str, Any]:
     for key in keys:
         content = content.get(key) if isinstance(content, Mapping) else None
     return content if isinstance(content, Mapping) else {}
+
+
+def dataset_of(run: Mapping[str, Any], loader: str) -> Mapping[str, Any]:
+    """Return the config of the data set of a loader, without wrappers such as RepeatDataset.
+
+    Args:
+        run: The run's config.
+        loader: Name of the loader's field.
+    """
+    dataset = mapping(run, loader, 'dataset')
+    while mapping(dataset, 'dataset'):
+        dataset = mapping(dataset, 'dataset')
+    return dataset
+
+
+def dicts(value: Any) -> list[Mapping[str, Any]]:
+    """Return the configs of a list, or a single config as a list.
+
+    Args:
+        value: A part of a stored config.
+    """
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return [config for config in values if isinstance(config, Mapping)]
+
+
+def type_name(config: Any) -> str:
+    """Return a config's type without its scope.
+
+    Args:
+        config: A part of a stored config.
+    """
+    kind = config.get('type', '') if isinstance(config, Mapping) else ''
+    return str(getattr(kind, '__name__', kind)).rpartition('.')[2]
 
 
 def plain(value: Any) -> str | None:

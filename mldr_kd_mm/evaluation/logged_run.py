@@ -96,6 +96,15 @@ def curve(records: Sequence[dict[str, Any]], key: str) -> dict[int, float]:
     return dict(sorted(values.items()))
 
 
+def find_checkpoints(work_dir: Path) -> list[Path]:
+    """Return the checkpoints in a work directory: from new to old, then the best.
+
+    Args:
+        work_dir: The Runner's work directory.
+    """
+    return sorted(work_dir.glob('*.pth'), key=_recency, reverse=True)
+
+
 @dataclass(eq=False)
 class LoggedRun:
     """A run that has started to train.
@@ -172,7 +181,7 @@ class LoggedRun:
             return load_checkpoint(str(self.work_dir / name))
         # The path in last_checkpoint is wrong if the work directory has been moved.
         record = RunIdentity.read(self.work_dir)
-        for path in sorted(self.work_dir.glob('*.pth'), key=_recency, reverse=True):
+        for path in find_checkpoints(self.work_dir):
             content = load_checkpoint(str(path))
             origin = Origin.of(content)
             if origin is not None and (record is None or record.owns(origin)):

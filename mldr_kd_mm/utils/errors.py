@@ -5,6 +5,7 @@ import functools
 import inspect
 import math
 import os
+import select
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -200,24 +201,40 @@ def printable(content: Any) -> str:
 
 
 @contextmanager
-def one_line_for(kind: type[Exception], show_traceback: bool) -> Iterator[None]:
+def one_line_for(
+    kind: type[Exception], show_traceback: bool, reword: Callable[[str], str] = str
+) -> Iterator[None]:
     """End the program with exit code 2 and the message of an exception on one line.
 
-    Ctrl-C ends it with code 130.
+    Ctrl-C ends it with code 130, and a reader of the output that has ended, such as ``head``, with
+    141, as the shell reports other programs.
 
     Args:
         kind: The exceptions to catch. Others are passed on.
         show_traceback: Whether to print the traceback before the message.
+        reword: Function that turns the message into the one that is printed.
     """
     try:
         yield
+        sys.stdout.flush()
     except kind as error:
+        if isinstance(error, BrokenPipeError) and _has_no_reader():
+            # Python flushes the output once more when it ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(141)
         if show_traceback:
             traceback.print_exc()
-        print(f'error: {describe(error)}', file=sys.stderr)
+        print(f'error: {reword(describe(error))}', file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         if show_traceback:
             traceback.print_exc()
         print('stopped', file=sys.stderr)
         sys.exit(130)
+
+
+def _has_no_reader() -> bool:
+    """Return whether the standard output is a pipe whose other end is closed."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), select.POLLOUT)
+    return any(event & select.POLLERR for _, event in poll.poll(0))

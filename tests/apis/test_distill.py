@@ -3,17 +3,21 @@ import os
 import signal
 import subprocess
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import timm
 import torch
 from helpers import image_folder, resnet, vit
 from mmengine.config import Config
+from mmengine.logging import MessageHub
+from mmengine.registry import VISBACKENDS
 
 from mldr_kd_mm import ConfigError, distill, distill_config
 from mldr_kd_mm.apis.configs import find_configs
+from mldr_kd_mm.apis.recipe import VISUALIZERS, baseline_config
 from mldr_kd_mm.engine.hooks import StopSignalHook
 from mldr_kd_mm.registry import MODELS
 from mldr_kd_mm.utils.checkpoint import load_checkpoint, student_state_dict
@@ -71,6 +75,64 @@ def test_the_student_loads_in_timm(distilled):
     trained = student_state_dict(load_checkpoint(distilled.checkpoint))
     assert all(torch.equal(trained[key], value) for key, value in student.state_dict().items())
     assert (Path(distilled.work_dir) / 'student.md').is_file()
+
+
+def test_timm_measures_the_same_accuracy(distilled, folder):
+    model = timm.create_model(f'local-dir:{distilled.folder}', pretrained=True).eval()
+    data = timm.data.create_dataset('', Path(folder, 'val'))
+    data.transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    images, labels = zip(*data, strict=True)
+    with torch.no_grad():
+        correct = model(torch.stack(images)).argmax(1) == torch.tensor(labels)
+    assert 100 * correct.float().mean().item() == pytest.approx(distilled.accuracy, abs=1e-4)
+    assert [*model.pretrained_cfg['label_names']] == ['a', 'b', 'c']
+    for card in ('student.md', 'student/README.md'):
+        text = Path(distilled.work_dir, card).read_text()
+        assert f'accuracy/top1: last {distilled.accuracy:.2f}' in text
+
+
+@pytest.mark.parametrize(('export', 'accuracy'), [('last', 20.0), ('best', 30.0)])
+def test_what_is_exported(monkeypatch, export, accuracy):
+    module = sys.modules['mldr_kd_mm.apis.distill']
+    monkeypatch.setattr(module, '_export', lambda checkpoint, _: (checkpoint, ''))
+    hub = MessageHub('test_what_is_exported')
+    for value in (10.0, 30.0, 20.0):
+        hub.update_scalar('val/accuracy/top1', value)
+    hub.update_info_dict(dict(last_ckpt='epoch_3', best_ckpt='epoch_2'))
+    result = module._result(Config(dict(work_dir='')), hub, export)
+    assert (result.accuracy, result.best_accuracy) == (accuracy, 30.0)
+    assert result.student == dict(last='epoch_3', best='epoch_2')[export]
+    assert result.checkpoint == 'epoch_3'
+
+
+def test_the_baseline_has_the_same_recipe(folder):
+    cfg = distill_config(**SMALL, data=folder, teacher_checkpoint='t.pth')
+    alone = baseline_config(cfg)
+    assert alone.model == cfg.model.student
+    assert alone.work_dir == f'{cfg.work_dir}/baseline'
+    assert {key for key in cfg if cfg[key] != alone[key]} == {'model', 'work_dir'}
+
+
+def test_sizes_of_each_model(folder):
+    sizes = dict(image_size=32, teacher_size=64, student_size=48)
+    options = dict(SMALL, data=folder, teacher_checkpoint='t.pth')
+    for left_out, teacher, student in ((None, 64, 48), ('teacher_size', 32, 48)):
+        given = {name: size for name, size in sizes.items() if name != left_out}
+        cfg = distill_config(**options | given)
+        assert cfg.model.input_size == (3, student, student)
+        assert cfg.model.teacher_input_size == (3, teacher, teacher)
+        assert cfg.model.teacher.img_size == teacher
+        assert cfg.val_dataloader.dataset.pipeline[-2].crop_size == student
+
+
+@pytest.mark.parametrize('name', VISUALIZERS)
+def test_visualizers(folder, monkeypatch, name):
+    monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    sys.modules[name].__spec__ = ModuleSpec(name, None)
+    cfg = distill_config(**SMALL, data=folder, visualizer=name)
+    local, backend = cfg.visualizer.vis_backends
+    assert local.type == 'LocalVisBackend'
+    VISBACKENDS.build(dict(backend, save_dir='nowhere'))
 
 
 @pytest.mark.slow
@@ -263,6 +325,10 @@ def test_models_and_method_as_dicts(folder, tmp_path):
         (dict(epochs=0), 'epochs=0: must be a positive integer'),
         (dict(batch_size=-1), 'batch_size=-1'),
         (dict(image_size='32'), "image_size='32'"),
+        (dict(image_size=0), 'image_size=0: must be a positive integer'),
+        (dict(student_size=-32), 'student_size=-32: must be a positive integer'),
+        (dict(visualizer='paper'), "visualizer='paper': must be 'tensorboard' or 'wandb' or"),
+        (dict(visualizer='wandb'), "visualizer='wandb': is not installed; run pip install wandb"),
         (dict(lr=0), 'lr=0: must be'),
         (dict(teacher_lr='fast'), "teacher_lr='fast': must be"),
         (dict(clip_grad=-5), 'clip_grad=-5: must be'),
@@ -273,7 +339,8 @@ def test_models_and_method_as_dicts(folder, tmp_path):
         (dict(speed=3), "no argument 'speed'; it takes teacher, student"),
     ],
 )
-def test_mistakes(folder, changes, message):
+def test_mistakes(folder, changes, message, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'wandb', None)
     with pytest.raises(ConfigError, match=message):
         distill_config(**dict(SMALL, data=folder) | changes)
 

@@ -1,22 +1,31 @@
 """Exported files and model cards, read back as a user would."""
 
+import ast
 import json
+import math
 import re
 import subprocess
 import sys
+from html import escape
 from pathlib import Path
 
+import numpy
 import onnx
 import onnxruntime
 import pytest
 import torch
 from helpers import mldr, resnet, timm_resnet, vit
 from mmengine.config import Config
+from mmengine.dataset import Compose, pseudo_collate
 from mmpretrain.models import BaseClassifier
+from PIL import Image
+from timm import create_model
+from timm.data import create_transform, resolve_model_data_config
 from torch import nn
 from torch.testing import assert_close
 from zoo import FAMILIES, image_classifier, timm
 
+from mldr_kd_mm.apis import preprocessing
 from mldr_kd_mm.apis.export import ExportError, export_student
 from mldr_kd_mm.registry import MODELS
 from mldr_kd_mm.utils.errors import ConfigError
@@ -223,6 +232,162 @@ class TestGraphs:
             export_student('run.pth', str(tmp_path / 'student.pth'), onnx=True)
 
 
+PIPELINES = {
+    'center': [
+        dict(type='ResizeEdge', scale=37, backend='pillow'),
+        dict(type='CenterCrop', crop_size=32),
+    ],
+    'bicubic': [
+        dict(type='mmpretrain.ResizeEdge', scale=50, backend='pillow', interpolation='bicubic'),
+        dict(type='CenterCrop', crop_size=(32, 32)),
+    ],
+    'squash': [dict(type='Resize', scale=(32, 32), backend='pillow')],
+    'squash and crop': [
+        dict(type='Resize', scale=40, backend='pillow'),
+        dict(type='CenterCrop', crop_size=32),
+    ],
+}
+STATISTICS = dict(mean=[120.0, 110.0, 99.0], std=[58.0, 57.0, 61.0], to_rgb=True)
+
+
+def validation(*steps):
+    """Return the fields of a config whose validation images go through these steps."""
+    pipeline = [dict(type='LoadImageFromFile'), *steps, dict(type='PackInputs')]
+    dataset = dict(type='ImageFolder', pipeline=pipeline)
+    return dict(val_dataloader=dict(dataset=dataset), data_preprocessor=STATISTICS)
+
+
+def write_image(path, width, height):
+    pixels = numpy.random.default_rng(width).integers(0, 255, (5, 7, 3), dtype=numpy.uint8)
+    Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC).save(path)
+    return str(path)
+
+
+def of_the_run(distiller, config, path):
+    """Return an image as the run's validation prepares it, and the student's logits."""
+    pipeline = Compose(config['val_dataloader']['dataset']['pipeline'])
+    batch = pseudo_collate([pipeline(dict(img_path=path))])
+    images = distiller.student.data_preprocessor(batch)['inputs']
+    with torch.no_grad():
+        return images, distiller.student(images)
+
+
+def set_classes(checkpoint, *names):
+    content = torch.load(checkpoint)
+    content['meta']['dataset_meta'] = dict(classes=names)
+    torch.save(content, checkpoint)
+
+
+class TestFolder:
+    @pytest.mark.parametrize('name', PIPELINES)
+    def test_timm_makes_the_same_logits(self, name, tmp_path, monkeypatch, capsys):
+        config = validation(*PIPELINES[name])
+        network = dict(model_name='test_resnet')
+        if name == 'squash':  # timm stores the size of its position embedding, too
+            network = dict(model_name='test_vit', img_size=32)
+        student = timm(**network, data_preprocessor=STATISTICS)
+        checkpoint, distiller = save_run(tmp_path, student, **config)
+        set_classes(checkpoint, *'abcdefghij')
+        assert not export_student(checkpoint, str(tmp_path / 'folder')).notes
+        export_student(checkpoint, str(tmp_path / 'file.pth'))
+
+        model = create_model(f'local-dir:{tmp_path / "folder"}', pretrained=True).eval()
+        transform = create_transform(**resolve_model_data_config(model))
+        for number, size in enumerate([(90, 61), (41, 200), (33, 33)]):
+            path = write_image(tmp_path / f'{number}.png', *size)
+            images, logits = of_the_run(distiller, config, path)
+            ours = transform(Image.open(path))[None]
+            assert_close(ours, images, atol=1e-5, rtol=0)
+            with torch.no_grad():
+                assert_close(model(ours), logits, atol=1e-4, rtol=1e-5)
+
+        monkeypatch.chdir(tmp_path / 'folder')
+        path = write_image(tmp_path / 'folder/image.jpg', 120, 77)
+        images, logits = of_the_run(distiller, config, path)
+        (code,) = re.findall('```python\n(.*?)```', Path('README.md').read_text(), re.DOTALL)
+        fields = {}
+        exec(code, fields)
+        assert_close(fields['logits'], logits, atol=1e-4, rtol=1e-5)
+        assert capsys.readouterr().out == 'abcdefghij'[logits.argmax()] + '\n'
+        exec(code_blocks(tmp_path / 'file.pth')[0], fields)
+        assert_close(torch.from_numpy(fields['images']), images, atol=1e-4, rtol=0)
+
+    @pytest.mark.parametrize('student', [resnet(), FAMILIES['Mamba'] | dict(depth=1)])
+    def test_mmpretrain_makes_the_same_logits(self, student, tmp_path, monkeypatch, capsys):
+        # mmpretrain's pipelines with any resizing work, here OpenCV's.
+        config = validation(dict(type='Resize', scale=32))
+        student['data_preprocessor'] = STATISTICS
+        checkpoint, distiller = save_run(tmp_path, student, **config)
+        set_classes(checkpoint, *'abcdefghij')
+        exported = export_student(checkpoint, str(tmp_path / 'folder'))
+        assert [path.name for path in exported.files] == ['model.pth', 'config.py', 'README.md']
+        monkeypatch.chdir(tmp_path / 'folder')
+        path = write_image(tmp_path / 'folder/image.jpg', 90, 61)
+        _, logits = of_the_run(distiller, config, path)
+        (code,) = re.findall('```python\n(.*?)```', Path('README.md').read_text(), re.DOTALL)
+        fields = {}
+        exec(code, fields)
+        scores = torch.from_numpy(fields['result']['pred_scores'])
+        assert_close(scores, logits.softmax(1)[0], atol=1e-6, rtol=1e-4)
+        assert fields['result']['pred_class'] == 'abcdefghij'[logits.argmax()]
+
+    @pytest.mark.parametrize(
+        ('steps', 'reason'),
+        [
+            ([dict(type='Resize', scale=32)], 'it resizes with OpenCV, here Pillow does'),
+            ([dict(type='Rotate', angle=9)], 'its steps are LoadImageFromFile, Rotate, PackInputs'),
+            ([dict(type='CenterCrop', crop_size='all')], 'its steps are LoadImageFromFile, Center'),
+            ([dict(type='Resize', scale=(32, 64), backend='pillow')], 'its steps are'),
+        ],
+    )
+    def test_says_if_timm_would_see_other_images(self, steps, reason, tmp_path):
+        student = timm('test_resnet', data_preprocessor=STATISTICS)
+        checkpoint, _ = save_run(tmp_path, student, **validation(*steps))
+        (note,) = export_student(checkpoint, str(tmp_path / 'folder')).notes
+        assert reason in note
+        assert escape(reason) in (tmp_path / 'folder/README.md').read_text()
+
+    def test_replaces_an_earlier_one_on_request_only(self, tmp_path):
+        folder = tmp_path / 'folder'
+        for kind in ('test_resnet', None):
+            student = timm(kind) if kind else resnet()
+            checkpoint, _ = save_run(tmp_path, student, **validation())
+            export_student(checkpoint, str(folder), overwrite=True)
+        assert {path.name for path in folder.iterdir()} == {'model.pth', 'config.py', 'README.md'}
+        with pytest.raises(ConfigError, match=r'model\.pth.: exists already'):
+            export_student(checkpoint, str(folder))
+
+    def test_its_config_is_data(self, tmp_path):
+        """The config in a checkpoint may come from anyone; what is written from it is executed."""
+        checkpoint, _ = save_run(tmp_path, resnet())
+        content = torch.load(checkpoint)
+        key = "x': print('CANARY'), 'y"
+        config = content['meta']['cfg']
+        for number, step in enumerate(({'type': 'Resize', key: key}, {'type': 'os.system'})):
+            loader = dict(dataset=dict(pipeline=[step]))
+            content['meta']['cfg'] = f'{config}\nval_dataloader = {loader!r}'
+            torch.save(content, checkpoint)
+            export_student(checkpoint, str(tmp_path / f'{number}'))
+            text = (tmp_path / f'{number}/config.py').read_text()
+            values = {node.targets[0].id: node.value for node in ast.parse(text).body}
+            for value in values.values():
+                ast.literal_eval(value)
+            assert ('test_dataloader' in values) == (number == 0)
+
+    def test_a_graph_alone(self, tmp_path):
+        checkpoint, _ = save_run(tmp_path, dict(type='AColour'))
+        exported = export_student(checkpoint, str(tmp_path / 'student.onnx'))
+        assert [path.name for path in exported.files] == ['student.onnx', 'student.md']
+
+
+@pytest.mark.parametrize('size', [(32, 32), (224, 224), (97, 97), (1, 1), (384, 384)])
+def test_timm_finds_the_scale(size):
+    for scale in range(size[0], 3 * size[0] + 2):
+        fraction = preprocessing._crop_fraction(size, (scale, scale))
+        assert math.floor(size[0] / fraction) == scale
+    assert preprocessing._crop_fraction((224, 224), (256, 256)) == 0.875
+
+
 class TestUntrustedConfig:
     """The config in a checkpoint may come from anyone."""
 
@@ -318,30 +483,32 @@ class TestCardsCode:
         for name in ('a.pth', 'b.safetensors'):
             export_student(checkpoint, str(tmp_path / name))
             blocks += code_blocks(tmp_path / name)
-        images = torch.randn(3, 3, 32, 32)
-        torch.save(images, tmp_path / 'images')
+        write_image(tmp_path / 'image.jpg', 60, 40)
+        prepare, *loads = blocks[0], blocks[1], blocks[3]
         run_python(
             'import sys, torch',
             '' if needs_us else "sys.modules['mldr_kd_mm'] = None",
             'torch.set_num_threads(1)',
-            "images = torch.load('images')",
-            blocks[0],
-            'logits = [model(images)]',
-            blocks[1],
-            "torch.save([*logits, model(images)], 'logits')",
+            prepare,
+            loads[0],
+            'of_pth = logits',
+            loads[1],
+            "torch.save([torch.from_numpy(images), of_pth, logits], 'logits')",
             cwd=tmp_path,
         )
-        expected = student_logits(distiller, images)
-        for logits in torch.load(tmp_path / 'logits'):
-            assert torch.equal(logits, expected)
+        images, *both = torch.load(tmp_path / 'logits')
+        assert (tmp_path / 'a.py').is_file() == (student['type'] != 'TimmClassifier')
+        for logits in both:
+            assert torch.equal(logits, student_logits(distiller, images))
 
     def test_runs_the_graphs(self, tmp_path):
         out = tmp_path / 'student.pth'
         checkpoint, _ = save_run(tmp_path, dict(type='AColour'))
         export_student(checkpoint, str(out), onnx=True, torch_export=True)
-        _, of_torch, of_onnx = code_blocks(out)
+        prepare, _, of_torch, of_onnx = code_blocks(out)
+        write_image(tmp_path / 'image.jpg', 40, 60)
         check = 'assert tuple(logits.shape) == (1, 10)'
-        run_python(of_onnx, check, of_torch, check, cwd=tmp_path)
+        run_python(prepare, of_onnx, check, of_torch, check, cwd=tmp_path)
 
 
 def code_blocks(weights: Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,9 @@ from mmengine.config import Config
 from mldr_kd_mm.apis.export import export_student, rebuild_student
 from mldr_kd_mm.apis.model_card import input_metadata, model_card
 from mldr_kd_mm.apis.run_record import RunRecord
+from mldr_kd_mm.evaluation.logged_run import ACCURACY, curve, read_records
 from mldr_kd_mm.models.builder import build_classifier
+from mldr_kd_mm.utils.logging import plural
 from mldr_kd_mm.utils.safe_config import parse_config
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
@@ -74,23 +77,31 @@ def test_what_a_run_recorded(work_dir, tmp_path):
 def test_whose_accuracy_it_is(work_dir, tmp_path):
     """mmengine saves the checkpoint of an epoch before its validation, the best one after it."""
     best = next(work_dir.glob('best_*_epoch_*.pth'))
+    logged = curve(read_records(work_dir), ACCURACY)
     for name in ('epoch_2', best.stem):
         (tmp_path / name).mkdir()
         card = card_of(work_dir / f'{name}.pth', tmp_path / name)
-        history = torch.load(work_dir / f'{name}.pth', weights_only=False)['message_hub'][
-            'log_scalars'
-        ]['val/accuracy/top1'].data[0]
+        history = [logged[1], logged[2]] if name == 'epoch_2' else [logged[1]]
         assert card['accuracy/top1'] == (
-            f'last {history[-1]:.2f}, best of {len(history)} validations {max(history):.2f}'
+            f'last {history[-1]:.2f}, best of {plural(len(history), "validation")} '
+            f'{max(history):.2f}'
         )
         assert card['Validated on'] == "`Digits(split='test', subset={'per_class': 3})`"
-        if name == 'epoch_2':
-            assert (
-                'The last validation was after epoch 1; these weights, of epoch 2, were saved '
-                'before their validation' in card['']
-            )
-        else:
-            assert 'The last validation measured these weights' in card['']
+        assert 'The last validation measured these weights' in card['']
+
+
+def test_a_checkpoint_without_its_log(work_dir, tmp_path):
+    """Also beside the log of another run."""
+    other = tmp_path / 'other'
+    train(mldr(), other, max_epochs=2, default_hooks=HOOKS)
+    for folder in (tmp_path, other):
+        shutil.copy(work_dir / 'epoch_2.pth', folder / 'copy.pth')
+        (folder / 'out').mkdir()
+        card = card_of(folder / 'copy.pth', folder / 'out')
+        assert (
+            'The last validation was after epoch 1; these weights, of epoch 2, were saved '
+            'before their validation' in card['']
+        )
 
 
 def test_cifar():

@@ -16,6 +16,7 @@ from mldr_kd_mm.evaluation.logged_run import ACCURACY
 from mldr_kd_mm.models.distillers.distiller import Distiller
 from mldr_kd_mm.registry import HOOKS
 from mldr_kd_mm.utils.dist import unwrap_model
+from mldr_kd_mm.utils.logging import plural
 from mldr_kd_mm.utils.progress import close_bars, is_open, open_bars, remove_bar, show_bar
 
 # The first steps are slower than the rest, so the steps after them are timed.
@@ -138,7 +139,7 @@ def _facts(runner: Runner) -> Iterator[tuple[str, str]]:
     if get_world_size() > 1:
         batch += f' x {get_world_size()} processes'
     yield 'data', f'{len(loader.dataset)} images, batches of {batch}'
-    steps = f'{runner.max_iters} in {runner.max_epochs} epochs'
+    steps = f'{runner.max_iters} in {plural(runner.max_epochs, "epoch")}'
     yield 'steps', steps if runner.iter == 0 else f'{steps}, {runner.iter} of them done'
     yield 'device', f'{get_device()}, {type(runner.optim_wrapper).__name__}'
 
