@@ -19,12 +19,31 @@ from typing import NoReturn
 import numpy as np
 import torch
 import torch.distributed
+import yapf.yapflib.yapf_api
 from mmengine.config import Config
 from mmengine.runner import Runner
 from mmpretrain.structures import DataSample
 from PIL import Image
 
 from mldr_kd_mm.datasets import VerifiedCIFAR100
+
+# Modules that a run imports when it needs them, which takes seconds: a process that forks others
+# imports them first.
+PRELOADED = [
+    'matplotlib.pyplot',
+    'mldr_kd_mm.apis',
+    'mmengine.runner',
+    'mmpretrain.engine',
+    'mmpretrain.visualization',
+    'timm',
+    'torch.utils.cpp_extension',
+    'torch.utils.tensorboard',
+    'torchvision.models',
+    'yapf.yapflib.yapf_api',
+]
+# mmengine formats a config whenever it logs or saves one, which takes almost half of the time of a
+# small run. No test needs that layout.
+yapf.yapflib.yapf_api.FormatCode = lambda text, **_: (text, True)
 
 NUM_CLASSES = 10
 NORMALIZATION = dict(mean=[127.0] * 3, std=[64.0] * 3, num_classes=NUM_CLASSES)

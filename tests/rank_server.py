@@ -6,6 +6,7 @@ long. No process outlives the one that started it.
 """
 
 import ctypes
+import importlib
 import json
 import os
 import runpy
@@ -15,7 +16,7 @@ import sys
 import traceback
 from contextlib import suppress
 
-import helpers  # noqa: F401
+import helpers
 
 import mldr_kd_mm  # noqa: F401
 
@@ -71,6 +72,8 @@ def serve(request: dict) -> int:
 
 if __name__ == '__main__':
     die_with_parent()
+    for module in helpers.PRELOADED:
+        importlib.import_module(module)
     answers = os.fdopen(os.dup(1), 'w')
     for line in sys.stdin:
         print(serve(json.loads(line)), file=answers, flush=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from faults import worker
-from helpers import mldr, resnet, runner_config, vit
+from helpers import PRELOADED, mldr, resnet, runner_config, vit
 
 PIPELINE = [
     dict(type='RandomCrop', crop_size=32, padding=4),
@@ -98,8 +98,8 @@ def start(
         path.unlink()
     os.environ['GLOO_SOCKET_IFNAME'] = 'lo'
     context = multiprocessing.get_context('forkserver')
-    # These imports take the time; the fork server cannot find the modules of the tests.
-    context.set_forkserver_preload(['mldr_kd_mm', 'mmengine.runner'])
+    # The fork server cannot find the modules of the tests.
+    context.set_forkserver_preload(PRELOADED)
     ranks = [(rank, processes, folder, fault) for rank in range(processes)]
     calls = [(worker.launch, (ranks,))] if launched else [(worker.main, rank) for rank in ranks]
     started = []

@@ -128,6 +128,7 @@ class AtomicCheckpointHook(CheckpointHook):
         if self._is_fork:
             kept, outdated = [], []
         self._outdated = list(outdated)
+        self._saved: set[str] = set()  # names of the checkpoints that this process has written
         if self.max_keep_ckpts > 0:
             self._outdated += map(self.filename_tmpl.format, kept[: -self.max_keep_ckpts])
             self.keep_ckpt_ids.extend(kept)
@@ -210,16 +211,23 @@ class AtomicCheckpointHook(CheckpointHook):
         # mmengine would remove the old best checkpoint before it writes the new one.
         backend = self.file_backend
         self.file_backend = _DeferredRemoval(backend, self._outdated)
+        previous = self._best_names()
         try:
             self._progress = dict(epoch=runner.epoch, iter=runner.iter)
             with self._write_errors_on_all_ranks(self.last_ckpt):
                 super()._save_best_checkpoint(runner, metrics)
+            self._saved |= self._best_names() - previous
         finally:
             self.file_backend = backend
         self._remove_outdated()
 
     def _best_paths(self) -> dict[str, str]:
         return getattr(self, 'best_ckpt_path_dict', None) or {}
+
+    def _best_names(self) -> set[str]:
+        """Return the names of the best checkpoints so far."""
+        paths = (getattr(self, 'best_ckpt_path', None), *self._best_paths().values())
+        return {PurePath(path).name for path in paths if path}
 
     def _write(self, runner: Runner, name: str, meta: dict, by_epoch: bool) -> None:
         previous = self.last_ckpt
@@ -246,6 +254,7 @@ class AtomicCheckpointHook(CheckpointHook):
                     self.identity.write_to_checkpoint(path, self._progress)
                 AtomicFileBackend().put_text(path, Path(runner.work_dir, 'last_checkpoint'))
         self.last_ckpt = path
+        self._saved.add(name)
 
     @contextmanager
     def _write_errors_on_all_ranks(self, previous: str | None) -> Iterator[None]:
@@ -273,12 +282,9 @@ class AtomicCheckpointHook(CheckpointHook):
         """Remove the outdated checkpoints that belong to this run."""
         if isinstance(self.file_backend, _DeferredRemoval):
             return  # once all are saved
-        paths = [
-            self.last_ckpt,
-            getattr(self, 'best_ckpt_path', None),
-            *self._best_paths().values(),
-        ]
-        kept = {PurePath(path).name for path in paths if path}
+        kept = self._best_names()
+        if self.last_ckpt:
+            kept.add(PurePath(self.last_ckpt).name)
         outdated = [name for name in dict.fromkeys(self._outdated) if name not in kept]
         self._outdated.clear()
         if is_main_process():
@@ -290,16 +296,21 @@ class AtomicCheckpointHook(CheckpointHook):
             if self.file_backend.isfile(path):
                 self.file_backend.remove(path)
         elif os.path.isfile(path) or os.path.isdir(path):
-            try:
-                origin = Origin.read(path)
-            except ConfigError:
-                return  # damaged, or not a checkpoint
-            if origin is None or self.identity is None or not self.identity.owns(origin):
+            # Reading a checkpoint takes about a second, so do it only if another process wrote it.
+            if PurePath(path).name not in self._saved and not self._owns(path):
                 return
             if os.path.isdir(path) and not os.path.islink(path):
                 shutil.rmtree(path)
             else:
                 os.unlink(path)
+
+    def _owns(self, path: str) -> bool:
+        """Return whether a file or directory is an undamaged checkpoint of this run."""
+        try:
+            origin = Origin.read(path)
+        except ConfigError:
+            return False
+        return origin is not None and self.identity is not None and self.identity.owns(origin)
 
 
 class _DeferredRemoval:
