@@ -111,6 +111,7 @@ def make_parser() -> ArgumentParser:
         help='checkpoint, work directory, exported folder, folder of images, or model name; '
         'default: this installation',
     )
+    _add_imports(info)
     return parser
 
 

@@ -12,7 +12,7 @@ with redirect_stdout(StringIO()):
     import mmpretrain.datasets  # noqa: F401
 
 # ruff: noqa: E402
-from mldr_kd_mm.apis.configs import config_path, list_configs
+from mldr_kd_mm.apis.configs import base_fields, config_path, list_configs
 from mldr_kd_mm.apis.distill import Distilled, distill, distill_config
 from mldr_kd_mm.models import losses
 from mldr_kd_mm.models.distillers.distiller import Distiller
@@ -27,6 +27,7 @@ __all__ = [
     'Distiller',
     'FeatureRecorder',
     'MSDFNeck',
+    'base_fields',
     'config_path',
     'distill',
     'distill_config',

@@ -18,6 +18,7 @@ from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.fileio.handlers import YamlHandler
 from mmengine.fileio.io import file_handlers
+from mmengine.utils import import_modules_from_strings
 
 from mldr_kd_mm.models.builder import build_classifier, is_cnn
 from mldr_kd_mm.utils.errors import ConfigError, check_file, describe, named
@@ -64,6 +65,31 @@ def config_path(name: str) -> str:
         hint = _suggest(name, names, cutoff=0.5) or 'list_configs() returns all names'
         raise ConfigError(f'config_path({name!r}): there is no config of that name; {hint}')
     return str(CONFIGS / name)
+
+
+def base_fields(*names: str) -> dict[str, Any]:
+    """Return the fields of configs, for a config that cannot name them in ``_base_``.
+
+    A lazy config (``with read_base():``) adds the fields of a shipped config with::
+
+        globals().update(__import__('mldr_kd_mm').base_fields('mldr/deit_to_mobilenet_c100.py'))
+
+    A field that several of the configs set is taken whole from the last one, unlike the fields of a
+    ``_base_``, which are merged. So a data base after a pair replaces its data set, pipelines,
+    loaders and metrics.
+
+    Args:
+        *names: Names from :func:`list_configs`, bases such as ``_base_/methods/mldr.py``, or paths
+            of your own configs.
+
+    Raises:
+        ConfigError: If a config does not exist or cannot be read.
+    """
+    fields: dict[str, Any] = {}
+    for name in names:
+        path = name if os.path.isfile(name) else config_path(name)
+        fields |= read_config(path).to_dict()
+    return fields
 
 
 def list_configs(pattern: str | None = None) -> list[str]:
@@ -142,8 +168,16 @@ def read_config(path: str | Path, field: str = 'config') -> Config:
     check_config_file(field, str(path))
     try:
         with mock.patch.dict(file_handlers, dict.fromkeys(('yaml', 'yml'), _PlainYaml())):
-            return Config.fromfile(path)
+            cfg = Config.fromfile(path)
+        if cfg.get('custom_imports'):
+            import_modules_from_strings(**cfg.custom_imports)  # mmengine skips a lazy config's
+        return cfg
     except Exception as error:
+        if shared := re.search('Duplicate key is not allowed among bases.*{(.*)}', str(error)):
+            raise ConfigError(
+                f'{path}: two of its bases set {shared[1].replace(chr(39), "")}; keep one of them, '
+                'and replace its fields whole by FIELD = dict(_delete_=True, ...)'
+            ) from error
         raise ConfigError(f'{path}: {describe(error)}') from error
 
 

@@ -1,11 +1,15 @@
 """Shipped configs: finding and inheriting them by name, and composing a pair with a method."""
 
+import sys
+from pathlib import Path
+
 import pytest
 from mmengine.config import Config
 from mmengine.hub import get_config
 
-from mldr_kd_mm import ConfigError, config_path, list_configs
-from mldr_kd_mm.apis.configs import CONFIGS, compose, load_config
+from mldr_kd_mm import ConfigError, base_fields, config_path, list_configs
+from mldr_kd_mm.apis.configs import CONFIGS, compose, load_config, read_config
+from mldr_kd_mm.registry import DATASETS, MODELS
 
 NAME = 'mldr/deit_to_mobilenet_c100.py'
 
@@ -80,6 +84,89 @@ def without_scopes(value):
     if isinstance(value, dict):
         return {k: without_scopes(v) for k, v in value.items() if k != '_scope_'}
     return [without_scopes(item) for item in value] if isinstance(value, list) else value
+
+
+class TestBaseFields:
+    def test_of_a_shipped_config(self):
+        cfg = Config.fromfile(config_path(NAME)).to_dict()
+        assert base_fields(NAME) == cfg
+        assert base_fields('_base_/datasets/cifar100-20cls_32.py')['labels'][:2] == [0, 5]
+
+    def test_the_last_config_replaces_fields_whole(self):
+        data = '_base_/datasets/folder_224.py'
+        fields = base_fields(PAIR, data)
+        folder = Config.fromfile(config_path(data)).to_dict()
+        assert {name: fields[name] for name in folder} == folder
+        assert 'split' not in fields['train_dataloader']['dataset']
+        assert fields['model'] == base_fields(PAIR)['model']
+
+    @pytest.mark.parametrize(('name', 'hint'), [(NAME[:-4], 'did you mean'), ('a/b', 'no config')])
+    def test_unknown(self, name, hint):
+        with pytest.raises(ConfigError, match=hint):
+            base_fields(PAIR, name)
+
+    def test_in_a_lazy_config(self, tmp_path):
+        """With ``read_base`` for the project's own configs, and changes of what was added."""
+        (tmp_path / 'mine.py').write_text('train_cfg = dict(by_epoch=True, max_epochs=3)\n')
+        (tmp_path / 'child.py').write_text(
+            'from os.path import dirname\n'
+            'from mmengine.config import read_base\n'
+            'from mldr_kd_mm import KDLoss\n'
+            'with read_base():\n    from .mine import *\n'
+            f"globals().update(__import__('mldr_kd_mm').base_fields('{NAME}', "
+            "dirname(__file__) + '/mine.py'))\n"
+            "model['losses'] = [dict(loss=dict(type=KDLoss))]\n"
+            "model['student'].update(init_cfg=None)\n"
+        )
+        cfg = load_config(str(tmp_path / 'child.py'))
+        assert cfg.train_cfg == dict(by_epoch=True, max_epochs=3)
+        wanted = Config.fromfile(config_path(NAME))
+        assert cfg.train_dataloader.to_dict() == wanted.train_dataloader.to_dict()
+        assert cfg.model.teacher.to_dict() == wanted.model.teacher.to_dict()
+        assert MODELS.build(cfg.model.losses[0].loss).temperature == 1.0
+
+    def test_a_lazy_config_imports_its_modules(self, tmp_path, monkeypatch):
+        monkeypatch.syspath_prepend(tmp_path)
+        (tmp_path / 'of_a_lazy_config.py').write_text('raise SystemError("imported")')
+        path = tmp_path / 'lazy.py'
+        path.write_text(
+            "from mldr_kd_mm import KDLoss\ncustom_imports = dict(imports=['of_a_lazy_config'])\n"
+        )
+        with pytest.raises(ConfigError, match='imported'):
+            read_config(path)
+
+
+EXAMPLES = Path(__file__).parents[2] / 'examples/downstream_project'
+
+
+@pytest.mark.parametrize('name', ['dist_resnet', 'mldr_resnet', 'mldr_mobilenet'])
+def test_example_project(name, monkeypatch):
+    """Nothing of CIFAR-100 is left beside the project's own data."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    try:
+        cfg = read_config(EXAMPLES / f'configs/{name}.py')
+        data = Config.fromfile(EXAMPLES / 'configs/shapes.py').to_dict()
+        assert {field: cfg.to_dict()[field] for field in data} == data
+        assert cfg.train_cfg.max_epochs == 2 and cfg.train_cfg.by_epoch
+        model = MODELS.build({**cfg.model, 'data_preprocessor': cfg.data_preprocessor})
+        assert [len(entry.student) for entry in model.losses] == [1 if 'dist' in name else 3]
+        assert len(DATASETS.build(cfg.val_dataloader.dataset)) == 128
+    finally:
+        for registry in (DATASETS, DATASETS.parent):
+            registry.module_dict.pop('Shapes', None)
+        for module in [module for module in sys.modules if module.startswith('shapes_kd')]:
+            del sys.modules[module]
+
+
+def test_bases_that_set_the_same_fields(tmp_path):
+    child = tmp_path / 'child.py'
+    bases = [f'mldr_kd_mm::{PAIR}', 'mldr_kd_mm::_base_/datasets/folder_224.py']
+    child.write_text(f'_base_ = {bases}\n')
+    with pytest.raises(ConfigError) as caught:
+        load_config(str(child))
+    message = str(caught.value)
+    assert message.startswith(f'{child}: two of its bases set ') and '\n' not in message
+    assert 'train_dataloader' in message and message.endswith('by FIELD = dict(_delete_=True, ...)')
 
 
 def test_default_work_dir():

@@ -1,27 +1,31 @@
-"""A whole config inherited by path, with its own student for fewer classes.
+"""A whole config with the project's data, as a lazy config.
 
 python train.py configs/mldr_mobilenet.py
 """
 
-_base_ = [
-    __import__('mldr_kd_mm').config_path('mldr/deit_to_mobilenet_c100.py'),
-    'shapes.py',
-]
+from os.path import dirname
 
-data_preprocessor = dict(num_classes=_base_.shapes.num_classes)
-train_dataloader = dict(
-    batch_size=32, num_workers=0, dataset=dict(_delete_=True, **_base_.shapes.train)
-)
-val_dataloader = dict(
-    batch_size=32, num_workers=0, dataset=dict(_delete_=True, **_base_.shapes.val)
-)
-test_dataloader = val_dataloader
-val_evaluator = test_evaluator = dict(topk=1)
+from mmengine.config import read_base
 
-model = dict(
-    teacher=_base_.shapes.teacher,
+with read_base():  # for configs of this project
+    from .shapes import custom_imports  # noqa: F401
+
+# Fields of mldr_kd_mm's configs. The data base comes last, so its fields replace those before it.
+globals().update(
+    __import__('mldr_kd_mm').base_fields(
+        'mldr/deit_to_mobilenet_c100.py', f'{dirname(__file__)}/shapes.py'
+    )
+)
+
+model.update(
+    # DeiT-tiny instead of DeiT-small.
+    teacher=dict(
+        model['teacher'],
+        backbone=dict(model['teacher']['backbone'], arch='deit-tiny', img_size=64),
+        head=dict(model['teacher']['head'], num_classes=4, in_channels=192, topk=1),
+    ),
     teacher_checkpoint=None,  # the path or URL of your teacher; this one has random weights
-    student=dict(head=dict(num_classes=_base_.shapes.num_classes, topk=1)),
+    student=dict(model['student'], head=dict(model['student']['head'], num_classes=4, topk=1)),
     input_size=(3, 64, 64),
 )
-train_cfg = dict(max_epochs=2)
+train_cfg.update(max_epochs=2)

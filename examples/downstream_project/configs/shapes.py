@@ -1,11 +1,20 @@
-"""Settings that this project's configs share, under names that the inherited configs do not use."""
+"""The project's data: an ordinary data base, like those in mldr_kd_mm's configs/_base_/datasets."""
 
 # For tools that do not import this project, such as those of mldr_kd_mm.
 custom_imports = dict(imports=['shapes_kd'])
 
-shapes = dict(
+data_preprocessor = dict(
+    type='mldr_kd_mm.ViewDataPreprocessor',
     num_classes=4,
-    train=dict(
+    mean=[127.5] * 3,
+    std=[64.0] * 3,
+    to_rgb=False,
+)
+
+train_dataloader = dict(
+    batch_size=32,
+    num_workers=0,
+    dataset=dict(
         type='Shapes',
         num_images=512,
         pipeline=[
@@ -15,10 +24,14 @@ shapes = dict(
             dict(type='PackPlanes'),
         ],
     ),
-    val=dict(type='Shapes', num_images=128, seed=1, pipeline=[dict(type='PackInputs')]),
-    # DeiT-tiny instead of DeiT-small.
-    teacher=dict(
-        backbone=dict(arch='deit-tiny', img_size=64),
-        head=dict(num_classes=4, in_channels=192, topk=1),
-    ),
+    sampler=dict(type='ViewSampler', shuffle=True),
 )
+val_dataloader = dict(
+    batch_size=32,
+    num_workers=0,
+    dataset=dict(type='Shapes', num_images=128, seed=1, pipeline=[dict(type='PackInputs')]),
+    sampler=dict(type='DefaultSampler', shuffle=False),
+)
+val_evaluator = dict(type='Accuracy', topk=1)
+test_dataloader = val_dataloader
+test_evaluator = val_evaluator
