@@ -1,4 +1,4 @@
-"""Test a checkpoint on the test set of a config.
+"""Test a run's checkpoint or an exported student on the test set of a config.
 
     python tools/test.py CONFIG CHECKPOINT [--work-dir DIR] ...
     python tools/test.py configs/pairs/PAIR.py CHECKPOINT --method mldr
@@ -6,13 +6,14 @@
 Several processes: ``bash tools/dist_test.sh CONFIG CHECKPOINT GPUS``.
 """
 
+import os
 from argparse import ArgumentParser, Namespace
 
 from mldr_kd_mm.apis.configs import load_config
 from mldr_kd_mm.engine.arguments import add_arguments, apply_arguments
 from mldr_kd_mm.engine.launch import run
 from mldr_kd_mm.engine.preflight import preflight
-from mldr_kd_mm.utils.errors import ConfigError, check_file, one_line_for
+from mldr_kd_mm.utils.errors import ConfigError, one_line_for
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
@@ -21,9 +22,18 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     parser.add_argument(
         'config', help='path of a config, or of a pair in configs/pairs with --method'
     )
-    parser.add_argument('checkpoint', help='path or URL of the checkpoint')
+    parser.add_argument('checkpoint', help='path, URL or hf-hub: name of the checkpoint')
     add_arguments(parser)
     return parser.parse_args(argv)
+
+
+def check_is_student(checkpoint: str, teacher_checkpoint: str | None) -> None:
+    """Raise a ConfigError if a checkpoint is the teacher's, which may fit the student, too."""
+    if teacher_checkpoint and os.path.realpath(checkpoint) == os.path.realpath(teacher_checkpoint):
+        raise ConfigError(
+            f'checkpoint={checkpoint!r}: is model.teacher_checkpoint; give a checkpoint of the '
+            'distillation run or an exported student'
+        )
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -32,9 +42,9 @@ def main(argv: list[str] | None = None) -> None:
     with one_line_for(Exception, args.traceback):
         cfg = load_config(args.config, args.method)
         apply_arguments(cfg, args)
-        check_file('checkpoint', args.checkpoint)
-        cfg.load_from = args.checkpoint
+        cfg.load_from, cfg.resume = args.checkpoint, False
         if 'teacher_checkpoint' in cfg.get('model', {}):
+            check_is_student(args.checkpoint, cfg.model.teacher_checkpoint)
             # A test runs the student alone: the teacher need not be on this machine.
             cfg.model.teacher_checkpoint = None
         # Sharding strategies are for training.

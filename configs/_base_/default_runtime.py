@@ -10,6 +10,8 @@ default_hooks = dict(
         type='AtomicCheckpointHook', interval=1, max_keep_ckpts=3, save_best='accuracy/top1'
     ),
     sampler_seed=dict(type='DistSamplerSeedHook'),
+    # Counts what load_from, --resume and init_cfg load; a missing weight is an error.
+    load_weights=dict(type='LoadWeightsHook'),
     # docs/fault_tolerance.md lists the failures and how they are handled.
     exact_resume=dict(type='ExactResumeHook'),
     stop_signal=dict(type='StopSignalHook'),

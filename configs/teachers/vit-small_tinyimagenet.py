@@ -7,9 +7,8 @@
         --cfg-options load_from=vit-small.pth
 
 Requires Tiny-ImageNet in data/tiny-imagenet and 4 GPUs. The first command saves timm's ImageNet
-weights once; every layer except the head starts from them. (pretrained=True has no such effect:
-mmpretrain initialises the model again after timm has loaded it.) The recipe is the student's; how
-the published teachers were fine-tuned is unknown.
+weights once; every layer except the head starts from them. The recipe is the student's; how the
+published teachers were fine-tuned is unknown.
 """
 
 _base_ = [

@@ -23,8 +23,9 @@ from mldr_kd_mm.apis.model_card import input_metadata, model_card
 from mldr_kd_mm.apis.preprocessing import Preprocessing
 from mldr_kd_mm.apis.run_record import RunRecord, mapping
 from mldr_kd_mm.apis.student_config import Student, write_config, write_timm_folder
-from mldr_kd_mm.models.builder import build_classifier, fill
+from mldr_kd_mm.models.builder import build_classifier
 from mldr_kd_mm.models.taps.stages import fixed_size
+from mldr_kd_mm.models.weights import fill
 from mldr_kd_mm.utils.checkpoint import load_checkpoint, student_state_dict
 from mldr_kd_mm.utils.errors import ConfigError, check_file, check_sizes, named, printable
 from mldr_kd_mm.utils.safe_config import parse_config

@@ -15,10 +15,11 @@ from mmengine.config import Config
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from mldr_kd_mm.engine.hooks import AtomicCheckpointHook, StopSignalHook
+from mldr_kd_mm.engine.hooks import AtomicCheckpointHook, LoadWeightsHook, StopSignalHook
 from mldr_kd_mm.engine.work_dir import claim_work_dir
+from mldr_kd_mm.models.data_preprocessor import state_statistics
+from mldr_kd_mm.models.weights import use_counted_loading
 from mldr_kd_mm.utils.atomic_files import atomic_write
-from mldr_kd_mm.utils.checkpoint import use_safe_loading
 from mldr_kd_mm.utils.errors import ConfigError, check_above_zero, describe, named
 from mldr_kd_mm.utils.progress import close_bars
 from mldr_kd_mm.utils.run_identity import RunIdentity, was_restarted
@@ -42,6 +43,7 @@ def fit_to_machine(cfg: Config) -> None:
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         if cfg.get(name):
             set_loader_defaults(cfg[name])
+    state_statistics(cfg)
     if torch.cuda.is_available():
         use_fused_optimizer(cfg)
     elif cfg.get('launcher', 'none') != 'none':
@@ -99,12 +101,14 @@ def start(cfg: Config, task: str) -> Runner:
         The Runner, after the run.
     """
     # The hook that does this runs too late for a FlexibleRunner.
-    use_safe_loading()
+    use_counted_loading()
     if is_rank_0(cfg):
         with named('work_dir'):
             _write_config(cfg)
     not_ours = multiprocessing.active_children()
     runner = RUNNERS.build(cfg)
+    if not any(isinstance(hook, LoadWeightsHook) for hook in runner.hooks):
+        runner.register_hook(LoadWeightsHook())
     try:
         for hook in runner.hooks:
             if isinstance(hook, AtomicCheckpointHook) and task == 'train':

@@ -36,6 +36,8 @@ from mldr_kd_mm.engine.arguments import RUNNER_FIELDS
 from mldr_kd_mm.engine.launch import is_rank_0
 from mldr_kd_mm.engine.parts import building, check_arguments, find_fields, find_type, part
 from mldr_kd_mm.models.distillers.batch import check_has_labels, refuse_one_image
+from mldr_kd_mm.models.distillers.weights import load_into
+from mldr_kd_mm.models.weights import use_counted_loading
 from mldr_kd_mm.registry import (
     DATASETS,
     EVALUATORS,
@@ -50,6 +52,7 @@ from mldr_kd_mm.registry import (
     VISBACKENDS,
     VISUALIZERS,
 )
+from mldr_kd_mm.utils.checkpoint import load_checkpoint
 from mldr_kd_mm.utils.errors import (
     ConfigError,
     check_config,
@@ -85,8 +88,9 @@ def preflight(cfg: Config, *fields: str) -> None:
         fields: The fields that the run requires.
 
     Raises:
-        ConfigError: If a field is missing, a part cannot be built or does not fit the others, or
-            the work directory has a name that cannot be stored.
+        ConfigError: If a field is missing, a part cannot be built or does not fit the others, the
+            weights of ``load_from`` do not fit, or the work directory has a name that cannot be
+            stored.
     """
     for field in fields:
         if cfg.get(field) is None:
@@ -104,6 +108,8 @@ def preflight(cfg: Config, *fields: str) -> None:
                 _check_group(cfg, group)
         hooks = list(_hooks(cfg))
         model = _build_model(cfg) if 'model' in fields else None
+        if model is not None and cfg.get('load_from') and not cfg.get('resume'):
+            _check_load_from(cfg, model, 'train_cfg' in fields)
         wrapper = _build_optim_wrapper(cfg, model) if 'optim_wrapper' in fields else None
         for group in groups:
             _check_data(cfg, group, model, wrapper, hooks)
@@ -234,9 +240,19 @@ def _build_model(cfg: Config) -> nn.Module:
     kinds = find_fields(cfg.model, 'type', 'model')
     paths = [path for path, kind in kinds if str(kind).endswith('Pretrained')]
     if paths:
+        use_counted_loading()
         with named(paths[0].removesuffix('.type')):
             model.init_weights()
     return model
+
+
+def _check_load_from(cfg: Config, model: nn.Module, trains: bool) -> None:
+    """Raise a ConfigError if the weights that a run starts from do not fit its model."""
+    if cfg.get('strategy') and os.path.isdir(cfg.load_from):
+        return  # the strategy's own form
+    field = 'load_from' if trains else 'checkpoint'
+    content = load_checkpoint(cfg.load_from, field)
+    load_into(model, content, f'{field}={cfg.load_from!r}', trains)
 
 
 def _build_optim_wrapper(cfg: Config, model: nn.Module) -> OptimWrapper:

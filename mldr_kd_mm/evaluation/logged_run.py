@@ -19,8 +19,10 @@ from torch.utils.data import DataLoader, Subset
 
 from mldr_kd_mm.models.builder import build_classifier
 from mldr_kd_mm.models.distillers.distiller import Distiller
+from mldr_kd_mm.models.distillers.weights import load_into
+from mldr_kd_mm.models.weights import use_counted_loading
 from mldr_kd_mm.registry import DATASETS, MODELS
-from mldr_kd_mm.utils.checkpoint import load_checkpoint, use_safe_loading
+from mldr_kd_mm.utils.checkpoint import load_checkpoint
 from mldr_kd_mm.utils.errors import ConfigError, MissingFileError, describe, is_number, named
 from mldr_kd_mm.utils.limits import MAX_LOG_BYTES, read_text
 from mldr_kd_mm.utils.run_identity import Origin, RunIdentity
@@ -199,14 +201,15 @@ class LoggedRun:
         """Build the run's model in evaluation mode and load the weights of a checkpoint.
 
         Args:
-            checkpoint: Content of the checkpoint.
+            checkpoint: Content of a checkpoint of the run, or of its exported student. A Distiller
+                with the latter has no neck.
 
         Raises:
             MissingFileError: The teacher's checkpoint no longer exists.
             ConfigError: The model cannot be built, or the weights do not fit it.
         """
         init_default_scope(default_scope(self.config))
-        use_safe_loading()  # for a teacher whose weights are named in its init_cfg
+        use_counted_loading()  # for a teacher whose weights are named in its init_cfg
         with named('model'), registered_names_only():
             config = self.config.model.to_dict()
             preprocessor = self.config.get('data_preprocessor') or config.get('data_preprocessor')
@@ -219,12 +222,9 @@ class LoggedRun:
             model = MODELS.build(config) if self.has_teacher else build_classifier(config)
             if isinstance(model, Distiller):
                 model.teacher.init_weights()
-        try:
-            model.load_state_dict(checkpoint['state_dict'])
-        except (KeyError, RuntimeError) as error:
-            # The first line of torch's message only names the model.
-            reason = f'{error}'.splitlines()[:2][-1].strip()
-            raise ConfigError(f'checkpoint: does not fit the config: {reason}') from error
+        report = load_into(model, checkpoint, 'checkpoint: does not fit the config')
+        if 'neck' in report.new:
+            model.neck = None  # an exported student has none, and a random one shows nothing
         return model.eval()
 
     def validation_batches(self, samples: int) -> DataLoader:

@@ -1,12 +1,10 @@
-"""Build classifiers, necks and losses, and load the weights of a checkpoint."""
+"""Build classifiers, necks and losses."""
 
 from __future__ import annotations
 
-import importlib
 import inspect
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from mmpretrain.models import BaseClassifier, TimmClassifier
@@ -14,158 +12,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mldr_kd_mm.models.necks.outputs import named_outputs
-from mldr_kd_mm.models.taps.stages import INPUT, evaluation_mode, feature_tap
+from mldr_kd_mm.models.taps.stages import evaluation_mode
 from mldr_kd_mm.models.taps.tapped_model import Probe
+from mldr_kd_mm.models.weights import load_weights
 from mldr_kd_mm.registry import MODELS
-from mldr_kd_mm.utils.checkpoint import read_weights
-from mldr_kd_mm.utils.errors import ConfigError, named, printable
-
-_MAX_PREFIX = 8  # parts of a prefix of all names
-
-
-class LoadReport(NamedTuple):
-    """Summary of loading a checkpoint: names of its weights and conversions that were applied."""
-
-    matched: int
-    missing: list[str]
-    unexpected: list[str]
-    notes: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        counts = (
-            f'{self.matched} weights matched, {len(self.missing)} missing, '
-            f'{len(self.unexpected)} unexpected'
-        )
-        return ', '.join((counts, *self.notes))
-
-
-def load_weights(model: nn.Module, path: str, field: str) -> LoadReport:
-    """Load all weights of a model from a checkpoint.
-
-    A prefix that the weights of the model share in the file, such as Lightning's ``model.``, is
-    removed. Weights that do not fit a TimmClassifier go through timm's own conversion for that
-    model, which handles older names and position embeddings for another image size.
-
-    Args:
-        model: The model to load into.
-        path: Path, URL or ``hf-hub:`` name of the checkpoint.
-        field: Name of the config's field that holds the path, for the errors.
-
-    Returns:
-        The report. No weight is missing.
-
-    Raises:
-        MissingFileError: If the file does not exist.
-        ConfigError: If a weight of the model is missing or has another shape, or the file holds the
-            model under several prefixes.
-    """
-    everything, notes = read_weights(path, field)
-    prefix = _shared_prefix(model, everything, f'{field}={path!r}')
-    weights = {k.removeprefix(prefix): v for k, v in everything.items() if k.startswith(prefix)}
-    others = [name for name in everything if not name.startswith(prefix)]
-    if prefix:
-        notes = (*notes, f'under the prefix {printable(repr(prefix))}')
-    report, mistake = fill(model, weights, prefix)
-    converted = _convert(model, weights) if mistake else {}
-    if converted:
-        weights, notes = converted, (*notes, 'converted by timm')
-        report, mistake = fill(model, weights, prefix)
-    if mistake:
-        raise ConfigError(f'{field}={path!r}: {_of_other_classes(model, weights) or mistake}')
-    return report._replace(notes=notes, unexpected=[*report.unexpected, *others])
-
-
-def _shared_prefix(model: nn.Module, weights: Mapping[str, Tensor], label: str) -> str:
-    """Return the prefix under which a file has most of a model's weights; '' if there is none."""
-    own = set(model.state_dict())
-    counts = Counter()
-    for name in weights:
-        parts = name.split('.')
-        for i in range(min(len(parts), _MAX_PREFIX)):
-            if '.'.join(parts[i:]) in own:
-                counts[''.join(f'{part}.' for part in parts[:i])] += 1
-    most = max(counts.values(), default=0)
-    best = [prefix for prefix, count in counts.items() if count == most]
-    # Names such as norm.weight also end the names of other models' weights.
-    if counts[''] == most or 2 * most <= len(own):
-        return ''
-    if len(best) > 1:
-        raise ConfigError(
-            f'{label}: has the model several times, under {", ".join(map(printable, best[:4]))}; '
-            'save one of them alone'
-        )
-    return best[0]
-
-
-def fill(model: nn.Module, weights: dict[str, Tensor], prefix: str = '') -> tuple[LoadReport, str]:
-    """Load the weights that fit a model.
-
-    Args:
-        model: The model to load into.
-        weights: Name -> tensor.
-        prefix: Prefix of the names in the file, for the report.
-
-    Returns:
-        The report, and the error message, empty if no weight is missing.
-    """
-    try:
-        missing, unexpected = model.load_state_dict(weights, strict=False)
-    except Exception as error:
-        # The first line of torch's message only names the model. The hooks of mmpretrain's models,
-        # which resize and rename weights, raise exceptions of any kind.
-        lines = [line.strip() for line in str(error).splitlines()]
-        return LoadReport(0, [], []), _first(lines[1:] or lines) or type(error).__name__
-    # A TimmClassifier adds a prefix to the names of timm.
-    added = 'model.' if isinstance(model, TimmClassifier) else ''
-    missing, unexpected = (
-        [prefix + name.removeprefix(added) for name in names] for names in (missing, unexpected)
-    )
-    report = LoadReport(len(weights) - len(unexpected), missing, unexpected)
-    if missing:
-        return report, (
-            f'{report}: the checkpoint must have all weights; missing {_first(missing)}; '
-            f'unexpected {_first(unexpected) or "none"}'
-        )
-    return report, ''
-
-
-def _convert(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Convert weights to the current names and shapes of timm's model; {} if timm cannot."""
-    if not isinstance(model, TimmClassifier):
-        return {}
-    module = importlib.import_module(type(model.model).__module__)
-    convert = getattr(module, 'checkpoint_filter_fn', None)
-    try:
-        return convert(dict(weights), model.model) if convert else {}
-    except Exception:
-        # The conversion expects weights of the same family and fails in many ways on others. In
-        # that case the caller reports how the unconverted weights differ from the model's.
-        return {}
-
-
-def _of_other_classes(model: nn.Module, weights: dict[str, Tensor]) -> str:
-    """Return the error message if the last layers only differ in the number of classes."""
-    try:
-        path = feature_tap(model).removesuffix(INPUT)
-    except ConfigError:
-        return ''
-    own = getattr(model.get_submodule(path), 'weight', None)
-    # The checkpoint of a TimmClassifier has timm's names.
-    prefix = 'model.' if isinstance(model, TimmClassifier) else ''
-    theirs = weights.get(f'{path.removeprefix(prefix)}.weight')
-    if own is None or theirs is None or own.shape[1:] != theirs.shape[1:]:
-        return ''
-    if len(own) == len(theirs):
-        return ''
-    return (
-        f'its head has {len(theirs)} classes, the model {len(own)}; fine-tune it on the '
-        f'{len(own)} classes, or set num_classes={len(theirs)} if the data set has as many'
-    )
-
-
-def _first(items: Sequence[str], count: int = 4) -> str:
-    rest = f' and {len(items) - count} more' if len(items) > count else ''
-    return ', '.join(map(printable, items[:count])) + rest
+from mldr_kd_mm.utils.errors import ConfigError, named
 
 
 def build_classifier(config: dict) -> nn.Module:
@@ -175,18 +26,33 @@ def build_classifier(config: dict) -> nn.Module:
         config: Config of an mmpretrain classifier.
 
     Returns:
-        The classifier. If timm has loaded its weights (``pretrained=True`` or
-        ``checkpoint_path``), ``init_weights`` keeps them, as in mmpretrain's TIMMBackbone.
+        The classifier. If timm loads its weights (``pretrained=True``) or ``checkpoint_path`` names
+        a file with all of them, ``init_weights`` keeps them, as in mmpretrain's TIMMBackbone.
 
     Raises:
-        ConfigError: If the config does not describe a classifier.
+        ConfigError: If the config does not describe a classifier, or a weight is missing from the
+            file.
     """
-    classifier = MODELS.build(config)
+    checkpoint = config.get('checkpoint_path')
+    classifier = MODELS.build({k: v for k, v in config.items() if k != 'checkpoint_path'})
     if not isinstance(classifier, BaseClassifier):
         raise ConfigError(f'type={config["type"]!r}: must be an mmpretrain classifier')
+    if checkpoint:
+        label = f'checkpoint_path={checkpoint!r}'
+        load_weights(classifier, checkpoint, 'checkpoint_path').log(label)
+    keep_loaded_weights(classifier, config)
+    return classifier
+
+
+def keep_loaded_weights(classifier: nn.Module, config: Mapping[str, Any]) -> None:
+    """Let ``init_weights`` of a TimmClassifier keep the weights that timm has loaded.
+
+    Args:
+        classifier: The classifier; others than TimmClassifiers are left alone.
+        config: Its config.
+    """
     if isinstance(classifier, TimmClassifier):
         classifier._is_init = bool(config.get('pretrained') or config.get('checkpoint_path'))
-    return classifier
 
 
 def is_cnn(model: nn.Module) -> bool:

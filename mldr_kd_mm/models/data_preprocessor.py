@@ -1,14 +1,31 @@
-"""Preprocess batches: reproducible mixup and CutMix, and a change of normalisation."""
+"""Preprocess batches: mixup and CutMix, and the normalisation that each model needs."""
 
 from __future__ import annotations
 
+import json
+import logging
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
 import torch
+from mmengine.config import Config
+from mmengine.logging import print_log
 from mmpretrain.models import ClsDataPreprocessor
 from torch import Tensor, nn
 
 from mldr_kd_mm.registry import MODELS
 from mldr_kd_mm.structures.view import get_views, hash_views
+from mldr_kd_mm.utils.checkpoint import load_checkpoint, read_description
+from mldr_kd_mm.utils.errors import ConfigError, is_number
 from mldr_kd_mm.utils.random import preserve_global_rng, seed_global_rng
+from mldr_kd_mm.utils.safe_config import parse_config
+
+# How OpenMMLab ends the names of its weights, with a part of their hash.
+_OF_OPENMMLAB = re.compile(r'_\d{8}-[0-9a-f]{8}\.pth')
+_IMAGENET_CLASSES = 1000  # timm's default for num_classes
 
 
 # The second name replaces mmpretrain's preprocessor in runs with our default scope.
@@ -66,3 +83,246 @@ def statistics(preprocessor: nn.Module) -> tuple[Tensor, Tensor]:
     mean = getattr(preprocessor, 'mean', torch.zeros(3, 1, 1))
     std = getattr(preprocessor, 'std', torch.ones(3, 1, 1))
     return mean.float(), std.float()
+
+
+class Statistics(NamedTuple):
+    """Mean and standard deviation with which weights were trained, for pixels of 0 to 255.
+
+    Attributes:
+        mean: One value for each channel.
+        std: One value for each channel.
+        source: What states them.
+        is_bgr: Whether the channels are in the order BGR.
+    """
+
+    mean: list[float]
+    std: list[float]
+    source: str
+    is_bgr: bool = False
+
+    def to_fields(self, shared: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the fields of a data preprocessor.
+
+        Args:
+            shared: The run's data preprocessor, whose ``to_rgb`` tells the order of the images.
+        """
+        swapped = {'to_rgb': False} if self.is_bgr and shared.get('to_rgb') else {}
+        return dict(mean=self.mean, std=self.std, **swapped)
+
+    def equals(self, preprocessor: Mapping[str, Any]) -> bool:
+        """Return whether a data preprocessor has these statistics, up to rounding."""
+        given = [*(preprocessor.get('mean') or ()), *(preprocessor.get('std') or ())]
+        own = [*self.mean, *self.std]
+        return len(given) == len(own) and all(
+            math.isclose(a, b, abs_tol=0.01) for a, b in zip(given, own, strict=True)
+        )
+
+
+def with_statistics(
+    side: str, classifier: dict[str, Any], shared: dict[str, Any], checkpoint: str | None = None
+) -> dict[str, Any]:
+    """Complete the data preprocessor of a Distiller's teacher or student, and log its statistics.
+
+    Args:
+        side: ``teacher`` or ``student``. A teacher gets the statistics of its weights. For a
+            student, differing ones are only reported: they belong into the config, which
+            checkpoints store (:func:`state_statistics`).
+        classifier: Config of the model. Its own ``data_preprocessor`` takes precedence.
+        shared: Data preprocessor that both models share.
+        checkpoint: Path or URL of the teacher's weights.
+
+    Returns:
+        The config with its data preprocessor.
+
+    Raises:
+        ConfigError: The data preprocessor is not a dict.
+    """
+    own = classifier.get('data_preprocessor') or {}
+    if not isinstance(own, dict):
+        raise ConfigError(f'data_preprocessor={own!r}: must be a dict')
+    fields, source, doubt = {**shared, **own}, "the run's", None
+    if _has_statistics(own):
+        source = "its config's"
+    else:
+        found = own_statistics(classifier, checkpoint)
+        if found is not None and side == 'teacher' and not found.equals(fields):
+            fields, source = {**fields, **found.to_fields(shared)}, found.source
+        else:
+            doubt = found or (_of_timm(classifier) if checkpoint else None)
+    used = _describe(fields.get('mean'), fields.get('std'))
+    print_log(f'{side}: {used} ({source})', 'current')
+    if doubt is not None and not doubt.equals(fields):
+        print_log(
+            f'{side}: its weights may have been trained with {_describe(doubt.mean, doubt.std)} '
+            f'({doubt.source}); if so, set model.{side}.data_preprocessor=dict(mean={doubt.mean}, '
+            f'std={doubt.std})',
+            'current',
+            logging.WARNING,
+        )
+    return {**classifier, 'data_preprocessor': fields}
+
+
+def state_statistics(cfg: Config) -> None:
+    """Write the statistics of the weights that a run's student starts from into its config.
+
+    The student is the model itself if there is no teacher. A ``data_preprocessor`` of the student
+    that has a mean or std is left alone.
+
+    Args:
+        cfg: The config; it is changed.
+    """
+    model = cfg.get('model') or {}
+    student = model.get('student') if 'teacher' in model else model
+    if not isinstance(student, dict) or not isinstance(model.get('data_preprocessor', {}), dict):
+        return  # the model reports it
+    shared = model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
+    own = student.get('data_preprocessor') or {}
+    if _has_statistics(own):
+        return
+    found = own_statistics(student)
+    if found is not None and not found.equals(shared):
+        # A Runner adds the config's data_preprocessor only to a model that has none.
+        kept = shared if student is model else own
+        student['data_preprocessor'] = {**kept, **found.to_fields(shared)}
+
+
+def own_statistics(
+    classifier: Mapping[str, Any], checkpoint: str | None = None
+) -> Statistics | None:
+    """Find the statistics with which the weights of a classifier were trained.
+
+    In this order: what the file of the weights states, with the config of the run that saved it or
+    with the description in its folder; those of the mmpretrain model that it is the file of; timm's
+    for weights that timm downloads, and for a file with as many classes as these have.
+
+    Args:
+        classifier: Config of an mmpretrain classifier.
+        checkpoint: Path or URL of its weights. None: those that the config loads.
+
+    Returns:
+        The statistics; None if nothing states them.
+    """
+    checkpoint = checkpoint or _file_of(classifier)
+    if checkpoint is None:
+        is_loaded = (_timm_part(classifier) or {}).get('pretrained')
+        return _of_timm(classifier) if is_loaded else None
+    return (
+        _of_file(checkpoint)
+        or _of_openmmlab(checkpoint)
+        or _of_timm(classifier, classifier.get('num_classes', _IMAGENET_CLASSES))
+    )
+
+
+def _has_statistics(preprocessor: Mapping[str, Any]) -> bool:
+    return bool({'mean', 'std'} & preprocessor.keys())
+
+
+def _describe(mean: Sequence[float] | None, std: Sequence[float] | None) -> str:
+    if mean is None and std is None:
+        return 'no normalisation'
+    values = (', '.join(f'{value:.4g}' for value in each or ()) for each in (mean, std))
+    return 'mean [{}], std [{}]'.format(*values)
+
+
+def _file_of(classifier: Mapping[str, Any]) -> str | None:
+    """Return the file whose weights the config of a classifier loads."""
+    if classifier.get('checkpoint_path'):
+        return classifier['checkpoint_path']
+    for part in (classifier, classifier.get('backbone') or {}):
+        init_cfg = part.get('init_cfg')
+        for each in init_cfg if isinstance(init_cfg, list) else [init_cfg]:
+            if isinstance(each, dict) and each.get('type') == 'Pretrained':
+                return each.get('checkpoint')
+    return None
+
+
+def _of_file(checkpoint: str) -> Statistics | None:
+    """Return what a file, or the description of its folder, states."""
+    source = f'stated with {checkpoint}'
+    try:
+        if text := read_description(checkpoint, 'config.json'):
+            content = json.loads(text)
+            return _of_pretrained_cfg(content.get('pretrained_cfg', content), source)
+        text = read_description(checkpoint, 'config.py')
+        if text is None:
+            meta = load_checkpoint(checkpoint, read_tensors=False).get('meta')
+            text = meta.get('cfg') if isinstance(meta, dict) else None
+        return _of_config(parse_config(text), source) if isinstance(text, str) else None
+    except (ConfigError, ValueError, AttributeError, TypeError):
+        return None  # whoever loads the weights reports it
+
+
+def _of_config(config: Mapping[str, Any], source: str) -> Statistics | None:
+    """Return the statistics of the model that the config of a run trains."""
+    model = config.get('model') or {}
+    student = model.get('student') or {}
+    shared = model.get('data_preprocessor') or config.get('data_preprocessor') or {}
+    fields = {**shared, **(student.get('data_preprocessor') or {})}
+    loader = config.get('test_dataloader') or config.get('val_dataloader') or {}
+    pipeline = (loader.get('dataset') or {}).get('pipeline') or []
+    reads_bgr = any(str(step.get('type')).endswith('LoadImageFromFile') for step in pipeline)
+    found = Statistics(
+        fields.get('mean'), fields.get('std'), source, reads_bgr and not fields.get('to_rgb')
+    )
+    return found if _are_valid(found) else None
+
+
+def _of_openmmlab(checkpoint: str) -> Statistics | None:
+    """Return the statistics of the mmpretrain model that a file is of."""
+    name = Path(checkpoint).name
+    if not _OF_OPENMMLAB.search(name):
+        return None
+    from mmpretrain.apis.model import ModelHub, list_models  # parsing the list takes seconds
+
+    list_models()
+    for model, known in ModelHub._models_dict.items():
+        if known.weights and Path(known.weights).name == name:
+            config = ModelHub.get(model).config.to_dict()
+            return _of_config(config, f"mmpretrain's for {model}")
+    return None
+
+
+def _of_timm(classifier: Mapping[str, Any], num_classes: int | None = None) -> Statistics | None:
+    """Return the statistics of timm's weights.
+
+    Args:
+        classifier: Config of a classifier.
+        num_classes: Number of classes that the weights must have. None: any.
+    """
+    part = _timm_part(classifier)
+    if part is None:
+        return None
+    import timm
+
+    name = str(part.get('model_name'))
+    if ':' in name:  # a folder or a repository
+        return _of_file(name.removeprefix('local-dir:'))
+    known = timm.get_pretrained_cfg(name.rpartition('/')[2])
+    if known is None or num_classes not in (None, known.num_classes):
+        return None
+    fields = {**known.to_dict(), **(part.get('pretrained_cfg_overlay') or {})}
+    return _of_pretrained_cfg(fields, f"timm's for {name}")
+
+
+def _timm_part(classifier: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return the part of a classifier's config that names a model of timm."""
+    for part in (classifier, classifier.get('backbone') or {}):
+        if re.search(r"(TimmClassifier|TIMMBackbone)('>)?$", str(part.get('type'))):
+            return part
+    return None
+
+
+def _of_pretrained_cfg(known: Mapping[str, Any], source: str) -> Statistics | None:
+    """Return the statistics in timm's description of weights, which are of pixels of 0 to 1."""
+    if known.get('interpolation'):
+        source = f'{source}, which were trained with {known["interpolation"]} resizing'
+    mean, std = ([round(255 * v, 3) for v in known.get(key) or ()] for key in ('mean', 'std'))
+    found = Statistics(mean, std, source)
+    return found if _are_valid(found) else None
+
+
+def _are_valid(found: Statistics) -> bool:
+    return all(
+        isinstance(values, (list, tuple)) and len(values) == 3 and all(map(is_number, values))
+        for values in (found.mean, found.std)
+    ) and all(0 < value < math.inf for value in found.std)

@@ -26,7 +26,13 @@ from mldr_kd_mm.utils.file_kinds import (
     describe_other_file,
     is_safetensors,
 )
-from mldr_kd_mm.utils.limits import EXPANSION, MAX_DOWNLOAD, TENSOR_ALLOWANCE
+from mldr_kd_mm.utils.limits import (
+    EXPANSION,
+    MAX_CONFIG_BYTES,
+    MAX_DOWNLOAD,
+    TENSOR_ALLOWANCE,
+    read_text,
+)
 from mldr_kd_mm.utils.pickle_scan import check_pickle
 from mldr_kd_mm.utils.safe_pickle import STAND_INS, PickledArray, PickledDType
 
@@ -122,6 +128,7 @@ _AVERAGED = 'n_averaged'
 
 _HUB = re.compile('hf[-_]hub:')
 _HUB_FILES = ('model.safetensors', 'pytorch_model.bin')
+_FOLDER_FILES = (*_HUB_FILES, 'model.pth')  # what `mldr-kd export` and timm write into a folder
 
 
 class Weights(NamedTuple):
@@ -143,7 +150,9 @@ def load_checkpoint(
 
     Args:
         path: Path or URL of a ``.safetensors`` file or of a file written by ``torch.save``
-            (whatever its extension), ``hf-hub:OWNER/NAME`` or ``hf-hub:OWNER/NAME@REVISION``.
+            (whatever its extension), a folder with such a file named ``model.safetensors``,
+            ``pytorch_model.bin`` or ``model.pth``, ``hf-hub:OWNER/NAME`` or
+            ``hf-hub:OWNER/NAME@REVISION``.
             A download that is incomplete or no checkpoint is not kept.
         field: Name of the config field that holds the path, for error messages.
         map_location: Device of the tensors, as in ``torch.load``; tensors of a ``.safetensors``
@@ -412,7 +421,37 @@ def _is_left_out(value: Any) -> bool:
 def _local_file(path: str) -> Path:
     if _HUB.match(path):
         return _download_from_hub(_HUB.sub('', path, count=1))
-    return _download(path) if '://' in path else Path(path).expanduser()
+    if '://' in path:
+        return _download(path)
+    file = Path(path).expanduser()
+    inside = [file / name for name in _FOLDER_FILES if (file / name).is_file()]
+    return inside[0] if inside else file
+
+
+def read_description(path: str, name: str) -> str | None:
+    """Return the text of the file that describes the checkpoint of a folder or repository.
+
+    Args:
+        path: Path, URL or hub name of the checkpoint, see :func:`load_checkpoint`.
+        name: Name of the other file.
+
+    Returns:
+        Its text; None if it cannot be read or downloaded, or the checkpoint has another name than
+        the one that such a folder has.
+    """
+    try:
+        if _HUB.match(path):
+            from huggingface_hub import hf_hub_download
+
+            repository, _, revision = _HUB.sub('', path, count=1).partition('@')
+            file = Path(hf_hub_download(repository, name, revision=revision or None))
+        elif '://' in path or _local_file(path).name not in _FOLDER_FILES:
+            return None
+        else:
+            file = _local_file(path).with_name(name)
+        return read_text(file, MAX_CONFIG_BYTES)
+    except Exception:  # of the network, too
+        return None
 
 
 def _download(url: str) -> Path:
@@ -501,6 +540,26 @@ def find_weights(checkpoint: dict[str, Any], label: str) -> Weights:
     Raises:
         ConfigError: The checkpoint has no weights.
     """
+    found = find_state_dict(checkpoint, label)
+    student = _student(found.tensors)
+    if not student:
+        return found
+    return Weights(student, (*found.notes, 'of the student of a distillation run'))
+
+
+def find_state_dict(checkpoint: dict[str, Any], label: str) -> Weights:
+    """Find the state dict in a checkpoint; that of a distillation run is more than its student's.
+
+    Args:
+        checkpoint: The content.
+        label: What to call the checkpoint in error messages.
+
+    Returns:
+        The weights, with a note if they were not in the usual place.
+
+    Raises:
+        ConfigError: The checkpoint has no weights.
+    """
     candidates = {'': checkpoint} | {key: checkpoint.get(key) for key in _WEIGHT_KEYS}
     found = [key for key, content in candidates.items() if _is_state_dict(content)]
     if not found:
@@ -516,10 +575,7 @@ def find_weights(checkpoint: dict[str, Any], label: str) -> Weights:
         candidates, found = others, list(others)
     weights = _unwrap(candidates[found[0]])
     notes = [] if found[0] in ('', 'state_dict') else [f'from {printable(repr(found[0]))}']
-    student = _student(weights)
-    if student:
-        notes.append('of the student of a distillation run')
-    return Weights(student or weights, tuple(notes))
+    return Weights(weights, tuple(notes))
 
 
 def _is_state_dict(content: Any) -> bool:
@@ -560,7 +616,10 @@ def student_state_dict(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
     weights = checkpoint.get('state_dict')
     student = _student(weights if _is_state_dict(weights) else {})
     if not student:
-        raise ConfigError('checkpoint: is not of a distillation run; no weight is named student.*')
+        raise ConfigError(
+            'checkpoint: is not of a distillation run, but of one model, such as a teacher or an '
+            'exported student; no weight is named student.*'
+        )
     return student
 
 

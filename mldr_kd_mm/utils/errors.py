@@ -5,6 +5,7 @@ import functools
 import inspect
 import math
 import os
+import re
 import select
 import sys
 import traceback
@@ -12,6 +13,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from numbers import Real
 from typing import Any
+
+REMOTE = re.compile(r'\w+://|hf[-_]hub:')
+"""The beginning of a URL, or of a name on the Hugging Face hub."""
 
 
 class ConfigError(ValueError):
@@ -75,7 +79,7 @@ def are_sizes(values: Any, count: int) -> bool:
 
 
 def check_file(field: str, path: str, hint: str = '') -> None:
-    """Check that a path is a file; a URL is left to mmengine.
+    """Check that a path is a file; a URL or a name on the Hugging Face hub is not looked up.
 
     Args:
         field: Name of the argument or field.
@@ -85,7 +89,7 @@ def check_file(field: str, path: str, hint: str = '') -> None:
     Raises:
         MissingFileError: There is no such file.
     """
-    if '://' not in path and not os.path.isfile(path):
+    if not (REMOTE.match(path) or os.path.isfile(path)):
         raise MissingFileError(f'{field}={path!r}: there is no such file{hint and "; "}{hint}')
 
 

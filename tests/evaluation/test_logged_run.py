@@ -126,6 +126,23 @@ def test_model_is_the_one_that_was_trained(trained, kind):
     assert count == sum(p.numel() for p in student.parameters())
 
 
+@pytest.mark.parametrize('kind', ['mldr', 'alone'])
+def test_model_with_an_exported_student(trained, kind):
+    """The neck of a Distiller would have random weights."""
+    runner = trained[kind]
+    weights = getattr(runner.model, 'student', runner.model).state_dict()
+    model = LoggedRun.read(Path(runner.work_dir), kind).build_model({'model': weights})
+    for name, value in getattr(model, 'student', model).state_dict().items():
+        assert torch.equal(weights[name], value), name
+    assert getattr(model, 'neck', None) is None or kind == 'alone'
+
+
+def test_model_with_the_teachers_checkpoint(trained):
+    run = LoggedRun.read(Path(trained['mldr'].work_dir), 'mldr')
+    with pytest.raises(ConfigError, match="does not fit the config: has the teacher's weights"):
+        run.build_model({'state_dict': trained['mldr'].model.teacher.model.state_dict()})
+
+
 def test_checkpoint_by_name(trained, tmp_path):
     work_dir = tmp_path / 'run'
     shutil.copytree(trained['alone'].work_dir, work_dir)

@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import copy
+import json
 from itertools import product
 from pathlib import Path
 
 import mmpretrain.registry
 import numpy as np
 import pytest
+import timm
 import torch
-from helpers import NORMALIZATION, batch, resnet, timm_resnet
+from helpers import NORMALIZATION, batch, mldr, resnet, timm_resnet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
+from mmpretrain.apis.model import ModelHub
 from mmpretrain.models import ClsDataPreprocessor
+from safetensors.torch import save_file
 from torch.testing import assert_close
 
-from mldr_kd_mm.models.data_preprocessor import Renormalize, ViewDataPreprocessor
+from mldr_kd_mm.models import data_preprocessor
+from mldr_kd_mm.models.data_preprocessor import (
+    Renormalize,
+    ViewDataPreprocessor,
+    state_statistics,
+    with_statistics,
+)
 from mldr_kd_mm.registry import MODELS
 from mldr_kd_mm.structures.view import View
 
@@ -174,3 +184,146 @@ def test_is_not_saved_but_moves():
     module = renormalize(CIFAR, IMAGENET)
     assert not module.state_dict()
     assert module.double()(preprocess(CIFAR, images()).double()).dtype == torch.float64
+
+
+VIT = dict(type='TimmClassifier', model_name='vit_small_patch16_224')  # trained with 0.5 and 0.5
+HALF = dict(mean=[127.5] * 3, std=[127.5] * 3)
+OTHER = dict(mean=[1.0, 2.0, 3.0], std=[4.0, 5.0, 6.0])
+
+
+def state(**config) -> dict:
+    """Return the content of a checkpoint of a run with this config."""
+    return dict(state_dict={'a': torch.ones(1)}, meta=dict(cfg=Config(config).pretty_text))
+
+
+class TestStatistics:
+    """A teacher gets the statistics of its weights, as far as something states them."""
+
+    @pytest.fixture
+    def logged(self, monkeypatch):
+        lines = []
+        monkeypatch.setattr(data_preprocessor, 'print_log', lambda text, *args: lines.append(text))
+        return lines
+
+    @staticmethod
+    def of(classifier, checkpoint=None, shared=IMAGENET, side='teacher'):
+        fields = with_statistics(side, classifier, shared, checkpoint)['data_preprocessor']
+        return dict(mean=fields['mean'], std=fields['std'])
+
+    def test_of_timms_weights(self, logged):
+        assert self.of(dict(VIT, pretrained=True)) == HALF
+        (line,) = logged
+        assert line.startswith('teacher: mean [127.5, 127.5, 127.5], std [127.5, ')
+        assert "timm's for vit_small_patch16_224" in line and 'bicubic resizing' in line
+        overlay = dict(VIT, pretrained=True, pretrained_cfg_overlay=dict(std=(0.2,) * 3))
+        assert self.of(overlay)['std'] == [51.0] * 3
+        backbone = dict(VIT, type='TIMMBackbone', pretrained=True)
+        assert self.of(dict(type='ImageClassifier', backbone=backbone)) == HALF
+
+    def test_config_says_otherwise(self, logged):
+        assert self.of(dict(VIT, pretrained=True, data_preprocessor=dict(OTHER))) == OTHER
+        assert logged == ["teacher: mean [1, 2, 3], std [4, 5, 6] (its config's)"]
+
+    def test_of_random_weights(self, logged):
+        assert self.of(VIT) == {name: IMAGENET[name] for name in HALF}
+        assert len(logged) == 1 and logged[0].endswith("(the run's)")
+
+    @pytest.mark.parametrize('part', ['run', 'model', 'student'])
+    def test_of_a_runs_checkpoint(self, part, tmp_path, logged):
+        """A teacher that this project has trained keeps the statistics of its training."""
+        model = dict(type='Distiller', student=dict(VIT)) if part == 'student' else dict(VIT)
+        config = dict(model=model)
+        holder = dict(run=config, model=model, student=model.get('student'))[part]
+        holder['data_preprocessor'] = dict(CIFAR)
+        torch.save(state(**config), tmp_path / 'epoch_1.pth')
+        for classifier in (dict(VIT), resnet()):
+            assert self.of(classifier, str(tmp_path / 'epoch_1.pth')) == CIFAR
+        assert self.of(dict(VIT), str(tmp_path / 'epoch_1.pth'), CIFAR) == CIFAR
+        assert logged[-1].endswith("(the run's)")
+
+    def test_of_a_run_on_bgr_images(self, tmp_path):
+        loader = dict(dataset=dict(pipeline=[dict(type='LoadImageFromFile')]))
+        path = str(tmp_path / 'epoch_1.pth')
+        for to_rgb in (False, True):
+            trained = dict(OTHER, to_rgb=to_rgb)
+            config = dict(model=dict(VIT), data_preprocessor=trained, val_dataloader=loader)
+            torch.save(state(**config), path)
+            fields = with_statistics('teacher', VIT, IMAGENET, path)['data_preprocessor']
+            assert fields == dict(IMAGENET, **OTHER, to_rgb=to_rgb)
+
+    @pytest.mark.parametrize(('classes', 'wanted'), [(1000, HALF), (37, CIFAR)])
+    def test_of_a_file_that_states_nothing(self, classes, wanted, tmp_path, logged):
+        torch.save({'a': torch.ones(1)}, tmp_path / 'vit.pth')
+        found = self.of(dict(VIT, num_classes=classes), str(tmp_path / 'vit.pth'), CIFAR)
+        assert found == wanted
+        if classes == 37:
+            assert logged[-1].startswith('teacher: its weights may have been trained with mean [12')
+            assert 'set model.teacher.data_preprocessor=dict(mean=[127.5, ' in logged[-1]
+
+    @pytest.mark.parametrize('text', ['', 'a(', 'data_preprocessor = 3', 'model = 4'])
+    def test_of_a_malformed_file(self, text, tmp_path):
+        content = dict(state_dict={'a': torch.ones(1)}, meta=dict(cfg=text))
+        torch.save(content, tmp_path / 'a.pth')
+        (tmp_path / 'b').mkdir()
+        save_file({'a': torch.ones(1)}, tmp_path / 'b/model.safetensors')
+        (tmp_path / 'b/config.json').write_text('{"pretrained_cfg": {"mean": ["x", 1, 2]}}')
+        for path in (tmp_path / 'a.pth', tmp_path / 'b', tmp_path / 'lost.pth'):
+            assert self.of(resnet(), str(path)) == {name: IMAGENET[name] for name in HALF}
+
+    @pytest.mark.parametrize('bgr', [False, True])
+    def test_of_mmpretrains_weights(self, bgr, monkeypatch):
+        name = 'net_8xb32_in1k_20210831-fbbb1da6.pth'
+        loader = dict(dataset=dict(pipeline=[dict(type='LoadImageFromFile')]))
+        config = dict(data_preprocessor=dict(OTHER, to_rgb=not bgr), test_dataloader=loader)
+        known = type('Info', (), dict(weights=f'https://host/v0/{name}', config=Config(config)))
+        monkeypatch.setattr('mmpretrain.apis.model.list_models', list)
+        monkeypatch.setattr(ModelHub, '_models_dict', {'net': known})
+        monkeypatch.setattr(ModelHub, 'get', lambda name: known)
+        for teacher, path in [
+            (resnet(), f'elsewhere/{name}'),
+            (resnet(init_cfg=dict(type='Pretrained', checkpoint=name)), None),
+        ]:
+            found = with_statistics('teacher', teacher, IMAGENET, path)['data_preprocessor']
+            assert found == dict(IMAGENET, **OTHER, to_rgb=not bgr)
+
+    def test_of_a_folder_that_timm_loads(self, tmp_path):
+        """The Distiller's teacher sees its images as they were in training."""
+        model = timm.create_model('test_resnet', num_classes=10)
+        save_file(model.state_dict(), tmp_path / 'model.safetensors')
+        known = dict(mean=[0.1, 0.2, 0.3], std=[0.4, 0.5, 0.6], num_classes=10)
+        content = dict(architecture='test_resnet', num_classes=10, pretrained_cfg=known)
+        (tmp_path / 'config.json').write_text(json.dumps(content))
+        by_timm = dict(type='TimmClassifier', model_name=f'local-dir:{tmp_path}', pretrained=True)
+        by_file = dict(type='TimmClassifier', model_name='test_resnet', num_classes=10)
+        for teacher, checkpoint in ((by_timm, None), (by_file, str(tmp_path))):
+            distiller = MODELS.build(mldr(teacher=teacher, teacher_checkpoint=checkpoint))
+            data = batch(2)['inputs'].float()
+            seen = distiller.to_teacher(distiller.data_preprocessor(dict(inputs=data))['inputs'])
+            mean, std = (torch.tensor(known[k]).view(3, 1, 1) for k in ('mean', 'std'))
+            assert_close(seen, (data / 255 - mean) / std, rtol=1e-4, atol=1e-4)
+
+    def test_of_a_student_are_written_into_its_config(self, logged):
+        pretrained = dict(VIT, pretrained=True)
+        assert self.of(pretrained, side='student') == {name: IMAGENET[name] for name in HALF}
+        assert 'student: its weights may have been trained with' in logged[-1]
+        pair = Config(dict(model=mldr(student=pretrained), data_preprocessor=dict(IMAGENET)))
+        alone = Config(dict(model=copy.deepcopy(pretrained), data_preprocessor=dict(IMAGENET)))
+        for cfg in (pair, alone):
+            state_statistics(cfg)
+        assert pair.model.student.data_preprocessor == HALF
+        assert alone.model.data_preprocessor == dict(IMAGENET, **HALF)
+        assert alone.data_preprocessor == IMAGENET
+        before = pair.pretty_text
+        state_statistics(pair)
+        assert pair.pretty_text == before
+
+    @pytest.mark.parametrize(
+        'student',
+        [VIT, resnet(), dict(VIT, pretrained=True, data_preprocessor=OTHER), timm_resnet()],
+    )
+    def test_others_are_left_alone(self, student):
+        for model in (mldr(student=student), copy.deepcopy(student)):
+            cfg = Config(dict(model=model, data_preprocessor=dict(IMAGENET)))
+            before = cfg.pretty_text
+            state_statistics(cfg)
+            assert cfg.pretty_text == before

@@ -1,3 +1,4 @@
+import json
 import os
 
 import pytest
@@ -31,9 +32,29 @@ def test_train_resume_and_test(config, tool, tmp_path):
     assert tool('train', config, '--resume', '--no-validate', '--cfg-options', more)[0] == 0
     assert torch.load(work_dir / 'epoch_2.pth', weights_only=False)['meta']['iter'] == 8
 
-    tested = tmp_path / 'tested'
-    assert tool('test', config, work_dir / 'epoch_2.pth', '--work-dir', tested)[0] == 0
-    assert list(tested.glob('*/*.json'))
+    weights = torch.load(work_dir / 'epoch_2.pth', weights_only=False)['state_dict']
+    exported, other = tmp_path / 'student.pth', tmp_path / 'other.pth'
+    torch.save({'model': {f'net.{name}': value for name, value in weights.items()}}, exported)
+    torch.save({'state_dict': {'conv.weight': torch.ones(1)}}, other)
+    scores = []
+    for checkpoint in (work_dir / 'epoch_2.pth', exported):
+        tested = tmp_path / checkpoint.stem
+        assert tool('test', config, checkpoint, '--work-dir', tested)[0] == 0
+        (log,) = tested.glob('*/*.log')
+        assert f'checkpoint={str(checkpoint)!r}: {len(weights)} weights matched' in log.read_text()
+        (score,) = tested.glob('*/2*.json')
+        scores.append(json.loads(score.read_text())['accuracy/top1'])
+    assert scores[0] == scores[1]
+    said = one_line(tool('test', config, other))
+    assert said.startswith(f'checkpoint={str(other)!r}: 0 weights matched, ')
+
+
+def test_test_refuses_the_teachers_checkpoint(read_tool, tmp_path):
+    check = read_tool('test')['check_is_student']
+    check('student.pth', 'teacher.pth')
+    check('student.pth', None)
+    with pytest.raises(ConfigError, match="checkpoint='./teacher.pth': is model.teacher_check"):
+        check('./teacher.pth', 'teacher.pth')
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from mldr_kd_mm.engine.hooks.broadcast_buffers import BroadcastBuffersHook
 from mldr_kd_mm.engine.hooks.checkpoint import AtomicCheckpointHook
 from mldr_kd_mm.engine.hooks.exact_resume import ExactResumeHook
 from mldr_kd_mm.engine.hooks.figures import FigureHook
+from mldr_kd_mm.engine.hooks.load_weights import LoadWeightsHook
 from mldr_kd_mm.engine.hooks.non_finite import NonFiniteHook
 from mldr_kd_mm.engine.hooks.progress import ProgressHook
 from mldr_kd_mm.engine.hooks.stop_signal import StopSignalHook
@@ -17,6 +18,7 @@ __all__ = [
     'BroadcastBuffersHook',
     'ExactResumeHook',
     'FigureHook',
+    'LoadWeightsHook',
     'NonFiniteHook',
     'ProgressHook',
     'StopSignalHook',

@@ -16,9 +16,9 @@ from mmengine.runner import BaseLoop, Runner
 from mldr_kd_mm.engine.starting_point import RunDirectory
 from mldr_kd_mm.engine.training_state import check_training_state, names_checkpoint
 from mldr_kd_mm.engine.work_dir import lock_work_dir, unlock_work_dir
+from mldr_kd_mm.models.weights import use_counted_loading
 from mldr_kd_mm.registry import HOOKS
 from mldr_kd_mm.utils.atomic_files import UNFINISHED, AtomicFileBackend, use_atomic_writes
-from mldr_kd_mm.utils.checkpoint import use_safe_loading
 from mldr_kd_mm.utils.dist import raise_on_all_ranks, run_on_main_process
 from mldr_kd_mm.utils.errors import ConfigError
 from mldr_kd_mm.utils.run_identity import Origin, RunIdentity, fingerprint
@@ -53,7 +53,7 @@ class AtomicCheckpointHook(CheckpointHook):
 
     def before_run(self, runner: Runner) -> None:
         """Find the checkpoint that the run continues from."""
-        use_safe_loading()
+        use_counted_loading()
         if isinstance(runner._train_loop, BaseLoop):  # not in a test
             self.find_start(runner)
 

@@ -15,7 +15,7 @@ from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
 from mldr_kd_mm.models.builder import build_classifier, build_neck, nest
-from mldr_kd_mm.models.data_preprocessor import Renormalize
+from mldr_kd_mm.models.data_preprocessor import Renormalize, with_statistics
 from mldr_kd_mm.models.distillers.batch import check_labels, read_labels, refuse_one_image
 from mldr_kd_mm.models.distillers.loss_entry import build_entries
 from mldr_kd_mm.models.distillers.teacher import Teacher
@@ -39,7 +39,9 @@ class Distiller(BaseClassifier):
     seed.
 
     Each model gets the batch normalised as its own config specifies: ``data_preprocessor`` holds
-    what both share, and a model's own ``data_preprocessor`` takes precedence. Both models see the
+    what both share, and a model's own ``data_preprocessor`` takes precedence. A teacher without one
+    gets the statistics that its weights were trained with, if they are known
+    (:func:`~mldr_kd_mm.models.data_preprocessor.own_statistics`). Both models see the
     student's mixup and CutMix (``train_cfg=dict(augments=...)``).
 
     The losses read tensors by name: ``logits``, ``feature`` (penultimate), the taps of the
@@ -100,7 +102,7 @@ class Distiller(BaseClassifier):
 
         shared = data_preprocessor or {}
         with named('student'):
-            student_model = build_classifier(_with_preprocessor(student, shared))
+            student_model = build_classifier(with_statistics('student', student, shared))
         super().__init__(data_preprocessor=student_model.data_preprocessor)
         self.student = student_model
         nest(self.student)
@@ -113,7 +115,7 @@ class Distiller(BaseClassifier):
             )
             with named('teacher'):
                 self.teacher = Teacher(
-                    _with_preprocessor(teacher, shared),
+                    with_statistics('teacher', teacher, shared, teacher_checkpoint),
                     teacher_checkpoint,
                     build_recorder(teacher_recorder, 'teacher_recorder'),
                     teacher_input_size and teacher_input_size[1:],
@@ -339,12 +341,6 @@ def _given(**fields: Any) -> dict[str, Any]:
 def _check_type(field: str, value: Any, expected: str, *types: type) -> None:
     if not isinstance(value, types):
         raise ConfigError(f'{field}={value!r}: must be {expected}')
-
-
-def _with_preprocessor(classifier: dict, shared: dict) -> dict:
-    own = classifier.get('data_preprocessor') or {}
-    _check_type('data_preprocessor', own, 'a dict', dict)
-    return {**classifier, 'data_preprocessor': {**shared, **own}}
 
 
 @contextmanager

@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from mldr_kd_mm.models.builder import build_classifier, load_weights
+from mldr_kd_mm.models.builder import build_classifier
 from mldr_kd_mm.models.taps import stages
 from mldr_kd_mm.models.taps.recorder import FeatureRecorder
 from mldr_kd_mm.models.taps.tapped_model import TappedModel
+from mldr_kd_mm.models.weights import load_weights
 from mldr_kd_mm.utils.errors import ConfigError, MissingFileError
 
 PRECISIONS = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
@@ -67,10 +68,10 @@ class Teacher(TappedModel):
         if checkpoint is not None:
             try:
                 report = load_weights(self.model, checkpoint, 'teacher_checkpoint')
+                report.log(f'teacher_checkpoint={checkpoint!r}')
             except MissingFileError as error:
                 advice = 'train it with a config of configs/teachers, or set another path or URL'
                 raise MissingFileError(f'{error}; {advice}') from None
-            print_log(f'teacher_checkpoint={checkpoint!r}: {report}', 'current')
         self.model.requires_grad_(False).eval()
         # Overlapping convolutions are faster in this memory format, much faster on tensor cores.
         self.memory_format = torch.contiguous_format
@@ -112,9 +113,21 @@ class Teacher(TappedModel):
             return self._run(images, data_samples, mode='predict')
 
     def init_weights(self) -> None:
-        """Initialise the teacher from its own config, unless it was loaded from a checkpoint."""
-        if self.checkpoint is None:
-            print_log("teacher_checkpoint=None: the teacher's config initialises it", 'current')
+        """Initialise the teacher from its own config, unless it was loaded from a checkpoint.
+
+        Raises:
+            ConfigError: If the file of its ``init_cfg`` lacks a weight.
+        """
+        if self.checkpoint is not None:
+            return
+        print_log("teacher_checkpoint=None: the teacher's config initialises it", 'current')
+        init_cfg = self.config.get('init_cfg') or {}
+        if isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained':
+            # Unlike a model that is trained, a teacher must have a head.
+            path = init_cfg['checkpoint']
+            report = load_weights(self.model, path, 'checkpoint')
+            report.log(f'init_cfg of the teacher: checkpoint={path!r}')
+        else:
             self.model.init_weights()
 
     def resize(self, images: Tensor) -> Tensor:

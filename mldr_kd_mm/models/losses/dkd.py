@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
+from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from mldr_kd_mm.models.losses.common import check_logits, class_of, full_precision, kl_div
@@ -19,7 +22,7 @@ class DKDLoss(nn.Module):
 
     .. math:: \tau^2 \, (\alpha \, KL(b_t \,\|\, b_s) + \beta \, KL(\hat p_t \,\|\, \hat p_s)).
 
-    With two classes the second term is 0, and with alpha = 1 the loss equals KD.
+    With two classes the second term is 0, and the loss equals alpha times KD, which the log says.
 
     Source: Decoupled Knowledge Distillation (arXiv 2203.08679), equation 7.
 
@@ -42,6 +45,7 @@ class DKDLoss(nn.Module):
         self.alpha = alpha
         self.beta = beta
         self.temperature = temperature
+        self._has_warned = False
 
     @full_precision
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
@@ -59,6 +63,13 @@ class DKDLoss(nn.Module):
             ConfigError: If the shapes do not fit, or a label is out of range.
         """
         check_logits(student, teacher)
+        if teacher.shape[-1] == 2 and not self._has_warned:
+            self._has_warned = True
+            print_log(
+                'DKDLoss: with 2 classes it equals alpha * KDLoss, and beta has no effect',
+                'current',
+                logging.WARNING,
+            )
         target = class_of(target, teacher)
         target_s, others_s = _decouple(student / self.temperature, target)
         target_t, others_t = _decouple(teacher / self.temperature, target)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from mldr_kd_mm.models.necks.projectors import map_projector, token_projector
 from mldr_kd_mm.registry import MODELS
 from mldr_kd_mm.utils.errors import ConfigError, are_sizes, check_positive, is_number
+
+_LARGE_GATE = 100  # million parameters; a ResNet18 has 12
 
 
 class MSDFOutput(NamedTuple):
@@ -48,8 +52,8 @@ class MSDFNeck(BaseModule):
         grids: (H, W) of each stage's token grid, or None for a stage that is a map. None: all
             stages are maps. The Distiller sets it.
         num_classes: Number of classes C. The Distiller sets it if the config omits it.
-        gate_dim: Hidden width of the gate. None: 4C. 0: no gate, all stages have equal weights (an
-            ablation in the paper).
+        gate_dim: Hidden width of the gate. None: 4C, which is large for thousands of classes. 0: no
+            gate, all stages have equal weights (an ablation in the paper).
 
     Raises:
         ConfigError: If a width is missing or not positive, or ``grids`` does not fit the stages.
@@ -160,9 +164,22 @@ def _gate(project_dim: int, gate_dim: int, num_classes: int) -> nn.Module | None
     if gate_dim == 0 and is_number(gate_dim):
         return None
     check_positive(gate_dim=gate_dim)
+    _warn_of_size(project_dim, gate_dim, num_classes)
     return nn.Sequential(
         nn.Linear(project_dim, gate_dim), nn.GELU(), nn.Linear(gate_dim, num_classes)
     )
+
+
+def _warn_of_size(project_dim: int, gate_dim: int, num_classes: int) -> None:
+    """Say how large the gate is before its memory is allocated."""
+    size = gate_dim * (project_dim + num_classes) / 1e6
+    if size > _LARGE_GATE:
+        print_log(
+            f'neck: its gate has {size:,.0f} M parameters for {num_classes:,} classes; to make it '
+            f'smaller, set neck.gate_dim, now {gate_dim:,}, for example to {project_dim}',
+            'current',
+            logging.WARNING,
+        )
 
 
 def _check_grids(

@@ -20,8 +20,8 @@ from timm.utils import CheckpointSaver, ModelEmaV3, NativeScaler
 from torch.testing import assert_close
 
 from mldr_kd_mm import ConfigError, FeatureRecorder
-from mldr_kd_mm.models.builder import load_weights
 from mldr_kd_mm.models.distillers.teacher import Teacher
+from mldr_kd_mm.models.weights import load_weights
 from mldr_kd_mm.registry import MODELS
 
 FIELD = 'teacher_checkpoint'

@@ -13,7 +13,7 @@ from loss_helpers import close, kl, labelled_pairs, many, normal, softmax
 from torch.testing import assert_close
 
 from mldr_kd_mm import ConfigError
-from mldr_kd_mm.models.losses import DKDLoss, KDLoss
+from mldr_kd_mm.models.losses import DKDLoss, KDLoss, dkd
 
 
 def binary_kl(student: list[float], teacher: list[float], target: int) -> float:
@@ -139,3 +139,14 @@ class TestErrors:
         student, teacher = normal(2, 2, 5)
         with pytest.raises(ConfigError, match=rf'^target=\[0, {label}\]: must be within 0\.\.4$'):
             DKDLoss()(student, teacher, torch.tensor([0, label]))
+
+
+def test_with_two_classes_it_is_kd(monkeypatch):
+    logged = []
+    monkeypatch.setattr(dkd, 'print_log', lambda message, *args: logged.append(message))
+    student, teacher = torch.randn(2, 6, 2, generator=torch.Generator().manual_seed(0)).unbind()
+    loss = DKDLoss(alpha=3.0, beta=8.0, temperature=4.0)
+    for _ in range(2):
+        found = loss(student, teacher, torch.tensor([0, 1] * 3))
+    torch.testing.assert_close(found, 3 * KDLoss(temperature=4.0)(student, teacher))
+    assert logged == ['DKDLoss: with 2 classes it equals alpha * KDLoss, and beta has no effect']

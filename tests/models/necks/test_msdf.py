@@ -12,6 +12,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from mldr_kd_mm import ConfigError, MSDFNeck
+from mldr_kd_mm.models.necks import msdf
 
 # Weights, inputs and outputs of the authors' release, in float64.
 GOLDEN = np.load(Path(__file__).parents[2] / 'data' / 'msdf.npz')
@@ -26,6 +27,22 @@ def maps(widths, sizes, batch=3, dtype=torch.float32, seed=0) -> list[torch.Tens
         torch.randn(batch, width, *size, generator=generator, dtype=dtype)
         for width, size in zip(widths, sizes, strict=True)
     ]
+
+
+@pytest.mark.parametrize(
+    ('classes', 'gate_dim', 'said'),
+    [
+        (21841, None, 'its gate has 1,975 M parameters for 21,841 classes'),
+        (21841, 768, None),
+        (1000, None, None),
+    ],
+)
+def test_a_large_gate_is_announced(classes, gate_dim, said, monkeypatch):
+    logged = []
+    monkeypatch.setattr(msdf, 'print_log', lambda message, *args: logged.append(message))
+    with torch.device('meta'):
+        MSDFNeck([8], 768, num_classes=classes, gate_dim=gate_dim)
+    assert (said in logged[0] and 'set neck.gate_dim' in logged[0]) if said else not logged
 
 
 class TestGolden:
