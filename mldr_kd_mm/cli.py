@@ -168,6 +168,11 @@ def _add_distill(parser: ArgumentParser) -> None:
         help='path or URL of a teacher trained on these classes; default: it is trained first',
     )
     add(
+        '--teacher-init',
+        metavar='PATH',
+        help='path or URL of teacher weights for other classes, to fine-tune on the folder',
+    )
+    add(
         '--teacher-epochs',
         type=int,
         metavar='N',

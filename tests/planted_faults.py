@@ -325,7 +325,13 @@ FAULTS = [
     Fault(
         'missing weights accepted',
         'test_weights.py test_builder.py test_teacher.py',
-        [('    if missing:\n        return report, (', '    if False:\n        return report, (')],
+        [
+            ('    if lost:\n        return report, (', '    if False:\n        return report, ('),
+            (
+                '    if missing:\n        return report, (',
+                '    if False:\n        return report, (',
+            ),
+        ],
     ),
     Fault(
         'checksums of a checkpoint not verified',

@@ -26,6 +26,7 @@ from mldr_kd_mm.engine.launch import fit_to_machine, start
 from mldr_kd_mm.engine.preflight import preflight
 from mldr_kd_mm.engine.work_dir import claim_work_dir
 from mldr_kd_mm.evaluation.logged_run import ACCURACY
+from mldr_kd_mm.utils.checkpoint import read_weights
 from mldr_kd_mm.utils.errors import check_choice, check_switch
 from mldr_kd_mm.utils.logging import plural
 
@@ -146,6 +147,9 @@ def distill(
     Keyword Args:
         teacher_checkpoint (str | None): Path, URL or ``hf-hub:`` name of teacher weights for the
             classes of the folder. None: train the teacher first.
+        teacher_init (str | None): Path, URL or ``hf-hub:`` name of teacher weights for other
+            classes, from which the training of the teacher starts, with a new head. None: its
+            pretrained weights.
         teacher_epochs (int | None): Number of training epochs of the teacher. None: as many as the
             student. 0: do not train it; its pretrained weights have the classes of the folder.
         teacher_pretrained (bool): Whether the teacher starts from its pretrained weights.
@@ -192,6 +196,8 @@ def distill(
     check_switch(baseline=baseline, resume=resume, overwrite=overwrite)
     check_choice(EXPORTS, export=export)
     parsed = parse_options(teacher, student, data, method, epochs, **options)
+    if parsed.teacher_init is not None:
+        read_weights(parsed.teacher_init, 'teacher_init')  # find a wrong file early
     images = read_training_images(parsed)
     teacher_model, student_model = find_models(parsed, len(images.CLASSES))
     cfg = student_config(parsed, images, teacher_model, student_model)
@@ -248,7 +254,9 @@ def _train_teacher(
         return
     pretrained = Path(cfg.work_dir, 'pretrained.pth')
     resume = resume and any(path != pretrained for path in pretrained.parent.glob('*.pth'))
-    if options.teacher_pretrained and isinstance(options.teacher, str) and not resume:
+    if resume:
+        cfg.load_from = None
+    elif cfg.load_from is None and options.teacher_pretrained and isinstance(options.teacher, str):
         cfg.load_from = fetch_pretrained(teacher, pretrained, 'teacher')
     print_log(
         f'teacher: training {teacher.name} on the folder first, for '

@@ -19,6 +19,7 @@ from mldr_kd_mm.apis.configs import SCRATCH, compose, config_path, student_alone
 from mldr_kd_mm.apis.models import NamedModel, find_model, recipe_of, with_pretrained_weights
 from mldr_kd_mm.datasets import ImageFolder
 from mldr_kd_mm.engine.arguments import set_gradient_clipping, set_learning_rate
+from mldr_kd_mm.models.data_preprocessor import own_statistics
 from mldr_kd_mm.utils.errors import (
     ConfigError,
     check_above_zero,
@@ -62,6 +63,7 @@ class Options:
     epochs: int = 100
     _: dataclasses.KW_ONLY
     teacher_checkpoint: str | None = None
+    teacher_init: str | None = None
     teacher_epochs: int | None = None
     teacher_pretrained: bool = True
     student_pretrained: bool = False
@@ -92,6 +94,11 @@ class Options:
         check_switch(
             teacher_pretrained=self.teacher_pretrained, student_pretrained=self.student_pretrained
         )
+        if self.teacher_init is not None and not self.trains_teacher:
+            raise ConfigError(
+                f'teacher_init={self.teacher_init!r}: the teacher is trained from this file; leave '
+                'out teacher_checkpoint and teacher_epochs=0'
+            )
         rates = dict(lr=self.lr, teacher_lr=self.teacher_lr, clip_grad=self.clip_grad)
         check_above_zero(**{name: rate for name, rate in rates.items() if rate is not None})
         for field in ('seed', 'workers'):
@@ -226,6 +233,7 @@ def teacher_config(
         options, images, teacher, options.epochs_of_teacher, work_dir, options.teacher_lr
     )
     cfg.model = copy.deepcopy(teacher.config)
+    cfg.load_from = options.teacher_init
     if _mixes_images(options, teacher):
         cfg.model.setdefault('train_cfg', _MIXING)
     return cfg
@@ -265,7 +273,8 @@ def _teacher_fields(
     elif checkpoint is None and isinstance(options.teacher, str) and options.teacher_pretrained:
         _check_pretrained_classes(teacher, num_classes)
         model = with_pretrained_weights(teacher, 'teacher')
-    if teacher.normalization != student.normalization:
+    is_stated = checkpoint is not None and own_statistics(model, checkpoint) is not None
+    if teacher.normalization != student.normalization and not is_stated:
         model.setdefault('data_preprocessor', dict(teacher.normalization))
     fields = dict(teacher=model, teacher_checkpoint=checkpoint)
     if teacher.image_size != student.image_size:

@@ -223,6 +223,7 @@ class LoggedRun:
             if isinstance(model, Distiller):
                 model.teacher.init_weights()
         report = load_into(model, checkpoint, 'checkpoint: does not fit the config')
+        report.log(f'checkpoint of {self.name}')
         if 'neck' in report.new:
             model.neck = None  # an exported student has none, and a random one shows nothing
         return model.eval()

@@ -212,6 +212,54 @@ def test_resume_of_the_teacher(tmp_path, monkeypatch, files, wanted):
     assert [(cfg.load_from, resume) for cfg, resume in called] == [wanted]
 
 
+class TestTeacherInit:
+    """A teacher of other classes is fine-tuned from a file."""
+
+    class Started(Exception):
+        """The training of the teacher would begin."""
+
+    @pytest.fixture
+    def start(self, folder, tmp_path, monkeypatch):
+        """Return a function that starts a run with a file; it returns the teacher's config."""
+
+        def train(cfg, resume):
+            raise self.Started(cfg)
+
+        monkeypatch.setattr(sys.modules['mldr_kd_mm.apis.distill'], '_train', train)
+
+        def start(path, **options):
+            with pytest.raises(self.Started) as started:
+                distill(
+                    **SMALL,
+                    data=folder,
+                    work_dir=str(tmp_path / 'run'),
+                    teacher_init=path,
+                    **options,
+                )
+            return started.value.args[0]
+
+        return start
+
+    def test_is_where_the_teacher_starts(self, start, tmp_path):
+        path = str(tmp_path / 'vit.pth')
+        vit = timm.create_model('test_vit', num_classes=7, img_size=32)
+        torch.save({'model': vit.state_dict()}, path)
+        assert start(path).load_from == path
+
+    def test_of_another_model(self, start, tmp_path):
+        path = str(tmp_path / 'resnet.pth')
+        torch.save(timm.create_model('test_resnet', num_classes=3).state_dict(), path)
+        with pytest.raises(ConfigError, match=f'load_from={path!r}: .* missing cls_token'):
+            start(path)
+        with pytest.raises(ConfigError, match="teacher_init='lost.pth': there is no such file"):
+            start('lost.pth')
+
+    @pytest.mark.parametrize('options', [dict(teacher_checkpoint='a.pth'), dict(teacher_epochs=0)])
+    def test_of_a_teacher_that_is_not_trained(self, start, options):
+        with pytest.raises(ConfigError, match=r"teacher_init='b.pth': .* leave out teacher_checkp"):
+            start('b.pth', **options)
+
+
 def test_a_teacher_of_other_classes(distilled, tmp_path):
     other = str(image_folder(tmp_path / 'two', {'': 20}, classes='ab'))
     teacher = str(Path(distilled.work_dir, 'teacher/epoch_2.pth'))

@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers import mldr, resnet, runner_config, timm_resnet, train
 from mmengine.config import Config
+from mmengine.runner import FlexibleRunner
 
 from mldr_kd_mm import ConfigError
 from mldr_kd_mm.engine.launch import start
@@ -57,6 +58,19 @@ def test_load_from(classes, tmp_path):
     assert ('the head head.fc starts anew: 7 classes in the file' in log) == (classes == 7)
     assert 'not in the file: neck' in log
     assert 'do not match exactly' not in log
+
+
+def test_load_from_with_the_flexible_runner(tmp_path):
+    """Its strategies may shard the model, so the weights are matched with another one."""
+    path, weights = save(tmp_path / 'deit.pth', resnet(7))
+    config = runner_config(
+        mldr(), tmp_path / 'run', load_from=path, default_hooks=HOOKS, optim_wrapper=STILL
+    )
+    runner = FlexibleRunner.from_cfg(Config(dict(config, env_cfg=dict())))
+    runner.train()
+    trained = runner.model.student.state_dict()
+    assert torch.equal(trained['backbone.conv1.weight'], weights['backbone.conv1.weight'])
+    assert 'the head head.fc starts anew: 7 classes in the file' in log_of(runner)
 
 
 def test_what_does_not_fit(tmp_path):
