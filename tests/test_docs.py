@@ -112,6 +112,7 @@ PLACES = [
     (r'(pre-commit install|git tag)', NOT + 'changes the clone'),
     (r'bash tools/setup_env\.sh', NOT + 'needs a network; the tests run in what it made'),
     # Commands that precede the tests.
+    (r'docker ', NOT + 'hosted CI builds the images and runs them'),
     (r'git clone', NOT + 'needs a network'),
     (r'cd ', NOT + 'belongs to the command before it'),
     (r'pip install', NOT + 'needs a network; tools/setup_env.sh installs the same'),
@@ -119,7 +120,7 @@ PLACES = [
     (r'pip uninstall', NOT + 'changes this environment'),
 ]
 
-PROGRAMS = 'python|bash|pip|git|cd|torchrun|mim|mldr-kd|pre-commit|mkdocs|lint-imports'
+PROGRAMS = 'python|bash|pip|git|cd|docker|torchrun|mim|mldr-kd|pre-commit|mkdocs|lint-imports'
 COMMAND = re.compile(
     r"(?:[A-Z_]+=(?:'[^']*'|\S+) +)*"  # variables
     rf'(?:(?:\S+/)?(?:{PROGRAMS})(?![\w./-])|tools/)'
@@ -241,7 +242,7 @@ def check_command(command: Command) -> None:
         return check_pip(arguments)
     if program == 'mldr-kd':
         return check_mldr_kd(arguments)
-    if program in ('git', 'cd', 'mim', 'pre-commit', '.venv/bin/lint-imports'):
+    if program in ('git', 'cd', 'docker', 'mim', 'pre-commit', '.venv/bin/lint-imports'):
         return None
     if arguments[0] == '-c':
         return None

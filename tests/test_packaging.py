@@ -55,6 +55,32 @@ def run(*command, cwd):
     return done.stdout
 
 
+def test_an_image_is_built_from_the_same_sources():
+    lines = (ROOT / '.dockerignore').read_text().splitlines()
+    assert sorted(line[1:] for line in lines if line.startswith('!')) == SOURCES
+
+
+# Stands for Python in tools/setup_env.sh, and ends it where pip would begin.
+STUB = """#!/bin/sh
+case "$*" in '-m venv'*) echo "$PIP_EXTRA_INDEX_URL" >"$OUTPUT"; exit 1;; esac
+"""
+
+
+@pytest.mark.parametrize('arguments', [[], ['--cpu-wheels']])
+def test_cpu_wheels(tmp_path, arguments):
+    stub, output = tmp_path / 'python', tmp_path / 'output'
+    stub.write_text(STUB)
+    stub.chmod(0o755)
+    variables = os.environ | dict(PYTHON=str(stub), OUTPUT=str(output), PIP_EXTRA_INDEX_URL='mine')
+    setup = ['bash', ROOT / 'tools/setup_env.sh', *arguments, tmp_path / 'env']
+    done = subprocess.run(setup, env=variables, capture_output=True, text=True)
+    assert 'could not create an environment' in done.stderr
+    assert output.read_text().split() == [
+        *(['https://download.pytorch.org/whl/cpu'] if arguments else []),
+        'mine',
+    ]
+
+
 def files(folder):
     """Return the files in a folder of the repository, as paths relative to its root."""
     paths = [path for path in (ROOT / folder).rglob('*') if path.is_file()]

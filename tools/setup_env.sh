@@ -1,17 +1,25 @@
 #!/usr/bin/env bash
 # Create the Python environments of this project, or do nothing if they are up to date.
 #
-#   tools/setup_env.sh [DIR [UPSTREAM_DIR]]
+#   tools/setup_env.sh [--cpu-wheels] [DIR [UPSTREAM_DIR]]
 #
 # DIR (default: .venv in the project) gets the packages of the runtime, the tests, the quickstart
 # and the documentation, and this project in editable mode. UPSTREAM_DIR, if given, gets the
-# original OpenMMLab packages on top of those of DIR. PYTHON selects the interpreter (default:
-# python3) and PIP_CONSTRAINT, a variable of pip, a file of versions such as
-# requirements/lowest.txt.
+# original OpenMMLab packages on top of those of DIR. --cpu-wheels installs PyTorch without CUDA,
+# if DIR does not exist yet. PYTHON selects the interpreter (default: python3) and PIP_CONSTRAINT, a
+# variable of pip, a file of versions such as requirements/lowest.txt.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=${PYTHON:-python3}
+
+size='6 GB'
+if [ "${1-}" = --cpu-wheels ]; then
+    shift
+    size='2 GB'
+    # Their versions end with +cpu, which pip prefers to the same versions with CUDA.
+    export PIP_EXTRA_INDEX_URL="https://download.pytorch.org/whl/cpu ${PIP_EXTRA_INDEX_URL:-}"
+fi
 
 fail() {
     echo "error: $*" >&2
@@ -29,7 +37,7 @@ pip_install() {
 }
 
 install_default() {
-    echo "installing the packages into $env (5 GB, a few minutes):"
+    echo "installing the packages into $env ($size, a few minutes):"
     # setuptools builds the project itself below.
     pip_install 'setuptools>=77.0.3' -r requirements/runtime.txt -r requirements/test.txt \
         -r requirements/quickstart.txt -r requirements/onnx.txt -r requirements/docs.txt

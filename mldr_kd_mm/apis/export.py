@@ -103,8 +103,9 @@ def export_student(
         ExportError: A graph cannot be written, or its logits differ from the student's.
     """
     suffix = Path(out).suffix
-    is_folder = not suffix or out.endswith('/') or Path(out).is_dir()
-    if not is_folder and suffix not in _WEIGHTS + _GRAPHS:
+    is_file = suffix in _WEIGHTS + _GRAPHS and not out.endswith('/')
+    is_folder = not is_file and (not suffix or out.endswith('/') or os.path.isdir(out))
+    if not is_file and not is_folder:
         raise ConfigError(
             f'out={out!r}: must end with {", ".join(_WEIGHTS + _GRAPHS)}, or be a folder'
         )
@@ -133,10 +134,10 @@ def export_student(
         )
 
     paths = _paths(Path(out), is_folder, graphs, student)
-    for path in () if overwrite else paths.values():
-        if os.path.lexists(path):
-            raise ConfigError(f'out={str(path)!r}: exists already; remove it or name another file')
     target = paths['card'].parent
+    for path in () if overwrite else (*paths.values(), *([target] if is_folder else [])):
+        if os.path.lexists(path) and not (path == target and path.is_dir()):
+            raise ConfigError(f'out={str(path)!r}: exists already; remove it or name another file')
     target.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=target) as name:
         folder = Path(name)
@@ -385,4 +386,6 @@ def _explained(what: str) -> Iterator[None]:
 def _check_onnx_packages() -> None:
     missing = [name for name in _ONNX_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
-        raise ConfigError(f"onnx: needs {', '.join(missing)}; run pip install 'mldr-kd-mm[onnx]'")
+        raise ConfigError(
+            f'onnx: needs {", ".join(missing)}; run pip install {" ".join(_ONNX_PACKAGES)}'
+        )

@@ -85,8 +85,7 @@ def _find_file() -> Path:
     file = spec and Path(spec.origin).parent / 'datasets/data/digits.csv.gz'
     if not file or not file.is_file():
         raise ConfigError(
-            'Digits needs scikit-learn, which is not installed; '
-            'run pip install mldr-kd-mm[quickstart]'
+            'Digits needs scikit-learn, which is not installed; run pip install scikit-learn'
         )
     return file
 

@@ -106,7 +106,7 @@ def test_refuses(keywords, message):
 
 def test_says_how_to_get_scikit_learn(monkeypatch):
     monkeypatch.setitem(sys.modules, 'sklearn', None)
-    with pytest.raises(ConfigError, match=r'pip install mldr-kd-mm\[quickstart\]'):
+    with pytest.raises(ConfigError, match='run pip install scikit-learn'):
         Digits()
 
 

@@ -79,8 +79,8 @@ def mamba_kernel() -> Callable[..., Tensor] | None:
     except (ImportError, OSError, RuntimeError) as error:
         warnings.warn(
             f'mamba-ssm does not import ({error}); the selective scan falls back to a loop over '
-            "time, which is slow on a GPU. To install 'mldr-kd-mm[mamba]' see "
-            'requirements/mamba.txt',
+            'time, which is slow on a GPU; with nvcc and torch < 2.14, run pip install '
+            "--no-build-isolation 'mamba-ssm>=2.2,<2.4'",
             stacklevel=2,
         )
         return None

@@ -256,7 +256,7 @@ class TestKernel:
         if not torch.cuda.is_available():
             pytest.skip('needs a GPU: mamba-ssm has no kernel for the CPU')
         if mamba_kernel() is None:
-            pytest.skip("needs mamba-ssm: pip install --no-build-isolation 'mldr-kd-mm[mamba]'")
+            pytest.skip("needs mamba-ssm: pip install --no-build-isolation '.[mamba]'")
         sequences = {'u', 'delta', 'B', 'C', 'z'}
         on_gpu = [
             value.detach().to(dtype if name in sequences else torch.float32).requires_grad_()

@@ -131,7 +131,11 @@ def test_bad_input_leaves_nothing_behind(runs, tmp_path, tool):
         (tmp_path / 'plain.pth', out, 'no weight is named student.*'),
         (tmp_path / 'list.pth', out, 'must hold a dict, it holds a list'),
         (tmp_path / 'odd.pth', out, 'no weight is named student.*'),
-        (runs['timm'][1], tmp_path / 'student.onnx', 'must end with .pth or .safetensors'),
+        (
+            runs['timm'][1],
+            tmp_path / 'student.doc',
+            'must end with .pth, .safetensors, .pt2, .onnx',
+        ),
     ):
         code, said = tool(checkpoint, target)
         assert code == 2
