@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 from mmengine.config import Config
 from mmengine.logging import MessageHub, print_log
 from mmengine.runner import Runner
+from torch import nn
 
 from mldr_kd_mm.apis.models import NamedModel, fetch_pretrained
 from mldr_kd_mm.apis.recipe import (
@@ -36,6 +38,19 @@ EXPORTS = ('last', 'best')
 _FIELDS = ('model', 'train_cfg', 'optim_wrapper', 'train_dataloader', 'val_dataloader')
 
 
+def _show_options(function: Callable) -> Callable:
+    """Put the options in place of ``**options`` in the signature that ``help()`` shows."""
+    *own, _ = inspect.signature(function, eval_str=True).parameters.values()
+    names = {parameter.name for parameter in own}
+    options = [
+        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for parameter in inspect.signature(Options, eval_str=True).parameters.values()
+        if parameter.name not in names
+    ]
+    function.__signature__ = inspect.Signature([*own, *options])
+    return function
+
+
 class Distilled(NamedTuple):
     """Result of a distillation run.
 
@@ -49,6 +64,7 @@ class Distilled(NamedTuple):
         student: Path of the exported student's weights.
         folder: Path of the folder with the exported student, its preprocessing and class names.
             ``timm.create_model('local-dir:FOLDER', pretrained=True)`` loads a timm model from it.
+            For a student given as a module, it has the weights, to load into the module.
         baseline_accuracy: Top-1 accuracy of the student trained alone, after the same epoch as
             ``accuracy``, last or best, in percent; None if it was not trained.
     """
@@ -63,9 +79,10 @@ class Distilled(NamedTuple):
     baseline_accuracy: float | None = None
 
 
+@_show_options
 def distill_config(
-    teacher: str | dict,
-    student: str | dict,
+    teacher: str | dict | nn.Module,
+    student: str | dict | nn.Module,
     data: str,
     method: str | dict = 'mldr',
     epochs: int = 100,
@@ -98,9 +115,10 @@ def distill_config(
     return student_config(parsed, images, *find_models(parsed, len(images.CLASSES)))
 
 
+@_show_options
 def distill(
-    teacher: str | dict,
-    student: str | dict,
+    teacher: str | dict | nn.Module,
+    student: str | dict | nn.Module,
     data: str,
     method: str | dict = 'mldr',
     epochs: int = 100,
@@ -127,8 +145,11 @@ def distill(
 
     Args:
         teacher: ``timm/NAME``, ``mmpretrain/NAME``, or a bare NAME, which is looked up in timm,
-            then in ``configs/_base_/models``, then in mmpretrain. Also the path of a config or a
-            config dict, which are used unchanged.
+            then in ``configs/_base_/models``, then in mmpretrain. Also the path of a config, a
+            config dict, or a module that maps images (B, 3, H, W), normalised with ImageNet's
+            statistics, to logits (B, C), which are used unchanged. A copy of a module is trained,
+            from its own weights; a module as the teacher is not trained unless ``teacher_epochs``
+            is given.
         student: The student, in any form that ``teacher`` accepts.
         data: A folder with ``train/`` and ``val/`` (or ``test/``), each with one folder per class;
             or with the class folders alone, of which ``val_fraction`` is held out.

@@ -176,6 +176,8 @@ def _paths(
         if paths and not is_timm:
             paths['config'] = out.with_suffix('.py')
         stem, card = out, out.with_suffix('.md')
+    if student is not None and student.is_built:
+        paths.pop('config', None)
     return paths | {name: stem.with_suffix(name) for name in graphs} | {'card': card}
 
 

@@ -253,11 +253,13 @@ def _code(student: Student, files: Iterable[str], is_folder: bool, has_names: bo
     weights = [name for name in files if name.endswith(('.pth', '.safetensors'))]
     graphs = [name for name in files if name.endswith(('.pt2', '.onnx'))]
     code = []
-    if is_folder:
+    if student.is_built:
+        code += _fenced(_built_lines(student, *weights)) if weights else []
+    elif is_folder:
         code += _fenced(_timm_folder(has_names) if student.is_timm else _MMPRETRAIN_FOLDER)
     if graphs or not is_folder:
         code += [_INPUT, '', *_fenced(student.preprocessing.code())]
-    if weights and not is_folder:
+    if weights and not is_folder and not student.is_built:
         load = _timm_lines if student.is_timm else _mmpretrain_lines
         code += _fenced([*load(student, *weights), *_RUN])
     for name in graphs:
@@ -308,6 +310,19 @@ def _timm_lines(student: Student, weights: str) -> list[str]:
         *(f'    {name}={value!r},' for name, value in student.timm_arguments.items()),
         f'    checkpoint_path={weights!r},',
         ').eval()',
+    ]
+
+
+def _built_lines(student: Student, weights: str) -> list[str]:
+    is_pickle = weights.endswith('.pth')
+    return [
+        'import torch',
+        *([] if is_pickle else ['from safetensors.torch import load_file']),
+        '',
+        f'model = ...  # your {plain(student.config["model_name"])}',
+        f"model.load_state_dict(torch.load({weights!r})['state_dict'])"
+        if is_pickle
+        else f'model.load_state_dict(load_file({weights!r}))',
     ]
 
 

@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmpretrain.apis.model import ModelHub, list_models
+from torch import nn
 
 from mldr_kd_mm.apis.configs import find_configs
 from mldr_kd_mm.models.backbones import VisionMamba
+from mldr_kd_mm.models.backbones.built import describe_module
 from mldr_kd_mm.models.builder import build_classifier, is_cnn
 from mldr_kd_mm.utils.errors import ConfigError, named
 from mldr_kd_mm.utils.logging import log_warnings_only
@@ -45,14 +47,18 @@ class NamedModel:
 
 
 def find_model(
-    model: str | dict, num_classes: int, image_size: int | None = None, field: str = 'model'
+    model: str | dict | nn.Module,
+    num_classes: int,
+    image_size: int | None = None,
+    field: str = 'model',
 ) -> NamedModel:
     """Find a classifier and set its number of classes and its image size.
 
     Args:
         model: ``timm/NAME``, ``mmpretrain/NAME``, or a bare NAME, which is looked up in timm, then
             in ``configs/_base_/models``, then in mmpretrain. Also the path of a config (its
-            ``model`` or its only dict with a type) or a dict, which are used unchanged.
+            ``model`` or its only dict with a type), a dict, or a module that maps images to logits,
+            which are used unchanged.
         num_classes: Number of classes of the data.
         image_size: Height and width in pixels. None: the size that the model was made for.
         field: Name of the argument, for errors.
@@ -60,6 +66,9 @@ def find_model(
     Raises:
         ConfigError: If there is no such model.
     """
+    if isinstance(model, nn.Module):
+        config = describe_module(model)
+        return NamedModel(config['model_name'], config, image_size or 224, _normalization())
     if isinstance(model, dict):
         return NamedModel(_bare(model.get('type')), model, image_size or 224, _normalization())
     if model.endswith('.py'):

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.logging import print_log
+from torch import nn
 
 from mldr_kd_mm.apis.configs import SCRATCH, compose, config_path, student_alone
 from mldr_kd_mm.apis.models import NamedModel, find_model, recipe_of, with_pretrained_weights
@@ -56,8 +57,8 @@ class Options:
         ConfigError: If one is out of range.
     """
 
-    teacher: str | dict
-    student: str | dict
+    teacher: str | dict | nn.Module
+    student: str | dict | nn.Module
     data: str
     method: str | dict = 'mldr'
     epochs: int = 100
@@ -128,7 +129,10 @@ class Options:
     @property
     def trains_teacher(self) -> bool:
         """Whether the teacher is trained on the folder first."""
-        return self.teacher_checkpoint is None and self.teacher_epochs != 0
+        if self.teacher_checkpoint is not None or self.teacher_epochs == 0:
+            return False
+        # A module that the user has built has weights.
+        return self.teacher_epochs is not None or not isinstance(self.teacher, nn.Module)
 
     @property
     def epochs_of_teacher(self) -> int:
@@ -255,7 +259,7 @@ def _student_model(options: Options, student: NamedModel) -> dict[str, Any]:
     model = copy.deepcopy(student.config)
     if options.student_pretrained:
         model = with_pretrained_weights(student, 'student')
-    if model.get('type') == 'TimmClassifier':
+    if model.get('type') in ('TimmClassifier', 'BuiltClassifier'):
         model.setdefault('loss', _LABEL_SMOOTHING)
     if _mixes_images(options, student):
         model.setdefault('train_cfg', _MIXING)

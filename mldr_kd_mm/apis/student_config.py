@@ -57,6 +57,11 @@ class Student(NamedTuple):
         return type_name(self.config) == 'TimmClassifier'
 
     @property
+    def is_built(self) -> bool:
+        """Whether the user's own code builds it."""
+        return type_name(self.config) == 'BuiltClassifier'
+
+    @property
     def timm_arguments(self) -> dict[str, Any]:
         """The arguments of ``timm.create_model`` besides the name."""
         # Some models of timm accept any argument, and a name that is none would be code in a card.

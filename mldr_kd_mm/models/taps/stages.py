@@ -49,7 +49,7 @@ def feature_tap(model: nn.Module) -> str:
         ConfigError: If the model has no linear layer.
     """
     prefix = logits_tap(model)
-    if isinstance(model, TimmClassifier):
+    if isinstance(model, TimmClassifier) and hasattr(model.model, 'get_classifier'):
         classifier = model.model.get_classifier()
         # A distilled DeiT has two classifiers, which read tokens of the same width.
         linears = [classifier[0] if isinstance(classifier, tuple) else classifier]
