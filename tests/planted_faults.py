@@ -600,8 +600,8 @@ FAULTS = [
         'test_image_folder.py',
         [
             (
-                "if (i in held_out) == (self.split == 'val')",
-                "if i in held_out or self.split == 'train'",
+                "if (name in held_out) == (self.split == 'val')",
+                "if name in held_out or self.split == 'train'",
             )
         ],
     ),

@@ -12,6 +12,7 @@ default_hooks = dict(
     sampler_seed=dict(type='DistSamplerSeedHook'),
     # Counts what load_from, --resume and init_cfg load; a missing weight is an error.
     load_weights=dict(type='LoadWeightsHook'),
+    data_check=dict(type='DataCheckHook'),
     # docs/fault_tolerance.md lists the failures and how they are handled.
     exact_resume=dict(type='ExactResumeHook'),
     stop_signal=dict(type='StopSignalHook'),
@@ -20,6 +21,7 @@ default_hooks = dict(
     # Measures the teacher once before training. To turn it off:
     # --cfg-options default_hooks.teacher_accuracy.enabled=False
     teacher_accuracy=dict(type='TeacherAccuracyHook', enabled=True),
+    chance=dict(type='ChanceHook'),
     progress=dict(type='ProgressHook'),
     # Figures of the models' predictions for the visualizer backends: docs/report.md.
     figures=dict(type='FigureHook', interval=10, batches=4),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -24,6 +25,7 @@ from mldr_kd_mm.apis.recipe import (
     student_config,
     teacher_config,
 )
+from mldr_kd_mm.apis.teacher_record import is_recorded, record_teacher, teacher_fingerprint
 from mldr_kd_mm.engine.launch import fit_to_machine, start
 from mldr_kd_mm.engine.preflight import preflight
 from mldr_kd_mm.engine.work_dir import claim_work_dir
@@ -98,7 +100,7 @@ def distill_config(
     Args:
         teacher: Name, config path or config of the teacher, see :func:`distill`.
         student: Name, config path or config of the student.
-        data: Folder of images.
+        data: Folder or zip file of images.
         method: Name, path or dict of the method.
         epochs: Number of training epochs of the student.
         **options: The other options of :func:`distill`, except those that are
@@ -141,7 +143,8 @@ def distill(
         print(result.accuracy, result.student)
 
     Without ``teacher_checkpoint`` the teacher is first trained on the folder, because its
-    pretrained weights are for other classes. Training starts from these weights.
+    pretrained weights are for other classes. Training starts from these weights. A teacher that an
+    earlier run has trained in the work directory with the same images and options is reused.
 
     Args:
         teacher: ``timm/NAME``, ``mmpretrain/NAME``, or a bare NAME, which is looked up in timm,
@@ -152,7 +155,9 @@ def distill(
             is given.
         student: The student, in any form that ``teacher`` accepts.
         data: A folder with ``train/`` and ``val/`` (or ``test/``), each with one folder per class;
-            or with the class folders alone, of which ``val_fraction`` is held out.
+            or with the class folders alone, of which ``val_fraction`` is held out; see
+            :class:`~mldr_kd_mm.datasets.ImageFolder`. Or a zip file of such a folder, which is
+            unpacked beside it once.
         method: Name of a config in ``configs/_base_/methods``, path of a file of that form, or the
             ``method`` dict of one.
         epochs: Number of training epochs of the student. The warm-up is shortened with it.
@@ -184,11 +189,11 @@ def distill(
         student_size (int | None): Height and width of the student's images, in pixels, if they
             differ from ``image_size``.
         batch_size (int | None): Images per training step. None: 128, as in the recipes, or less on
-            a small folder, down to 16, so that an epoch has 16 steps.
+            a small folder, down to 16, so that an epoch has 16 steps. At most all images.
         lr (float | None): Learning rate of the student. None: the recipe's, scaled to the batch
-            size.
+            size, up to that for 512.
         teacher_lr (float | None): Learning rate of a teacher that is trained first. None: the
-            recipe's, scaled to the batch size.
+            recipe's, scaled in the same way.
         clip_grad (float | None): Norm to which the student's gradients are scaled down. None: 5 for
             Transformers; for CNNs, the gradient of each unit is limited to the norm of its weights
             (``AdaptiveClipHook``).
@@ -234,14 +239,21 @@ def distill(
             stack.enter_context(claim_work_dir(baseline_cfg, resume, overwrite))
         if parsed.trains_teacher:
             teacher_cfg = teacher_config(parsed, images, teacher_model, cfg)
-            stack.enter_context(claim_work_dir(teacher_cfg, resume, overwrite))
-            preflight(teacher_cfg, *_FIELDS)
-            checkpoint = cfg.model.teacher_checkpoint
-            _train_teacher(parsed, teacher_model, teacher_cfg, checkpoint, resume)
+            checkpoint = Path(cfg.model.teacher_checkpoint)
+            facts = teacher_fingerprint(parsed, images, teacher_cfg)
+            is_trained = is_recorded(checkpoint, facts)
+            stack.enter_context(claim_work_dir(teacher_cfg, resume or is_trained, overwrite))
+            if is_trained or (resume and checkpoint.is_file()):
+                _log_reuse(checkpoint, is_trained)
+            else:
+                preflight(teacher_cfg, *_FIELDS)
+                _train_teacher(parsed, teacher_model, teacher_cfg, str(checkpoint), resume)
+                record_teacher(checkpoint, facts)
         result = _result(cfg, _train(cfg, resume).message_hub, export)
         if baseline:
             alone = _accuracies(_train(baseline_cfg, resume).message_hub)
             result = result._replace(baseline_accuracy=alone[export])
+            _judge_teacher(result)
         return result
 
 
@@ -267,12 +279,37 @@ def _accuracies(hub: MessageHub) -> dict[str, float]:
     return dict(last=float(history[-1]), best=float(max(history)))
 
 
+def _judge_teacher(result: Distilled) -> None:
+    """Warn about a teacher that is less accurate than the student without it."""
+    teacher, alone = result.teacher_accuracy, result.baseline_accuracy
+    if teacher is not None and teacher < alone:
+        print_log(
+            f"the teacher's accuracy, {teacher:.2f} %, is below that of the student alone, "
+            f'{alone:.2f} %; train the teacher for more epochs, or choose a stronger one',
+            'current',
+            logging.WARNING,
+        )
+
+
+def _log_reuse(checkpoint: Path, is_same: bool) -> None:
+    """Log that a teacher is not trained again, and if it may differ from the one asked for."""
+    if is_same:
+        print_log(
+            f'teacher: reusing {str(checkpoint)!r}, of the same images and options', 'current'
+        )
+    else:
+        print_log(
+            f'resume: keeps the teacher {str(checkpoint)!r}, although its images or options are '
+            'not known to be those of this run',
+            'current',
+            logging.WARNING,
+        )
+
+
 def _train_teacher(
     options: Options, teacher: NamedModel, cfg: Config, checkpoint: str, resume: bool
 ) -> None:
-    """Train the teacher on the folder, unless an earlier part of a resumed run has done so."""
-    if resume and Path(checkpoint).is_file():
-        return
+    """Train the teacher on the folder."""
     pretrained = Path(cfg.work_dir, 'pretrained.pth')
     resume = resume and any(path != pretrained for path in pretrained.parent.glob('*.pth'))
     if resume:

@@ -100,7 +100,8 @@ def export_student(
         MissingFileError: There is no such checkpoint or config.
         ConfigError: The checkpoint is not of a distillation run, a file exists already, or a folder
             or a graph is requested and the student cannot be built from its config.
-        ExportError: A graph cannot be written, or its logits differ from the student's.
+        ExportError: The student's weights or logits are NaN or infinite, a graph cannot be
+            written, or its logits differ from the student's.
     """
     suffix = Path(out).suffix
     is_file = suffix in _WEIGHTS + _GRAPHS and not out.endswith('/')
@@ -127,6 +128,7 @@ def export_student(
         if graphs or is_folder:
             raise
         notes.append(f'the model card is incomplete, because the student cannot be built: {error}')
+    _check_finite(weights, student)
     if student and is_folder and student.preprocessing.deviation:
         notes.append(
             "the validation's images differ slightly from those of timm's transforms: "
@@ -258,6 +260,27 @@ def rebuild_student(run: Mapping[str, Any], weights: dict[str, Tensor]) -> Stude
             num_classes = classifier(torch.zeros(1, *size), mode='tensor').shape[1]
     preprocessing = Preprocessing.of(run, classifier, size)
     return Student(classifier, config, tuple(size), num_classes, preprocessing)
+
+
+def _check_finite(weights: Mapping[str, Tensor], student: Student | None) -> None:
+    """Refuse a student whose weights, or logits of a random image, are NaN or infinite."""
+    bad = [name for name, value in weights.items() if not value.isfinite().all()]
+    if bad:
+        what = f'{len(bad)} of its tensors, such as {printable(bad[0])},'
+    elif student and not _logits_of_noise(student).isfinite().all():
+        what = 'its logits'
+    else:
+        return
+    raise ExportError(
+        f'the student cannot be exported: {what} are NaN or infinite, as training has diverged; '
+        'train again with a lower learning rate'
+    )
+
+
+@torch.no_grad()
+def _logits_of_noise(student: Student) -> Tensor:
+    images = torch.randn(1, *student.input_size, generator=torch.Generator().manual_seed(0))
+    return student.model(images, mode='tensor')
 
 
 def _read_run_config(record: RunRecord, path: str | None) -> dict[str, Any]:

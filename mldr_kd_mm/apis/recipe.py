@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import importlib.util
+import logging
 import os
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +21,17 @@ from torch import nn
 from mldr_kd_mm.apis.configs import SCRATCH, compose, config_path, student_alone
 from mldr_kd_mm.apis.models import NamedModel, find_model, recipe_of, with_pretrained_weights
 from mldr_kd_mm.datasets import ImageFolder
+from mldr_kd_mm.datasets.splits import skip_wrappers
 from mldr_kd_mm.engine.arguments import set_gradient_clipping, set_learning_rate
 from mldr_kd_mm.models.data_preprocessor import own_statistics
+from mldr_kd_mm.utils.archive import unpack_zip
 from mldr_kd_mm.utils.errors import (
     ConfigError,
     check_above_zero,
     check_choice,
     check_positive,
     check_switch,
+    describe,
     is_number,
 )
 
@@ -47,6 +52,9 @@ _LABEL_SMOOTHING = dict(type='LabelSmoothLoss', label_smooth_val=0.1, mode='orig
 _MIXING = dict(augments=[dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)])
 # The default batch size is reduced until an epoch has this many steps, but not below this size.
 _MIN_STEPS, _MIN_BATCH_SIZE = 16, 16
+# Learning rates grow with the batch size up to this multiple of the recipes' 128. Linear scaling
+# fails for large batches, and an epoch of a folder has few steps then.
+_MAX_LR_SCALE = 4
 
 
 @dataclass(frozen=True)
@@ -118,7 +126,9 @@ class Options:
                     f'{self.visualizer}'
                 )
         if not isinstance(self.data, (str, os.PathLike)):
-            raise ConfigError(f'data={self.data!r}: must be the path of a folder of images')
+            raise ConfigError(
+                f'data={self.data!r}: must be the path of a folder or a zip file of images'
+            )
         if not isinstance(self.method, (str, Mapping)) or self.method == SCRATCH:
             raise ConfigError(
                 f'method={self.method!r}: must be a name, a path, or a dict with losses'
@@ -150,7 +160,25 @@ def parse_options(*args: Any, **options: Any) -> Options:
     for name in options:
         if name not in fields:
             raise ConfigError(f'distill() has no argument {name!r}; it takes {", ".join(fields)}')
-    return Options(*args, **options)
+    return _unpack_data(Options(*args, **options))
+
+
+def _unpack_data(options: Options) -> Options:
+    """Unpack a zip file of images once, and let the options name the folder."""
+    path = Path(options.data).expanduser()
+    if not path.is_file():
+        return options
+    if not zipfile.is_zipfile(path):
+        raise ConfigError(f'data={str(path)!r}: must be a folder or a zip file of images')
+    try:
+        folder = skip_wrappers(unpack_zip(path))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f'data={str(path)!r}: cannot be unpacked: {describe(error)}; unpack it yourself and '
+            'give the folder'
+        ) from error
+    print_log(f'data={str(path)!r}: unpacked, reading {str(folder)!r}', 'current')
+    return dataclasses.replace(options, data=str(folder))
 
 
 def read_training_images(options: Options) -> ImageFolder:
@@ -163,9 +191,10 @@ def read_training_images(options: Options) -> ImageFolder:
         data_root=str(options.data), val_fraction=options.val_fraction, seed=options.seed
     )
     train, val = (ImageFolder(split=split, **settings) for split in ('train', 'val'))
+    source = f'from {val.val_folder.name}/' if val.val_folder else 'held out of them'
     print_log(
         f'data={str(options.data)!r}: {len(train.CLASSES)} classes, {len(train)} training images, '
-        f'{len(val)} validation images',
+        f'{len(val)} validation images {source}',
         'current',
     )
     return train
@@ -311,7 +340,7 @@ def _run_config(
 ) -> Config:
     """Return the config of a run without its model."""
     recipe = recipe_of(trained)
-    batch_size = options.batch_size or _default_batch_size(len(images))
+    batch_size = _batch_size(options, len(images))
     cfg = Config(
         {
             **_base('default_runtime'),
@@ -341,6 +370,20 @@ def _vis_backend(name: str, work_dir: Path) -> dict[str, Any]:
 
 def _base(name: str) -> dict[str, Any]:
     return Config.fromfile(config_path(f'_base_/{name}.py')).to_dict()
+
+
+def _batch_size(options: Options, images: int) -> int:
+    """Return the number of images in a batch, at most all."""
+    if options.batch_size is None:
+        return _default_batch_size(images)
+    if options.batch_size > images:
+        print_log(
+            f'batch_size={options.batch_size}: there are {images} training images, so a batch and '
+            'an epoch are these',
+            'current',
+            logging.WARNING,
+        )
+    return min(options.batch_size, images)
 
 
 def _default_batch_size(images: int) -> int:
@@ -437,5 +480,14 @@ def _set_epochs(cfg: Config, epochs: int) -> None:
 def _scale_lr(cfg: Config, batch_size: int, lr: float | None) -> None:
     """Scale the learning rates to the batch size, or to a given learning rate."""
     scale = batch_size / cfg.auto_scale_lr.base_batch_size
+    if lr is None and scale > _MAX_LR_SCALE:
+        limit = _MAX_LR_SCALE * cfg.auto_scale_lr.base_batch_size
+        scale = _MAX_LR_SCALE
+        print_log(
+            f'batch_size={batch_size}: the learning rate is scaled as for {limit}, because larger '
+            'ones often diverge; set it to use another',
+            'current',
+            logging.WARNING,
+        )
     set_learning_rate(cfg, cfg.optim_wrapper.optimizer.lr * scale if lr is None else lr)
     cfg.auto_scale_lr.base_batch_size = batch_size

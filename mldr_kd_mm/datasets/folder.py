@@ -8,6 +8,7 @@ import re
 import warnings
 from typing import Any
 
+import cv2
 from mmcv import imfrombytes
 from mmengine.fileio import get
 from mmpretrain.datasets import BaseDataset
@@ -15,6 +16,21 @@ from PIL import Image
 
 from mldr_kd_mm.utils.errors import ConfigError, check_choice, check_positive, printable
 from mldr_kd_mm.utils.limits import MAX_PIXELS
+
+EXTENSIONS = (
+    '.bmp',
+    '.jfif',
+    '.jpe',
+    '.jpeg',
+    '.jpg',
+    '.pgm',
+    '.png',
+    '.ppm',
+    '.tif',
+    '.tiff',
+    '.webp',
+)
+"""Suffixes of the files that every supported version of OpenCV reads as images."""
 
 
 class FolderDataset(BaseDataset):
@@ -57,13 +73,13 @@ class FolderDataset(BaseDataset):
         """Return the pipeline's result for one image.
 
         Raises:
-            ConfigError: The file is not a complete image, or has more pixels than ``max_pixels`` or
-                OpenCV accept.
+            ConfigError: The file is not a complete image, has more pixels than ``max_pixels`` or
+                OpenCV accept, or has values that would be lost in 8 bits: floating-point numbers,
+                32-bit integers, or 14 bits or fewer of 16.
         """
         info = self.get_data_info(idx)
         path = info['img_path']
-        if self.max_pixels is not None:
-            _check_size(path, self.max_pixels, self.REMEDY)
+        _check_header(path, self.max_pixels, self.REMEDY)
         try:
             return self.pipeline(info)
         except Exception:
@@ -76,31 +92,58 @@ class FolderDataset(BaseDataset):
         return [f'Root of dataset: \t{self.data_root}', f'Split: \t{self.split}']
 
 
-def _check_size(path: str, max_pixels: int, remedy: str) -> None:
-    """Refuse a large image by its header; a file of 100 kB can unpack to gigabytes."""
+def _check_header(path: str, max_pixels: int | None, remedy: str) -> None:
+    """Refuse an image by its header, before it is decoded.
+
+    A file of 100 kB can unpack to gigabytes, and a pipeline reads all values as 8 bits.
+    """
     try:
-        pixels = _count_pixels(path)
+        pixels, depth = _read_header(path)
     except FileNotFoundError:
         return  # in remote storage, or the pipeline reports it
     except Exception as error:  # a damaged header raises almost anything
+        if max_pixels is None:
+            return
         reason = printable(error) or 'it is damaged'
     else:
-        if pixels <= max_pixels:
+        if max_pixels is not None and pixels > max_pixels:
+            reason = f'it has {pixels} pixels, must have at most {max_pixels}'
+            remedy = f'{remedy}, or set max_pixels={pixels} for the data set'
+        elif reason := _lost_values(path, depth):
+            remedy = 'convert it to 8 bits, scaled from the range of your data'
+        else:
             return
-        reason = f'it has {pixels} pixels, must have at most {max_pixels}'
-        remedy = f'{remedy}, or set max_pixels={pixels} for the data set'
     raise ConfigError(f'{path}: cannot be read as an image ({reason}); {remedy}')
 
 
-def _count_pixels(path: str) -> int:
+def _read_header(path: str) -> tuple[int, str]:
+    """Return the number of pixels and Pillow's name of how they are stored, such as RGB;16B."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', Image.DecompressionBombWarning)
             with Image.open(path) as image:
-                return math.prod(image.size)
+                options = image.tile[0][3] if image.tile else ''
+                stored = options[0] if isinstance(options, tuple) else options
+                if image.format == 'PPM' and isinstance(options, tuple) and options[-1] > 255:
+                    stored = f'{image.mode};16'
+                return math.prod(image.size), f'{image.mode} {stored}'
     except Image.DecompressionBombError as error:
         # Pillow's own limit comes first.
-        return int(re.search(r'\d+', str(error))[0])
+        return int(re.search(r'\d+', str(error))[0]), ''
+
+
+def _lost_values(path: str, depth: str) -> str | None:
+    """Return what 8 bits would lose of an image, or None for nothing that matters."""
+    if ';16' in depth:
+        image = cv2.imread(path, cv2.IMREAD_ANYDEPTH | cv2.IMREAD_COLOR)
+        highest = 0 if image is None else int(image.max())  # the pipeline reports a damaged one
+        # The 8 highest bits are kept, so data of a camera with 10, 12 or 14 bits would be dark.
+        if 0 < highest < 2**14:
+            return f'it has 16 bits per channel, but values up to {highest} only'
+    elif depth[:1] in ('F', 'I'):
+        kind = 'floating-point numbers' if depth[0] == 'F' else '32-bit integers'
+        return f'its values are {kind}'
+    return None
 
 
 def _check_image(path: str, remedy: str) -> None:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
+import logging
+import os
+from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-import numpy as np
+from mmengine.logging import print_log
 
-from mldr_kd_mm.datasets.folder import FolderDataset
+from mldr_kd_mm.datasets.folder import EXTENSIONS, FolderDataset
+from mldr_kd_mm.datasets.splits import (
+    check_not_splits,
+    find_split_folders,
+    hold_out,
+    visible_folders,
+)
 from mldr_kd_mm.registry import DATASETS
-from mldr_kd_mm.utils.errors import ConfigError, is_number
-
-EXTENSIONS = ('.bmp', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp')
-VAL_FOLDERS = ('val', 'test')
+from mldr_kd_mm.utils.errors import ConfigError, is_number, printable
 
 
 @DATASETS.register_module()
@@ -23,16 +30,21 @@ class ImageFolder(FolderDataset):
 
         data_root/
           train/<class>/.../<image>
-          val/<class>/.../<image>       or test/
+          val/<class>/.../<image>
 
     or it has only images, and a part of each class is held out for validation::
 
         data_root/
           <class>/.../<image>
 
-    The held-out images depend only on ``seed`` and the file names. Classes are numbered by their
-    sorted names, as in torchvision's ``ImageFolder``. Files and folders whose name starts with a
-    dot and files without an image's extension are skipped.
+    The names of the splits count in any case: ``train`` or ``training``; ``val``, ``valid``,
+    ``validation``, ``dev``, ``eval`` or ``evaluation``; and ``test`` or ``testing``, which is used
+    only if there is no validation folder. Other folders beside ``train`` are named in a warning.
+
+    Each image is held out or not by a hash of ``seed`` and its path in the folder, so adding images
+    moves no other image from training to validation. Classes are numbered by their sorted names, as
+    in torchvision's ``ImageFolder``. Links to folders are followed. Hidden files and folders are
+    skipped; other files without the extension of an image are counted in a warning.
 
     The pipeline receives a dict with ``img_path`` and ``gt_label`` and starts with
     ``LoadImageFromFile``.
@@ -40,10 +52,15 @@ class ImageFolder(FolderDataset):
     Args:
         data_root: The folder.
         split: ``'train'`` or ``'val'``.
-        val_fraction: Fraction of each class that is held out, at least one image; unused if there
-            is a ``val/`` or ``test/``.
+        val_fraction: Expected fraction of each class that is held out, at least one image; unused
+            if there is a folder for validation.
         seed: Seed of the choice of the held-out images.
         **kwargs: ``pipeline`` and other arguments of mmpretrain's BaseDataset.
+
+    Attributes:
+        train_folder: Folder of the classes with the training images.
+        val_folder: Folder of the classes with the validation images, or None if they are held out
+            of ``train_folder``.
 
     Raises:
         ConfigError: An argument is out of range, the folder does not follow the layout, there are
@@ -67,11 +84,15 @@ class ImageFolder(FolderDataset):
 
     def load_data_list(self) -> list[dict]:
         """Return ``{'img_path': str, 'gt_label': int}`` for each image."""
-        train, val = _split_folders(Path(self.data_root))
-        images = _images_by_class(train)
-        if val is not None:
-            held_out = _images_by_class(val)
-            _check_same_classes(train, images, val, held_out)
+        self.train_folder, self.val_folder, unused = find_split_folders(Path(self.data_root))
+        if unused:
+            _warn(f'data_root={self.data_root!r}: not used: {", ".join(f"{n}/" for n in unused)}')
+        # Links must not lead to the images of another class or split.
+        owners: dict[str, tuple[Path, str]] = {}
+        images = _images_by_class(self.train_folder, owners)
+        if self.val_folder is not None:
+            held_out = _images_by_class(self.val_folder, owners)
+            _check_same_classes(self.train_folder, images, self.val_folder, held_out)
             chosen = held_out if self.split == 'val' else images
         else:
             chosen = {name: self._part(paths, name) for name, paths in images.items()}
@@ -82,63 +103,122 @@ class ImageFolder(FolderDataset):
             for path in paths
         ]
 
+    def names(self) -> list[str]:
+        """Return the path of each image in the folder of its split, with ``/`` on all systems."""
+        folder = self.val_folder if self.split == 'val' and self.val_folder else self.train_folder
+        paths = (self.get_data_info(index)['img_path'] for index in range(len(self)))
+        return [Path(path).relative_to(folder).as_posix() for path in paths]
+
+    def fingerprint(self) -> str:
+        """Return a hash of the names and sizes of all images, 64 hexadecimal digits."""
+        state = hashlib.sha256()
+        for index, name in enumerate(self.names()):
+            size = os.path.getsize(self.get_data_info(index)['img_path'])
+            state.update(os.fsencode(f'{name}\0{size}\n'))
+        return state.hexdigest()
+
     def _part(self, paths: list[Path], name: str) -> list[Path]:
         """Return the images of a class that belong to this split."""
-        count = max(1, round(len(paths) * self.val_fraction))
-        if count >= len(paths):
+        if len(paths) < 2:
             raise ConfigError(
                 f'data_root={self.data_root!r}: class {name!r} has {len(paths)} image, too few to '
                 f'hold out val_fraction={self.val_fraction}; add images or remove the class'
             )
-        # RandomState's numbers are the same in every version of NumPy.
-        order = np.random.RandomState(self.seed).permutation(len(paths))
-        held_out = set(order[:count].tolist())
-        return [path for i, path in enumerate(paths) if (i in held_out) == (self.split == 'val')]
+        names = [path.relative_to(self.train_folder).as_posix() for path in paths]
+        held_out = hold_out(names, self.val_fraction, self.seed)
+        return [
+            path
+            for path, name in zip(paths, names, strict=True)
+            if (name in held_out) == (self.split == 'val')
+        ]
 
 
-def _split_folders(root: Path) -> tuple[Path, Path | None]:
-    """Return the folders of both splits; the second is None if the first holds all images."""
-    if not root.is_dir():
-        raise ConfigError(
-            f"data_root='{root}': there is no such folder; must be one with train/ and val/, or "
-            'with a folder of images for each class'
-        )
-    train = root / 'train'
-    if not train.is_dir():
-        return root, None
-    return train, next((root / name for name in VAL_FOLDERS if (root / name).is_dir()), None)
+def _images_by_class(folder: Path, owners: dict[str, tuple[Path, str]]) -> dict[str, list[Path]]:
+    """Return the images of each class, after checking that the folder holds classes.
 
-
-def _images_by_class(folder: Path) -> dict[str, list[Path]]:
-    classes = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith('.'))
-    images = {name: _images(folder / name) for name in classes}
+    Args:
+        folder: The folder of the classes.
+        owners: Folder on disk -> the class folder and the path in which it was read.
+    """
+    broken = next((path for path in folder.iterdir() if not path.exists()), None)
+    if broken:  # it may be a class
+        raise ConfigError(f"data_root: '{broken}' is a broken link; repair or remove it")
+    classes = visible_folders(folder)
+    others: Counter[str] = Counter()
+    images = {path.name: _images(path, owners, others) for path in classes}
+    _warn_of_unread(folder, others)
     if not any(images.values()):
         raise ConfigError(
             f"data_root: there are no images in '{folder}'; must have a folder for each class with "
             f'files that end in {", ".join(EXTENSIONS)}'
         )
-    for name, paths in images.items():
-        if not paths:
-            raise ConfigError(
-                f"data_root: '{folder / name}' holds no images; add some or remove the folder"
-            )
-    if len(images) == 1:
+    for path in classes:
+        if not images[path.name]:
+            raise ConfigError(f"data_root: '{path}' holds no images; add some or remove the folder")
+    sub_folders = {path.name: {sub.name for sub in visible_folders(path)} for path in classes}
+    if len(classes) == 1:
+        instead = f", or give '{classes[0]}'" if len(sub_folders[classes[0].name]) > 1 else ''
         raise ConfigError(
-            f"data_root: '{folder}' has one class, {classes[0]!r}; must have folders for two or "
-            'more classes'
+            f"data_root: '{folder}' has one class, {classes[0].name!r}; must have folders for two "
+            f'or more classes{instead}'
         )
+    warning = check_not_splits(folder, sub_folders)
+    if warning:
+        _warn(warning)
     return images
 
 
-def _images(folder: Path) -> list[Path]:
-    """Return the sorted paths of all images in and below a folder."""
-    return sorted(
-        path
-        for path in folder.rglob('*')
-        if path.suffix.lower() in EXTENSIONS
-        and not any(part.startswith('.') for part in path.relative_to(folder).parts)
-        and path.is_file()
-    )
+def _images(folder: Path, owners: dict[str, tuple[Path, str]], others: Counter[str]) -> list[Path]:
+    """Return the sorted paths of all images in and below a class folder.
+
+    Args:
+        folder: The class folder.
+        owners: See :func:`_images_by_class`.
+        others: Number of other files by suffix; new ones are added.
+    """
+    images = []
+    for place, folders, files in os.walk(folder, onerror=_stop, followlinks=True):
+        real = os.path.realpath(place)
+        owner = owners.setdefault(real, (folder, place))
+        if owner[0] != folder:
+            raise ConfigError(
+                f"data_root: '{place}' and '{owner[1]}' are the same folder, through a link; "
+                'remove the link'
+            )
+        if owner[1] != place:  # a second link to a folder of the same class
+            folders.clear()
+            continue
+        # Sorted, so that the same of two links to a folder counts on every machine.
+        folders[:] = sorted(name for name in folders if not name.startswith('.'))
+        for path in (Path(place, name) for name in files if not name.startswith('.')):
+            if not path.is_file():
+                others['broken links'] += 1
+            elif path.suffix.lower() in EXTENSIONS:
+                images.append(path)
+            else:
+                others[path.suffix.lower() or 'without a suffix'] += 1
+    return sorted(images)
+
+
+def _stop(error: OSError) -> NoReturn:
+    raise ConfigError(f"data_root: '{error.filename}' cannot be listed: {error.strerror}")
+
+
+def _warn_of_unread(folder: Path, others: Counter[str]) -> None:
+    """Name the files that are not read, so that no image is missed in silence."""
+    loose = sum(path.suffix.lower() in EXTENSIONS for path in folder.iterdir() if path.is_file())
+    if loose:
+        _warn(f"data_root: '{folder}' has {loose} images outside the folders of classes")
+    if others:
+        counts = ', '.join(f'{count} {printable(kind)}' for kind, count in others.most_common(8))
+        _warn(
+            f"data_root: {others.total()} files in '{folder}' are not read ({counts}); images must "
+            f'end in {", ".join(EXTENSIONS)}'
+        )
+
+
+def _warn(text: str) -> None:
+    print_log(text, 'current', logging.WARNING)
 
 
 def _check_same_classes(train: Path, images: dict, val: Path, held_out: dict) -> None:

@@ -33,6 +33,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from mldr_kd_mm.engine.arguments import RUNNER_FIELDS
+from mldr_kd_mm.engine.hooks.data_check import check_same_classes, check_steps
 from mldr_kd_mm.engine.launch import is_rank_0
 from mldr_kd_mm.engine.parts import building, check_arguments, find_fields, find_type, part
 from mldr_kd_mm.models.distillers.batch import check_has_labels, refuse_one_image
@@ -111,8 +112,9 @@ def preflight(cfg: Config, *fields: str) -> None:
         if model is not None and cfg.get('load_from') and not cfg.get('resume'):
             _check_load_from(cfg, model, 'train_cfg' in fields)
         wrapper = _build_optim_wrapper(cfg, model) if 'optim_wrapper' in fields else None
-        for group in groups:
-            _check_data(cfg, group, model, wrapper, hooks)
+        loaders = {group: _check_data(cfg, group, model, wrapper, hooks) for group in groups}
+        if {'train', 'val'} <= set(loaders):
+            check_same_classes(loaders['train'].dataset, loaders['val'].dataset)
 
 
 def check_utf8(**names: str) -> None:
@@ -271,23 +273,26 @@ def _check_data(
     model: nn.Module | None,
     wrapper: OptimWrapper | None,
     hooks: Sequence[tuple[str, Hook]],
-) -> None:
-    """Build a data loader, and use the model on its first images."""
+) -> DataLoader:
+    """Build a data loader, use the model on its first images, and return the loader."""
     field = f'{group}_dataloader'
     loader = _build_loader(cfg[field], field)
+    if group == 'train':
+        check_steps(loader)
     if group == 'train' and wrapper is not None:
         _check_schedulers(cfg, wrapper, loader)
     if not isinstance(model, BaseModel):
-        return
+        return loader
     batch = _first_batch(cfg[field], field, loader)
     if batch is None:
-        return
+        return loader
     if group == 'train':
         _try_loss(cfg, model, batch)
     elif 'type' not in cfg[f'{group}_cfg']:  # the metrics of another loop are its own matter
         metrics = _try_metrics(cfg, group, model, batch, loader)
         if group == 'val':
             _check_monitors(cfg, hooks, metrics)
+    return loader
 
 
 def _build_loader(config: Any, field: str) -> DataLoader:

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
+import lzma
+import os
+import shutil
 import tarfile
 import zlib
-from pathlib import Path
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from typing import BinaryIO
+from zipfile import BadZipFile, ZipFile, ZipInfo
 
-from mldr_kd_mm.utils.limits import MAX_ARCHIVE_MEMBERS
+from mldr_kd_mm.utils.limits import MAX_ARCHIVE_MEMBERS, ZIP_ALLOWANCE, ZIP_EXPANSION
 
 
 class _LimitedReader:
@@ -69,3 +76,80 @@ class _MemberFilter:
             # Its size on disk is what its header says, not what the archive holds.
             raise tarfile.TarError(f'{member.name!r} is sparse')
         return tarfile.data_filter(member, folder)
+
+
+def unpack_zip(archive: Path) -> Path:
+    """Extract a zip file into a folder beside it, unless an earlier call has done so.
+
+    The folder is named after the file and a hash of its table of contents, and is complete or not
+    there. Python's ``zipfile`` keeps all paths inside it and writes links as plain files. Hidden
+    files and the metadata of macOS are left out.
+
+    Args:
+        archive: The zip file.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: The file is damaged, encrypted, too large for the disk, or expands to more than
+            :data:`~mldr_kd_mm.utils.limits.ZIP_EXPANSION` times its size.
+        OSError: The folder cannot be written.
+    """
+    try:
+        with ZipFile(archive) as file:
+            members = [member for member in file.infolist() if _is_wanted(member)]
+            folder = archive.with_name(f'{archive.stem}_{_hash_of_contents(members)}')
+            if folder.is_dir():
+                return folder
+            _check_size(archive, members)
+            with TemporaryDirectory(dir=archive.parent, prefix='.unpacking-') as name:
+                for member in members:
+                    file.extract(member, Path(name, 'files'))
+                _rename(Path(name, 'files'), folder)
+    except (BadZipFile, EOFError, lzma.LZMAError, zlib.error) as error:
+        raise ValueError(f'it is damaged ({error})') from error
+    except (FileExistsError, IsADirectoryError, NotADirectoryError) as error:
+        raise ValueError(f'a name in it is both a file and a folder ({error.filename})') from error
+    except (NotImplementedError, RuntimeError) as error:  # encryption, an unknown compression
+        raise ValueError(str(error)) from error
+    return folder
+
+
+def _rename(source: Path, folder: Path) -> None:
+    try:
+        os.rename(source, folder)
+    except OSError:
+        if not folder.is_dir():  # another process may have been faster
+            raise
+
+
+def _is_wanted(member: ZipInfo) -> bool:
+    """Return whether a member is a file that is not hidden."""
+    # Some programs for Windows write backslashes.
+    member.filename = member.filename.replace('\\', '/')
+    parts = PurePosixPath(member.filename).parts
+    is_hidden = any(part.startswith('.') or part == '__MACOSX' for part in parts)
+    return bool(parts) and not member.is_dir() and not is_hidden
+
+
+def _hash_of_contents(members: Sequence[ZipInfo]) -> str:
+    state = hashlib.sha256()
+    for member in members:
+        facts = f'{member.filename}\0{member.file_size}\0{member.CRC}\n'
+        state.update(facts.encode(errors='surrogateescape'))
+    return state.hexdigest()[:12]
+
+
+def _check_size(archive: Path, members: Sequence[ZipInfo]) -> None:
+    if not members:
+        raise ValueError('it holds no files')
+    # zipfile reads no more of a member than the size in its header.
+    size = sum(member.file_size for member in members)
+    if size > archive.stat().st_size * ZIP_EXPANSION + ZIP_ALLOWANCE:
+        raise ValueError(f'its {size / 1e9:.1f} GB are more than {ZIP_EXPANSION} times its size')
+    free = shutil.disk_usage(archive.parent).free
+    if size > free:
+        raise ValueError(
+            f'its {size / 1e9:.1f} GB do not fit on the disk, {free / 1e9:.1f} GB free'
+        )

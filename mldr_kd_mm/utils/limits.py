@@ -20,6 +20,12 @@ MIN_DOWNLOAD_SPEED = 1000
 MAX_ARCHIVE_MEMBERS = 10_000
 """Largest number of files and folders in an archive of a data set."""
 
+ZIP_EXPANSION = 100
+"""How many times larger than its file the content of a zip file may be."""
+
+ZIP_ALLOWANCE = 1_000_000_000
+"""Bytes by which the content of a zip file may be larger in any case."""
+
 MAX_PICKLE_INSTRUCTIONS = 10_000_000
 """Largest number of instructions of a pickle; a checkpoint has about 20 for each tensor."""
 

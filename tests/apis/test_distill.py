@@ -1,5 +1,8 @@
+import copy
+import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +20,15 @@ from mmengine.registry import VISBACKENDS
 
 from mldr_kd_mm import ConfigError, distill, distill_config
 from mldr_kd_mm.apis.configs import find_configs
-from mldr_kd_mm.apis.recipe import VISUALIZERS, baseline_config
+from mldr_kd_mm.apis.recipe import (
+    VISUALIZERS,
+    baseline_config,
+    find_models,
+    parse_options,
+    read_training_images,
+    teacher_config,
+)
+from mldr_kd_mm.apis.teacher_record import is_recorded, record_teacher, teacher_fingerprint
 from mldr_kd_mm.engine.hooks import StopSignalHook
 from mldr_kd_mm.registry import MODELS
 from mldr_kd_mm.utils.checkpoint import load_checkpoint, student_state_dict
@@ -30,6 +41,18 @@ ALONE = dict(SMALL, teacher_pretrained=False)
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
     return str(image_folder(tmp_path_factory.mktemp('images'), {'train': 16, 'val': 4}))
+
+
+@pytest.fixture(scope='module')
+def large_folder(tmp_path_factory):
+    """Return a folder of 1,200 empty files, which no config reads."""
+    root = tmp_path_factory.mktemp('large')
+    for split, count in (('train', 600), ('val', 1)):
+        for name in 'ab':
+            (root / split / name).mkdir(parents=True)
+            for number in range(count):
+                (root / split / name / f'{number}.png').touch()
+    return str(root)
 
 
 @pytest.fixture(scope='module')
@@ -276,8 +299,8 @@ def test_pretrained_weights_of_other_classes(folder):
 @pytest.mark.parametrize(
     ('student', 'schedule'), [('test_resnet', 'cnn'), ('timm/test_vit', 'transformer')]
 )
-def test_the_recipe_is_the_shipped_one(folder, load_base, student, schedule, epochs):
-    options = dict(SMALL, student=student, data=folder, epochs=epochs, batch_size=128)
+def test_the_recipe_is_the_shipped_one(large_folder, load_base, student, schedule, epochs):
+    options = dict(SMALL, student=student, data=large_folder, epochs=epochs, batch_size=128)
     cfg, base = distill_config(**options), load_base(f'schedules/{schedule}_{epochs}e')
     assert cfg.param_scheduler == base.param_scheduler
     assert cfg.optim_wrapper == base.optim_wrapper
@@ -301,6 +324,131 @@ def test_rates_go_with_the_batch(folder):
     cfg = distill_config(**SMALL, data=folder, batch_size=32, lr=0.1)
     assert cfg.optim_wrapper.optimizer.lr == pytest.approx(0.1)
     assert cfg.param_scheduler[-1].eta_min == pytest.approx(2e-3)
+
+
+@pytest.mark.parametrize(
+    ('batch_size', 'used', 'scale'),
+    [(512, 512, 4), (640, 640, 4), (1200, 1200, 4), (4096, 1200, 4), (64, 64, 0.5)],
+)
+def test_rates_of_large_batches(large_folder, batch_size, used, scale):
+    cfg = distill_config(**SMALL, data=large_folder, batch_size=batch_size)
+    assert cfg.train_dataloader.batch_size == used
+    assert cfg.optim_wrapper.optimizer.lr == pytest.approx(0.05 * scale)
+
+
+def test_a_batch_is_at_most_the_folder(folder):
+    """4096 images a batch would scale the learning rate to 1.6."""
+    cfg = distill_config(**SMALL, data=folder, batch_size=4096)
+    assert cfg.train_dataloader.batch_size == 48
+    assert not cfg.train_dataloader.drop_last
+    assert cfg.optim_wrapper.optimizer.lr == pytest.approx(0.05 * 48 / 128)
+    cfg = distill_config(**SMALL, data=folder, batch_size=4096, lr=0.3)
+    assert cfg.optim_wrapper.optimizer.lr == pytest.approx(0.3)
+
+
+def test_a_zip_file(folder, tmp_path):
+    shutil.make_archive(tmp_path / 'photos', 'zip', Path(folder).parent, Path(folder).name)
+    cfg = distill_config(**SMALL, data=str(tmp_path / 'photos.zip'))
+    root = Path(cfg.train_dataloader.dataset.data_root)
+    assert root.parent.parent == tmp_path and root.parent.name.startswith('photos_')
+    assert len([*root.glob('*/*/*.png')]) == 60
+    again = distill_config(**SMALL, data=str(tmp_path / 'photos.zip'))
+    assert again.pretty_text == cfg.pretty_text
+
+
+def test_a_file_that_is_no_zip_file(folder, tmp_path):
+    (tmp_path / 'photos.tar').write_bytes(b'no zip file')
+    with pytest.raises(ConfigError, match="photos.tar': must be a folder or a zip file of images"):
+        distill_config(**SMALL, data=str(tmp_path / 'photos.tar'))
+
+
+class TestReusedTeacher:
+    @pytest.fixture
+    def run(self, distilled, folder, tmp_path, monkeypatch):
+        """Return a function that lists the runs of a distillation beside a trained teacher."""
+        shutil.copytree(Path(distilled.work_dir, 'teacher'), tmp_path / 'teacher')
+
+        class Started(Exception):
+            pass
+
+        def train(cfg, resume):
+            raise Started(Path(cfg.work_dir).name)
+
+        monkeypatch.setattr(sys.modules['mldr_kd_mm.apis.distill'], '_train', train)
+
+        def start(**changes):
+            options = ALONE | dict(data=folder, epochs=2, work_dir=str(tmp_path)) | changes
+            with pytest.raises(Started) as started:
+                distill(**options)
+            return str(started.value)
+
+        return start
+
+    def test_with_another_method_and_place(self, run, tmp_path, folder):
+        shutil.copytree(folder, tmp_path / 'elsewhere')
+        assert run(method='kd', data=str(tmp_path / 'elsewhere'), lr=0.01) == tmp_path.name
+        (tmp_path / 'teacher/teacher.json').unlink()
+        assert run(resume=True) == tmp_path.name
+
+    def test_with_other_options(self, run, tmp_path):
+        with pytest.raises(ConfigError, match='teacher.*has checkpoints of an earlier run'):
+            run(teacher_lr=0.01)
+        assert run(teacher_lr=0.01, overwrite=True) == 'teacher'
+        assert not (tmp_path / 'teacher/epoch_2.pth').exists()
+
+    def test_what_counts(self, folder, tmp_path):
+        options = parse_options(**ALONE, data=folder, epochs=2)
+        images = read_training_images(options)
+        teacher, _ = find_models(options, len(images.CLASSES))
+        cfg = Config(dict(model=dict(teacher_checkpoint='teacher/epoch.pth')))
+        cfg = teacher_config(options, images, teacher, cfg)
+        here = teacher_fingerprint(options, images, cfg)
+
+        moved = copy.deepcopy(cfg)
+        moved.merge_from_dict({'work_dir': 'x', 'train_dataloader.num_workers': 3})
+        moved.train_dataloader.dataset.data_root = 'elsewhere'
+        assert teacher_fingerprint(options, images, moved) == here
+
+        found = {here}
+        for field, value in (
+            ('model.model_name', 'test_vit2'),
+            ('optim_wrapper.optimizer.lr', 0.01),
+            ('train_cfg.max_epochs', 3),
+            ('train_dataloader.batch_size', 8),
+            ('randomness.seed', 1),
+        ):
+            other = copy.deepcopy(cfg)
+            other.merge_from_dict({field: value})
+            found.add(teacher_fingerprint(options, images, other))
+        pretrained = dataclasses.replace(options, teacher_pretrained=True)
+        found.add(teacher_fingerprint(pretrained, images, cfg))
+        shutil.copytree(folder, tmp_path / 'more')
+        shutil.copy(tmp_path / 'more/train/a/0.png', tmp_path / 'more/train/a/new.png')
+        more = read_training_images(dataclasses.replace(options, data=str(tmp_path / 'more')))
+        found.add(teacher_fingerprint(options, more, cfg))
+        assert len(found) == 8
+
+    def test_damaged_records(self, distilled, tmp_path):
+        checkpoint = tmp_path / 'epoch_2.pth'
+        shutil.copy(Path(distilled.work_dir, 'teacher/epoch_2.pth'), checkpoint)
+        record_teacher(checkpoint, 'abc')
+        assert is_recorded(checkpoint, 'abc') and not is_recorded(checkpoint, 'abd')
+        shutil.copy(distilled.checkpoint, checkpoint)  # of another run
+        assert not is_recorded(checkpoint, 'abc')
+        for content in (b'', b'{}', b'[3]', b'\xff', b'[' * 9999):
+            checkpoint.with_name('teacher.json').write_bytes(content)
+            assert not is_recorded(checkpoint, 'abc')
+
+
+def test_a_teacher_below_the_student_alone(monkeypatch):
+    module, logged = sys.modules['mldr_kd_mm.apis.distill'], []
+    monkeypatch.setattr(module, 'print_log', lambda text, *_: logged.append(text))
+    result = module.Distilled('', 50.0, 50.0, 40.0, '', '', '', 45.0)
+    for other in (dict(teacher_accuracy=45.0), dict(teacher_accuracy=None)):
+        module._judge_teacher(result._replace(**other))
+    assert not logged
+    module._judge_teacher(result)
+    assert "teacher's accuracy, 40.00 %, is below that of the student alone, 45.00 %" in logged[0]
 
 
 def test_gradients_are_clipped(folder):

@@ -65,6 +65,14 @@ class OtherWhenExported(_Odd):
 
 
 @MODELS.register_module()
+class Overflows(_Odd):
+    """Has finite weights and infinite logits."""
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        return self.fc(self.extract_feat(inputs)) * 1e30 * 1e30
+
+
+@MODELS.register_module()
 class LooksAtTheImages(_Odd):
     """Cannot be exported, because its code branches on the logits."""
 
@@ -209,6 +217,23 @@ class TestGraphs:
             export_student(checkpoint, str(tmp_path / 'out/student.pth'), torch_export=True)
         assert '\n' not in str(raised.value)
         assert not list((tmp_path / 'out').iterdir())
+
+    @pytest.mark.parametrize(
+        ('kind', 'value', 'message'),
+        [
+            ('AColour', torch.nan, '1 of its tensors, such as fc.weight, are NaN or infinite'),
+            ('AColour', -torch.inf, '1 of its tensors, such as fc.weight, are NaN or infinite'),
+            ('Overflows', 1.0, 'its logits are NaN or infinite, as training has diverged'),
+        ],
+    )
+    def test_a_diverged_student_is_not_written(self, kind, value, message, tmp_path):
+        checkpoint, _ = save_run(tmp_path, dict(type=kind))
+        content = torch.load(checkpoint, weights_only=False)
+        content['state_dict']['student.fc.weight'][0] = value
+        torch.save(content, checkpoint)
+        with pytest.raises(ExportError, match=message):
+            export_student(checkpoint, str(tmp_path / 'out/student.pth'))
+        assert not (tmp_path / 'out').exists()
 
     def test_large_logits_are_compared_by_their_size(self, tmp_path):
         """Logits in the thousands have rounding errors above 1e-4 in float32."""

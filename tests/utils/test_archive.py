@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import tarfile
 import tracemalloc
+import zipfile
 from pathlib import Path
 
 import pytest
 
-from mldr_kd_mm.utils.archive import extract
+from mldr_kd_mm.utils import archive as module
+from mldr_kd_mm.utils.archive import extract, unpack_zip
 
 LIMIT = 1_000_000
 CONTENT = {'set/train': b'1' * 5000, 'set/test': b'2'}
@@ -123,3 +125,90 @@ def test_refuses_many_members(tmp_path, folder, monkeypatch):
     with pytest.raises(ValueError, match='more than 20 members'):
         extract(archive, folder, LIMIT)
     assert len(files(folder)) == 20
+
+
+def zipped(path: Path, contents: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, 'w') as file:
+        for name, content in contents.items():
+            file.writestr(zipfile.ZipInfo(name), content)
+    return path
+
+
+class TestZip:
+    def test_extracts_once(self, tmp_path):
+        path = zipped(tmp_path / 'set.zip', CONTENT)
+        folder = unpack_zip(path)
+        assert folder.parent == tmp_path and folder.name.startswith('set_')
+        assert files(folder) == CONTENT
+        (folder / 'set/test').write_bytes(b'kept')
+        assert unpack_zip(path) == folder
+        assert files(folder) == CONTENT | {'set/test': b'kept'}
+        other = unpack_zip(zipped(path, CONTENT | {'new': b''}))
+        assert other != folder and files(other) == CONTENT | {'new': b''}
+
+    def test_names(self, tmp_path):
+        names = ['a\\b\\1.png', '/etc/2.png', '../../3.png', '.hidden/4', '__MACOSX/5.png', 'd/']
+        folder = unpack_zip(zipped(tmp_path / 'a.zip', dict.fromkeys(names, b'')))
+        assert files(tmp_path).keys() == {
+            'a.zip',
+            f'{folder.name}/a/b/1.png',
+            f'{folder.name}/etc/2.png',
+        }
+
+    def test_a_link_is_a_plain_file(self, tmp_path):
+        link = zipfile.ZipInfo('link')
+        link.external_attr = 0o120777 << 16
+        with zipfile.ZipFile(tmp_path / 'a.zip', 'w') as file:
+            file.writestr(link, '/etc')
+        assert not (unpack_zip(tmp_path / 'a.zip') / 'link').is_symlink()
+
+    @pytest.mark.parametrize(
+        ('contents', 'message'),
+        [
+            ({}, 'it holds no files'),
+            ({'.x': b''}, 'it holds no files'),
+            ({'a': b'', 'a/b': b''}, 'both a file and a folder'),
+            ({'a/b': b'', 'a': b''}, 'both a file and a folder'),
+        ],
+    )
+    def test_refuses(self, tmp_path, contents, message):
+        path = zipped(tmp_path / 'a.zip', contents)
+        with pytest.raises(ValueError, match=message):
+            unpack_zip(path)
+        assert files(tmp_path).keys() == {'a.zip'}
+
+    def test_a_bomb(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(module, 'ZIP_ALLOWANCE', 0)
+        path = tmp_path / 'a.zip'
+        with zipfile.ZipFile(path, 'w', compression=zipfile.ZIP_DEFLATED) as file:
+            file.writestr('zeros', bytes(10**6))
+        with pytest.raises(ValueError, match='are more than 100 times its size'):
+            unpack_zip(path)
+
+    def test_a_full_disk(self, tmp_path, monkeypatch):
+        usage = module.shutil.disk_usage(tmp_path)._replace(free=10)
+        monkeypatch.setattr(module.shutil, 'disk_usage', lambda _: usage)
+        with pytest.raises(ValueError, match='do not fit on the disk'):
+            unpack_zip(zipped(tmp_path / 'a.zip', CONTENT))
+
+    @pytest.mark.parametrize('position', [40, 5000, -30])
+    def test_damage(self, tmp_path, position):
+        path = zipped(tmp_path / 'a.zip', CONTENT)
+        content = bytearray(path.read_bytes())
+        content[position] ^= 255
+        path.write_bytes(content)
+        try:
+            folder = unpack_zip(path)
+        except ValueError:
+            assert files(tmp_path).keys() == {'a.zip'}
+        else:  # the damage may be in a name
+            assert sorted(files(folder).values()) == sorted(CONTENT.values())
+
+    def test_encryption(self, tmp_path):
+        path = zipped(tmp_path / 'a.zip', {'a': b'1'})
+        content = bytearray(path.read_bytes())
+        content[6] |= 1  # in the member's header
+        content[content.index(b'PK\x01\x02') + 8] |= 1  # in the table of contents
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match='encrypted'):
+            unpack_zip(path)

@@ -7,11 +7,16 @@ _base_ = 'imagenet_224.py'
 
 data_preprocessor = dict(num_classes=None)
 
+# mmpretrain skips images with other suffixes than these, by default also .webp and .tiff.
+extensions = ('.bmp', '.jfif', '.jpe', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff')
+extensions += ('.webp',)
+
 train_dataloader = dict(
     dataset=dict(
         _delete_=True,
         type='mmpretrain.CustomDataset',
         data_root='data/folder/train',
+        extensions=extensions,
         pipeline=_base_.train_pipeline,
     )
 )
@@ -20,6 +25,7 @@ val_dataloader = dict(
         _delete_=True,
         type='mmpretrain.CustomDataset',
         data_root='data/folder/val',
+        extensions=extensions,
         pipeline=_base_.test_pipeline,
     )
 )

@@ -2,7 +2,9 @@
 
 from mldr_kd_mm.engine.hooks.adaptive_clip import AdaptiveClipHook
 from mldr_kd_mm.engine.hooks.broadcast_buffers import BroadcastBuffersHook
+from mldr_kd_mm.engine.hooks.chance import ChanceHook
 from mldr_kd_mm.engine.hooks.checkpoint import AtomicCheckpointHook
+from mldr_kd_mm.engine.hooks.data_check import DataCheckHook
 from mldr_kd_mm.engine.hooks.exact_resume import ExactResumeHook
 from mldr_kd_mm.engine.hooks.figures import FigureHook
 from mldr_kd_mm.engine.hooks.load_weights import LoadWeightsHook
@@ -16,6 +18,8 @@ __all__ = [
     'AdaptiveClipHook',
     'AtomicCheckpointHook',
     'BroadcastBuffersHook',
+    'ChanceHook',
+    'DataCheckHook',
     'ExactResumeHook',
     'FigureHook',
     'LoadWeightsHook',

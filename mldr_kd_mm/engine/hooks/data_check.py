@@ -1,0 +1,176 @@
+"""Checks of the data of a run before its first step."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from mmengine.dist import get_world_size, is_main_process
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.runner import BaseLoop, Runner
+from torch.utils.data import DataLoader, IterableDataset
+
+from mldr_kd_mm.datasets import ImageFolder
+from mldr_kd_mm.registry import HOOKS
+from mldr_kd_mm.utils.atomic_files import atomic_write
+from mldr_kd_mm.utils.errors import ConfigError, printable
+from mldr_kd_mm.utils.limits import MAX_LOG_BYTES, read_text
+
+RECORD = 'split.json'
+"""Name of the file in a work directory that lists the images of both splits."""
+
+
+@HOOKS.register_module()
+class DataCheckHook(Hook):
+    """Checks the data of a run before its first step.
+
+    - The run has at least one step.
+    - Training and validation set have the same classes in the same order, and so have a checkpoint
+      and the set that it is tested on.
+    - With ``auto_scale_lr.enable``, the batch is not larger than the training set.
+    - Images that :class:`~mldr_kd_mm.datasets.ImageFolder` holds out are recorded in
+      ``split.json`` in the work directory. In a resumed run, no image that was trained is now in
+      the validation set.
+    """
+
+    priority = 'VERY_HIGH'
+
+    def before_train(self, runner: Runner) -> None:
+        """Check the data.
+
+        Raises:
+            ConfigError: The data does not pass. Raised on all ranks.
+        """
+        loader = runner.train_dataloader
+        check_steps(loader)
+        if runner.max_iters < 1:
+            raise ConfigError(
+                'train_cfg: the run has no training step; raise max_epochs, max_iters'
+            )
+        if (runner.cfg.get('auto_scale_lr') or {}).get('enable'):
+            _check_batch(loader)
+        if runner.val_loop is None:
+            return
+        train, val = loader.dataset, runner.val_dataloader.dataset
+        check_same_classes(train, val)
+        if isinstance(train, ImageFolder) and isinstance(val, ImageFolder) and not train.val_folder:
+            _check_split(runner, train.names(), val.names())
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Compare the classes of a test with those in the checkpoint.
+
+        Raises:
+            ConfigError: The classes differ.
+        """
+        if isinstance(runner._test_loop, BaseLoop):
+            stored = _classes_of((checkpoint.get('meta') or {}).get('dataset_meta'))
+            present = _classes(runner.test_dataloader.dataset)
+            _compare('the checkpoint', stored, 'test_dataloader.dataset', present)
+
+
+def check_same_classes(train: Any, val: Any) -> None:
+    """Check that training and validation set number the same classes in the same way.
+
+    Nothing is compared if one has no ``metainfo['classes']``. Lists of equal length without a
+    common name may be different names for the same classes, which is a warning.
+
+    Args:
+        train: The training set.
+        val: The validation set.
+
+    Raises:
+        ConfigError: The classes differ.
+    """
+    _compare('train_dataloader.dataset', _classes(train), 'val_dataloader.dataset', _classes(val))
+
+
+def _compare(wanted: str, classes: Sequence, field: str, others: Sequence) -> None:
+    """Compare the classes of a data set, named by its field, with those that it must have."""
+    if not classes or not others or classes == others:
+        return
+    if len(classes) == len(others) and not set(classes) & set(others):
+        print_log(
+            f'the classes of {wanted} and {field} have different names, such as '
+            f'{printable(classes[0])!r} and {printable(others[0])!r}; their order must be the same',
+            'current',
+            logging.WARNING,
+        )
+        return
+    pairs = enumerate(zip_longest(others, classes, fillvalue='missing'))
+    index, pair = next((index, pair) for index, pair in pairs if pair[0] != pair[1])
+    raise ConfigError(
+        f'{field}: must have the classes of {wanted}, but there are {len(others)} and '
+        f'{len(classes)}, and class {index} is {printable(pair[0])!r} here and '
+        f'{printable(pair[1])!r} there; every class needs a folder in both'
+    )
+
+
+def _classes(dataset: Any) -> list[str]:
+    return _classes_of(getattr(dataset, 'metainfo', None))
+
+
+def _classes_of(meta: Any) -> list[str]:
+    classes = meta.get('classes') if isinstance(meta, Mapping) else None
+    return list(classes) if isinstance(classes, (list, tuple)) else []
+
+
+def check_steps(loader: DataLoader) -> None:
+    """Check that an epoch has a training step.
+
+    Args:
+        loader: The training loader.
+
+    Raises:
+        ConfigError: It gives no batch.
+    """
+    if isinstance(loader.dataset, IterableDataset) or len(loader):
+        return
+    raise ConfigError(
+        f'train_dataloader: the run has no training step, as {len(loader.dataset)} images on '
+        f'{get_world_size()} process(es) do not fill a batch of {loader.batch_size}, and drop_last '
+        'leaves out others; lower batch_size or set drop_last=False'
+    )
+
+
+def _check_batch(loader: DataLoader) -> None:
+    images = len(loader.dataset) // get_world_size()
+    if loader.batch_size is not None and loader.batch_size > max(images, 1):
+        raise ConfigError(
+            f'auto_scale_lr.enable: train_dataloader.batch_size={loader.batch_size} is more than '
+            f'the {images} training images of a process, for which the learning rate would be too '
+            'high; lower batch_size, or disable it'
+        )
+
+
+def _check_split(runner: Runner, train: Sequence[str], val: Sequence[str]) -> None:
+    """Compare the split with that of the run's earlier parts, and record it."""
+    trained = set(train)
+    if runner._resume:
+        folder = Path(runner._load_from).parent if runner._load_from else Path(runner.work_dir)
+        earlier = _read_trained(folder / RECORD)
+        moved = sorted(earlier & set(val))
+        if moved:
+            raise ConfigError(
+                f'resume: {len(moved)} images that were trained are now held out for validation, '
+                f'such as {printable(moved[0])!r}; restore val_fraction, seed and the names of '
+                'the images, or start a new run in another work directory'
+            )
+        trained |= earlier
+    if is_main_process():
+        record = dict(train=sorted(trained), val=sorted(val))
+        with atomic_write(Path(runner.work_dir, RECORD)) as file:
+            file.write(json.dumps(record, indent=0).encode())
+
+
+def _read_trained(path: Path) -> set[str]:
+    """Return the images that a record lists as trained; none if there is no valid record."""
+    try:
+        names = json.loads(read_text(path, MAX_LOG_BYTES))['train'] if path.is_file() else ()
+        return set(filter(lambda name: isinstance(name, str), names))
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
+        return set()

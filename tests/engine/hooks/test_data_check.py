@@ -1,0 +1,153 @@
+"""Data with which a run must not start, and the record of its split."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers import image_folder, resnet, train
+from mmengine.runner import TestLoop as Loop
+from torch.utils.data import DataLoader, TensorDataset
+
+from mldr_kd_mm.datasets import ImageFolder
+from mldr_kd_mm.engine.hooks import DataCheckHook
+from mldr_kd_mm.engine.hooks.data_check import RECORD, check_same_classes
+from mldr_kd_mm.utils.errors import ConfigError
+
+
+def dataset(size=6, classes=None):
+    data = TensorDataset(torch.zeros(size))
+    data.metainfo = dict(classes=classes and tuple(classes))
+    return data
+
+
+def check(train, val=None, resume=False, load_from=None, work_dir='.', max_iters=9, **config):
+    loader = train if isinstance(train, DataLoader) else DataLoader(train)
+    runner = SimpleNamespace(
+        train_dataloader=loader,
+        val_dataloader=val and DataLoader(val),
+        val_loop=val,
+        max_iters=max_iters,
+        cfg=config,
+        work_dir=str(work_dir),
+        _resume=resume,
+        _load_from=load_from,
+    )
+    DataCheckHook().before_train(runner)
+
+
+class TestSteps:
+    def test_a_run_without_steps_is_an_error(self, tmp_path):
+        loader = dict(batch_size=64, drop_last=True)
+        hooks = dict(data_check=dict(type='DataCheckHook'))
+        model = resnet(data_preprocessor=dict(mean=[0.0] * 3, std=[9.0] * 3))
+        with pytest.raises(ConfigError, match='no training step, as 40 images on 1 process'):
+            train(model, tmp_path, default_hooks=hooks, train_dataloader=loader_of_digits(**loader))
+        assert not list(tmp_path.glob('*.pth'))
+
+    def test_no_epochs(self):
+        with pytest.raises(ConfigError, match='train_cfg: the run has no training step'):
+            check(dataset(), max_iters=0)
+
+    def test_learning_rate_for_a_batch_that_does_not_exist(self):
+        loader = DataLoader(dataset(6), batch_size=7)
+        with pytest.raises(ConfigError, match='batch_size=7 is more than the 6 training images'):
+            check(loader, auto_scale_lr=dict(enable=True, base_batch_size=2))
+        check(loader, auto_scale_lr=dict(enable=False, base_batch_size=2))
+        check(DataLoader(dataset(7), batch_size=7), auto_scale_lr=dict(enable=True))
+
+
+def loader_of_digits(**kwargs):
+    data = dict(type='Digits', subset=dict(per_class=4), pipeline=[dict(type='PackInputs')])
+    sampler = dict(type='DefaultSampler', shuffle=True)
+    return dict(dataset=data, sampler=sampler, num_workers=0, **kwargs)
+
+
+class TestClasses:
+    @pytest.mark.parametrize(
+        ('train', 'val', 'message'),
+        [
+            ('abc', 'ac', "2 and 3, and class 1 is 'c' here and 'b' there"),
+            ('abc', 'ab', "2 and 3, and class 2 is 'missing' here and 'c' there"),
+            ('ab', 'abc', "3 and 2, and class 2 is 'c' here and 'missing' there"),
+            ('abc', 'abd', "3 and 3, and class 2 is 'd' here and 'c' there"),
+            ('abc', 'acb', "class 1 is 'c' here and 'b' there"),
+            ('abc', 'xy', "class 0 is 'x' here and 'a' there"),
+        ],
+    )
+    def test_refuses(self, train, val, message):
+        with pytest.raises(ConfigError, match=message):
+            check(dataset(classes=train), dataset(classes=val))
+
+    @pytest.mark.parametrize('meta', [None, dict(dataset_meta=dict(classes=('a', 'b')))])
+    def test_of_a_checkpoint(self, meta):
+        runner = SimpleNamespace(
+            _test_loop=Loop.__new__(Loop),
+            test_dataloader=DataLoader(dataset(classes='ac')),
+        )
+        if meta:
+            message = (
+                "test_dataloader.dataset: must have the classes of the checkpoint, .* 1 is 'c'"
+            )
+            with pytest.raises(ConfigError, match=message):
+                DataCheckHook().after_load_checkpoint(runner, dict(meta=meta))
+        runner._test_loop = dict()  # training
+        DataCheckHook().after_load_checkpoint(runner, dict(meta=meta))
+
+    @pytest.mark.parametrize(('train', 'val'), [('abc', 'abc'), ('abc', None), ('ab', 'xy')])
+    def test_accepts(self, train, val):
+        check_same_classes(dataset(classes=train), dataset(classes=val))
+        check_same_classes(TensorDataset(torch.zeros(1)), dataset(classes=train))
+
+
+class TestSplit:
+    @pytest.fixture
+    def root(self, tmp_path):
+        return image_folder(tmp_path / 'images', {'': 12})
+
+    def splits(self, root, **kwargs):
+        return [ImageFolder(str(root), part, **kwargs) for part in ('train', 'val')]
+
+    def record(self, folder):
+        return json.loads(Path(folder, RECORD).read_text())
+
+    def test_is_recorded(self, root, tmp_path):
+        train, val = self.splits(root)
+        check(train, val, work_dir=tmp_path)
+        assert self.record(tmp_path) == dict(train=sorted(train.names()), val=sorted(val.names()))
+
+    def test_resume_with_more_images(self, root, tmp_path):
+        check(*self.splits(root), work_dir=tmp_path)
+        before = self.record(tmp_path)
+        for name in ('a/new.png', 'b/new.png', 'c/more.png'):
+            (root / name).write_bytes((root / 'a/0.png').read_bytes())
+        check(*self.splits(root), work_dir=tmp_path, resume=True)
+        after = self.record(tmp_path)
+        assert len(after['train']) + len(after['val']) == 39
+        assert set(before['train']) <= set(after['train'])
+
+    @pytest.mark.parametrize('change', [dict(val_fraction=0.6), dict(seed=5)])
+    def test_resume_with_another_split(self, root, tmp_path, change):
+        check(*self.splits(root), work_dir=tmp_path)
+        before = self.record(tmp_path)
+        for load_from in (None, str(tmp_path / 'epoch_1.pth')):
+            with pytest.raises(ConfigError, match='images that were trained are now held out'):
+                folder = tmp_path / 'fork' if load_from else tmp_path
+                check(
+                    *self.splits(root, **change), work_dir=folder, resume=True, load_from=load_from
+                )
+        assert self.record(tmp_path) == before
+        check(*self.splits(root, **change), work_dir=tmp_path)
+        assert self.record(tmp_path) != before
+
+    @pytest.mark.parametrize('content', [b'', b'{', b'[]', b'{"train": 3}', b'\xff', b'[' * 9999])
+    def test_a_damaged_record(self, root, tmp_path, content):
+        (tmp_path / RECORD).write_bytes(content)
+        check(*self.splits(root), work_dir=tmp_path, resume=True)
+        assert self.record(tmp_path)['train']
+
+    def test_folders_of_both_splits_need_none(self, tmp_path):
+        root = image_folder(tmp_path / 'images', {'train': 2, 'val': 1})
+        check(*self.splits(root), work_dir=tmp_path)
+        assert not (tmp_path / RECORD).exists()
