@@ -30,7 +30,9 @@ def split(root: Path, name: str = '.') -> None:
 
 
 def read(root: Path, part: str = 'train', **kwargs) -> ImageFolder:
-    return ImageFolder(str(root), part, pipeline=[dict(type='LoadImageFromFile')], **kwargs)
+    # mmengine runs the garbage collector for a serialised data set.
+    kwargs |= dict(pipeline=[dict(type='LoadImageFromFile')], serialize_data=False)
+    return ImageFolder(str(root), part, **kwargs)
 
 
 @pytest.fixture
