@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import os
 from pathlib import Path
 
 from mmengine.config import Config
@@ -14,7 +15,7 @@ from mldr_kd_mm.datasets import ImageFolder
 from mldr_kd_mm.utils.atomic_files import atomic_write
 from mldr_kd_mm.utils.errors import ConfigError
 from mldr_kd_mm.utils.limits import read_text
-from mldr_kd_mm.utils.run_identity import Origin, fingerprint
+from mldr_kd_mm.utils.run_identity import Origin, fingerprint, hash_file
 
 RECORD = 'teacher.json'
 """Name of the record in the work directory of a teacher."""
@@ -35,7 +36,9 @@ def teacher_fingerprint(options: Options, images: ImageFolder, cfg: Config) -> s
     """
     cfg = copy.deepcopy(cfg)
     cfg.train_dataloader.dataset.data_root = images.fingerprint()
-    facts = [fingerprint(cfg, processes=1), options.teacher_pretrained]
+    start = options.teacher_init
+    start = hash_file(start) if start and os.path.isfile(start) else start
+    facts = [fingerprint(cfg, processes=1), options.teacher_pretrained, start]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 

@@ -220,6 +220,19 @@ def fingerprint(cfg: Config, processes: int = 1) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def hash_file(path: str | Path) -> str:
+    """Return the SHA-256 of a file, 64 hexadecimal digits.
+
+    Args:
+        path: The file.
+    """
+    state = hashlib.sha256()
+    with open(path, 'rb') as file:
+        while chunk := file.read(1 << 20):
+            state.update(chunk)
+    return state.hexdigest()
+
+
 def current_launches() -> tuple[str, ...]:
     """Return names of what started this process, the same in all its restarts."""
     names = []
@@ -284,11 +297,7 @@ def _canonical(value: Any, key: str | None = None) -> Any:
     if isinstance(value, (list, tuple)):
         return [_canonical(item) for item in value]
     if isinstance(value, str) and key in _WEIGHT_FILES and os.path.isfile(value):
-        state = hashlib.sha256()
-        with open(value, 'rb') as file:
-            while chunk := file.read(1 << 20):
-                state.update(chunk)
-        return state.hexdigest()
+        return hash_file(value)
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     return getattr(value, '__qualname__', type(value).__qualname__)

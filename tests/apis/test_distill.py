@@ -420,13 +420,18 @@ class TestReusedTeacher:
             other = copy.deepcopy(cfg)
             other.merge_from_dict({field: value})
             found.add(teacher_fingerprint(options, images, other))
+        init = tmp_path / 'init.pth'
+        for content in (b'1', b'2'):
+            init.write_bytes(content)
+            started = dataclasses.replace(options, teacher_init=str(init))
+            found.add(teacher_fingerprint(started, images, cfg))
         pretrained = dataclasses.replace(options, teacher_pretrained=True)
         found.add(teacher_fingerprint(pretrained, images, cfg))
         shutil.copytree(folder, tmp_path / 'more')
         shutil.copy(tmp_path / 'more/train/a/0.png', tmp_path / 'more/train/a/new.png')
         more = read_training_images(dataclasses.replace(options, data=str(tmp_path / 'more')))
         found.add(teacher_fingerprint(options, more, cfg))
-        assert len(found) == 8
+        assert len(found) == 10
 
     def test_damaged_records(self, distilled, tmp_path):
         checkpoint = tmp_path / 'epoch_2.pth'
