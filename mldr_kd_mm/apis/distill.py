@@ -241,7 +241,9 @@ def distill(
             teacher_cfg = teacher_config(parsed, images, teacher_model, cfg)
             checkpoint = Path(cfg.model.teacher_checkpoint)
             facts = teacher_fingerprint(parsed, images, teacher_cfg)
-            is_trained = is_recorded(checkpoint, facts)
+            # The facts about a module do not include its weights.
+            is_module = isinstance(parsed.teacher, nn.Module)
+            is_trained = not is_module and is_recorded(checkpoint, facts)
             stack.enter_context(claim_work_dir(teacher_cfg, resume or is_trained, overwrite))
             if is_trained or (resume and checkpoint.is_file()):
                 _log_reuse(checkpoint, is_trained)
