@@ -41,6 +41,9 @@ class ViewDataPreprocessor(ClsDataPreprocessor):
 
     def forward(self, data: dict, training: bool = False) -> dict:
         """Return ``inputs`` (B, 3, H, W) and ``data_samples``, as mmpretrain's does."""
+        if self.batch_augments is not None:
+            # mmpretrain only mixes one-hot labels, and makes none for augments that are set later.
+            self.to_onehot = True
         views = get_views(data.get('data_samples'))
         if not training or self.batch_augments is None or views is None:
             return super().forward(data, training)
@@ -220,7 +223,10 @@ def _has_statistics(preprocessor: Mapping[str, Any]) -> bool:
 def _describe(mean: Sequence[float] | None, std: Sequence[float] | None) -> str:
     if mean is None and std is None:
         return 'no normalisation'
-    values = (', '.join(f'{value:.4g}' for value in each or ()) for each in (mean, std))
+    values = (
+        ', '.join(f'{value:.4g}' if is_number(value) else f'{value!r}' for value in each or ())
+        for each in (mean, std)
+    )
     return 'mean [{}], std [{}]'.format(*values)
 
 

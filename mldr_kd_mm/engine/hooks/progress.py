@@ -146,7 +146,8 @@ def _facts(runner: Runner) -> Iterator[tuple[str, str]]:
 
 def _facts_of_distiller(runner: Runner, model: Distiller, config: Any) -> Iterator[tuple[str, str]]:
     teacher = model.teacher
-    source = teacher.checkpoint or 'weights of its config'
+    given = 'its own weights' if teacher.has_weights else 'weights of its config'
+    source = teacher.checkpoint or given
     yield 'teacher', f'{_summarize_model(teacher.model, teacher.config)}, {source}'
     metrics = runner.message_hub.runtime_info.get('teacher_metrics', {})
     if ACCURACY in metrics:

@@ -10,6 +10,7 @@ from mldr_kd_mm.engine.hooks.progress import ProgressHook
 from mldr_kd_mm.models.distillers.distiller import Distiller
 from mldr_kd_mm.registry import HOOKS
 from mldr_kd_mm.utils.dist import unwrap_model
+from mldr_kd_mm.utils.errors import is_number
 from mldr_kd_mm.utils.progress import track
 
 
@@ -43,7 +44,8 @@ class TeacherAccuracyHook(Hook):
             metrics = self._evaluate(runner, model)
         runner.visualizer.add_scalars({f'teacher/{name}': v for name, v in metrics.items()})
         runner.message_hub.update_info('teacher_metrics', metrics)
-        text = ', '.join(f'{name} {value:.2f}' for name, value in metrics.items())
+        numbers = {name: value for name, value in metrics.items() if is_number(value)}
+        text = ', '.join(f'{name} {value:.2f}' for name, value in numbers.items())
         runner.logger.info(f'Teacher on the validation set: {text}')
 
     @torch.no_grad()

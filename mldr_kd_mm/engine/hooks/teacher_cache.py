@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from mmengine.hooks import Hook
 from mmengine.optim import AmpOptimWrapper
 from mmengine.runner import Runner
+from mmpretrain.engine import SwitchRecipeHook
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -61,6 +63,7 @@ class TeacherCacheHook(Hook):
         if self.dir is None or not isinstance(model, Distiller):
             return
         self._check(model, runner.train_dataloader)
+        _check_recipes(runner.hooks)
         items = _some_items(runner.train_dataloader)
         fingerprint = dict(
             format=FORMAT,
@@ -92,6 +95,18 @@ class TeacherCacheHook(Hook):
                 f'teacher_cache: data_preprocessor.type={type(preprocessor).__name__!r} mixes at '
                 "random: must be 'mldr_kd_mm.ViewDataPreprocessor'"
             )
+
+
+def _check_recipes(hooks: Sequence[Hook]) -> None:
+    """Refuse a SwitchRecipeHook that changes the images during training."""
+    for hook in hooks:
+        for recipe in hook.schedule.values() if isinstance(hook, SwitchRecipeHook) else ():
+            for field in ('train_pipeline', 'batch_augments'):
+                if field in recipe:
+                    raise ConfigError(
+                        f'teacher_cache: SwitchRecipeHook changes {field}, and with it the images '
+                        'whose outputs the cache holds; set dir=None'
+                    )
 
 
 def _sampler(loader: DataLoader) -> Any:

@@ -18,12 +18,13 @@ from mldr_kd_mm.models.builder import build_classifier, build_neck, nest
 from mldr_kd_mm.models.data_preprocessor import Renormalize, with_statistics
 from mldr_kd_mm.models.distillers.batch import check_labels, read_labels, refuse_one_image
 from mldr_kd_mm.models.distillers.loss_entry import build_entries
+from mldr_kd_mm.models.distillers.student import Student
 from mldr_kd_mm.models.distillers.teacher import Teacher
 from mldr_kd_mm.models.distillers.teacher_cache import TeacherCache
 from mldr_kd_mm.models.necks.outputs import FUSION_WEIGHTS, check_outputs, named_outputs
 from mldr_kd_mm.models.taps.recorder import build_recorder
 from mldr_kd_mm.models.taps.stages import STAGES, VECTORS, fixed_size
-from mldr_kd_mm.models.taps.tapped_model import Probe, TappedModel
+from mldr_kd_mm.models.taps.tapped_model import Probe
 from mldr_kd_mm.registry import MODELS
 from mldr_kd_mm.structures.view import get_views
 from mldr_kd_mm.utils.errors import ConfigError, check_config, check_sizes, checked_arguments, named
@@ -33,10 +34,10 @@ from mldr_kd_mm.utils.errors import ConfigError, check_config, check_sizes, chec
 class Distiller(BaseClassifier):
     """Train a student with its own loss and with losses that compare it with a frozen teacher.
 
-    The Runner sees the student: validation, prediction and ``extract_feat`` run the student alone.
-    Checkpoints hold the student, the neck and the parameters of the losses, never the teacher. The
-    student starts from exactly the weights that it would have without a teacher under the same
-    seed.
+    The Runner sees the student: validation, prediction and ``extract_feat`` run the student alone,
+    and ``with_neck``, ``head`` and ``get_layer_depth`` are the student's. Checkpoints hold the
+    student, the neck and the parameters of the losses, never the teacher. The student starts from
+    exactly the weights that it would have without a teacher under the same seed.
 
     Each model gets the batch normalised as its own config specifies: ``data_preprocessor`` holds
     what both share, and a model's own ``data_preprocessor`` takes precedence. A teacher without one
@@ -49,13 +50,18 @@ class Distiller(BaseClassifier):
     has ``loss`` (of the student's own head), ``loss_<name>_<head>`` for each entry of ``losses``,
     and ``fusion_stage1`` ..., the mean weights of the neck's fusion, if it has any.
 
+    A student without a head, an ImageClassifier with ``head=None``, is trained by the losses alone.
+    They read its stages, other taps and ``feature``, the output of its neck.
+
     Args:
-        teacher: Config of an mmpretrain classifier.
+        teacher: Config of an mmpretrain classifier, or a built one, which is frozen and keeps its
+            weights and data preprocessor.
         student: Config of an mmpretrain classifier.
         losses: A list of dicts, each with the arguments of a
             :class:`mldr_kd_mm.models.distillers.loss_entry.LossEntry`.
         teacher_checkpoint: Path or URL of the teacher's weights, which must be complete. None: the
-            teacher's own config initialises it (``init_cfg``, or timm's ``pretrained=True``).
+            teacher's own config initialises it (``init_cfg``, or timm's ``pretrained=True``), or it
+            is built and has its weights.
         teacher_recorder: Config of the teacher's :class:`FeatureRecorder`.
         student_recorder: Config of the student's :class:`FeatureRecorder`.
         neck: Config of a neck, for example ``dict(type='MSDFNeck')``, see
@@ -79,7 +85,7 @@ class Distiller(BaseClassifier):
     @checked_arguments
     def __init__(
         self,
-        teacher: dict,
+        teacher: dict | BaseClassifier,
         student: dict,
         losses: Sequence[dict],
         teacher_checkpoint: str | None = None,
@@ -92,8 +98,9 @@ class Distiller(BaseClassifier):
         teacher_precision: str | None = None,
         teacher_compile: bool | dict = False,
     ) -> None:
+        _check_teacher(teacher)
         recorders = _given(teacher_recorder=teacher_recorder, student_recorder=student_recorder)
-        check_config(teacher=teacher, student=student, **_given(neck=neck), **recorders)
+        check_config(student=student, **_given(neck=neck), **recorders)
         check_sizes(3, **_given(input_size=input_size, teacher_input_size=teacher_input_size))
         _check_type('losses', losses, 'a list of dicts', list, tuple)
         _check_type('teacher_checkpoint', teacher_checkpoint, 'a path or URL', str, NoneType)
@@ -106,16 +113,18 @@ class Distiller(BaseClassifier):
         super().__init__(data_preprocessor=student_model.data_preprocessor)
         self.student = student_model
         nest(self.student)
-        # TeacherCacheHook sets it when training begins.
+        # Hooks set these.
         self.teacher_cache: TeacherCache | None = None
+        self.distillation_stopped = False
 
         with _own_rng(self):
-            self.tapped_student = TappedModel(
-                self.student, build_recorder(student_recorder, 'student_recorder')
-            )
+            recorder = build_recorder(student_recorder, 'student_recorder')
+            self.tapped_student = Student(self.student, recorder)
             with named('teacher'):
+                if not isinstance(teacher, BaseClassifier):
+                    teacher = with_statistics('teacher', teacher, shared, teacher_checkpoint)
                 self.teacher = Teacher(
-                    with_statistics('teacher', teacher, shared, teacher_checkpoint),
+                    teacher,
                     teacher_checkpoint,
                     build_recorder(teacher_recorder, 'teacher_recorder'),
                     teacher_input_size and teacher_input_size[1:],
@@ -126,32 +135,13 @@ class Distiller(BaseClassifier):
                     self.data_preprocessor, self.teacher.model.data_preprocessor
                 )
             self.losses = build_entries(losses)
-
-            size = tuple(input_size or (3, *(fixed_size(self.student) or (224, 224))))
-            names = self._find_names(size, has_neck=neck is not None)
-            self.neck_inputs, self._student_names, self._teacher_names = names
-            student_probe, teacher_probe = self._probe(size, neck)
-            num_classes = student_probe.width('logits')
-            self.neck = None
-            if neck is not None:
-                self.neck, outputs = build_neck(
-                    neck, self.neck_inputs, student_probe, teacher_probe
-                )
-                names = self.tapped_student.recorder.names
-                check_outputs(outputs, len(self.neck_inputs), names)
-                for entry in self.losses:
-                    entry.check_names((*names, *outputs), self.teacher.recorder.names)
-                student_probe = student_probe._replace(tensors=student_probe.tensors | outputs)
-            for entry in self.losses:
-                entry.build(student_probe, teacher_probe)
+            size = input_size or (3, *(fixed_size(self.student) or (224, 224)))
+            self._connect(tuple(size), neck)
 
         if teacher_compile:
             options = teacher_compile if isinstance(teacher_compile, dict) else {}
             with named('teacher_compile'):
                 self.teacher.compile(self._teacher_names, **options)
-        self.data_preprocessor.register_forward_pre_hook(
-            partial(check_labels, num_classes=num_classes)
-        )
 
     def forward(
         self,
@@ -168,10 +158,56 @@ class Distiller(BaseClassifier):
 
         Returns:
             The student's logits (B, C), its predictions, or a dict of losses.
+
+        Raises:
+            ConfigError: If a student without a head is to predict.
         """
         if mode == 'loss':
             return self.loss(inputs, data_samples)
+        if mode == 'predict':
+            return self.predict(inputs, data_samples)
         return self.student(inputs, data_samples, mode=mode)
+
+    def predict(
+        self, inputs: Tensor, data_samples: list[DataSample] | None = None, **kwargs: Any
+    ) -> list[DataSample]:
+        """Predict with the student; see ``predict`` of its class.
+
+        Raises:
+            ConfigError: If it has no head.
+        """
+        if not self.tapped_student.has_head:
+            raise ConfigError(
+                'student: has no head and cannot predict; set val_dataloader, val_cfg and '
+                'val_evaluator to None'
+            )
+        return self.student.predict(inputs, data_samples, **kwargs)
+
+    @property
+    def with_neck(self) -> bool:
+        """Whether the student has a neck; ``neck`` is that of the distillation."""
+        return self.student.with_neck
+
+    @property
+    def with_head(self) -> bool:
+        """Whether the student has a head."""
+        return self.student.with_head
+
+    @property
+    def head(self) -> nn.Module | None:
+        """The part of the student that has its ``loss_module``: its head, or the student.
+
+        mmpretrain's SwitchRecipeHook replaces the loss there.
+        """
+        return getattr(self.student, 'head', self.student)
+
+    def get_layer_depth(self, param_name: str) -> tuple[int, int]:
+        """Return the depth of a parameter's layer and the largest depth.
+
+        mmpretrain's layer-wise learning-rate decay calls it. The neck and the losses have the depth
+        of the student's head.
+        """
+        return self.student.get_layer_depth(param_name.removeprefix('student.'))
 
     def extract_feat(self, inputs: Tensor, **kwargs: Any) -> Any:
         """Return the student's features; see ``extract_feat`` of its class."""
@@ -191,10 +227,11 @@ class Distiller(BaseClassifier):
             ConfigError: If a logit of the teacher is not finite, or a BatchNorm cannot be trained
                 on a batch of one image.
         """
+        if self.distillation_stopped:
+            return self._loss_alone(inputs, data_samples)
         teacher = self._read_teacher(inputs, data_samples)
         with refuse_one_image(len(inputs)):
-            with self.tapped_student.record(self._student_names) as student:
-                losses = self.student.loss(inputs, data_samples)
+            losses, student = self.tapped_student.loss(inputs, data_samples, self._student_names)
             outputs = self.run_neck(student)
             if FUSION_WEIGHTS in outputs:
                 weights = outputs[FUSION_WEIGHTS].detach().mean((0, 2))
@@ -246,9 +283,24 @@ class Distiller(BaseClassifier):
                     module.init_weights()
 
     def _apply(self, fn, *args, **kwargs):
-        """Move the teacher too, though it is not a child module."""
-        self.teacher.model._apply(fn, *args, **kwargs)
+        """Convert the teacher too, though it is not a child module."""
+        self.teacher = self.teacher.convert(fn)
         return super()._apply(fn, *args, **kwargs)
+
+    def _loss_alone(self, inputs: Tensor, data_samples: list[DataSample]) -> dict[str, Tensor]:
+        """Compute the student's own loss, and give what it leaves out gradients of 0.
+
+        DistributedDataParallel waits for a gradient of each parameter.
+        """
+        with refuse_one_image(len(inputs)):
+            losses = self.student.loss(inputs, data_samples)
+        unused = [
+            parameter.flatten()[:0].sum()
+            for module in (self.neck, self.losses)
+            if module is not None
+            for parameter in module.parameters()
+        ]
+        return losses | (dict(loss_stopped=sum(unused)) if unused else {})
 
     def _read_teacher(self, inputs: Tensor, data_samples: list[DataSample]) -> dict[str, Tensor]:
         """Return the teacher's tensors, from its cache if there is one."""
@@ -261,6 +313,28 @@ class Distiller(BaseClassifier):
                 "'ViewSampler', and the pipeline must end with PackInputs"
             )
         return self.teacher_cache(views, inputs.device, partial(self.run_teacher, inputs))
+
+    def _connect(self, size: Sequence[int], neck: dict | None) -> None:
+        """Find the tensors to record, and build the neck and the losses for them."""
+        student, has_neck = self.tapped_student, neck is not None
+        names = self._find_names(size, has_neck)
+        self.neck_inputs, self._student_names, self._teacher_names = names
+        of_student, of_teacher = self._probe(size, neck)
+        num_classes = (of_student if student.has_head else of_teacher).width('logits')
+        self.neck = None
+        if has_neck:
+            self.neck, outputs = build_neck(neck, self.neck_inputs, of_student, of_teacher)
+            check_outputs(outputs, len(self.neck_inputs), student.names)
+            for entry in self.losses:
+                entry.check_names((*student.names, *outputs), self.teacher.recorder.names)
+            of_student = of_student._replace(tensors=of_student.tensors | outputs)
+        for entry in self.losses:
+            entry.build(of_student, of_teacher)
+            if student.is_multi_label:
+                entry.check_multi_label(type(self.student.head).__name__)
+        self.data_preprocessor.register_forward_pre_hook(
+            partial(check_labels, num_classes=num_classes)
+        )
 
     def _find_names(
         self, size: Sequence[int], has_neck: bool
@@ -284,6 +358,10 @@ class Distiller(BaseClassifier):
             self.teacher.find_stages(self._teacher_size(size))
         recorder = self.tapped_student.recorder
         if has_neck:
+            if not self.tapped_student.has_head:
+                raise ConfigError(
+                    'neck: must be None, as the student has no head and thus no number of classes'
+                )
             stages = stages or [name for name in recorder.names if name not in VECTORS]
             if not stages:
                 raise ConfigError(
@@ -292,10 +370,11 @@ class Distiller(BaseClassifier):
                 )
         # The names of the neck's outputs are not known yet.
         unknown = student if has_neck else ()
+        available = self.tapped_student.names
         for entry in self.losses:
-            entry.check_names((*recorder.names, *unknown), self.teacher.recorder.names)
+            entry.check_names((*available, *unknown), self.teacher.recorder.names)
         stages = stages if has_neck else []
-        recorded = {'logits', *stages, *(student & {*recorder.names})}
+        recorded = {*stages, *({'logits', *student} & {*available})}
         return stages, sorted(recorded), sorted(teacher)
 
     def _probe(self, size: Sequence[int], neck: dict | None) -> tuple[Probe, Probe]:
@@ -309,6 +388,7 @@ class Distiller(BaseClassifier):
             The tensors of the student and of the teacher.
         """
         with named(f'input_size={size}: student'):
+            self.tapped_student.find_logits(size)
             student = self.tapped_student.probe(self._student_names, size, self.neck_inputs)
         for name, layout in student.layouts.items():
             tap = self.tapped_student.recorder.taps[name]
@@ -322,12 +402,13 @@ class Distiller(BaseClassifier):
             names.append('feature')  # The neck may take its width from this feature.
         with named('teacher'):
             teacher = self.teacher.probe(names, self._teacher_size(size))
-        classes = student.width('logits'), teacher.width('logits')
-        if 'logits' in self._teacher_names and classes[0] != classes[1]:
-            raise ConfigError(
-                f'num_classes: the teacher has {classes[1]}, the student {classes[0]}; must be '
-                'equal to compare logits'
-            )
+        if self.tapped_student.has_head and 'logits' in self._teacher_names:
+            classes = student.width('logits'), teacher.width('logits')
+            if classes[0] != classes[1]:
+                raise ConfigError(
+                    f'num_classes: the teacher has {classes[1]}, the student {classes[0]}; must be '
+                    'equal to compare logits'
+                )
         return student, teacher
 
     def _teacher_size(self, size: Sequence[int]) -> tuple[int, ...]:
@@ -341,6 +422,16 @@ def _given(**fields: Any) -> dict[str, Any]:
 def _check_type(field: str, value: Any, expected: str, *types: type) -> None:
     if not isinstance(value, types):
         raise ConfigError(f'{field}={value!r}: must be {expected}')
+
+
+def _check_teacher(teacher: Any) -> None:
+    if not isinstance(teacher, nn.Module):
+        check_config(teacher=teacher)
+    elif not isinstance(teacher, BaseClassifier):
+        raise ConfigError(
+            f'teacher: is a {type(teacher).__name__}; must be an mmpretrain classifier, or the '
+            'config of one'
+        )
 
 
 @contextmanager

@@ -119,6 +119,22 @@ class LossEntry(nn.Module):
             self._build(student, teacher)
         return self
 
+    def check_multi_label(self, head: str) -> None:
+        """Refuse a loss that needs one class for each image.
+
+        Args:
+            head: Name of the student's head, which predicts any number of classes.
+
+        Raises:
+            ConfigError: If the loss compares distributions over the classes, or reads ``target``.
+        """
+        loss = self.losses[0]
+        if getattr(loss, 'compares_logits', False) or 'target' in self.needs:
+            raise ConfigError(
+                f'losses: {self.name}: {type(loss).__name__} needs one class for each image, but '
+                f"the student's {head} predicts any number; use a loss of features"
+            )
+
     def forward(
         self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], **labels: Tensor
     ) -> dict[str, Tensor]:
@@ -167,7 +183,7 @@ class LossEntry(nn.Module):
         parameters = list(inspect.signature(self.losses[0].forward).parameters)
         self.needs = {'target', 'index'} & set(parameters[2:])
         if getattr(self.losses[0], 'compares_logits', False):
-            num_classes = student.width('logits')
+            num_classes = (student if 'logits' in student.tensors else teacher).width('logits')
             self._check_logits('student', self.student, student, num_classes)
             self._check_logits('teacher', self.teacher, teacher, num_classes)
         self._try(student, teacher)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from mmengine.logging import print_log
+from mmpretrain.models import BaseClassifier
 from torch import Tensor, nn
 
 from mldr_kd_mm.models.builder import build_classifier
@@ -29,7 +31,8 @@ class Teacher(TappedModel):
     a Distiller do not contain the teacher, and copies of the Distiller share it.
 
     Args:
-        classifier: Config of an mmpretrain classifier.
+        classifier: Config of an mmpretrain classifier, or a built one, which is then frozen and
+            keeps its weights.
         checkpoint: Path, URL or ``hf-hub:`` name of the weights, in any format that
             :mod:`mldr_kd_mm.utils.checkpoint` reads. None: the classifier's own config initialises
             it.
@@ -47,7 +50,7 @@ class Teacher(TappedModel):
 
     def __init__(
         self,
-        classifier: dict,
+        classifier: dict | BaseClassifier,
         checkpoint: str | None,
         recorder: FeatureRecorder,
         size: Sequence[int] | None = None,
@@ -58,9 +61,12 @@ class Teacher(TappedModel):
                 f'teacher_precision={precision!r}: must be one of {", ".join(PRECISIONS)}, or None '
                 "for the student's precision"
             )
-        super().__init__(build_classifier(classifier), recorder)
-        self.config = classifier
+        is_built = isinstance(classifier, BaseClassifier)
+        super().__init__(classifier if is_built else build_classifier(classifier), recorder)
+        self.config = _description(classifier) if is_built else classifier
+        self.has_weights = is_built or checkpoint is not None
         self.precision = precision
+        self._is_shared = False
         self._forward: Callable[..., Any] = self.model
         self._unchecked: tuple[Tensor, torch.cuda.Event] | None = None
         self.size = tuple(size) if size else stages.fixed_size(self.model)
@@ -74,11 +80,14 @@ class Teacher(TappedModel):
                 raise MissingFileError(f'{error}; {advice}') from None
         self.model.requires_grad_(False).eval()
         # Overlapping convolutions are faster in this memory format, much faster on tensor cores.
-        self.memory_format = torch.contiguous_format
-        if any(_overlaps(module) for module in self.model.modules()):
-            self.memory_format = torch.channels_last
-            self.model.to(memory_format=self.memory_format)
+        self._is_channels_last = any(_overlaps(module) for module in self.model.modules())
+        self.model.to(memory_format=self.memory_format)
         _warn_of_slow_precision(precision)
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """Memory format of the weights and images."""
+        return torch.channels_last if self._is_channels_last else torch.contiguous_format
 
     # Not inference_mode(): a backward pass cannot keep its tensors, torch.compile does not handle
     # them, and it was not measurably faster.
@@ -113,12 +122,12 @@ class Teacher(TappedModel):
             return self._run(images, data_samples, mode='predict')
 
     def init_weights(self) -> None:
-        """Initialise the teacher from its own config, unless it was loaded from a checkpoint.
+        """Initialise the teacher from its own config, unless it has its weights.
 
         Raises:
             ConfigError: If the file of its ``init_cfg`` lacks a weight.
         """
-        if self.checkpoint is not None:
+        if self.has_weights:
             return
         print_log("teacher_checkpoint=None: the teacher's config initialises it", 'current')
         init_cfg = self.config.get('init_cfg') or {}
@@ -129,6 +138,27 @@ class Teacher(TappedModel):
             report.log(f'init_cfg of the teacher: checkpoint={path!r}')
         else:
             self.model.init_weights()
+
+    def convert(self, function: Callable[[Tensor], Tensor]) -> Teacher:
+        """Convert all weights, as ``nn.Module._apply`` does.
+
+        Args:
+            function: Returns the new tensor for an old one.
+
+        Returns:
+            The teacher itself. If copies of a Distiller share it and its weights would change, a
+            copy of its own, which is not compiled.
+        """
+        weight = next(self.model.parameters())
+        if function(weight) is weight:
+            return self
+        teacher = self
+        if self._is_shared:
+            teacher = copy.copy(self)
+            teacher.model = teacher._forward = copy.deepcopy(self.model)
+            teacher._is_shared = False
+        teacher.model._apply(function)
+        return teacher
 
     def resize(self, images: Tensor) -> Tensor:
         """Resize images (B, 3, H, W) to the teacher's size."""
@@ -192,7 +222,17 @@ class Teacher(TappedModel):
         return torch.autocast(device, dtype, enabled=dtype != torch.float32)
 
     def __deepcopy__(self, memo: dict) -> Teacher:
+        self._is_shared = True
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what cannot be pickled: CUDA events and compiled code."""
+        return vars(self) | dict(_unchecked=None, _forward=self.model)
+
+
+def _description(model: nn.Module) -> dict[str, str]:
+    """Return what the teacher cache compares in place of the config of a built model."""
+    return dict(type=type(model).__name__, modules=str(model))
 
 
 def _overlaps(module: nn.Module) -> bool:

@@ -238,6 +238,10 @@ class TeacherCache:
     def __deepcopy__(self, memo: dict) -> TeacherCache:
         return self
 
+    def __reduce__(self) -> tuple:
+        """Pickle None instead: a Distiller that is loaded has no cache."""
+        return type(None), ()
+
 
 class _Array:
     """One tensor for each sample in each view, with a checksum."""

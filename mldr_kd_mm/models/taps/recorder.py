@@ -52,6 +52,8 @@ class FeatureRecorder:
                 f"taps={taps!r}: must be 'stages' or a dict of name -> dotted module path"
             )
         self.taps = taps if taps == 'stages' else dict(taps)
+        # Taps of a model that is not tapped where others are; ``taps`` takes precedence.
+        self.found: dict[str, str] = {}
         for name, path in taps.items() if is_dict else ():
             if not re.fullmatch(r'[^:]*(:input|:\d+)?', path):
                 raise ConfigError(
@@ -129,6 +131,7 @@ class FeatureRecorder:
         taps = {} if self.taps == 'stages' else self.taps
         if names is None:
             return taps
+        taps = self.found | taps
         unknown = [name for name in names if name not in self.names]
         if unknown:
             raise ConfigError(f'unknown tensor {unknown[0]!r}; available: {", ".join(self.names)}')

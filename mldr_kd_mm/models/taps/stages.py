@@ -45,9 +45,13 @@ def logits_tap(model: nn.Module) -> str:
 def feature_tap(model: nn.Module) -> str:
     """Return the tap of the penultimate feature (B, D), the input of the last linear layer.
 
+    The feature of an ImageClassifier without a head is the output of its neck, or of its backbone.
+
     Raises:
         ConfigError: If the model has no linear layer.
     """
+    if isinstance(model, ImageClassifier) and not model.with_head:
+        return 'neck' if model.with_neck else 'backbone'
     prefix = logits_tap(model)
     if isinstance(model, TimmClassifier) and hasattr(model.model, 'get_classifier'):
         classifier = model.model.get_classifier()

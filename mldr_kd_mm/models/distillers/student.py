@@ -1,0 +1,145 @@
+"""The student in training: its own loss, and the tensors that it computes on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from mmpretrain.models import ImageClassifier
+from mmpretrain.models.heads import MultiLabelClsHead
+from mmpretrain.structures import DataSample
+from torch import Tensor, nn
+
+from mldr_kd_mm.models.taps.recorder import FeatureRecorder
+from mldr_kd_mm.models.taps.stages import evaluation_mode, logits_tap
+from mldr_kd_mm.models.taps.tapped_model import TappedModel
+from mldr_kd_mm.utils.errors import ConfigError
+
+
+class Student(TappedModel):
+    """A classifier in training, and the recorder of its taps.
+
+    ``logits`` are what the student predicts. Some students compute something else in training, such
+    as ArcFace's logits with a margin; call :meth:`find_logits` before you record their logits. An
+    ImageClassifier without a head has features, but neither logits nor a loss of its own.
+
+    Args:
+        model: The classifier.
+        recorder: The recorder, which names the taps.
+    """
+
+    def __init__(self, model: nn.Module, recorder: FeatureRecorder) -> None:
+        super().__init__(model, recorder)
+        self.has_head = not isinstance(model, ImageClassifier) or model.with_head
+        self.is_multi_label = isinstance(getattr(model, 'head', None), MultiLabelClsHead)
+        self._repeats_head = False
+
+    @property
+    def names(self) -> list[str]:
+        """All names that can be recorded."""
+        return [name for name in self.recorder.names if name != 'logits' or self.has_head]
+
+    def __call__(self, images: Tensor, names: Collection[str]) -> dict[str, Tensor]:
+        """Run the model; see :class:`TappedModel`. ``logits`` is only there if it has a head."""
+        record = super().__call__(images, names)
+        return {name: tensor for name, tensor in record.items() if name in self.names}
+
+    def loss(
+        self, inputs: Tensor, data_samples: list[DataSample], names: Collection[str]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Compute the student's own loss.
+
+        Args:
+            inputs: Images (B, 3, H, W).
+            data_samples: Labels of the batch.
+            names: Tensors to record.
+
+        Returns:
+            The losses, none without a head, and the recorded tensors.
+        """
+        with self.record(names) as record:
+            losses = self._loss(inputs, data_samples)
+        return losses, record
+
+    @torch.no_grad()
+    def find_logits(self, input_size: Sequence[int]) -> None:
+        """Find where the student's loss computes what the student predicts.
+
+        The student predicts one random image and computes its loss, in evaluation mode. The
+        student's config may name the tap itself: ``taps=dict(logits=...)``.
+
+        Args:
+            input_size: (3, H, W) of the image.
+
+        Raises:
+            ConfigError: If the loss does not compute what the student predicts.
+        """
+        if not self.has_head or 'logits' in self.recorder.taps:
+            return
+        # The seed leaves the weights that are drawn afterwards unchanged.
+        image = torch.rand(1, *input_size, generator=torch.Generator().manual_seed(0))
+        image = image.to(next(self.model.parameters()))
+        with evaluation_mode(self.model):
+            prediction = self.model(image, mode='tensor')
+            if not isinstance(prediction, Tensor):
+                return  # The recorder reports it.
+            with _modules_that_give(prediction, self.model) as paths:
+                try:
+                    self.model.loss(image, [_sample(self.model, prediction)])
+                except Exception:
+                    return  # It needs more than a label.
+        if logits_tap(self.model) in paths:
+            return
+        if paths:
+            self.recorder.found['logits'] = paths[-1]
+        elif type(self.model).loss is ImageClassifier.loss:
+            self._repeats_head = True
+        else:
+            raise ConfigError(
+                f'student: no module in the loss of {type(self.model).__name__} gives the logits '
+                'that it predicts; compute them in a module of their own'
+            )
+
+    def _loss(self, inputs: Tensor, data_samples: list[DataSample]) -> dict[str, Tensor]:
+        model = self.model
+        if not self.has_head:
+            model.extract_feat(inputs)
+            return {}
+        if not self._repeats_head:
+            return model.loss(inputs, data_samples)
+        features = model.extract_feat(inputs)
+        losses = model.head.loss(features, data_samples)
+        model.head(features)  # The last call is recorded.
+        return losses
+
+
+@contextmanager
+def _modules_that_give(wanted: Tensor, model: nn.Module) -> Iterator[list[str]]:
+    """Collect the paths of the modules that give a tensor, from the first to the last."""
+    paths: list[str] = []
+
+    def compare(path: str, output: object) -> None:
+        if isinstance(output, Tensor) and output.shape == wanted.shape:
+            if torch.allclose(output, wanted, rtol=1e-3, atol=1e-5, equal_nan=True):
+                paths.append(path)
+
+    handles = [
+        module.register_forward_hook(lambda _, args, output, path=path: compare(path, output))
+        for path, module in model.named_modules()
+    ]
+    try:
+        yield paths
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _sample(model: nn.Module, prediction: Tensor) -> DataSample:
+    """Return a label in the form that batches have, which mixup and CutMix make soft."""
+    sample = DataSample().set_gt_label(0)
+    if getattr(model.data_preprocessor, 'batch_augments', None) is not None:
+        score = torch.zeros(prediction.shape[1])
+        score[0] = 1
+        sample.set_gt_score(score)
+    return sample.to(prediction.device)
