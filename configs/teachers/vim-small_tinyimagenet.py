@@ -1,13 +1,11 @@
 """Teacher: Vim-S on Tiny-ImageNet at 224 px, from the authors' ImageNet weights.
 
-    python -c "import torch, mldr_kd_mm.utils.checkpoint as c; torch.save(
-        c.read_weights('AUTHORS_FILE', 'weights')[0], 'vim-small.pth')"
     bash tools/dist_train.sh configs/teachers/vim-small_tinyimagenet.py 4 \
-        --cfg-options load_from=vim-small.pth
+        --cfg-options load_from=AUTHORS_FILE
 
-Requires Tiny-ImageNet in data/tiny-imagenet and 4 GPUs. The first command extracts the weights from
-an ImageNet checkpoint of Vim-S (hustvl/Vim) once; every layer except the head starts from them. The
-recipe is the student's; how the published teacher was fine-tuned is unknown.
+Requires Tiny-ImageNet in data/tiny-imagenet and 4 GPUs. AUTHORS_FILE is an ImageNet checkpoint of
+Vim-S (hustvl/Vim); every layer except the head starts from it. The recipe is the student's; how
+the published teacher was fine-tuned is unknown.
 """
 
 _base_ = [

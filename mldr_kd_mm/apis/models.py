@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from mldr_kd_mm.apis.configs import find_configs
 from mldr_kd_mm.models.backbones import VisionMamba
 from mldr_kd_mm.models.backbones.built import describe_module
 from mldr_kd_mm.models.builder import build_classifier, is_cnn
-from mldr_kd_mm.utils.errors import ConfigError, named
+from mldr_kd_mm.utils.errors import ConfigError, did_you_mean, named
 from mldr_kd_mm.utils.logging import log_warnings_only
 
 MODELS = '_base_/models'
@@ -85,9 +84,7 @@ def find_model(
         return _of_ours(ours[name], num_classes, image_size, field)
     if source in ('mmpretrain', '') and name in list_models():
         return _of_mmpretrain(name, num_classes, image_size)
-    known = {*timm.list_models(), *ours}
-    near = difflib.get_close_matches(name, known)
-    hint = f'did you mean {" or ".join(near)}?' if near else 'timm.list_models() lists names'
+    hint = did_you_mean(name, [*timm.list_models(), *ours]) or 'timm.list_models() lists names'
     raise ConfigError(f'{field}={model!r}: neither timm nor mmpretrain has such a model; {hint}')
 
 

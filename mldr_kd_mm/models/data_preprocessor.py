@@ -114,11 +114,11 @@ class Statistics(NamedTuple):
 
     def equals(self, preprocessor: Mapping[str, Any]) -> bool:
         """Return whether a data preprocessor has these statistics, up to rounding."""
-        given = [*(preprocessor.get('mean') or ()), *(preprocessor.get('std') or ())]
-        own = [*self.mean, *self.std]
-        return len(given) == len(own) and all(
-            math.isclose(a, b, abs_tol=0.01) for a, b in zip(given, own, strict=True)
+        given = Statistics(preprocessor.get('mean'), preprocessor.get('std'), '')
+        pairs = zip(
+            [*self.mean, *self.std], [*(given.mean or ()), *(given.std or ())], strict=False
         )
+        return _are_valid(given) and all(math.isclose(*pair, abs_tol=0.01) for pair in pairs)
 
 
 def with_statistics(
@@ -148,7 +148,9 @@ def with_statistics(
         source = "its config's"
     else:
         found = own_statistics(classifier, checkpoint)
-        if found is not None and side == 'teacher' and not found.equals(fields):
+        if found is not None and found.equals(fields):
+            source = f"the run's, the same as {found.source}"
+        elif found is not None and side == 'teacher':
             fields, source = {**fields, **found.to_fields(shared)}, found.source
         else:
             doubt = found or (_of_timm(classifier) if checkpoint else None)
@@ -223,10 +225,9 @@ def _has_statistics(preprocessor: Mapping[str, Any]) -> bool:
 def _describe(mean: Sequence[float] | None, std: Sequence[float] | None) -> str:
     if mean is None and std is None:
         return 'no normalisation'
-    values = (
-        ', '.join(f'{value:.4g}' if is_number(value) else f'{value!r}' for value in each or ())
-        for each in (mean, std)
-    )
+    if not _are_valid(Statistics(mean, std, '')):  # for the preprocessor to report
+        return f'mean {mean}, std {std}'
+    values = (', '.join(f'{value:.4g}' for value in each) for each in (mean, std))
     return 'mean [{}], std [{}]'.format(*values)
 
 
@@ -244,7 +245,7 @@ def _file_of(classifier: Mapping[str, Any]) -> str | None:
 
 def _of_file(checkpoint: str) -> Statistics | None:
     """Return what a file, or the description of its folder, states."""
-    source = f'stated with {checkpoint}'
+    source = f'those of {checkpoint}'
     try:
         if text := read_description(checkpoint, 'config.json'):
             content = json.loads(text)

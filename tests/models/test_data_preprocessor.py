@@ -220,6 +220,11 @@ class TestStatistics:
         backbone = dict(VIT, type='TIMMBackbone', pretrained=True)
         assert self.of(dict(type='ImageClassifier', backbone=backbone)) == HALF
 
+    def test_interpolation_is_noted(self, logged):
+        self.of(dict(type='TimmClassifier', model_name='resnet18', pretrained=True))
+        assert "(the run's, the same as timm's for resnet18, " in logged[-1]
+        assert logged[-1].endswith('which were trained with bicubic resizing)')
+
     def test_config_says_otherwise(self, logged):
         assert self.of(dict(VIT, pretrained=True, data_preprocessor=dict(OTHER))) == OTHER
         assert logged == ["teacher: mean [1, 2, 3], std [4, 5, 6] (its config's)"]
@@ -238,8 +243,9 @@ class TestStatistics:
         torch.save(state(**config), tmp_path / 'epoch_1.pth')
         for classifier in (dict(VIT), resnet()):
             assert self.of(classifier, str(tmp_path / 'epoch_1.pth')) == CIFAR
-        assert self.of(dict(VIT), str(tmp_path / 'epoch_1.pth'), CIFAR) == CIFAR
-        assert logged[-1].endswith("(the run's)")
+        path = str(tmp_path / 'epoch_1.pth')
+        assert self.of(dict(VIT), path, CIFAR) == CIFAR
+        assert logged[-1].endswith(f"(the run's, the same as those of {path})")
 
     def test_of_a_run_on_bgr_images(self, tmp_path):
         loader = dict(dataset=dict(pipeline=[dict(type='LoadImageFromFile')]))

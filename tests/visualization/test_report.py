@@ -160,7 +160,7 @@ def test_what_is_gone_is_a_note(undrawn, copy_run, tmp_path, gone):
     else:
         config.model.student.head.num_classes = config.model.teacher.head.num_classes = 9
         config.model.teacher_checkpoint = None
-        message = 'checkpoint: does not fit the config: size mismatch for '
+        message = 'checkpoint: does not fit the config: its head has 10 classes, the model 9; '
     config.dump(path)
     page = Page(make_report([run], tmp_path / 'out'))
     (note,) = [text for text in page.texts if 'no figures of its models' in text]
