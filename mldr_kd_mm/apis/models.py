@@ -17,6 +17,7 @@ from mldr_kd_mm.apis.configs import find_configs
 from mldr_kd_mm.models.backbones import VisionMamba
 from mldr_kd_mm.models.backbones.built import describe_module
 from mldr_kd_mm.models.builder import build_classifier, is_cnn
+from mldr_kd_mm.models.data_preprocessor import Statistics, own_statistics, read_pretrained_cfg
 from mldr_kd_mm.utils.errors import ConfigError, did_you_mean, named
 from mldr_kd_mm.utils.logging import log_warnings_only
 
@@ -67,12 +68,16 @@ def find_model(
     """
     if isinstance(model, nn.Module):
         config = describe_module(model)
-        return NamedModel(config['model_name'], config, image_size or 224, _normalization())
+        known = getattr(model, 'pretrained_cfg', None)
+        found = read_pretrained_cfg(known, 'timm') if isinstance(known, dict) else None
+        return NamedModel(config['model_name'], config, image_size or 224, _fields_of(found))
     if isinstance(model, dict):
-        return NamedModel(_bare(model.get('type')), model, image_size or 224, _normalization())
+        normalization = _fields_of(own_statistics(model))
+        return NamedModel(_bare(model.get('type')), model, image_size or 224, normalization)
     if model.endswith('.py'):
         config = _only_model(model, field)
-        return NamedModel(Path(model).stem, config, image_size or 224, _normalization())
+        normalization = _fields_of(own_statistics(config))
+        return NamedModel(Path(model).stem, config, image_size or 224, normalization)
     import timm  # takes half a second, and a run from a config does not get here
 
     source, _, name = model.rpartition('/')
@@ -237,6 +242,11 @@ def _normalization(
     mean: Sequence[float] = IMAGENET['mean'], std: Sequence[float] = IMAGENET['std']
 ) -> dict[str, list[float]]:
     return dict(mean=[round(255 * x, 3) for x in mean], std=[round(255 * x, 3) for x in std])
+
+
+def _fields_of(found: Statistics | None) -> dict[str, list[float]]:
+    """Return the statistics of a model's weights, or ImageNet's if they are unknown."""
+    return _normalization() if found is None else dict(mean=found.mean, std=found.std)
 
 
 def _bare(kind: Any) -> str:

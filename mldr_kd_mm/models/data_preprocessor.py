@@ -249,7 +249,7 @@ def _of_file(checkpoint: str) -> Statistics | None:
     try:
         if text := read_description(checkpoint, 'config.json'):
             content = json.loads(text)
-            return _of_pretrained_cfg(content.get('pretrained_cfg', content), source)
+            return read_pretrained_cfg(content.get('pretrained_cfg', content), source)
         text = read_description(checkpoint, 'config.py')
         if text is None:
             meta = load_checkpoint(checkpoint, read_tensors=False).get('meta')
@@ -308,7 +308,7 @@ def _of_timm(classifier: Mapping[str, Any], num_classes: int | None = None) -> S
     if known is None or num_classes not in (None, known.num_classes):
         return None
     fields = {**known.to_dict(), **(part.get('pretrained_cfg_overlay') or {})}
-    return _of_pretrained_cfg(fields, f"timm's for {name}")
+    return read_pretrained_cfg(fields, f"timm's for {name}")
 
 
 def _timm_part(classifier: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -319,8 +319,16 @@ def _timm_part(classifier: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return None
 
 
-def _of_pretrained_cfg(known: Mapping[str, Any], source: str) -> Statistics | None:
-    """Return the statistics in timm's description of weights, which are of pixels of 0 to 1."""
+def read_pretrained_cfg(known: Mapping[str, Any], source: str) -> Statistics | None:
+    """Return the statistics in timm's description of weights.
+
+    Args:
+        known: The description: ``mean`` and ``std`` for pixels of 0 to 1, and ``interpolation``.
+        source: What it describes, for the log.
+
+    Returns:
+        The statistics; None if it has no valid ones.
+    """
     if known.get('interpolation'):
         source = f'{source}, which were trained with {known["interpolation"]} resizing'
     mean, std = ([round(255 * v, 3) for v in known.get(key) or ()] for key in ('mean', 'std'))

@@ -1,4 +1,5 @@
 import pytest
+import timm
 import torch
 from helpers import resnet
 
@@ -51,6 +52,18 @@ def test_another_image_size(name):
 def test_normalization_is_the_models_own():
     assert find_model('test_vit', 7).normalization['mean'] == [127.5] * 3
     assert find_model('mobilenetv2_100', 7).normalization['mean'] == [123.675, 116.28, 103.53]
+
+
+def test_normalization_of_what_is_not_a_name(tmp_path):
+    """A dict, a config and a module are trained as their weights were."""
+    pretrained = dict(type='TimmClassifier', model_name='test_vit', pretrained=True)
+    (tmp_path / 'mine.py').write_text(f'model = {pretrained!r}')
+    module = timm.create_model('test_vit', num_classes=7)
+    for model in (pretrained, str(tmp_path / 'mine.py'), module):
+        found = find_model(model, 7).normalization
+        assert found == dict(mean=[127.5] * 3, std=[127.5] * 3)
+    for model in (dict(pretrained, pretrained=False), torch.nn.Identity()):
+        assert find_model(model, 7).normalization['mean'] == [123.675, 116.28, 103.53]
 
 
 def test_a_dict_and_a_config_are_taken_as_they_are(tmp_path):
