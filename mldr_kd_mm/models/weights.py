@@ -245,7 +245,7 @@ def _head_of(model: nn.Module) -> str:
         return ''
     try:
         path = feature_tap(model).removesuffix(INPUT)
-    except ConfigError:
+    except (ConfigError, AttributeError):  # the latter without a head
         return ''
     # The checkpoint of a TimmClassifier has timm's names.
     return path.removeprefix('model.') if isinstance(model, TimmClassifier) else path

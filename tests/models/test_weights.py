@@ -78,6 +78,15 @@ class TestHead:
         assert lost in refuses(lambda: load_content(model, content, 'f', for_training=True))
 
 
+def test_a_model_without_a_head():
+    weights, model = weights_of(resnet()), MODELS.build(dict(resnet(), head=None))
+    report = load_content(model, weights, 'f', for_training=True)
+    assert report.missing == [] and set(report.unexpected) == {'head.fc.weight', 'head.fc.bias'}
+    del weights['backbone.conv1.weight']
+    said = refuses(lambda: load_content(model, weights, 'f', for_training=True))
+    assert 'missing backbone.conv1.weight' in said
+
+
 class TestInitCfg:
     @pytest.fixture(autouse=True)
     def counted(self, monkeypatch):
