@@ -28,7 +28,8 @@ _USAGE = """Train a small image classifier from a larger one of a different arch
 _DISTILL = """Train a student on a folder of images with the help of a teacher.
 
 The folder has train/ and val/ (or test/), each with one subfolder per class. A folder with only
-the classes' subfolders works too: a tenth of the images is then held out for validation.
+the classes' subfolders works too: about a tenth of the images is then held out for validation. A
+zip file of such a folder is unpacked beside it.
 
     mldr-kd distill --teacher vit_small_patch16_224 --student mobilenetv2_100 \\
         --data my/images
@@ -154,7 +155,7 @@ def _add_distill(parser: ArgumentParser) -> None:
     model = "timm/NAME, mmpretrain/NAME, NAME (looked up in both), or a config file's path"
     add('--teacher', required=True, help=f'teacher: {model}')
     add('--student', required=True, help='student, in the same form as the teacher')
-    add('--data', required=True, metavar='FOLDER', help='folder of images')
+    add('--data', required=True, metavar='PATH', help='folder or zip file of images')
     add(
         '--method',
         default='mldr',
@@ -170,7 +171,8 @@ def _add_distill(parser: ArgumentParser) -> None:
     add(
         '--teacher-init',
         metavar='PATH',
-        help='path or URL of teacher weights for other classes, to fine-tune on the folder',
+        help='path or URL of teacher weights for other classes, to fine-tune on the folder; '
+        'default: its pretrained weights',
     )
     add(
         '--teacher-epochs',

@@ -212,7 +212,7 @@ def test_a_reader_that_ends():
 def test_info_of_a_folder_of_images(command, folder):
     code, out, _ = command('info', folder)
     assert code == 0
-    assert re.fullmatch(r'images +54 for training, 6 for validation\nclasses +3: a, b, c\n', out)
+    assert re.fullmatch(r'images +47 for training, 13 for validation\nclasses +3: a, b, c\n', out)
 
 
 def test_traceback(command):
