@@ -318,8 +318,8 @@ def _run_distill(args: Namespace) -> None:
     result = distill(**options, **run_options)
     if result.teacher_accuracy is not None:
         print(f'teacher:    {result.teacher_accuracy:.2f} %')
-    best = 'the' if run_options['export'] == 'best' else f'{result.best_accuracy:.2f} % in the'
-    print(f'student:    {result.accuracy:.2f} %, {best} best epoch')
+    best = '' if run_options['export'] == 'best' else f': {result.best_accuracy:.2f} %'
+    print(f'student:    {result.accuracy:.2f} % (best epoch{best})')
     if result.baseline_accuracy is not None:
         print(f'baseline:   {result.baseline_accuracy:.2f} %, the student without a teacher')
     print(f'checkpoint: {result.checkpoint}')
