@@ -217,6 +217,26 @@ FAULTS = [
         'test_selective_scan.py',
         [('product.mul_(A), 1, out=grad_delta[t]', 'product.mul_(-A), 1, out=grad_delta[t]')],
     ),
+    Fault(
+        'neck: an output hides a tensor of the student',
+        'test_own_neck.py',
+        [('        if name in taken:\n', '        if False:\n')],
+    ),
+    Fault(
+        'taps: a path that nothing reads is not checked',
+        'test_own_neck.py',
+        [('dict.fromkeys([*names, *self.recorder.configured])', 'list(names)')],
+    ),
+    Fault(
+        'taps: only stages have a layout',
+        'test_own_neck.py',
+        [
+            (
+                'layout = None if name in VECTORS else tap_layout(self.model, tensor, size)',
+                "layout = tap_layout(self.model, tensor, size) if 'stage' in name else None",
+            )
+        ],
+    ),
     # Teacher and Distiller.
     Fault(
         'teacher left in training mode',
@@ -459,6 +479,26 @@ FAULTS = [
         [('if self.left < 0:', 'if False:')],
     ),
     # Runs.
+    Fault(
+        'preflight: draw from the global generators',
+        'test_preflight.py',
+        [
+            (
+                'log_warnings_only(), preserve_global_rng(), _visualizer',
+                'log_warnings_only(), _visualizer',
+            )
+        ],
+    ),
+    Fault(
+        'preflight: keep the visualizer that was built',
+        'test_preflight.py',
+        [('            manager._instance_dict.clear()\n', '')],
+    ),
+    Fault(
+        'preflight: no near name for an open class',
+        'test_preflight.py',
+        [('        if hint or not is_open:\n', '        if not is_open:\n')],
+    ),
     Fault(
         'resume: one sample too far',
         'test_view_sampler.py test_exact_resume.py',

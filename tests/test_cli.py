@@ -57,6 +57,15 @@ def arguments(folder):
     return ['distill', *models.split(), '--data', str(folder), '--workers', '0', '--epochs', '1']
 
 
+@pytest.mark.parametrize('name', ['export', 'report', 'info'])
+def test_modules_are_imported_on_request(command, name, tmp_path, monkeypatch):
+    (tmp_path / 'of_the_user.py').write_text('raise SystemError("was imported")')
+    monkeypatch.syspath_prepend(tmp_path)
+    out = [tmp_path / 'out.pth'] if name == 'export' else []
+    code, _, err = command(name, tmp_path / 'x.pth', *out, '--imports', 'of_the_user')
+    assert code == 2 and '--imports of_the_user: cannot be imported: ' in err
+
+
 def test_distill_info_export_report(command, arguments, tmp_path):
     work_dir = tmp_path / 'run'
 

@@ -403,6 +403,13 @@ def test_config_of_the_readme(tmp_path, monkeypatch):
     assert [sample.gt_label.item() for sample in batch['data_samples']] == [0, 36]
 
 
+def test_a_folder_of_few_classes_is_measured():
+    """Accuracy among the first five needs five classes."""
+    cfg = load('_base_/datasets/folder_224')
+    assert cfg.val_evaluator == cfg.test_evaluator == dict(type='Accuracy', topk=1)
+    assert load('_base_/datasets/imagenet_224').val_evaluator.topk == (1, 5)
+
+
 def test_neck_of_the_docs(tmp_path, monkeypatch):
     """docs/methods.md shows a custom neck and a method that uses it."""
     *_, neck, method = python_blocks('docs/methods.md')

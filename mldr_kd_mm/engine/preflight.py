@@ -231,7 +231,8 @@ def _hooks(cfg: Config) -> Iterator[tuple[str, Hook]]:
         with part(config, HOOKS, field):
             if hook.get('priority') is not None:
                 get_priority(hook['priority'])
-            yield field, HOOKS.build(config)
+            built = HOOKS.build(config)
+        yield field, built
 
 
 def _build_model(cfg: Config) -> nn.Module:
@@ -243,8 +244,12 @@ def _build_model(cfg: Config) -> nn.Module:
     paths = [path for path, kind in kinds if str(kind).endswith('Pretrained')]
     if paths:
         use_counted_loading()
-        with named(paths[0].removesuffix('.type')):
-            model.init_weights()
+        field = paths[0].removesuffix('.type')
+        try:
+            with named(field):
+                model.init_weights()
+        except ConfigError as error:  # from the reader of checkpoints
+            raise ConfigError(f'{field}: {str(error).removeprefix(f"{field}: ")}') from error
     return model
 
 

@@ -31,8 +31,10 @@ from mldr_kd_mm.models.distillers.batch import check_labels
 from mldr_kd_mm.models.distillers.loss_entry import LossEntry
 from mldr_kd_mm.models.necks.outputs import check_outputs, named_outputs
 from mldr_kd_mm.models.taps.layout import Layout
-from mldr_kd_mm.models.taps.tapped_model import Probe
+from mldr_kd_mm.models.taps.recorder import FeatureRecorder
+from mldr_kd_mm.models.taps.tapped_model import Probe, TappedModel
 from mldr_kd_mm.registry import MODELS
+from mldr_kd_mm.utils.errors import named
 
 MISSING = object()
 WIDTHS = dict(student_width=4, teacher_width=6)
@@ -273,6 +275,27 @@ def test_a_sample(data):
     if not {'gt_label', 'gt_score'} & set(fields):
         with pytest.raises(ConfigError, match='has no label'):
             check_labels(None, ({'data_samples': [sample]}, True), 5)
+
+
+TAPPED = nn.Sequential(nn.Conv2d(3, 4, 2, 2), nn.ReLU(inplace=True), nn.Flatten())
+TAPPED.forward = lambda images, mode='tensor': nn.Sequential.forward(TAPPED, images)
+PATHS = ['0', '1', '2', '', ':input', '0:input', '0:0', '0:1', '1:9', ':', '0:', '3', '0.0', 'a b']
+
+
+@many(100)
+@given(st.dictionaries(st.sampled_from(TEXTS), st.sampled_from(PATHS), max_size=3), st.data())
+def test_taps(taps, data):
+    """Paths of any kind, some of which nothing reads."""
+    wanted = data.draw(st.sets(st.sampled_from(sorted(taps)))) if taps else set()
+
+    def probe():
+        with named('student'):
+            TappedModel(TAPPED, FeatureRecorder(taps)).probe(sorted(wanted), (3, 4, 4))
+
+    assert_one_line(probe)
+    if {'3', '0.0', 'a b'} & set(taps.values()):
+        with pytest.raises(ConfigError):
+            probe()
 
 
 RUN = dict(

@@ -55,6 +55,8 @@ class FeatureRecorder:
         # Taps of a model that is not tapped where others are; ``taps`` takes precedence.
         self.found: dict[str, str] = {}
         for name, path in taps.items() if is_dict else ():
+            if not name.isprintable() or not name:
+                raise ConfigError(f'taps: {name!r}={path!r}: the name must be printable text')
             if not re.fullmatch(r'[^:]*(:input|:\d+)?', path):
                 raise ConfigError(
                     f'taps: {name}={path!r}: the suffix of a module path must be :input, or the '
