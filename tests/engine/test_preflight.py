@@ -269,6 +269,7 @@ class TestNothingChanges:
         preflight(cfg, *FIELDS)
         assert cfg.pretty_text == text
         assert dict(Visualizer._instance_dict) == before
+        assert 'preflight' not in before
         assert list(tmp_path.iterdir()) == []
 
     def test_hooks_may_use_the_visualizer(self, config):
