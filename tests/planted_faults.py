@@ -669,7 +669,20 @@ FAULTS = [
     Fault(
         'distill: best accuracy is the lowest',
         'test_distill.py test_api.py',
-        [('best_accuracy=float(max(history))', 'best_accuracy=float(min(history))')],
+        [
+            ('best_accuracy=float(max(history))', 'best_accuracy=float(min(history))'),
+            ('best=float(max(history))', 'best=float(min(history))'),
+        ],
+    ),
+    Fault(
+        'export: timm pads images instead of cropping them',
+        'test_export.py',
+        [('crop_mode=self.crop_mode,', "crop_mode='border',")],
+    ),
+    Fault(
+        'model card: accuracy of the epoch before',
+        'test_model_card.py',
+        [('curve(records, name).get(epoch)', 'curve(records, name).get(epoch - 1)')],
     ),
     Fault(
         'measures: softmax over the samples',

@@ -364,7 +364,9 @@ def _vis_backend(name: str, work_dir: Path) -> dict[str, Any]:
     if name == 'wandb':
         backend['init_kwargs'] = dict(project='mldr-kd', name=str(work_dir))
     elif name == 'mlflow':
-        backend |= dict(run_name=str(work_dir), tracking_uri=os.environ.get('MLFLOW_TRACKING_URI'))
+        # MLflow no longer accepts mmengine's default, a folder. This file is MLflow's own default.
+        uri = os.environ.get('MLFLOW_TRACKING_URI', 'sqlite:///mlflow.db')
+        backend |= dict(run_name=str(work_dir), tracking_uri=uri)
     return backend
 
 

@@ -150,11 +150,13 @@ def test_sizes_of_each_model(folder):
 
 @pytest.mark.parametrize('name', VISUALIZERS)
 def test_visualizers(folder, monkeypatch, name):
+    monkeypatch.delenv('MLFLOW_TRACKING_URI', raising=False)
     monkeypatch.setitem(sys.modules, name, ModuleType(name))
     sys.modules[name].__spec__ = ModuleSpec(name, None)
     cfg = distill_config(**SMALL, data=folder, visualizer=name)
     local, backend = cfg.visualizer.vis_backends
     assert local.type == 'LocalVisBackend'
+    assert backend.get('tracking_uri') == ('sqlite:///mlflow.db' if name == 'mlflow' else None)
     VISBACKENDS.build(dict(backend, save_dir='nowhere'))
 
 
