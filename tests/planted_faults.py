@@ -646,6 +646,26 @@ FAULTS = [
         ],
     ),
     Fault(
+        'image folder: test images validate although there are validation images',
+        'test_splits.py',
+        [
+            (
+                '_only(root, splits, VAL_NAMES) or _only(root, splits, TEST_NAMES)',
+                '_only(root, splits, TEST_NAMES) or _only(root, splits, VAL_NAMES)',
+            )
+        ],
+    ),
+    Fault(
+        'image folder: an image is held out by its place among the others',
+        'test_splits.py',
+        [
+            (
+                '{name: _draw(name, seed) for name in names}',
+                '{name: _draw(str(i), seed) for i, name in enumerate(sorted(names))}',
+            )
+        ],
+    ),
+    Fault(
         'flip upside down',
         'test_transforms.py',
         [('cv2.flip(image, 1)', 'cv2.flip(image, 0)')],
@@ -660,6 +680,11 @@ FAULTS = [
                 'scale = cfg.auto_scale_lr.base_batch_size / batch_size',
             )
         ],
+    ),
+    Fault(
+        'distill: learning rate of a large batch not capped',
+        'test_distill.py',
+        [('if lr is None and scale > _MAX_LR_SCALE:', 'if False:')],
     ),
     Fault(
         'distill: warm-up not shortened',

@@ -20,6 +20,7 @@ from mldr_kd_mm.datasets.splits import (
 )
 from mldr_kd_mm.registry import DATASETS
 from mldr_kd_mm.utils.errors import ConfigError, is_number, printable
+from mldr_kd_mm.utils.logging import plural
 
 
 @DATASETS.register_module()
@@ -208,12 +209,15 @@ def _warn_of_unread(folder: Path, others: Counter[str]) -> None:
     """Name the files that are not read, so that no image is missed in silence."""
     loose = sum(path.suffix.lower() in EXTENSIONS for path in folder.iterdir() if path.is_file())
     if loose:
-        _warn(f"data_root: '{folder}' has {loose} images outside the folders of classes")
+        _warn(
+            f"data_root: not read: {plural(loose, 'image')} in '{folder}' outside the folders of "
+            'classes'
+        )
     if others:
         counts = ', '.join(f'{count} {printable(kind)}' for kind, count in others.most_common(8))
         _warn(
-            f"data_root: {others.total()} files in '{folder}' are not read ({counts}); images must "
-            f'end in {", ".join(EXTENSIONS)}'
+            f"data_root: not read: {plural(others.total(), 'file')} in '{folder}' ({counts}); "
+            f'images must end in {", ".join(EXTENSIONS)}'
         )
 
 

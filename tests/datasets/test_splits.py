@@ -150,9 +150,9 @@ class TestFiles:
         counts = len(read(tmp_path)) + len(read(tmp_path, 'val'))
         assert counts == 7
         text = warnings()
-        assert '5 files in' in text and '(2 .gif, 1 ' in text
+        assert 'not read: 5 files in' in text and '(2 .gif, 1 ' in text
         assert all(f'1 {kind}' in text for kind in ('.avif', 'broken links', 'without a suffix'))
-        assert 'has 1 images outside the folders of classes' in text
+        assert 'not read: 1 image in' in text and 'outside the folders of classes' in text
 
     def test_a_jpeg_with_another_suffix(self, tmp_path):
         split(tmp_path)

@@ -20,6 +20,7 @@ from mldr_kd_mm.registry import HOOKS
 from mldr_kd_mm.utils.atomic_files import atomic_write
 from mldr_kd_mm.utils.errors import ConfigError, printable
 from mldr_kd_mm.utils.limits import MAX_LOG_BYTES, read_text
+from mldr_kd_mm.utils.logging import plural
 
 RECORD = 'split.json'
 """Name of the file in a work directory that lists the images of both splits."""
@@ -130,10 +131,11 @@ def check_steps(loader: DataLoader) -> None:
     """
     if isinstance(loader.dataset, IterableDataset) or len(loader):
         return
+    images = plural(len(loader.dataset), 'image')
     raise ConfigError(
-        f'train_dataloader: the run has no training step, as {len(loader.dataset)} images on '
-        f'{get_world_size()} process(es) do not fill a batch of {loader.batch_size}, and drop_last '
-        'leaves out others; lower batch_size or set drop_last=False'
+        f'train_dataloader: the run has no training step, as {images} on {get_world_size()} '
+        f'process(es) do not fill a batch of {loader.batch_size}, and drop_last leaves out others; '
+        'lower batch_size or set drop_last=False'
     )
 
 
@@ -155,10 +157,11 @@ def _check_split(runner: Runner, train: Sequence[str], val: Sequence[str]) -> No
         earlier = _read_trained(folder / RECORD)
         moved = sorted(earlier & set(val))
         if moved:
+            images = plural(len(moved), 'trained image')
             raise ConfigError(
-                f'resume: {len(moved)} images that were trained are now held out for validation, '
-                f'such as {printable(moved[0])!r}; restore val_fraction, seed and the names of '
-                'the images, or start a new run in another work directory'
+                f'resume: {images} would now be held out for validation, such as '
+                f'{printable(moved[0])!r}; restore val_fraction, seed and the names of the images, '
+                'or start a new run in another work directory'
             )
         trained |= earlier
     if is_main_process():

@@ -134,7 +134,7 @@ class TestSplit:
         check(*self.splits(root), work_dir=tmp_path)
         before = self.record(tmp_path)
         for load_from in (None, str(tmp_path / 'epoch_1.pth')):
-            with pytest.raises(ConfigError, match='images that were trained are now held out'):
+            with pytest.raises(ConfigError, match='trained images would now be held out'):
                 folder = tmp_path / 'fork' if load_from else tmp_path
                 check(
                     *self.splits(root, **change), work_dir=folder, resume=True, load_from=load_from
