@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torchvision
 from helpers import NUM_CLASSES, mldr, resnet, timm_resnet, vit
 from mmengine.registry import WEIGHT_INITIALIZERS
 from mmengine.runner import CheckpointLoader
@@ -11,6 +12,7 @@ from safetensors.torch import save_file
 from torch.testing import assert_close
 
 from mldr_kd_mm import ConfigError
+from mldr_kd_mm.models.backbones.built import describe_module
 from mldr_kd_mm.models.builder import build_classifier
 from mldr_kd_mm.models.distillers.weights import load_into
 from mldr_kd_mm.models.weights import load_content, load_weights, use_counted_loading
@@ -228,4 +230,16 @@ def test_a_folder_of_an_export(name, tmp_path):
 def test_torchvisions_names(names, config):
     weights = {name: torch.ones(3) for name in names}
     said = refuses(lambda: load_content(MODELS.build(config()), weights, 'f'))
+    assert said.startswith("f: these are torchvision's names: ")
+
+
+@pytest.mark.parametrize('name', ['mobilenet_v3_small', 'vit_b_16', 'swin_t', 'regnet_y_400mf'])
+def test_torchvisions_own_models(name):
+    """They load torchvision's files, and other models say what these are."""
+    with torch.device('meta'):
+        theirs = getattr(torchvision.models, name)(num_classes=10)
+        built = MODELS.build(describe_module(theirs))
+    report = load_content(built, theirs.state_dict(), 'f')
+    assert report.matched == len(theirs.state_dict())
+    said = refuses(lambda: load_content(MODELS.build(timm_resnet()), theirs.state_dict(), 'f'))
     assert said.startswith("f: these are torchvision's names: ")
