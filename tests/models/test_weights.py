@@ -233,7 +233,7 @@ def test_torchvisions_names(names, config):
     assert said.startswith("f: these are torchvision's names: ")
 
 
-@pytest.mark.parametrize('name', ['mobilenet_v3_small', 'vit_b_16', 'swin_t', 'regnet_y_400mf'])
+@pytest.mark.parametrize('name', ['mobilenet_v3_small', 'vit_b_16', 'swin_t', 'convnext_tiny'])
 def test_torchvisions_own_models(name):
     """They load torchvision's files, and other models say what these are."""
     with torch.device('meta'):
