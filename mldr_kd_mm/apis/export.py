@@ -103,15 +103,10 @@ def export_student(
         ExportError: The student's weights or logits are NaN or infinite, a graph cannot be
             written, or its logits differ from the student's.
     """
-    suffix = Path(out).suffix
-    is_file = suffix in _WEIGHTS + _GRAPHS and not out.endswith('/')
-    is_folder = not is_file and (not suffix or out.endswith('/') or os.path.isdir(out))
-    if not is_file and not is_folder:
-        raise ConfigError(
-            f'out={out!r}: must end with {", ".join(_WEIGHTS + _GRAPHS)}, or be a folder'
-        )
+    is_folder = _is_folder(out)
     wanted = {'.pt2': torch_export, '.onnx': onnx}
-    graphs = [name for name in _GRAPHS if wanted[name] or (name == suffix and not is_folder)]
+    suffix = None if is_folder else Path(out).suffix
+    graphs = [name for name in _GRAPHS if wanted[name] or name == suffix]
     if config is not None:
         check_file('config', config)
     if '.onnx' in graphs:
@@ -129,7 +124,7 @@ def export_student(
             raise
         notes.append(f'the model card is incomplete, because the student cannot be built: {error}')
     _check_finite(weights, student)
-    if student and is_folder and student.preprocessing.deviation:
+    if student and student.is_timm and is_folder and student.preprocessing.deviation:
         notes.append(
             "the validation's images differ slightly from those of timm's transforms: "
             f'{student.preprocessing.deviation}'
@@ -137,9 +132,8 @@ def export_student(
 
     paths = _paths(Path(out), is_folder, graphs, student)
     target = paths['card'].parent
-    for path in () if overwrite else (*paths.values(), *([target] if is_folder else [])):
-        if os.path.lexists(path) and not (path == target and path.is_dir()):
-            raise ConfigError(f'out={str(path)!r}: exists already; remove it or name another file')
+    if not overwrite:
+        _check_unused([*paths.values(), *([target] if is_folder and not target.is_dir() else [])])
     target.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=target) as name:
         folder = Path(name)
@@ -162,6 +156,28 @@ def export_student(
         for path in {target / name for name in _FOLDER_FILES} - {*paths.values()}:
             path.unlink(missing_ok=True)
     return Exported({paths[kind]: text for kind, text in written.items()}, tuple(notes))
+
+
+def _is_folder(out: str) -> bool:
+    """Return whether the output is a folder, not a file.
+
+    Raises:
+        ConfigError: It is neither.
+    """
+    suffix = Path(out).suffix
+    if suffix in _WEIGHTS + _GRAPHS and not out.endswith('/'):
+        return False
+    if suffix and not out.endswith('/') and not os.path.isdir(out):
+        raise ConfigError(
+            f'out={out!r}: must end with {", ".join(_WEIGHTS + _GRAPHS)}, or be a folder'
+        )
+    return True
+
+
+def _check_unused(paths: Sequence[Path]) -> None:
+    for path in paths:
+        if os.path.lexists(path):
+            raise ConfigError(f'out={str(path)!r}: exists already; remove it or name another file')
 
 
 def _paths(

@@ -137,11 +137,6 @@ def _student_facts(
     yield f'Parameters: {parameters:,}'
     yield f'Input: {channels} x {height} x {width}, {order}'
     yield f'Preprocessing: {_listed(_pipeline(run))}'
-    if student.preprocessing.deviation:
-        yield (
-            "The validation's images differ slightly from those of the code below: "
-            f'{escaped(student.preprocessing.deviation)}'
-        )
     yield (
         f'Normalisation: (pixel - mean) / std of pixels from 0 to 255, mean {metadata["mean"]}, '
         f'std {metadata["std"]}'
@@ -253,6 +248,10 @@ def _code(student: Student, files: Iterable[str], is_folder: bool, has_names: bo
     weights = [name for name in files if name.endswith(('.pth', '.safetensors'))]
     graphs = [name for name in files if name.endswith(('.pt2', '.onnx'))]
     code = []
+    deviation = student.preprocessing.deviation
+    if deviation and (student.is_timm or graphs or not is_folder):
+        of_code = "The validation's images differ slightly from those of this code"
+        code += [f'{of_code}: {escaped(deviation)}.', '']
     if student.is_built:
         code += _fenced(_built_lines(student, *weights)) if weights else []
     elif is_folder:

@@ -333,7 +333,7 @@ class TestFolder:
         fields = {}
         exec(code, fields)
         assert_close(fields['logits'], logits, atol=1e-4, rtol=1e-5)
-        assert capsys.readouterr().out == 'abcdefghij'[logits.argmax()] + '\n'
+        assert capsys.readouterr().out.splitlines()[-1] == 'abcdefghij'[logits.argmax()]
         exec(code_blocks(tmp_path / 'file.pth')[0], fields)
         assert_close(torch.from_numpy(fields['images']), images, atol=1e-4, rtol=0)
 
@@ -346,6 +346,8 @@ class TestFolder:
         set_classes(checkpoint, *'abcdefghij')
         exported = export_student(checkpoint, str(tmp_path / 'folder'))
         assert [path.name for path in exported.files] == ['model.pth', 'config.py', 'README.md']
+        assert not exported.notes
+        assert 'images differ' not in (tmp_path / 'folder/README.md').read_text()
         monkeypatch.chdir(tmp_path / 'folder')
         path = write_image(tmp_path / 'folder/image.jpg', 90, 61)
         _, logits = of_the_run(distiller, config, path)
@@ -381,6 +383,9 @@ class TestFolder:
         assert {path.name for path in folder.iterdir()} == {'model.pth', 'config.py', 'README.md'}
         with pytest.raises(ConfigError, match=r'model\.pth.: exists already'):
             export_student(checkpoint, str(folder))
+        (tmp_path / 'file').touch()
+        with pytest.raises(ConfigError, match='file.: exists already'):
+            export_student(checkpoint, str(tmp_path / 'file'))
 
     def test_its_config_is_data(self, tmp_path):
         """The config in a checkpoint may come from anyone; what is written from it is executed."""
