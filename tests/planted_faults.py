@@ -354,6 +354,26 @@ FAULTS = [
         ],
     ),
     Fault(
+        'weights of load_from not counted',
+        'test_load_weights.py',
+        [('load_into(model, checkpoint, label, trains).log(label)', 'return')],
+    ),
+    Fault(
+        'any head replaced in a test',
+        'test_load_weights.py',
+        [
+            (
+                "load_into(model, content, f'{field}={cfg.load_from!r}', trains)",
+                "load_into(model, content, f'{field}={cfg.load_from!r}', True)",
+            )
+        ],
+    ),
+    Fault(
+        "statistics of a teacher's weights ignored",
+        'test_data_preprocessor.py',
+        [('fields, source = {**fields, **found.to_fields(shared)}, found.source', 'pass')],
+    ),
+    Fault(
         'checksums of a checkpoint not verified',
         'test_checkpoint.py',
         [
