@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from mldr_kd_mm.datasets import ImageFolder
 from mldr_kd_mm.registry import HOOKS
 from mldr_kd_mm.utils.atomic_files import atomic_write
+from mldr_kd_mm.utils.dist import unwrap_model
 from mldr_kd_mm.utils.errors import ConfigError, printable
 from mldr_kd_mm.utils.limits import MAX_LOG_BYTES, read_text
 from mldr_kd_mm.utils.logging import plural
@@ -36,7 +37,7 @@ class DataCheckHook(Hook):
     - With ``auto_scale_lr.enable``, the batch is not larger than the training set.
     - Images that :class:`~mldr_kd_mm.datasets.ImageFolder` holds out are recorded in
       ``split.json`` in the work directory. In a resumed run, no image that was trained is now in
-      the validation set.
+      the validation set. A teacher that was trained on images of the validation set is a warning.
     """
 
     priority = 'VERY_HIGH'
@@ -60,7 +61,9 @@ class DataCheckHook(Hook):
         train, val = loader.dataset, runner.val_dataloader.dataset
         check_same_classes(train, val)
         if isinstance(train, ImageFolder) and isinstance(val, ImageFolder) and not train.val_folder:
-            _check_split(runner, train.names(), val.names())
+            names = val.names()
+            _check_split(runner, train.names(), names)
+            _check_teacher(runner, names)
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Compare the classes of a test with those in the checkpoint.
@@ -168,6 +171,18 @@ def _check_split(runner: Runner, train: Sequence[str], val: Sequence[str]) -> No
         record = dict(train=sorted(trained), val=sorted(val))
         with atomic_write(Path(runner.work_dir, RECORD)) as file:
             file.write(json.dumps(record, indent=0).encode())
+
+
+def _check_teacher(runner: Runner, val: Sequence[str]) -> None:
+    """Warn if the teacher's own run trained on images that validate in this one."""
+    path = getattr(getattr(unwrap_model(runner.model), 'teacher', None), 'checkpoint', None)
+    seen = _read_trained(Path(path).with_name(RECORD)) & set(val) if path else ()
+    if seen:
+        runner.logger.warning(
+            f'the teacher was trained on {plural(len(seen), "image")} of the validation set, such '
+            f'as {printable(min(seen))!r}, so its accuracy is too high; use the seed and '
+            'val_fraction of its run'
+        )
 
 
 def _read_trained(path: Path) -> set[str]:

@@ -22,7 +22,18 @@ def dataset(size=6, classes=None):
     return data
 
 
-def check(train, val=None, resume=False, load_from=None, work_dir='.', max_iters=9, **config):
+def check(
+    train,
+    val=None,
+    resume=False,
+    load_from=None,
+    work_dir='.',
+    max_iters=9,
+    teacher=None,
+    **config,
+):
+    """Call the hook as a run does; return its warnings."""
+    warnings = []
     loader = train if isinstance(train, DataLoader) else DataLoader(train)
     runner = SimpleNamespace(
         train_dataloader=loader,
@@ -34,7 +45,10 @@ def check(train, val=None, resume=False, load_from=None, work_dir='.', max_iters
         _resume=resume,
         _load_from=load_from,
     )
+    runner.model = SimpleNamespace(teacher=SimpleNamespace(checkpoint=teacher))
+    runner.logger = SimpleNamespace(warning=warnings.append)
     DataCheckHook().before_train(runner)
+    return warnings
 
 
 class TestSteps:
@@ -142,6 +156,16 @@ class TestSplit:
         assert self.record(tmp_path) == before
         check(*self.splits(root, **change), work_dir=tmp_path)
         assert self.record(tmp_path) != before
+
+    def test_a_teacher_of_another_split(self, root, tmp_path):
+        teacher = tmp_path / 'teacher/epoch_1.pth'
+        teacher.parent.mkdir()
+        check(*self.splits(root), work_dir=teacher.parent)
+        assert not check(*self.splits(root), work_dir=tmp_path, teacher=str(teacher))
+        splits = self.splits(root, seed=5)
+        (text,) = check(*splits, work_dir=tmp_path, teacher=str(teacher))
+        assert text.startswith('the teacher was trained on') and 'its accuracy is too high' in text
+        assert not check(*splits, work_dir=tmp_path, teacher='https://host/teacher.pth')
 
     @pytest.mark.parametrize('content', [b'', b'{', b'[]', b'{"train": 3}', b'\xff', b'[' * 9999])
     def test_a_damaged_record(self, root, tmp_path, content):
