@@ -20,7 +20,7 @@ from torch.export import ExportedProgram
 
 from mldr_kd_mm.apis.configs import read_config
 from mldr_kd_mm.apis.model_card import input_metadata, model_card
-from mldr_kd_mm.apis.preprocessing import Preprocessing
+from mldr_kd_mm.apis.preprocessing import Preprocessing, image_size
 from mldr_kd_mm.apis.run_record import RunRecord, mapping
 from mldr_kd_mm.apis.student_config import Student, write_config, write_timm_folder
 from mldr_kd_mm.models.builder import build_classifier
@@ -271,6 +271,8 @@ def rebuild_student(run: Mapping[str, Any], weights: dict[str, Tensor]) -> Stude
         if mistake or report.unexpected:
             raise ConfigError(f'model.student: the weights do not fit it: {mistake or report}')
         size = model.get('input_size') or (3, *(fixed_size(classifier) or (224, 224)))
+        if (pixels := image_size(run)) is not None:  # a CNN's input_size may be left out
+            size = (3, *pixels)
         check_sizes(3, input_size=size)
         with torch.no_grad():
             num_classes = classifier(torch.zeros(1, *size), mode='tensor').shape[1]

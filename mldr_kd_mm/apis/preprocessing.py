@@ -112,6 +112,20 @@ class Preprocessing(NamedTuple):
         ]
 
 
+def image_size(run: Mapping[str, Any]) -> tuple[int, ...] | None:
+    """Return (H, W) of the validation images, or None if their pipeline does not set it.
+
+    Args:
+        run: The run's config.
+    """
+    for step in reversed(dicts(dataset_of(run, 'val_dataloader').get('pipeline'))):
+        if type_name(step) == 'CenterCrop':
+            return _pair(step.get('crop_size'))
+        if type_name(step) == 'Resize' and not step.get('keep_ratio'):
+            return _pair(step.get('scale'))
+    return None
+
+
 def _resizing(
     steps: Sequence[Mapping[str, Any]], size: tuple[int, ...]
 ) -> tuple[tuple[int, ...], str, str] | None:
@@ -119,10 +133,10 @@ def _resizing(
     kinds = [type_name(step) for step in steps]
     if not kinds:
         return size, 'squash', 'bilinear'
-    resize, crop = steps[0], steps[1].get('crop_size') if kinds[1:] == ['CenterCrop'] else None
-    scale = _pair(resize.get('scale'))
+    resize, scale = steps[0], _pair(steps[0].get('scale'))
+    crop = _pair(steps[-1].get('crop_size'))
     if kinds == ['Resize'] and not resize.get('keep_ratio'):
-        crop, mode = size, 'squash'
+        crop, mode = scale, 'squash'
     elif kinds == ['Resize', 'CenterCrop'] and not resize.get('keep_ratio'):
         mode = 'squash'
     elif kinds == ['ResizeEdge', 'CenterCrop'] and resize.get('edge', 'short') == 'short':
@@ -132,7 +146,7 @@ def _resizing(
     interpolation = resize.get('interpolation', 'bilinear')
     fits = (
         scale is not None
-        and _pair(crop) == size
+        and crop == size
         and interpolation in _INTERPOLATIONS
         and _crop_fraction(size, scale) is not None
     )
