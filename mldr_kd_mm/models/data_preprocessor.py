@@ -191,6 +191,25 @@ def state_statistics(cfg: Config) -> None:
         student['data_preprocessor'] = {**kept, **found.to_fields(shared)}
 
 
+def check_statistics(preprocessor: nn.Module, checkpoint: str, label: str) -> None:
+    """Warn if a model is tested with other statistics than its checkpoint states.
+
+    Args:
+        preprocessor: Data preprocessor of the model.
+        checkpoint: Path or URL of the checkpoint.
+        label: What to call it in the log.
+    """
+    found = _of_file(checkpoint)
+    mean, std = (values.flatten().tolist() for values in statistics(preprocessor))
+    if found is not None and not found.equals(dict(mean=mean, std=std)):
+        print_log(
+            f'{label}: was trained with {_describe(found.mean, found.std)}, but is tested with '
+            f'{_describe(mean, std)}; set data_preprocessor as in training',
+            'current',
+            logging.WARNING,
+        )
+
+
 def own_statistics(
     classifier: Mapping[str, Any], checkpoint: str | None = None
 ) -> Statistics | None:

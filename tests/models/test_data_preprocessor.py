@@ -26,6 +26,7 @@ from mldr_kd_mm.models import data_preprocessor
 from mldr_kd_mm.models.data_preprocessor import (
     Renormalize,
     ViewDataPreprocessor,
+    check_statistics,
     state_statistics,
     with_statistics,
 )
@@ -246,6 +247,17 @@ class TestStatistics:
         path = str(tmp_path / 'epoch_1.pth')
         assert self.of(dict(VIT), path, CIFAR) == CIFAR
         assert logged[-1].endswith(f"(the run's, the same as those of {path})")
+
+    def test_of_a_test(self, tmp_path, logged):
+        path = str(tmp_path / 'epoch_1.pth')
+        torch.save(state(model=dict(VIT), data_preprocessor=dict(CIFAR)), path)
+        check_statistics(ClsDataPreprocessor(**CIFAR), path, 'checkpoint')
+        check_statistics(ClsDataPreprocessor(**CIFAR), 'lost.pth', 'checkpoint')
+        assert not logged
+        for other in (IMAGENET, PLAIN):
+            check_statistics(ClsDataPreprocessor(**other), path, 'checkpoint')
+        assert all('checkpoint: was trained with mean [129.3, 124.1' in line for line in logged)
+        assert 'is tested with mean [0, 0, 0], std [1, 1, 1]' in logged[1]
 
     def test_of_a_run_on_bgr_images(self, tmp_path):
         loader = dict(dataset=dict(pipeline=[dict(type='LoadImageFromFile')]))

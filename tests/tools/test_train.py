@@ -45,6 +45,11 @@ def test_train_resume_and_test(config, tool, tmp_path):
         (score,) = tested.glob('*/2*.json')
         scores.append(json.loads(score.read_text())['accuracy/top1'])
     assert scores[0] == scores[1]
+    other_std = ['--cfg-options', 'data_preprocessor.std=[9.0,9.0,9.0]']
+    code, stderr = tool('test', config, work_dir / 'epoch_2.pth', *other_std)
+    assert code == 0
+    (log,) = sorted(work_dir.glob('*/*.log'))[-1:]
+    assert 'std [127, 127, 127], but is tested with mean [127, ' in log.read_text()
     said = one_line(tool('test', config, other))
     assert said.startswith(f'checkpoint={str(other)!r}: 0 weights matched, ')
 

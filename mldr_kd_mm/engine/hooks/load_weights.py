@@ -12,6 +12,7 @@ from torch import nn
 
 from mldr_kd_mm.engine.resume_check import check_weights
 from mldr_kd_mm.models.builder import keep_loaded_weights
+from mldr_kd_mm.models.data_preprocessor import check_statistics
 from mldr_kd_mm.models.distillers.weights import load_into
 from mldr_kd_mm.models.weights import LoadReport, use_counted_loading
 from mldr_kd_mm.registry import HOOKS, MODELS
@@ -62,6 +63,8 @@ class LoadWeightsHook(Hook):
         label = f'{"load_from" if trains else "checkpoint"}={path!r}'
         model = _build_again(runner) if is_sharded else unwrap_model(runner.model)
         load_into(model, checkpoint, label, trains).log(label)
+        if not trains and not is_sharded:
+            check_statistics(model.data_preprocessor, path, label)
         checkpoint['state_dict'] = model.state_dict()
 
 
