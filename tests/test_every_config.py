@@ -168,7 +168,15 @@ def train_a_step(path, method, folder):
     assert logits.shape[-1] == num_classes(path)
 
 
-@pytest.mark.parametrize(('path', 'method'), STEPPED.items(), ids=STEPPED)
+@pytest.mark.parametrize(
+    ('path', 'method'),
+    [
+        # The same models as for CIFAR-100, with another number of classes.
+        pytest.param(*step, marks=[pytest.mark.slow] * step[0].endswith('_tinyimagenet.py'))
+        for step in STEPPED.items()
+    ],
+    ids=STEPPED,
+)
 def test_trains_a_step(path, method, tmp_path):
     train_a_step(path, method, tmp_path)
 

@@ -42,9 +42,10 @@ if ! command -v chromium >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-get 
     { apt-get update && apt-get install --yes --no-install-recommends chromium; } >/dev/null 2>&1 ||
         echo 'Chromium could not be installed: its tests are skipped'
 fi
-# Two processes of one thread each: small tensor operations are slower on two threads. The tests of
-# a file run in one process, so that their fixtures are created once.
-tests=(-n 2 --dist loadfile ${selected[@]+"${selected[@]}"})
+# Two processes of one thread each: small tensor operations are slower on two threads. Each takes half
+# of the files, so that the fixtures of almost all files are created once; whichever is first takes
+# over what the other has left.
+tests=(-n 2 --dist worksteal ${selected[@]+"${selected[@]}"})
 export OMP_NUM_THREADS=1
 part 'lint' .venv/bin/python -m ruff check .
 part 'format' .venv/bin/python -m ruff format --check .
