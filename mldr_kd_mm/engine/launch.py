@@ -9,6 +9,7 @@ import sys
 from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.config import Config
@@ -20,12 +21,14 @@ from mldr_kd_mm.engine.work_dir import claim_work_dir
 from mldr_kd_mm.models.data_preprocessor import state_statistics
 from mldr_kd_mm.models.weights import use_counted_loading
 from mldr_kd_mm.utils.atomic_files import atomic_write
-from mldr_kd_mm.utils.errors import ConfigError, check_above_zero, describe, named
+from mldr_kd_mm.utils.errors import ConfigError, check_above_zero, describe, is_number, named
 from mldr_kd_mm.utils.progress import close_bars
 from mldr_kd_mm.utils.run_identity import RunIdentity, was_restarted
 from mldr_kd_mm.utils.workers import kill_workers
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
+
+_HOOKS_OF_MMENGINE = 'runtime_info timer sampler_seed logger param_scheduler checkpoint'.split()
 
 RANK_VARIABLES = {'pytorch': 'RANK', 'slurm': 'SLURM_PROCID', 'mpi': 'OMPI_COMM_WORLD_RANK'}
 """The variable in which each launcher gives a process its rank."""
@@ -38,16 +41,32 @@ def fit_to_machine(cfg: Config) -> None:
         cfg: The config; it is changed.
 
     Raises:
-        ConfigError: If its launcher cannot start processes without a GPU.
+        ConfigError: If its launcher cannot start processes without a GPU, or a data loader is not
+            a dict with a number of workers.
     """
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         if cfg.get(name):
+            _check_loader(name, cfg[name])
             set_loader_defaults(cfg[name])
+    hooks = cfg.get('default_hooks')
+    for name in [*hooks] if isinstance(hooks, dict) else []:
+        if (
+            hooks[name] is None and name not in _HOOKS_OF_MMENGINE
+        ):  # mmengine turns only its own off in this way
+            del hooks[name]
     state_statistics(cfg)
     if torch.cuda.is_available():
         use_fused_optimizer(cfg)
     elif cfg.get('launcher', 'none') != 'none':
         use_cpu_processes(cfg)
+
+
+def _check_loader(field: str, loader: Any) -> None:
+    if not isinstance(loader, dict):
+        raise ConfigError(f'{field}={loader!r}: must be a dict')
+    workers = loader.get('num_workers', 0)
+    if not is_number(workers, int):
+        raise ConfigError(f'{field}.num_workers={workers!r}: must be a number of processes')
 
 
 def set_loader_defaults(loader: dict) -> None:

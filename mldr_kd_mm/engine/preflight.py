@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import logging
+import multiprocessing
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +16,7 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.evaluator import DumpResults, Evaluator
-from mmengine.hooks import CheckpointHook, EarlyStoppingHook, Hook
+from mmengine.hooks import CheckpointHook, EarlyStoppingHook, EMAHook, Hook
 from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from mmengine.registry import init_default_scope
@@ -27,10 +29,11 @@ from mmengine.runner import (
     ValLoop,
 )
 from mmengine.runner.priority import get_priority
+from mmengine.utils.dl_utils import set_multi_processing
 from mmengine.visualization import Visualizer
 from mmpretrain.models import ImageClassifier
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mldr_kd_mm.engine.arguments import RUNNER_FIELDS
 from mldr_kd_mm.engine.hooks.data_check import check_same_classes, check_steps
@@ -56,11 +59,13 @@ from mldr_kd_mm.registry import (
 from mldr_kd_mm.utils.checkpoint import load_checkpoint
 from mldr_kd_mm.utils.errors import (
     ConfigError,
+    check_choice,
     check_config,
     check_not_negative,
     check_positive,
     describe,
     did_you_mean,
+    is_number,
     named,
 )
 from mldr_kd_mm.utils.logging import log_warnings_only
@@ -100,7 +105,10 @@ def preflight(cfg: Config, *fields: str) -> None:
         return
     check_utf8(config=Path(cfg.filename or '').name, work_dir=os.path.abspath(cfg.work_dir))
     cfg = copy.deepcopy(cfg)
-    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    scope = cfg.get('default_scope', 'mmengine')
+    if not isinstance(scope, str):
+        raise ConfigError(f'default_scope={scope!r}: must be the name of a package')
+    init_default_scope(scope)
     groups = [name for name, parts in _GROUPS.items() if set(parts) & {*fields}]
     with log_warnings_only(), preserve_global_rng(), _visualizer(cfg):
         _check_fields(cfg)
@@ -141,20 +149,40 @@ def check_strategy(cfg: Config) -> None:
 
 
 def _check_fields(cfg: Config) -> None:
-    """Refuse fields that are misspelt, since the Runner ignores them."""
+    """Check fields without a type, and refuse misspelt ones, since the Runner ignores them."""
     for field in cfg:
         hint = did_you_mean(field, RUNNER_FIELDS, cutoff=0.9)
         if hint and field not in RUNNER_FIELDS:
             raise ConfigError(f'{field}: nothing reads this field; {hint}')
-    randomness = cfg.get('randomness') or {}
+    randomness = cfg.get('randomness', dict(seed=None))
     _check_dicts(randomness=randomness)
     check_arguments(Runner.set_randomness, randomness, 'randomness')
-    if randomness.get('seed') is not None:
-        check_not_negative(**{'randomness.seed': randomness['seed']})
+    if randomness.get('seed') is not None or 'seed' not in randomness:
+        check_not_negative(**{'randomness.seed': randomness.get('seed')})
+    environment = cfg.get('env_cfg', {})
+    _check_dicts(env_cfg=environment)
+    processes = environment.get('mp_cfg', {})
+    _check_dicts(**{'env_cfg.mp_cfg': processes})
+    check_arguments(set_multi_processing, processes, 'env_cfg.mp_cfg')
+    method, threads = (
+        processes.get('mp_start_method', 'fork'),
+        processes.get('opencv_num_threads', 0),
+    )
+    check_choice(
+        multiprocessing.get_all_start_methods(), **{'env_cfg.mp_cfg.mp_start_method': method}
+    )
+    check_not_negative(**{'env_cfg.mp_cfg.opencv_num_threads': threads})
+    scaling = cfg.get('auto_scale_lr') or dict(base_batch_size=1)
+    _check_dicts(auto_scale_lr=scaling)
+    check_positive(**{'auto_scale_lr.base_batch_size': scaling.get('base_batch_size')})
+    level = cfg.get('log_level', 'INFO')
+    if not isinstance(logging.getLevelName(level), int):
+        raise ConfigError(f'log_level={level!r}: must be DEBUG, INFO, WARNING or ERROR')
     processor = cfg.get('log_processor')
     if processor is not None:
         _check_dicts(log_processor=processor)
         processor = processor if 'type' in processor else {'type': LogProcessor, **processor}
+        check_positive(**{'log_processor.window_size': processor.get('window_size', 10)})
         with part(processor, LOG_PROCESSORS, 'log_processor'):
             LOG_PROCESSORS.build(processor)
 
@@ -202,6 +230,8 @@ def _visualizer(cfg: Config) -> Iterator[None]:
         yield
         return
     cls = find_type(config, VISUALIZERS, 'visualizer')
+    if not (isinstance(cls, type) and issubclass(cls, Visualizer)):
+        raise ConfigError(f'visualizer.type={config["type"]!r}: must be a Visualizer')
     for field, backend in _listed(config.get('vis_backends') or [], 'visualizer.vis_backends'):
         with part({k: v for k, v in backend.items() if k != 'name'}, VISBACKENDS, field):
             pass
@@ -222,7 +252,8 @@ def _hooks(cfg: Config) -> Iterator[tuple[str, Hook]]:
     if not isinstance(defaults, Mapping):
         raise ConfigError(f'default_hooks={defaults!r}: must be a dict of name -> config of a hook')
     items = [(f'default_hooks.{name}', hook) for name, hook in defaults.items() if hook is not None]
-    for field, hook in [*items, *_listed(cfg.get('custom_hooks') or [], 'custom_hooks', Hook)]:
+    custom = [] if cfg.get('custom_hooks') is None else cfg.custom_hooks
+    for field, hook in [*items, *_listed(custom, 'custom_hooks', Hook)]:
         if isinstance(hook, Hook):
             yield field, hook
             continue
@@ -232,10 +263,19 @@ def _hooks(cfg: Config) -> Iterator[tuple[str, Hook]]:
             if hook.get('priority') is not None:
                 get_priority(hook['priority'])
             built = HOOKS.build(config)
+            if isinstance(built, EMAHook):  # it builds the average when training begins
+                MODELS.build(built.ema_cfg, default_args=dict(model=nn.Identity()))
+        if not isinstance(built, Hook):
+            raise ConfigError(f'{field}.type={hook["type"]!r}: must be a Hook')
+        if isinstance(built, CheckpointHook):
+            check_arguments(Runner.save_checkpoint, built.args, field)
+            if not is_number(built.interval, int):
+                raise ConfigError(f'{field}.interval={built.interval!r}: must be an integer')
         yield field, built
 
 
 def _build_model(cfg: Config) -> nn.Module:
+    check_config(model=cfg.model)
     if cfg.get('data_preprocessor'):
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
     with building(cfg.model, 'model'):
@@ -265,6 +305,7 @@ def _check_load_from(cfg: Config, model: nn.Module, trains: bool) -> None:
 def _build_optim_wrapper(cfg: Config, model: nn.Module) -> OptimWrapper:
     check_strategy(cfg)
     config = cfg.optim_wrapper
+    _check_dicts(optim_wrapper=config)
     optimizer = config.get('optimizer')
     if optimizer is not None:
         find_type(optimizer, OPTIMIZERS, 'optim_wrapper.optimizer')
@@ -303,10 +344,10 @@ def _check_data(
 def _build_loader(config: Any, field: str) -> DataLoader:
     if isinstance(config, DataLoader):
         return config
-    for name in ('dataset', 'sampler'):
-        value = config.get(name)
-        if value is None or isinstance(value, Mapping):
-            check_config(**{f'{field}.{name}': value})
+    for name, kind in (('dataset', Dataset), ('sampler', Sampler)):
+        if not isinstance(config.get(name), kind):
+            check_config(**{f'{field}.{name}': config.get(name)})
+    check_positive(**{f'{field}.batch_size': config.get('batch_size')})
     check_arguments(DataLoader, [name for name in config if name not in _OF_RUNNER], field)
     dataset = config['dataset']
     if isinstance(dataset, Mapping):
@@ -395,8 +436,8 @@ def _try_metrics(
         predictions = model.val_step(batch)
     scores = [sample.get('pred_score') for sample in predictions if 'pred_score' in sample]
     for path, value in find_fields(cfg[field], 'topk', field):
-        largest = max(value) if isinstance(value, (list, tuple)) else value
-        if scores and largest > len(scores[0]):
+        counts = value if isinstance(value, (list, tuple)) else [value]
+        if scores and any(is_number(k) and k > len(scores[0]) for k in counts):
             raise ConfigError(
                 f'{path}={value!r}: must be at most {len(scores[0])}, the number of classes'
             )

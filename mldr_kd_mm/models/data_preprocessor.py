@@ -176,8 +176,8 @@ def state_statistics(cfg: Config) -> None:
     Args:
         cfg: The config; it is changed.
     """
-    model = cfg.get('model') or {}
-    student = model.get('student') if 'teacher' in model else model
+    model = cfg.get('model')
+    student = model.get('student') if isinstance(model, dict) and 'teacher' in model else model
     if not isinstance(student, dict) or not isinstance(model.get('data_preprocessor', {}), dict):
         return  # the model reports it
     shared = model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
@@ -254,7 +254,7 @@ def _file_of(classifier: Mapping[str, Any]) -> str | None:
     """Return the file whose weights the config of a classifier loads."""
     if classifier.get('checkpoint_path'):
         return classifier['checkpoint_path']
-    for part in (classifier, classifier.get('backbone') or {}):
+    for part in filter(_is_dict, (classifier, classifier.get('backbone'))):
         init_cfg = part.get('init_cfg')
         for each in init_cfg if isinstance(init_cfg, list) else [init_cfg]:
             if isinstance(each, dict) and each.get('type') == 'Pretrained':
@@ -330,9 +330,13 @@ def _of_timm(classifier: Mapping[str, Any], num_classes: int | None = None) -> S
     return read_pretrained_cfg(fields, f"timm's for {name}")
 
 
+def _is_dict(part: Any) -> bool:
+    return isinstance(part, Mapping)
+
+
 def _timm_part(classifier: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Return the part of a classifier's config that names a model of timm."""
-    for part in (classifier, classifier.get('backbone') or {}):
+    for part in filter(_is_dict, (classifier, classifier.get('backbone'))):
         if re.search(r"(TimmClassifier|TIMMBackbone)('>)?$", str(part.get('type'))):
             return part
     return None

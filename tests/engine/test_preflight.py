@@ -12,6 +12,7 @@ from mmengine.visualization import Visualizer
 from mmpretrain.datasets import BaseDataset
 
 from mldr_kd_mm import ConfigError
+from mldr_kd_mm.engine.launch import fit_to_machine
 from mldr_kd_mm.engine.preflight import preflight
 from mldr_kd_mm.registry import DATASETS, HOOKS, MODELS
 from mldr_kd_mm.utils.random import preserve_global_rng
@@ -79,7 +80,7 @@ MISTAKES = {
     'train_dataloader.dataset.spilt=train': (
         'train_dataloader.dataset.spilt: Digits takes no such argument; did you mean split?'
     ),
-    'val_dataloader.batch_size=0': 'val_dataloader: ',
+    'val_dataloader.batch_size=0': 'val_dataloader.batch_size=0: must be a positive integer',
     # Schedule
     'train_cfg.val_interval=0': 'train_cfg.val_interval=0: must be a positive integer',
     'train_cfg.max_epochs=0': 'train_cfg.max_epochs=0: must be a positive integer',
@@ -101,6 +102,17 @@ MISTAKES = {
     ),
     'optim_wraper.clip_grad=1': 'optim_wraper: nothing reads this field; did you mean optim_w',
     'randomness.sed=1': 'randomness.sed: set_randomness takes no such argument; did you mean seed?',
+    'randomness=None': 'randomness=None: must be a dict',
+    'randomness.seed=x': "randomness.seed='x': must be a non-negative number",
+    'env_cfg.mp_cfg.mp_start_method=thread': (
+        "env_cfg.mp_cfg.mp_start_method='thread': must be 'fork' or"
+    ),
+    'env_cfg=fork': "env_cfg='fork': must be a dict",
+    'env_cfg.mp_cfg.opencv_num_threads=x': (
+        "env_cfg.mp_cfg.opencv_num_threads='x': must be a non-negative number"
+    ),
+    'env_cfg.mp_cfg.threads=1': 'env_cfg.mp_cfg.threads: set_multi_processing takes no such',
+    'default_scope=1': 'default_scope=1: must be the name of a package',
     # Hooks
     'default_hooks.checkpoint.intervall=5': (
         'default_hooks.checkpoint.intervall: AtomicCheckpointHook takes no such argument; did you '
@@ -117,6 +129,27 @@ MISTAKES = {
         "default_hooks.logger='LoggerHook': must be a dict with a type"
     ),
     'custom_hooks.type=EMAHok': "custom_hooks.0.type: there is no hook 'EMAHok'; did you mean EMA",
+    'custom_hooks=0': 'custom_hooks=0: must be a list of dicts with a type',
+    'default_hooks.logger.interval=often': 'default_hooks.logger: interval must be an integer',
+    'default_hooks.checkpoint.interval=[1]': (
+        'default_hooks.checkpoint.interval=[1]: must be an integer'
+    ),
+    'default_hooks.checkpoint.interal_=1': (
+        'default_hooks.checkpoint.interal_: AtomicCheckpointHook takes no such argument; did you'
+    ),
+    'default_hooks.checkpoint.keep=1': (
+        'default_hooks.checkpoint.keep: save_checkpoint takes no such argument'
+    ),
+    'default_hooks.ema.decay=0.9': ('default_hooks.ema.decay: EMAHook takes no such argument'),
+    'default_hooks.ema.momentum=2': 'default_hooks.ema: momentum must be in range',
+    'auto_scale_lr=64': 'auto_scale_lr=64: must be a dict',
+    'auto_scale_lr.base_batch_size=0': 'auto_scale_lr.base_batch_size=0: must be a positive',
+    'log_level=LOUD': "log_level='LOUD': must be DEBUG, INFO, WARNING or ERROR",
+    'log_processor.window_size=0.5': 'log_processor.window_size=0.5: must be a positive integer',
+    'train_dataloader.batch_size=None': (
+        'train_dataloader.batch_size=None: must be a positive integer'
+    ),
+    'optim_wrapper=SGD': "optim_wrapper='SGD': must be a dict",
     'custom_hooks.priority=SOMETIMES': 'custom_hooks.0: ',
     'custom_hooks.monitor=accuracy/top7': (
         "custom_hooks.0.monitor='accuracy/top7': no metric of val_evaluator"
@@ -134,6 +167,7 @@ MISTAKES = {
     'val_evaluator.top_k=1': 'val_evaluator.top_k: Accuracy takes no such argument; did you mean',
     # Visualizer
     'visualizer=5': 'visualizer=5: must be a dict with a type',
+    'visualizer.type=Accuracy': "visualizer.type: there is no visualizer 'Accuracy'; ",
     'visualizer.vis_backends=LocalVisBackend': (
         "visualizer.vis_backends='LocalVisBackend': must be a list of dicts with a type"
     ),
@@ -158,6 +192,8 @@ MISTAKES = {
     ),
     'model.head.lss=1': 'model.head.lss: LinearClsHead takes no such argument; did you mean loss?',
     'model.backbone.type=RestNet': "model.backbone.type: there is no model 'RestNet'; did you mean",
+    'model=1': 'model=1: must be a dict with a type',
+    'train_dataloader.dataset=1': 'train_dataloader.dataset=1: must be a dict with a type',
     'model.head.num_classes=7': 'model: the loss of the first images: Target ',
 }
 # What an example needs to be a mistake of its field alone.
@@ -168,6 +204,7 @@ NEEDED = {
     'default_hooks.checkpoint': {
         'default_hooks.checkpoint': dict(type='AtomicCheckpointHook', save_best='accuracy/top1')
     },
+    'default_hooks.ema': {'default_hooks.ema': dict(type='EMAHook', momentum=0.1)},
     'visualizer': dict(
         visualizer=dict(type='UniversalVisualizer', vis_backends=dict(type='LocalVisBackend'))
     ),
@@ -199,6 +236,28 @@ def test_what_the_mistakes_are_made_in_is_right(config):
     for each in NEEDED.values():
         fields |= each
     preflight(config(**fields), *FIELDS)
+
+
+@pytest.mark.parametrize(
+    ('loader', 'message'),
+    [
+        (True, 'val_dataloader=True: must be a dict'),
+        (
+            dict(num_workers='all'),
+            "val_dataloader.num_workers='all': must be a number of processes",
+        ),
+    ],
+)
+def test_loader_that_cannot_be_completed(loader, message):
+    with pytest.raises(ConfigError, match=message):
+        fit_to_machine(Config(dict(val_dataloader=loader)))
+
+
+def test_any_default_hook_can_be_turned_off():
+    hooks = dict(timer=None, figures=None, logger=dict(type='LoggerHook'))
+    cfg = Config(dict(default_hooks=hooks))
+    fit_to_machine(cfg)
+    assert cfg.default_hooks == dict(timer=None, logger=dict(type='LoggerHook'))
 
 
 class TestSamples:
