@@ -171,9 +171,10 @@ class Campaign:
         return sorted(paths, key=lambda path: path.stat().st_mtime)
 
     def _is_at_its_end(self) -> bool:
-        return (self.folder / 'run' / f'found{self.processes - 1}.pt').exists() and (
-            self.checkpoints / f'epoch_{self.epochs}.pth'
-        ).exists()
+        results = (self.folder / 'run' / f'found{rank}.pt' for rank in range(self.processes))
+        return (self.checkpoints / f'epoch_{self.epochs}.pth').exists() and all(
+            path.exists() for path in results
+        )
 
     def _compare(self, wanted: list[dict]) -> None:
         assert_same(found(self.folder / 'run', self.processes), wanted)

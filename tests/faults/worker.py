@@ -90,5 +90,7 @@ def train(rank: int, processes: int, folder: Path, fault: dict | None) -> int:
         best=runner.message_hub.runtime_info.get('best_score'),
         batches=batches.seen,
     )
-    torch.save(found, folder / f'found{rank}.pt')
+    # A kill must not leave half a result.
+    torch.save(found, folder / f'unfinished{rank}.pt')
+    (folder / f'unfinished{rank}.pt').rename(folder / f'found{rank}.pt')
     return code
