@@ -319,6 +319,32 @@ FAULTS = [
         [
             ("_check_classes(num_classes, teacher_probe['logits'].shape[-1])", 'pass'),
             ("if 'logits' in self._teacher_names and classes[0] != classes[1]:", 'if False:'),
+            ('            if classes[0] != classes[1]:', '            if False:'),
+        ],
+    ),
+    Fault(
+        "ArcFace's margin in the compared logits",
+        'test_student.py',
+        [('self._repeats_head = True', 'pass')],
+    ),
+    Fault(
+        'converting a copy converts the shared teacher',
+        'test_classifier.py',
+        [('        self._is_shared = True\n', '')],
+    ),
+    Fault(
+        'teacher runs after distillation was stopped',
+        'test_stop_distill.py',
+        [('if self.distillation_stopped:', 'if False:')],
+    ),
+    Fault(
+        'OFA: soft labels as they are',
+        'test_ofa.py test_all.py',
+        [
+            (
+                'target = F.one_hot(class_of(target, teacher), teacher.shape[1])',
+                'target = target if target.dim() > 1 else F.one_hot(target, teacher.shape[1])',
+            )
         ],
     ),
     Fault(
