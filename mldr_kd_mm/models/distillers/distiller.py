@@ -330,8 +330,8 @@ class Distiller(BaseClassifier):
             of_student = of_student._replace(tensors=of_student.tensors | outputs)
         for entry in self.losses:
             entry.build(of_student, of_teacher)
-            if student.is_multi_label:
-                entry.check_multi_label(type(self.student.head).__name__)
+            if not student.predicts_one_class:
+                entry.check_needs_no_class(type(self.student.head).__name__)
         self.data_preprocessor.register_forward_pre_hook(
             partial(check_labels, num_classes=num_classes)
         )

@@ -119,11 +119,11 @@ class LossEntry(nn.Module):
             self._build(student, teacher)
         return self
 
-    def check_multi_label(self, head: str) -> None:
+    def check_needs_no_class(self, head: str) -> None:
         """Refuse a loss that needs one class for each image.
 
         Args:
-            head: Name of the student's head, which predicts any number of classes.
+            head: Name of the student's head, which predicts several classes or none.
 
         Raises:
             ConfigError: If the loss compares distributions over the classes, or reads ``target``.
@@ -131,8 +131,8 @@ class LossEntry(nn.Module):
         loss = self.losses[0]
         if getattr(loss, 'compares_logits', False) or 'target' in self.needs:
             raise ConfigError(
-                f'losses: {self.name}: {type(loss).__name__} needs one class for each image, but '
-                f"the student's {head} predicts any number; use a loss of features"
+                f'losses: {self.name}: {type(loss).__name__} needs one class for each image, which '
+                f"the student's {head} does not predict; use a loss of features"
             )
 
     def forward(

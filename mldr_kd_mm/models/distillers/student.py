@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from mmpretrain.models import ImageClassifier
-from mmpretrain.models.heads import MultiLabelClsHead
+from mmpretrain.models.heads import MultiLabelClsHead, RegressionHead
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
@@ -32,7 +32,8 @@ class Student(TappedModel):
     def __init__(self, model: nn.Module, recorder: FeatureRecorder) -> None:
         super().__init__(model, recorder)
         self.has_head = not isinstance(model, ImageClassifier) or model.with_head
-        self.is_multi_label = isinstance(getattr(model, 'head', None), MultiLabelClsHead)
+        head = getattr(model, 'head', None)
+        self.predicts_one_class = not isinstance(head, (MultiLabelClsHead, RegressionHead))
         self._repeats_head = False
 
     @property

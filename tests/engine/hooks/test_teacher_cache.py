@@ -13,9 +13,11 @@ from helpers import NORMALIZATION, mldr, resnet, run_ranks, runner_config, vit
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
+from mmpretrain.engine import SwitchRecipeHook
 
 from mldr_kd_mm import ConfigError
 from mldr_kd_mm.engine.hooks import TeacherCacheHook
+from mldr_kd_mm.engine.hooks.teacher_cache import _check_recipes
 from mldr_kd_mm.registry import MODELS
 
 PIPELINE = [
@@ -336,6 +338,26 @@ def test_refuses(teacher, tmp_path, change, message):
         Run(config).open_cache()
     assert '\n' not in str(caught.value)
     assert not (tmp_path / 'cache').exists()
+
+
+@pytest.mark.parametrize(
+    ('change', 'is_refused'),
+    [
+        (dict(batch_augments=None), True),
+        (dict(train_pipeline=PIPELINE), True),
+        (dict(loss=dict(type='CrossEntropyLoss')), False),
+    ],
+    ids=str,
+)
+def test_a_recipe_that_changes_the_images(change, is_refused):
+    init_default_scope('mldr_kd_mm')
+    hook = SwitchRecipeHook([dict(action_epoch=2, **change)])
+    if not is_refused:
+        return _check_recipes([hook])
+    with pytest.raises(
+        ConfigError, match=f'^teacher_cache: SwitchRecipeHook changes {[*change][0]},'
+    ):
+        _check_recipes([hook])
 
 
 def test_a_batch_without_views(recorded, teacher, tmp_path):

@@ -152,10 +152,18 @@ class TestMultiLabel:
     def test_losses_that_need_one_class(self, loss):
         with pytest.raises(
             ConfigError,
-            match=f'^losses: kd: {loss} needs one class for each image, but the student.s '
-            'MultiLabelLinearClsHead predicts any number; use a loss of features$',
+            match=f'^losses: kd: {loss} needs one class for each image, which the '
+            "student's MultiLabelLinearClsHead does not predict; use a loss of features$",
         ):
             MODELS.build(mldr(neck=None, losses=[dict(loss=dict(type=loss))], **self.models()))
+
+    def test_regression(self):
+        head = dict(type='LinearRegressionHead', in_channels=64, num_classes=NUM_CLASSES)
+        student = resnet() | dict(head=head)
+        with pytest.raises(
+            ConfigError, match="the student's LinearRegressionHead does not predict"
+        ):
+            MODELS.build(mldr(student=student, neck=None, losses=[KD]))
 
     def test_run_with_other_metrics(self, tmp_path):
         loss = dict(loss=dict(type='RKDLoss'), student='feature', teacher='feature')
