@@ -6,7 +6,6 @@ import copy
 import inspect
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +27,7 @@ from mldr_kd_mm.apis.recipe import (
 from mldr_kd_mm.apis.teacher_record import is_recorded, record_teacher, teacher_fingerprint
 from mldr_kd_mm.engine.launch import fit_to_machine, start
 from mldr_kd_mm.engine.preflight import preflight
-from mldr_kd_mm.engine.work_dir import claim_work_dir
+from mldr_kd_mm.engine.work_dir import claim_work_dirs
 from mldr_kd_mm.evaluation.logged_run import ACCURACY
 from mldr_kd_mm.utils.checkpoint import read_weights
 from mldr_kd_mm.utils.errors import check_choice, check_switch
@@ -232,23 +231,26 @@ def distill(
     if parsed.trains_teacher:
         checked.model.teacher_checkpoint = None
     preflight(checked, *_FIELDS)
-    with ExitStack() as stack:
-        stack.enter_context(claim_work_dir(cfg, resume, overwrite))
-        if baseline:
-            baseline_cfg = baseline_config(cfg)
-            stack.enter_context(claim_work_dir(baseline_cfg, resume, overwrite))
+    runs = [(cfg, resume)]
+    if baseline:
+        baseline_cfg = baseline_config(cfg)
+        runs.append((baseline_cfg, resume))
+    if parsed.trains_teacher:
+        teacher_cfg = teacher_config(parsed, images, teacher_model, cfg)
+        checkpoint = Path(cfg.model.teacher_checkpoint)
+        facts = teacher_fingerprint(parsed, images, teacher_cfg)
+        # The facts about a module do not include its weights.
+        is_module = isinstance(parsed.teacher, nn.Module)
+        is_trained = not is_module and is_recorded(checkpoint, facts)
+        is_kept = is_trained or (resume and checkpoint.is_file())
+        if not is_kept:
+            preflight(teacher_cfg, *_FIELDS)
+        runs.append((teacher_cfg, resume or is_trained))
+    with claim_work_dirs(runs, overwrite):
         if parsed.trains_teacher:
-            teacher_cfg = teacher_config(parsed, images, teacher_model, cfg)
-            checkpoint = Path(cfg.model.teacher_checkpoint)
-            facts = teacher_fingerprint(parsed, images, teacher_cfg)
-            # The facts about a module do not include its weights.
-            is_module = isinstance(parsed.teacher, nn.Module)
-            is_trained = not is_module and is_recorded(checkpoint, facts)
-            stack.enter_context(claim_work_dir(teacher_cfg, resume or is_trained, overwrite))
-            if is_trained or (resume and checkpoint.is_file()):
+            if is_kept:
                 _log_reuse(checkpoint, is_trained)
             else:
-                preflight(teacher_cfg, *_FIELDS)
                 _train_teacher(parsed, teacher_model, teacher_cfg, str(checkpoint), resume)
                 record_teacher(checkpoint, facts)
         result = _result(cfg, _train(cfg, resume).message_hub, export)

@@ -17,7 +17,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from mldr_kd_mm.engine.hooks import AtomicCheckpointHook, LoadWeightsHook, StopSignalHook
-from mldr_kd_mm.engine.work_dir import claim_work_dir
+from mldr_kd_mm.engine.work_dir import claim_work_dirs
 from mldr_kd_mm.models.data_preprocessor import state_statistics
 from mldr_kd_mm.models.weights import use_counted_loading
 from mldr_kd_mm.utils.atomic_files import atomic_write
@@ -168,7 +168,7 @@ def run(cfg: Config, task: str, overwrite: bool = False) -> None:
     over_gloo = cfg.launcher != 'none' and not torch.cuda.is_available()
     with ExitStack() as stack:
         if task == 'train' and is_rank_0(cfg):
-            stack.enter_context(claim_work_dir(cfg, _continues_run(cfg), overwrite))
+            stack.enter_context(claim_work_dirs([(cfg, _continues_run(cfg))], overwrite))
         join_processes(cfg, over_gloo)
         code = _exit_code_of(cfg, task)
     leave(code, over_gloo)

@@ -7,8 +7,8 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,32 +24,40 @@ _held: dict[tuple[int, Path], IO] = {}
 
 
 @contextmanager
-def claim_work_dir(cfg: Config, resume: bool, overwrite: bool) -> Iterator[None]:
-    """Hold the work directory of a run that this process starts.
+def claim_work_dirs(runs: Sequence[tuple[Config, bool]], overwrite: bool) -> Iterator[None]:
+    """Hold the work directories of the runs that this process starts.
+
+    Nothing is deleted unless all directories can be used.
 
     Args:
-        cfg: Config of the run. Its ``work_dir`` is created if necessary.
-        resume: Whether the run continues an earlier one.
-        overwrite: Whether to delete the checkpoints of an earlier run. A resumed run keeps them.
+        runs: Config of each run, and whether it continues an earlier one, whose checkpoints are
+            then kept. The ``work_dir`` is created if necessary.
+        overwrite: Whether to delete the checkpoints of the other earlier runs.
 
     Raises:
-        ConfigError: Another process is training there, the directory has checkpoints of an earlier
-            run and both switches are off, or the config reads a checkpoint that would be deleted.
+        ConfigError: Another process is training there, a directory has checkpoints of an earlier
+            run and ``overwrite`` is off, or a config reads a checkpoint that would be deleted.
     """
-    is_new = lock_work_dir(cfg.work_dir)
-    try:
-        earlier = [] if resume else _list_run(Path(cfg.work_dir))
-        if earlier and not overwrite:
-            raise ConfigError(
-                f'work_dir={cfg.work_dir!r}: has checkpoints of an earlier run; continue it with '
-                '--resume (resume=True), replace it with --overwrite (overwrite=True), or choose '
-                'another work directory'
-            )
-        _remove(earlier, cfg)
+    with ExitStack() as stack:
+        earlier = []
+        for cfg, continues in runs:
+            if lock_work_dir(cfg.work_dir):
+                stack.callback(unlock_work_dir, cfg.work_dir)
+            found = [] if continues else _list_run(Path(cfg.work_dir))
+            if found and not overwrite:
+                raise ConfigError(
+                    f'work_dir={cfg.work_dir!r}: has checkpoints of an earlier run; continue it '
+                    'with --resume (resume=True), replace it with --overwrite (overwrite=True), or '
+                    'choose another work directory'
+                )
+            _check_unread(found, cfg)
+            earlier += found
+        for path in earlier:
+            if path.is_dir() and not path.is_symlink():  # a checkpoint of DeepSpeed or FSDP
+                shutil.rmtree(path)
+            else:
+                path.unlink()
         yield
-    finally:
-        if is_new:
-            unlock_work_dir(cfg.work_dir)
 
 
 def lock_work_dir(work_dir: str) -> bool:
@@ -112,8 +120,8 @@ def _list_run(work_dir: Path) -> list[Path]:
     ]
 
 
-def _remove(checkpoints: list[Path], cfg: Config) -> None:
-    """Delete the checkpoints of a run, unless the config reads one of them."""
+def _check_unread(checkpoints: list[Path], cfg: Config) -> None:
+    """Refuse to delete a checkpoint that the config reads."""
     read = [Path(text) for text in _texts(cfg.to_dict())]
     for path in checkpoints:
         if any(file.name == path.name and file.resolve() == path.resolve() for file in read):
@@ -121,11 +129,6 @@ def _remove(checkpoints: list[Path], cfg: Config) -> None:
                 f'--overwrite would delete {path}, which the config reads; move it to another '
                 'directory'
             )
-    for path in checkpoints:
-        if path.is_dir() and not path.is_symlink():  # a checkpoint of DeepSpeed or FSDP
-            shutil.rmtree(path)
-        else:
-            path.unlink()
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -398,6 +398,14 @@ class TestReusedTeacher:
         assert run(teacher_lr=0.01, overwrite=True) == 'teacher'
         assert not (tmp_path / 'teacher/epoch_2.pth').exists()
 
+    def test_a_mistake_about_the_teacher_deletes_nothing(self, run, tmp_path):
+        (tmp_path / 'epoch_2.pth').touch()
+        torch.save({'state_dict': {'x': torch.zeros(1)}}, tmp_path / 'wrong.pth')
+        before = {*tmp_path.rglob('*.pth')}
+        with pytest.raises(ConfigError, match='0 weights matched'):
+            run(teacher_init=str(tmp_path / 'wrong.pth'), overwrite=True)
+        assert {*tmp_path.rglob('*.pth')} == before
+
     def test_what_counts(self, folder, tmp_path):
         options = parse_options(**ALONE, data=folder, epochs=2)
         images = read_training_images(options)

@@ -9,7 +9,7 @@ import pytest
 from mmengine.config import Config
 
 from mldr_kd_mm import ConfigError
-from mldr_kd_mm.engine.work_dir import LOCK, claim_work_dir, lock_work_dir, unlock_work_dir
+from mldr_kd_mm.engine.work_dir import LOCK, claim_work_dirs, lock_work_dir, unlock_work_dir
 
 RUN = ('epoch_3.pth', 'iter_40.pth', 'best_accuracy_top1_epoch_2.pth', 'last_checkpoint')
 OTHERS = ('pretrained.pth', 'my_epoch_3.pth', 'epoch_3.py', 'student.pth', 'teacher/epoch_3.pth')
@@ -20,7 +20,7 @@ def config(work_dir, **fields):
 
 
 def claim(work_dir, resume=False, overwrite=False, **fields):
-    with claim_work_dir(config(work_dir, **fields), resume, overwrite):
+    with claim_work_dirs([(config(work_dir, **fields), resume)], overwrite):
         return names(work_dir)
 
 
@@ -57,7 +57,7 @@ def in_child(function, *args):
 
 
 def test_a_second_process_is_told_who_is_training(tmp_path):
-    with claim_work_dir(config(tmp_path), False, False):
+    with claim_work_dirs([(config(tmp_path), False)], False):
         message = in_child(lock_work_dir, str(tmp_path))
         relative = in_child(lock_work_dir, os.path.relpath(tmp_path))
         elsewhere = in_child(lock_work_dir, str(tmp_path / 'other'))
@@ -69,7 +69,7 @@ def test_a_second_process_is_told_who_is_training(tmp_path):
 
 
 def test_a_run_within_a_claimed_directory_leaves_the_claim(tmp_path):
-    with claim_work_dir(config(tmp_path), False, False):
+    with claim_work_dirs([(config(tmp_path), False)], False):
         assert lock_work_dir(str(tmp_path)) is False
         claim(tmp_path)
         assert 'is training here' in in_child(lock_work_dir, str(tmp_path))
@@ -137,6 +137,18 @@ def test_overwriting_keeps_what_the_config_reads(used, monkeypatch, place):
     with pytest.raises(ConfigError, match=r'would delete .*epoch_3.pth, which the config reads'):
         claim(used, overwrite=True, **fields)
     assert names(used) == before
+
+
+def test_overwriting_needs_all_directories(used, tmp_path_factory):
+    other = tmp_path_factory.mktemp('other')
+    (other / 'epoch_1.pth').write_text('')
+    runs = [(config(used), False), (config(other, load_from=str(other / 'epoch_1.pth')), False)]
+    before = names(used)
+    with pytest.raises(ConfigError, match='which the config reads'):
+        with claim_work_dirs(runs, True):
+            pass
+    assert names(used) == before
+    assert in_child(lock_work_dir, str(used)) == ''
 
 
 @pytest.mark.parametrize('name', ['file', 'file/below'])
