@@ -7,7 +7,11 @@ import pytest
 import torch
 from helpers import NORMALIZATION, mldr, resnet, runner_config
 from mmengine.config import Config, DictAction
+from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
+from mmengine.model import BaseModel
+from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.visualization import Visualizer
 from mmpretrain.datasets import BaseDataset
 
@@ -87,6 +91,7 @@ MISTAKES = {
     'train_cfg.max_epoch=3': (
         'train_cfg.max_epoch: EpochBasedTrainLoop takes no such argument; did you mean max_epochs?'
     ),
+    'train_cfg.type=EpochBasedTrainLoop': 'train_cfg.by_epoch: must not be set beside a type',
     'train_cfg.by_epoch=None': 'train_cfg: must have by_epoch=True with max_epochs, or',
     'param_scheduler.type=LinearRL': (
         "param_scheduler.0.type: there is no parameter scheduler 'LinearRL'; did you mean LinearLR"
@@ -352,3 +357,89 @@ def test_a_dump_of_predictions_is_not_written(config, tmp_path):
     dump = dict(type='DumpResults', out_file_path=str(tmp_path / 'out.pkl'))
     preflight(config(val_evaluator=[dict(type='Accuracy', topk=1), dump]), *FIELDS)
     assert list(tmp_path.iterdir()) == []
+
+
+class OwnMetric(BaseMetric):
+    """Number of samples, which must be three or more."""
+
+    def process(self, data_batch, data_samples):
+        self.results += list(data_samples)
+
+    def compute_metrics(self, results):
+        torch.tensor([float(sample['pred_score'][0]) for sample in results]).topk(3)
+        return dict(own=len(results))
+
+
+class OwnModel(BaseModel):
+    """Model without mmpretrain's samples, with a gradient in its loss or its own step."""
+
+    def __init__(self, data_preprocessor=None):
+        super().__init__(data_preprocessor)
+        self.weight = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        outputs = inputs.float().mean((1, 2, 3)) * self.weight
+        if mode != 'loss':
+            return outputs
+        (gradient,) = torch.autograd.grad(outputs.sum(), self.weight, create_graph=True)
+        return dict(loss=gradient.square())
+
+
+class OwnStep(OwnModel):
+    def train_step(self, data, optim_wrapper):
+        raise AssertionError('belongs to training')
+
+    def forward(self, inputs, data_samples=None, mode='tensor'):
+        assert mode != 'loss'
+        return super().forward(inputs, data_samples, mode)
+
+
+class OwnCount(BaseMetric):
+    def process(self, data_batch, data_samples):
+        self.results += list(data_samples)
+
+    def compute_metrics(self, results):
+        return dict(count=len(results))
+
+
+class TwoOptimizers:
+    def __init__(self, optim_wrapper_cfg, paramwise_cfg=None):
+        pass
+
+    def __call__(self, model):
+        parts = [[*model.backbone.parameters()], [*model.head.parameters()]]
+        wrappers = [OptimWrapper(torch.optim.SGD(part, 0.1)) for part in parts]
+        return OptimWrapperDict(backbone=wrappers[0], head=wrappers[1])
+
+
+class TestOwnParts:
+    """What a run accepts is not refused."""
+
+    def test_a_metric_that_needs_more_images(self, config, monkeypatch):
+        texts = []
+        log = 'mldr_kd_mm.engine.preflight.print_log'
+        monkeypatch.setattr(log, lambda text, *_: texts.append(text))
+        metrics = [dict(type='Accuracy', topk=1), dict(type=OwnMetric, prefix='own')]
+        cfg = config(val_evaluator=metrics)
+        cfg.default_hooks.checkpoint = dict(type='CheckpointHook', save_best='own/own', rule='greater')
+        preflight(cfg, *FIELDS)
+        assert len(texts) == 1 and texts[0].startswith('val_evaluator: not checked')
+
+    @pytest.mark.parametrize('model', [OwnModel, OwnStep])
+    def test_a_model_and_samples(self, config, model):
+        cfg = config()
+        cfg.model = dict(type=model)
+        cfg.data_preprocessor.type = 'ClsDataPreprocessor'
+        cfg.val_evaluator = dict(type=OwnCount, prefix='own')
+        preflight(cfg, *FIELDS)
+
+    def test_schedules_of_several_optimizers(self, config):
+        schedule = dict(type='StepLR', step_size=1)
+        cfg = config()
+        cfg.optim_wrapper = dict(constructor='TwoOptimizers')
+        cfg.param_scheduler = dict(backbone=schedule, head=[schedule])
+        OPTIM_WRAPPER_CONSTRUCTORS.register_module(module=TwoOptimizers, force=True)
+        preflight(cfg, *FIELDS)
+
+    def test_values_of_the_config_itself(self, config):
+        preflight(config(model2=dict(a=1), _model=1), *FIELDS)
