@@ -24,7 +24,8 @@ RECORD = 'teacher.json'
 def teacher_fingerprint(options: Options, images: ImageFolder, cfg: Config) -> str:
     """Return a hash of what decides a teacher's weights: images, model and options.
 
-    Images count by their names and sizes in bytes, wherever the folder is.
+    Images count as in :meth:`~mldr_kd_mm.datasets.ImageFolder.fingerprint`, wherever their folder
+    is.
 
     Args:
         options: The options of the run.

@@ -21,6 +21,9 @@ from mldr_kd_mm.datasets.splits import (
 from mldr_kd_mm.registry import DATASETS
 from mldr_kd_mm.utils.errors import ConfigError, is_number, printable
 from mldr_kd_mm.utils.logging import plural
+from mldr_kd_mm.utils.run_identity import hash_file
+
+_UNCOMPRESSED = ('.bmp', '.pgm', '.ppm', '.tif', '.tiff')
 
 
 @DATASETS.register_module()
@@ -111,11 +114,16 @@ class ImageFolder(FolderDataset):
         return [Path(path).relative_to(folder).as_posix() for path in paths]
 
     def fingerprint(self) -> str:
-        """Return a hash of the names and sizes of all images, 64 hexadecimal digits."""
+        """Return a hash of the names and sizes of all images, 64 hexadecimal digits.
+
+        Images in formats without compression, which often have the same size, count by content.
+        """
         state = hashlib.sha256()
         for index, name in enumerate(self.names()):
-            size = os.path.getsize(self.get_data_info(index)['img_path'])
-            state.update(os.fsencode(f'{name}\0{size}\n'))
+            path = self.get_data_info(index)['img_path']
+            is_raw = name.lower().endswith(_UNCOMPRESSED)
+            facts = hash_file(path) if is_raw else os.path.getsize(path)
+            state.update(os.fsencode(f'{name}\0{facts}\n'))
         return state.hexdigest()
 
     def _part(self, paths: list[Path], name: str) -> list[Path]:

@@ -58,16 +58,24 @@ def find_split_folders(root: Path) -> SplitFolders:
                 f"data_root='{root}': {_names(named)} must hold a folder of images for each class"
             )
         return SplitFolders(root, None)
+    flat = [folder for folder in named if folder not in splits and _has_images(folder)]
+    unlabelled = [folder for folder in flat if folder.name.lower() in TEST_NAMES]
     train = _only(root, splits, TRAIN_NAMES)
     if train is None:
         raise ConfigError(
             f"data_root='{root}': has {_names(splits)} but no train/; move the folders of the "
             'classes into train/'
         )
+    if flat != unlabelled:
+        raise ConfigError(
+            f"data_root='{root}': {_names([each for each in flat if each not in unlabelled])} must "
+            f'hold a folder of images for each class, as {_names(splits)} does; if it is a class, '
+            f'move all classes into {train.name}/'
+        )
     # The best epoch is chosen by the validation, so a test set is the last resort.
     val = _only(root, splits, VAL_NAMES) or _only(root, splits, TEST_NAMES)
     others = [folder for folder in folders if folder not in (train, val)]
-    classes = [folder for folder in others if folder not in splits and _has_images(folder)]
+    classes = [folder for folder in others if folder not in named and _has_images(folder)]
     if classes and val is None:
         raise ConfigError(
             f"data_root='{root}': {_names([train])} holds folders, as a split does, and "

@@ -71,6 +71,13 @@ class TestNames:
         read(tmp_path)
         assert 'not used: test/, unlabelled/' in warnings()
 
+    def test_images_without_labels_are_not_used(self, tmp_path, warnings):
+        split(tmp_path, 'train')
+        touch(tmp_path, 'test/1.png')
+        assert find_split_folders(tmp_path).val is None
+        assert read(tmp_path).CLASSES == ('a', 'b')
+        assert 'not used: test/' in warnings()
+
     def test_names_of_splits_are_classes_too(self, tmp_path):
         """CIFAR-100 has a class train."""
         touch(tmp_path, *(f'{name}/{i}.png' for name in ('bus', 'train', 'test') for i in (0, 1)))
@@ -83,6 +90,8 @@ class TestNames:
             (('Train/a/0.png', 'train/a/0.png', 'test/a/0.png'), "has 'Train' and 'train'; must"),
             (('train/a/0.png', 'val/a/0.png', 'dev/a/0.png'), "has 'dev' and 'val'; must have"),
             (('train/0.png', 'Test/0.png'), "'Test' and 'train' must hold a folder of images for"),
+            (('train/a/0.png', 'train/b/0.png', 'val/0.png', 'test/a/0.png', 'test/b/0.png'),
+             "'val' must hold a folder of images for each class"),
             (('train/steam/0.png', 'train/diesel/0.png', 'bus/0.png'), "'train' holds folders, .*"),
             (('a/train/0.png', 'a/val/1.png', 'b/train/0.png', 'b/val/1.png'), 'not CLASS/train/'),
             (('TrainSet/a/0.png', 'TrainSet/b/0.png', 'test_set/a/0.png', 'test_set/b/0.png'),
@@ -194,6 +203,18 @@ class TestFiles:
         assert here == there != read(root, 'val').fingerprint()
         (root / 'train/a/0.png').write_bytes(b'other')
         assert read(root).fingerprint() != there
+
+    def test_fingerprint_of_images_of_one_size(self, tmp_path):
+        root = touch(tmp_path, *(f'{name}/{i}.BMP' for name in 'ab' for i in range(20)))
+        before = read(root).fingerprint()
+        for path in root.rglob('*.BMP'):
+            path.write_text('')
+        assert read(root).fingerprint() == before
+        changed = Path(read(root).get_data_info(0)['img_path'])
+        changed.write_text('a')
+        one = read(root).fingerprint()
+        changed.write_text('b')
+        assert len({before, one, read(root).fingerprint()}) == 3
 
 
 RANDOM = np.random.default_rng(0)
