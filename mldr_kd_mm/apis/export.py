@@ -44,7 +44,13 @@ the largest logit (or to 1 if all are smaller)."""
 _ONNX_PACKAGES = ('onnx', 'onnxscript', 'onnxruntime')
 _WEIGHTS = ('.pth', '.safetensors')
 _GRAPHS = ('.pt2', '.onnx')  # ONNX comes last, because torch 2.6 changes the program it exports
-_FOLDER_FILES = ('model.safetensors', 'config.json', 'model.pth', 'config.py')
+_FOLDER_FILES = (
+    'model.safetensors',
+    'config.json',
+    'model.pth',
+    'config.py',
+    *(f'model{suffix}' for suffix in _GRAPHS),
+)
 _FOR_TRAINING = ('batch_augments', 'train_cfg')
 
 
@@ -152,7 +158,7 @@ def export_student(
         for kind in written:
             os.replace(folder / paths[kind].name, paths[kind])
     if overwrite and is_folder:
-        # An earlier student may have been of the other library.
+        # An earlier student may have been of the other library, and exported as a graph, too.
         for path in {target / name for name in _FOLDER_FILES} - {*paths.values()}:
             path.unlink(missing_ok=True)
     return Exported({paths[kind]: text for kind, text in written.items()}, tuple(notes))

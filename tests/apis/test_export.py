@@ -388,6 +388,8 @@ class TestFolder:
             student = timm(kind) if kind else resnet()
             checkpoint, _ = save_run(tmp_path, student, **validation())
             export_student(checkpoint, str(folder), overwrite=True)
+            (folder / 'model.onnx').touch()
+        export_student(checkpoint, str(folder), overwrite=True)
         assert {path.name for path in folder.iterdir()} == {'model.pth', 'config.py', 'README.md'}
         with pytest.raises(ConfigError, match=r'model\.pth.: exists already'):
             export_student(checkpoint, str(folder))
