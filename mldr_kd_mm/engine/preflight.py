@@ -38,7 +38,11 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mldr_kd_mm.engine.arguments import RUNNER_FIELDS
-from mldr_kd_mm.engine.hooks.data_check import check_same_classes, check_steps
+from mldr_kd_mm.engine.hooks.data_check import (
+    check_disjoint,
+    check_same_classes,
+    check_steps,
+)
 from mldr_kd_mm.engine.launch import is_rank_0
 from mldr_kd_mm.engine.parts import building, check_arguments, find_fields, find_type, part
 from mldr_kd_mm.models.distillers.batch import check_has_labels, refuse_one_image
@@ -124,7 +128,9 @@ def preflight(cfg: Config, *fields: str) -> None:
         wrapper = _build_optim_wrapper(cfg, model) if 'optim_wrapper' in fields else None
         loaders = {group: _check_data(cfg, group, model, wrapper, hooks) for group in groups}
         if {'train', 'val'} <= set(loaders):
-            check_same_classes(loaders['train'].dataset, loaders['val'].dataset)
+            train, val = (loaders[group].dataset for group in ('train', 'val'))
+            check_same_classes(train, val)
+            check_disjoint(train, val)
 
 
 def check_utf8(**names: str) -> None:

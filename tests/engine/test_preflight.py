@@ -421,7 +421,8 @@ class TestOwnParts:
         monkeypatch.setattr(log, lambda text, *_: texts.append(text))
         metrics = [dict(type='Accuracy', topk=1), dict(type=OwnMetric, prefix='own')]
         cfg = config(val_evaluator=metrics)
-        cfg.default_hooks.checkpoint = dict(type='CheckpointHook', save_best='own/own', rule='greater')
+        best = dict(save_best='own/own', rule='greater')
+        cfg.default_hooks.checkpoint = dict(type='CheckpointHook', **best)
         preflight(cfg, *FIELDS)
         assert len(texts) == 1 and texts[0].startswith('val_evaluator: not checked')
 

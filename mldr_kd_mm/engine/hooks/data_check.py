@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -16,6 +17,7 @@ from mmengine.runner import BaseLoop, Runner
 from torch.utils.data import DataLoader, IterableDataset
 
 from mldr_kd_mm.datasets import ImageFolder
+from mldr_kd_mm.datasets.folder import FolderDataset
 from mldr_kd_mm.registry import HOOKS
 from mldr_kd_mm.utils.atomic_files import atomic_write
 from mldr_kd_mm.utils.dist import unwrap_model
@@ -34,6 +36,7 @@ class DataCheckHook(Hook):
     - The run has at least one step.
     - Training and validation set have the same classes in the same order, and so have a checkpoint
       and the set that it is tested on.
+    - No image of a folder both trains and validates; if ``split='train'`` says so, it is a warning.
     - With ``auto_scale_lr.enable``, the batch is not larger than the training set.
     - Images that :class:`~mldr_kd_mm.datasets.ImageFolder` holds out are recorded in
       ``split.json`` in the work directory. In a resumed run, no image that was trained is now in
@@ -60,6 +63,7 @@ class DataCheckHook(Hook):
             return
         train, val = loader.dataset, runner.val_dataloader.dataset
         check_same_classes(train, val)
+        check_disjoint(train, val)
         if isinstance(train, ImageFolder) and isinstance(val, ImageFolder) and not train.val_folder:
             names = val.names()
             _check_split(runner, train.names(), names)
@@ -91,6 +95,41 @@ def check_same_classes(train: Any, val: Any) -> None:
         ConfigError: The classes differ.
     """
     _compare('train_dataloader.dataset', _classes(train), 'val_dataloader.dataset', _classes(val))
+
+
+def check_disjoint(train: Any, val: Any) -> None:
+    """Check that images of folders do not both train and validate.
+
+    Args:
+        train: The training set.
+        val: The validation set. Its ``split='train'``, the default, makes it a warning.
+
+    Raises:
+        ConfigError: They share images, as with different fractions or seeds of held-out images.
+    """
+    train, val = map(_without_wrappers, (train, val))
+    if not (isinstance(train, FolderDataset) and isinstance(val, FolderDataset)):
+        return
+    shared = _paths(train) & _paths(val)
+    if not shared:
+        return
+    text = (
+        f'val_dataloader.dataset: trains on {len(shared)} of its {plural(len(val), "image")}, such '
+        f'as {printable(min(shared))!r}, so the accuracy would be too high; '
+    )
+    if val.split != 'train':
+        raise ConfigError(f'{text}give both data sets the same val_fraction and seed')
+    print_log(f"{text}set split='val' for other images", 'current', logging.WARNING)
+
+
+def _without_wrappers(dataset: Any) -> Any:
+    while not isinstance(dataset, FolderDataset) and hasattr(dataset, 'dataset'):
+        dataset = dataset.dataset
+    return dataset
+
+
+def _paths(dataset: FolderDataset) -> set[str]:
+    return {os.path.abspath(dataset.get_data_info(i)['img_path']) for i in range(len(dataset))}
 
 
 def _compare(wanted: str, classes: Sequence, field: str, others: Sequence) -> None:

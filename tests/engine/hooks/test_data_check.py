@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers import image_folder, resnet, train
+from mmengine.dataset import RepeatDataset
 from mmengine.runner import TestLoop as Loop
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -156,6 +157,22 @@ class TestSplit:
         assert self.record(tmp_path) == before
         check(*self.splits(root, **change), work_dir=tmp_path)
         assert self.record(tmp_path) != before
+
+    @pytest.mark.parametrize('change', [dict(val_fraction=0.6), dict(seed=5)])
+    def test_no_image_both_trains_and_validates(self, root, tmp_path, change):
+        (train, _), (_, val) = self.splits(root), self.splits(root, **change)
+        for each in (train, RepeatDataset(train, 2)):
+            with pytest.raises(ConfigError, match='trains on .* images, .* the same val_fraction'):
+                check(each, val, work_dir=tmp_path)
+        assert not (tmp_path / RECORD).exists()
+
+    def test_validation_on_the_training_images(self, root, tmp_path, monkeypatch):
+        texts = []
+        log = 'mldr_kd_mm.engine.hooks.data_check.print_log'
+        monkeypatch.setattr(log, lambda text, *_: texts.append(text))
+        train, _ = self.splits(root)
+        check(train, train, work_dir=tmp_path)
+        assert len(texts) == 1 and texts[0].endswith("too high; set split='val' for other images")
 
     def test_a_teacher_of_another_split(self, root, tmp_path):
         teacher = tmp_path / 'teacher/epoch_1.pth'
