@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
+from mmengine.logging import print_log
 from mmpretrain.models import ImageClassifier
 from mmpretrain.models.heads import MultiLabelClsHead, RegressionHead
 from mmpretrain.structures import DataSample
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 from mldr_kd_mm.models.taps.recorder import FeatureRecorder
 from mldr_kd_mm.models.taps.stages import evaluation_mode, logits_tap
 from mldr_kd_mm.models.taps.tapped_model import TappedModel
-from mldr_kd_mm.utils.errors import ConfigError
+from mldr_kd_mm.utils.errors import ConfigError, describe
 
 
 class Student(TappedModel):
@@ -67,11 +69,12 @@ class Student(TappedModel):
     def find_logits(self, input_size: Sequence[int]) -> None:
         """Find where the student's loss computes what the student predicts.
 
-        The student predicts one random image and computes its loss, in evaluation mode. The
-        student's config may name the tap itself: ``taps=dict(logits=...)``.
+        The student predicts two random images and computes their loss, in evaluation mode. If the
+        loss cannot be computed, a warning says that the logits are not checked. The student's
+        config may name the tap itself: ``taps=dict(logits=...)``.
 
         Args:
-            input_size: (3, H, W) of the image.
+            input_size: (3, H, W) of the images.
 
         Raises:
             ConfigError: If the loss does not compute what the student predicts.
@@ -79,20 +82,28 @@ class Student(TappedModel):
         if not self.has_head or 'logits' in self.recorder.taps:
             return
         # The seed leaves the weights that are drawn afterwards unchanged.
-        image = torch.rand(1, *input_size, generator=torch.Generator().manual_seed(0))
-        image = image.to(next(self.model.parameters()))
+        images = torch.rand(2, *input_size, generator=torch.Generator().manual_seed(0))
+        images = images.to(next(self.model.parameters()))
+        failure = ''
         with evaluation_mode(self.model):
-            prediction = self.model(image, mode='tensor')
+            prediction = self.model(images, mode='tensor')
             if not isinstance(prediction, Tensor):
                 return  # The recorder reports it.
             with _modules_that_give(prediction, self.model) as paths:
                 try:
-                    self.model.loss(image, [_sample(self.model, prediction)])
-                except Exception:
-                    return  # It needs more than a label.
+                    self.model.loss(images, _samples(self.model, prediction))
+                except Exception as error:  # It may need more than labels.
+                    failure = describe(error)
         if logits_tap(self.model) in paths:
             return
-        if paths:
+        if failure:
+            print_log(
+                'student: its loss of random images cannot be computed, so its logits are not '
+                f'checked to be what it predicts; name them in taps=dict(logits=...): {failure}',
+                'current',
+                logging.WARNING,
+            )
+        elif paths:
             self.recorder.found['logits'] = paths[-1]
         elif type(self.model).loss is ImageClassifier.loss:
             self._repeats_head = True
@@ -136,11 +147,10 @@ def _modules_that_give(wanted: Tensor, model: nn.Module) -> Iterator[list[str]]:
             handle.remove()
 
 
-def _sample(model: nn.Module, prediction: Tensor) -> DataSample:
-    """Return a label in the form that batches have, which mixup and CutMix make soft."""
-    sample = DataSample().set_gt_label(0)
+def _samples(model: nn.Module, prediction: Tensor) -> list[DataSample]:
+    """Return labels in the form that batches have, which mixup and CutMix make soft."""
+    samples = [DataSample().set_gt_label(min(i, prediction.shape[1] - 1)) for i in range(2)]
     if getattr(model.data_preprocessor, 'batch_augments', None) is not None:
-        score = torch.zeros(prediction.shape[1])
-        score[0] = 1
-        sample.set_gt_score(score)
-    return sample.to(prediction.device)
+        for sample in samples:
+            sample.set_gt_score(torch.eye(prediction.shape[1])[sample.gt_label[0]])
+    return [sample.to(prediction.device) for sample in samples]

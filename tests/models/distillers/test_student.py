@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import NUM_CLASSES, batch, mldr, resnet, train
-from mmpretrain.models import BaseClassifier
+from mmpretrain.models import BaseClassifier, LinearClsHead
 from torch import nn
 from torch.testing import assert_close
 
@@ -75,6 +75,27 @@ class Functional(Wrapper):
         return 2 * self.net(images)
 
 
+@MODELS.register_module()
+class MarginOfPairs(LinearClsHead):
+    """Adds a margin in a loss of two or more images."""
+
+    def forward(self, feats, margin=0.0):
+        return self.fc(self.pre_logits(feats)) + margin
+
+    def loss(self, feats, data_samples, **kwargs):
+        (_, *_), margin = data_samples[1:], torch.arange(self.fc.out_features).to(feats[-1])
+        return self._get_loss(self(feats, margin), data_samples)
+
+
+@MODELS.register_module()
+class MarginOfWeights(MarginOfPairs):
+    """Weighs each image."""
+
+    def loss(self, feats, data_samples, **kwargs):
+        margin = torch.stack([sample.weight for sample in data_samples])
+        return self._get_loss(self(feats, margin), data_samples)
+
+
 def compare(model) -> None:
     """Check that KD compares what the student predicts."""
     model.student.eval()
@@ -125,6 +146,18 @@ class TestLogits:
             ConfigError, match='^student: no module in the loss of Functional gives the logits'
         ):
             build(dict(type=Functional))
+
+    def test_loss_that_compares_images(self):
+        compare(build(with_head('MarginOfPairs')))
+
+    def test_loss_that_needs_more_than_labels(self, monkeypatch):
+        texts = []
+        log = 'mldr_kd_mm.models.distillers.student.print_log'
+        monkeypatch.setattr(log, lambda text, *_: texts.append(text))
+        build(with_head('MarginOfPairs'))
+        assert texts == []
+        build(with_head('MarginOfWeights'))
+        assert len(texts) == 1 and 'loss of random images cannot be computed' in texts[0]
 
     def test_tap_of_the_config_wins(self):
         taps = dict(logits='net.fc')
