@@ -246,7 +246,7 @@ def test_a_terminal_gets_a_bar(copy_run):
     ('args', 'message'),
     [
         (['lost'], 'lost: must be the work directory of a run'),
-        (['lost', '--samples', '0'], 'samples=0: must be a positive integer'),
+        (['lost', '--samples', '0'], '--samples 0: must be a positive integer'),
     ],
 )
 def test_mistake_is_one_line(capsys, tmp_path, monkeypatch, args, message):
