@@ -114,10 +114,7 @@ class Options:
             value = getattr(self, field)
             if value is not None and not (is_number(value, int) and value >= 0):
                 raise ConfigError(f'{field}={value!r}: must be a non-negative integer')
-        if self.augmentation not in AUGMENTATIONS:
-            raise ConfigError(
-                f'augmentation={self.augmentation!r}: must be one of {", ".join(AUGMENTATIONS)}'
-            )
+        check_choice(AUGMENTATIONS, augmentation=self.augmentation)
         if self.visualizer is not None:
             check_choice(tuple(VISUALIZERS), visualizer=self.visualizer)
             if importlib.util.find_spec(self.visualizer) is None:

@@ -51,6 +51,7 @@ def record_teacher(checkpoint: Path, fingerprint: str) -> None:
         fingerprint: The result of :func:`teacher_fingerprint`.
 
     Raises:
+        ConfigError: The checkpoint cannot be read or is not of a training run.
         OSError: The record cannot be written.
     """
     with atomic_write(checkpoint.with_name(RECORD)) as file:

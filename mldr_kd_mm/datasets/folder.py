@@ -117,7 +117,7 @@ def _check_header(path: str, max_pixels: int | None, remedy: str) -> None:
 
 
 def _read_header(path: str) -> tuple[int, str]:
-    """Return the number of pixels and Pillow's name of how they are stored, such as RGB;16B."""
+    """Return the number of pixels and Pillow's name of their format, such as ``RGB RGB;16B``."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', Image.DecompressionBombWarning)
@@ -133,11 +133,11 @@ def _read_header(path: str) -> tuple[int, str]:
 
 
 def _lost_values(path: str, depth: str) -> str | None:
-    """Return what 8 bits would lose of an image, or None for nothing that matters."""
+    """Return why an image cannot be stored in 8 bits without a large loss; None if it can."""
     if ';16' in depth:
         image = cv2.imread(path, cv2.IMREAD_ANYDEPTH | cv2.IMREAD_COLOR)
         highest = 0 if image is None else int(image.max())  # the pipeline reports a damaged one
-        # The 8 highest bits are kept, so data of a camera with 10, 12 or 14 bits would be dark.
+        # The 8 highest bits are kept, so images of a 10-, 12- or 14-bit camera would be dark.
         if 0 < highest < 2**14:
             return f'it has 16 bits per channel, but values up to {highest} only'
     elif depth[:1] in ('F', 'I'):

@@ -24,7 +24,8 @@ class SplitFolders(NamedTuple):
 
     Attributes:
         train: Folder of the classes with the training images.
-        val: The same for validation; None if a part of ``train`` is held out.
+        val: Folder of the classes with the validation images; None if a part of ``train`` is held
+            out.
         unused: Names of the other folders beside them, such as ``test``.
     """
 

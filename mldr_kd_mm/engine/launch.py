@@ -50,9 +50,8 @@ def fit_to_machine(cfg: Config) -> None:
             set_loader_defaults(cfg[name])
     hooks = cfg.get('default_hooks')
     for name in [*hooks] if isinstance(hooks, dict) else []:
-        if (
-            hooks[name] is None and name not in _HOOKS_OF_MMENGINE
-        ):  # mmengine turns only its own off in this way
+        # mmengine accepts None only for its own hooks.
+        if hooks[name] is None and name not in _HOOKS_OF_MMENGINE:
             del hooks[name]
     state_statistics(cfg)
     if torch.cuda.is_available():

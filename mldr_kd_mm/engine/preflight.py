@@ -173,10 +173,8 @@ def _check_fields(cfg: Config) -> None:
     processes = environment.get('mp_cfg', {})
     _check_dicts(**{'env_cfg.mp_cfg': processes})
     check_arguments(set_multi_processing, processes, 'env_cfg.mp_cfg')
-    method, threads = (
-        processes.get('mp_start_method', 'fork'),
-        processes.get('opencv_num_threads', 0),
-    )
+    method = processes.get('mp_start_method', 'fork')
+    threads = processes.get('opencv_num_threads', 0)
     check_choice(
         multiprocessing.get_all_start_methods(), **{'env_cfg.mp_cfg.mp_start_method': method}
     )
@@ -345,7 +343,7 @@ def _check_data(
         return loader
     if group == 'train':
         _try_loss(cfg, model, batch)
-    elif 'type' not in cfg[f'{group}_cfg']:  # the metrics of another loop are its own matter
+    elif 'type' not in cfg[f'{group}_cfg']:  # another loop may compute metrics in its own way
         metrics = _try_metrics(cfg, group, model, batch, loader)
         if group == 'val' and metrics is not None:
             _check_monitors(cfg, hooks, metrics)
@@ -445,8 +443,7 @@ def _try_metrics(
     """Compute the metrics on predictions for the first images.
 
     Returns:
-        Their names; None if a metric of another package cannot be computed, which may need more
-        images.
+        Their names; None if a metric of another package fails, as it may need more images.
     """
     field = f'{group}_evaluator'
     evaluator = _build_evaluator(cfg[field], field)
@@ -471,7 +468,7 @@ def _try_metrics(
         except Exception as error:
             if all(_is_shipped(metric) for metric in evaluator.metrics):
                 raise
-            text = f'{field}: not checked, as two images are too few or wrong: {describe(error)}'
+            text = f'{field}: not checked, as it fails on two images: {describe(error)}'
             print_log(text, 'current', logging.WARNING)
     return None
 

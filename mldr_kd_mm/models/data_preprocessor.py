@@ -128,7 +128,7 @@ def with_statistics(
 
     Args:
         side: ``teacher`` or ``student``. A teacher gets the statistics of its weights. For a
-            student, differing ones are only reported: they belong into the config, which
+            student, differing ones are only reported: they belong in the config, which
             checkpoints store (:func:`state_statistics`).
         classifier: Config of the model. Its own ``data_preprocessor`` takes precedence.
         shared: Data preprocessor that both models share.

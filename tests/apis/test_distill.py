@@ -545,7 +545,7 @@ def test_models_and_method_as_dicts(folder, tmp_path):
         (dict(clip_grad=-5), 'clip_grad=-5: must be'),
         (dict(workers=-1), 'workers=-1'),
         (dict(seed=0.5), 'seed=0.5'),
-        (dict(augmentation='heavy'), "augmentation='heavy': must be one of recipe, light"),
+        (dict(augmentation='heavy'), "augmentation='heavy': must be 'recipe' or 'light'"),
         (dict(teacher_pretrained='no'), "teacher_pretrained='no': must be True or False"),
         (dict(speed=3), "no argument 'speed'; it takes teacher, student"),
     ],

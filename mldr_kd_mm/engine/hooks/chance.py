@@ -1,4 +1,4 @@
-"""Caution if a model has learned nothing."""
+"""Warning about a model that has learned nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mldr_kd_mm.registry import HOOKS
 
 @HOOKS.register_module()
 class ChanceHook(Hook):
-    """Warns if the teacher or the trained model is no better than a constant answer.
+    """Warns if the teacher or the trained model is no better than a constant prediction.
 
     The top-1 accuracy is compared with that of always predicting the most frequent class of the
     validation set, 100 % / C for C classes of equal size. The accuracy of the teacher is that of

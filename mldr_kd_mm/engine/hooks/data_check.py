@@ -36,7 +36,8 @@ class DataCheckHook(Hook):
     - The run has at least one step.
     - Training and validation set have the same classes in the same order, and so have a checkpoint
       and the set that it is tested on.
-    - No image of a folder both trains and validates; if ``split='train'`` says so, it is a warning.
+    - No image is in both the training and the validation folder; if the validation set has
+      ``split='train'``, it is a warning.
     - With ``auto_scale_lr.enable``, the batch is not larger than the training set.
     - Images that :class:`~mldr_kd_mm.datasets.ImageFolder` holds out are recorded in
       ``split.json`` in the work directory. In a resumed run, no image that was trained is now in
@@ -49,7 +50,7 @@ class DataCheckHook(Hook):
         """Check the data.
 
         Raises:
-            ConfigError: The data does not pass. Raised on all ranks.
+            ConfigError: A check fails. Raised on all ranks.
         """
         loader = runner.train_dataloader
         check_steps(loader)
@@ -98,7 +99,7 @@ def check_same_classes(train: Any, val: Any) -> None:
 
 
 def check_disjoint(train: Any, val: Any) -> None:
-    """Check that images of folders do not both train and validate.
+    """Check that training and validation folders have no image in common.
 
     Args:
         train: The training set.
@@ -114,8 +115,8 @@ def check_disjoint(train: Any, val: Any) -> None:
     if not shared:
         return
     text = (
-        f'val_dataloader.dataset: trains on {len(shared)} of its {plural(len(val), "image")}, such '
-        f'as {printable(min(shared))!r}, so the accuracy would be too high; '
+        f'val_dataloader.dataset: {len(shared)} of its {plural(len(val), "image")} are also in the '
+        f'training set, such as {printable(min(shared))!r}, so the accuracy would be too high; '
     )
     if val.split != 'train':
         raise ConfigError(f'{text}give both data sets the same val_fraction and seed')

@@ -98,8 +98,9 @@ class Student(TappedModel):
             return
         if failure:
             print_log(
-                'student: its loss of random images cannot be computed, so its logits are not '
-                f'checked to be what it predicts; name them in taps=dict(logits=...): {failure}',
+                f'student: its loss of random images cannot be computed ({failure}), so it is not '
+                'checked that the loss uses the logits that the student predicts; if it uses '
+                'others, name the tap of the predicted ones in taps=dict(logits=...)',
                 'current',
                 logging.WARNING,
             )

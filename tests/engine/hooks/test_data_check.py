@@ -162,7 +162,7 @@ class TestSplit:
     def test_no_image_both_trains_and_validates(self, root, tmp_path, change):
         (train, _), (_, val) = self.splits(root), self.splits(root, **change)
         for each in (train, RepeatDataset(train, 2)):
-            with pytest.raises(ConfigError, match='trains on .* images, .* the same val_fraction'):
+            with pytest.raises(ConfigError, match='in the training set, .* the same val_fraction'):
                 check(each, val, work_dir=tmp_path)
         assert not (tmp_path / RECORD).exists()
 
