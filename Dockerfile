@@ -23,7 +23,7 @@ RUN pip install --extra-index-url https://download.pytorch.org/whl/cpu \
     && rm -rf /tmp/mldr_kd_mm
 
 # Any user can run it. Downloaded weights are kept in the mounted folder.
-ENV HOME=/tmp HF_HOME=/work/.cache/huggingface TORCH_HOME=/work/.cache/torch
-WORKDIR /work
+ENV HOME=/tmp HF_HOME=/data/.cache/huggingface TORCH_HOME=/data/.cache/torch
+WORKDIR /data
 ENTRYPOINT ["mldr-kd"]
 CMD ["--help"]

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import NoReturn
 
@@ -207,8 +208,13 @@ def read_run(folder: Path, rank: int = 0, processes: int = 1) -> Config:
     config = Config(json.loads((folder / 'config.json').read_text()))
     if processes > 1:
         os.environ['LOCAL_RANK'] = str(rank)
+        # No launcher ends the others if a process is stopped before all have met here.
         torch.distributed.init_process_group(
-            'gloo', init_method=f'file://{folder / "store"}', rank=rank, world_size=processes
+            'gloo',
+            init_method=f'file://{folder / "store"}',
+            timeout=timedelta(seconds=90),
+            rank=rank,
+            world_size=processes,
         )
         config.launcher = 'pytorch'
         config.env_cfg = dict(dist_cfg=dict(backend='gloo'))

@@ -495,7 +495,10 @@ FAULTS = [
     Fault(
         'file of another run is removed',
         'faults/test_run_files.py',
-        [('or not self.identity.owns(origin):', 'or False:')],
+        [
+            ('or not self.identity.owns(origin):', 'or False:'),
+            ('and self.identity.owns(origin)', ''),
+        ],
     ),
     Fault(
         'restarted run takes the checkpoints of an earlier launch',
@@ -573,7 +576,10 @@ FAULTS = [
     Fault(
         'an earlier run is overwritten',
         'engine/test_work_dir.py test_train.py',
-        [('if earlier and not overwrite:', 'if False:')],
+        [
+            ('if earlier and not overwrite:', 'if False:'),
+            ('if found and not overwrite:', 'if False:'),
+        ],
     ),
     Fault(
         'resume: steps not seeded',

@@ -6,7 +6,6 @@ import copy
 import os
 import re
 from collections.abc import Mapping
-from difflib import get_close_matches
 from fnmatch import filter as matching
 from pathlib import Path
 from typing import IO, Any
@@ -21,7 +20,7 @@ from mmengine.fileio.io import file_handlers
 from mmengine.utils import import_modules_from_strings
 
 from mldr_kd_mm.models.builder import build_classifier, is_cnn
-from mldr_kd_mm.utils.errors import ConfigError, check_file, describe, named
+from mldr_kd_mm.utils.errors import ConfigError, check_file, describe, did_you_mean, named
 from mldr_kd_mm.utils.logging import log_warnings_only
 
 # A wheel carries the files here. In the repository, which an editable install uses, these are links
@@ -62,7 +61,7 @@ def config_path(name: str) -> str:
     """
     names = [path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob('*.py')]
     if name not in names:
-        hint = _suggest(name, names, cutoff=0.5) or 'list_configs() returns all names'
+        hint = did_you_mean(name, names, cutoff=0.5) or 'list_configs() returns all names'
         raise ConfigError(f'config_path({name!r}): there is no config of that name; {hint}')
     return str(CONFIGS / name)
 
@@ -141,7 +140,7 @@ def find_config(folder: str, name: str, field: str) -> Path:
         return Path(name)
     known = find_configs(folder)
     if name not in known:
-        hint = _suggest(name, known) or f'give the path of a file, or one of {", ".join(known)}'
+        hint = did_you_mean(name, known) or f'give the path of a file, or one of {", ".join(known)}'
         raise ConfigError(f'{field}={name!r}: there is no configs/{folder}/{name}.py; {hint}')
     return known[name]
 
@@ -152,7 +151,7 @@ def check_config_file(field: str, path: str) -> None:
         raise ConfigError(f'{field}={path!r}: this config has moved; use {moved}')
     folder = Path(path).parent
     names = [each.name for each in folder.glob('*.py')] if os.path.isdir(folder) else []
-    check_file(field, path, _suggest(Path(path).name, names, cutoff=0.9))
+    check_file(field, path, did_you_mean(Path(path).name, names, cutoff=0.9))
 
 
 def read_config(path: str | Path, field: str = 'config') -> Config:
@@ -324,8 +323,3 @@ def _new_path(path: str) -> str | None:
     new = re.sub(rf'configs/({_OLD_FOLDERS})/(.+\.py)$', r'configs/pairs/\2 --method \1', new)
     exists = os.path.isfile(new.partition(' --method ')[0])
     return new if new != path and exists and not os.path.exists(path) else None
-
-
-def _suggest(name: Any, names: Any, cutoff: float = 0.6) -> str:
-    near = get_close_matches(str(name), list(names), n=4, cutoff=cutoff)
-    return f'did you mean {" or ".join(near)}?' if near else ''

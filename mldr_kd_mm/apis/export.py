@@ -22,7 +22,7 @@ from mldr_kd_mm.apis.configs import read_config
 from mldr_kd_mm.apis.model_card import input_metadata, model_card
 from mldr_kd_mm.apis.preprocessing import Preprocessing, image_size
 from mldr_kd_mm.apis.run_record import RunRecord, mapping
-from mldr_kd_mm.apis.student_config import Student, write_config, write_timm_folder
+from mldr_kd_mm.apis.student_config import RebuiltStudent, write_config, write_timm_folder
 from mldr_kd_mm.models.builder import build_classifier
 from mldr_kd_mm.models.taps.stages import fixed_size
 from mldr_kd_mm.models.weights import fill
@@ -187,7 +187,7 @@ def _check_unused(paths: Sequence[Path]) -> None:
 
 
 def _paths(
-    out: Path, is_folder: bool, graphs: Sequence[str], student: Student | None
+    out: Path, is_folder: bool, graphs: Sequence[str], student: RebuiltStudent | None
 ) -> dict[str, Path]:
     """Return the paths of the files of an export: weights, config, graphs and card."""
     is_timm = student is None or student.is_timm
@@ -211,7 +211,7 @@ def _write_student(
     weights: dict[str, Tensor],
     record: RunRecord,
     run: Mapping[str, Any],
-    student: Student | None,
+    student: RebuiltStudent | None,
 ) -> dict[str, str]:
     """Write weights and config into a folder; return a description of each."""
     written = {'weights': f"{len(weights)} tensors, the student's weights"}
@@ -229,7 +229,7 @@ def _write_graphs(
     folder: Path,
     paths: Mapping[str, Path],
     graphs: Sequence[str],
-    student: Student,
+    student: RebuiltStudent,
     metadata: dict[str, str],
 ) -> tuple[dict[str, str], list[str]]:
     """Write graphs into a folder and compare them; return their descriptions, and remarks."""
@@ -245,7 +245,7 @@ def _write_graphs(
     return written, [] if is_dynamic else [fixed]
 
 
-def rebuild_student(run: Mapping[str, Any], weights: dict[str, Tensor]) -> Student:
+def rebuild_student(run: Mapping[str, Any], weights: dict[str, Tensor]) -> RebuiltStudent:
     """Build the student that a run's config describes, and load its weights.
 
     Args:
@@ -283,10 +283,10 @@ def rebuild_student(run: Mapping[str, Any], weights: dict[str, Tensor]) -> Stude
         with torch.no_grad():
             num_classes = classifier(torch.zeros(1, *size), mode='tensor').shape[1]
     preprocessing = Preprocessing.of(run, classifier, size)
-    return Student(classifier, config, tuple(size), num_classes, preprocessing)
+    return RebuiltStudent(classifier, config, tuple(size), num_classes, preprocessing)
 
 
-def _check_finite(weights: Mapping[str, Tensor], student: Student | None) -> None:
+def _check_finite(weights: Mapping[str, Tensor], student: RebuiltStudent | None) -> None:
     """Refuse a student whose weights, or logits of a random image, are NaN or infinite."""
     bad = [name for name, value in weights.items() if not value.isfinite().all()]
     if bad:
@@ -302,7 +302,7 @@ def _check_finite(weights: Mapping[str, Tensor], student: Student | None) -> Non
 
 
 @torch.no_grad()
-def _logits_of_noise(student: Student) -> Tensor:
+def _logits_of_noise(student: RebuiltStudent) -> Tensor:
     images = torch.randn(1, *student.input_size, generator=torch.Generator().manual_seed(0))
     return student.model(images, mode='tensor')
 
@@ -340,7 +340,7 @@ class _Logits(nn.Module):
         return self.classifier(images, mode='tensor')
 
 
-def _capture(student: Student) -> ExportedProgram:
+def _capture(student: RebuiltStudent) -> ExportedProgram:
     """Export the student with a dynamic batch size if possible, otherwise with batch size 1."""
     graph = _Logits(student.model)
 
@@ -401,7 +401,7 @@ def _write_onnx(
 
 @torch.no_grad()
 def _difference(
-    graph: Callable[[Tensor], Tensor], student: Student, batches: Sequence[int]
+    graph: Callable[[Tensor], Tensor], student: RebuiltStudent, batches: Sequence[int]
 ) -> float:
     """Return the largest difference of the logits on random images in batches of these sizes."""
     generator = torch.Generator().manual_seed(0)

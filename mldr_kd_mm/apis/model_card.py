@@ -22,7 +22,7 @@ from mldr_kd_mm.apis.run_record import (
     plain,
     type_name,
 )
-from mldr_kd_mm.apis.student_config import Student, registered_modules
+from mldr_kd_mm.apis.student_config import RebuiltStudent, registered_modules
 from mldr_kd_mm.datasets.cifar import CIFAR_LICENCE
 from mldr_kd_mm.datasets.tiny_imagenet import IMAGENET_LICENCE
 from mldr_kd_mm.registry import DATASETS
@@ -40,7 +40,9 @@ _MMPRETRAIN_DATA = {
 _NOT_SHOWN = {'type', 'data_root', 'data_prefix', 'ann_file', 'checkpoint_path', 'pipeline'}
 
 
-def input_metadata(record: RunRecord, run: Mapping[str, Any], student: Student) -> dict[str, str]:
+def input_metadata(
+    record: RunRecord, run: Mapping[str, Any], student: RebuiltStudent
+) -> dict[str, str]:
     """Describe the student's input and output as JSON texts, for the metadata of exported graphs.
 
     Args:
@@ -66,7 +68,7 @@ def input_metadata(record: RunRecord, run: Mapping[str, Any], student: Student) 
 def model_card(
     record: RunRecord,
     run: Mapping[str, Any],
-    student: Student | None,
+    student: RebuiltStudent | None,
     files: Mapping[str, tuple[Path, str]],
     is_folder: bool = False,
 ) -> str:
@@ -122,7 +124,7 @@ def _front_matter(student: Mapping[str, Any]) -> str:
 
 
 def _student_facts(
-    record: RunRecord, run: Mapping[str, Any], student: Student | None
+    record: RunRecord, run: Mapping[str, Any], student: RebuiltStudent | None
 ) -> Iterator[str]:
     yield f'Model: {_model(mapping(run, "model", "student"))}'
     averaged = 'exponential moving average (EMA)' if record.has_ema else 'last step, no EMA'
@@ -243,7 +245,9 @@ def _file_facts(files: Mapping[str, tuple[Path, str]]) -> Iterator[str]:
         yield f'`{name}`: {description}; sha256 `{hashlib.sha256(path.read_bytes()).hexdigest()}`'
 
 
-def _code(student: Student, files: Iterable[str], is_folder: bool, has_names: bool) -> list[str]:
+def _code(
+    student: RebuiltStudent, files: Iterable[str], is_folder: bool, has_names: bool
+) -> list[str]:
     """Return Python that loads each file from the card's folder and runs it on an image."""
     weights = [name for name in files if name.endswith(('.pth', '.safetensors'))]
     graphs = [name for name in files if name.endswith(('.pt2', '.onnx'))]
@@ -299,7 +303,7 @@ def _timm_folder(has_names: bool) -> list[str]:
     ]
 
 
-def _timm_lines(student: Student, weights: str) -> list[str]:
+def _timm_lines(student: RebuiltStudent, weights: str) -> list[str]:
     return [
         'import timm',
         'import torch',
@@ -312,7 +316,7 @@ def _timm_lines(student: Student, weights: str) -> list[str]:
     ]
 
 
-def _built_lines(student: Student, weights: str) -> list[str]:
+def _built_lines(student: RebuiltStudent, weights: str) -> list[str]:
     is_pickle = weights.endswith('.pth')
     return [
         'import torch',
@@ -325,7 +329,7 @@ def _built_lines(student: Student, weights: str) -> list[str]:
     ]
 
 
-def _mmpretrain_lines(student: Student, weights: str) -> list[str]:
+def _mmpretrain_lines(student: RebuiltStudent, weights: str) -> list[str]:
     config = str(Path(weights).with_suffix('.py'))
     if weights.endswith('.pth'):
         return [

@@ -103,11 +103,7 @@ class Options:
         check_switch(
             teacher_pretrained=self.teacher_pretrained, student_pretrained=self.student_pretrained
         )
-        if self.teacher_init is not None and not self.trains_teacher:
-            raise ConfigError(
-                f'teacher_init={self.teacher_init!r}: the teacher is trained from this file; leave '
-                'out teacher_checkpoint and teacher_epochs=0'
-            )
+        self._check_teacher()
         rates = dict(lr=self.lr, teacher_lr=self.teacher_lr, clip_grad=self.clip_grad)
         check_above_zero(**{name: rate for name, rate in rates.items() if rate is not None})
         for field in ('seed', 'workers'):
@@ -132,6 +128,21 @@ class Options:
             )
         if self.amp and not torch.cuda.is_available():
             raise ConfigError('amp=True: needs a GPU, but torch finds none; leave it out')
+
+    def _check_teacher(self) -> None:
+        """Refuse options for the training of a teacher that is not trained."""
+        if self.trains_teacher:
+            return
+        if self.teacher_checkpoint is not None:
+            reason = 'teacher_checkpoint'
+        else:
+            reason = 'teacher_epochs=0' if self.teacher_epochs == 0 else 'a module is the teacher'
+        for field in ('teacher_init', 'teacher_lr', 'teacher_epochs'):
+            value = getattr(self, field)
+            if value:
+                raise ConfigError(
+                    f'{field}={value!r}: must not be set, as the teacher is not trained ({reason})'
+                )
 
     @property
     def trains_teacher(self) -> bool:

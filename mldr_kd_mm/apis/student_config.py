@@ -34,7 +34,7 @@ _OF_THE_NETWORK = ('architecture', 'first_conv', 'classifier', 'fixed_input_size
 _ALWAYS_IMPORTED = ('mmcv', 'mmengine', 'mmpretrain', 'torch', 'torchvision')
 
 
-class Student(NamedTuple):
+class RebuiltStudent(NamedTuple):
     """A student, rebuilt from the config of its run.
 
     Attributes:
@@ -85,7 +85,7 @@ def registered_modules(registry: Registry) -> dict[str, type]:
     return inherited | registry.module_dict
 
 
-def write_timm_folder(folder: Path, student: Student, classes: tuple[str, ...]) -> None:
+def write_timm_folder(folder: Path, student: RebuiltStudent, classes: tuple[str, ...]) -> None:
     """Write ``model.safetensors`` and ``config.json``, from which timm builds the student.
 
     Args:
@@ -112,7 +112,7 @@ def write_timm_folder(folder: Path, student: Student, classes: tuple[str, ...]) 
         )
 
 
-def write_config(path: Path, run: Mapping[str, Any], student: Student) -> None:
+def write_config(path: Path, run: Mapping[str, Any], student: RebuiltStudent) -> None:
     """Write a config from which mmpretrain's ``get_model`` and inferencers build the student.
 
     Args:

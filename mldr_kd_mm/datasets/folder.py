@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import math
 import os
 import re
@@ -11,6 +13,7 @@ from typing import Any
 import cv2
 from mmcv import imfrombytes
 from mmengine.fileio import get
+from mmengine.logging import print_log
 from mmpretrain.datasets import BaseDataset
 from PIL import Image
 
@@ -140,10 +143,22 @@ def _lost_values(path: str, depth: str) -> str | None:
         # The 8 highest bits are kept, so images of a 10-, 12- or 14-bit camera would be dark.
         if 0 < highest < 2**14:
             return f'it has 16 bits per channel, but values up to {highest} only'
+        _warn_of_16_bits()
     elif depth[:1] in ('F', 'I'):
         kind = 'floating-point numbers' if depth[0] == 'F' else '32-bit integers'
         return f'its values are {kind}'
     return None
+
+
+@functools.cache
+def _warn_of_16_bits() -> None:
+    """Warn once in each process."""
+    print_log(
+        'images have 16 bits per channel, of which the upper 8 are used; timm and Pillow clip such '
+        'images instead, so convert them to 8 bits before you use the exported student',
+        'current',
+        logging.WARNING,
+    )
 
 
 def _check_image(path: str, remedy: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import os
 from argparse import ArgumentParser, Namespace
@@ -14,7 +13,13 @@ from mmengine.config import Config, DictAction
 from mmengine.runner import FlexibleRunner, Runner
 
 from mldr_kd_mm.engine.launch import RANK_VARIABLES, fit_to_machine
-from mldr_kd_mm.utils.errors import ConfigError, check_above_zero, check_file, describe
+from mldr_kd_mm.utils.errors import (
+    ConfigError,
+    check_above_zero,
+    check_file,
+    describe,
+    did_you_mean,
+)
 
 RUNNER_FIELDS = {
     *inspect.signature(Runner.__init__).parameters,
@@ -26,6 +31,8 @@ RUNNER_FIELDS = {
     'sync_bn',
 }
 """Fields that mmengine reads from a config: the Runners' arguments and a few others."""
+
+_RATES = ('eta_min', 'eta_max', 'min_value')  # learning rates in the config of a schedule
 
 
 class CfgOptions(DictAction):
@@ -150,7 +157,7 @@ def apply_training_arguments(cfg: Config, args: Namespace) -> None:
 
 
 def set_learning_rate(cfg: Config, lr: float) -> None:
-    """Set the peak learning rate; the final rates of the schedules keep their ratio to it.
+    """Set the peak learning rate; the rates in the schedules keep their ratio to it.
 
     Raises:
         ConfigError: If it is not above 0.
@@ -160,8 +167,11 @@ def set_learning_rate(cfg: Config, lr: float) -> None:
     scale, optimizer.lr = lr / optimizer.lr, lr
     schedules = cfg.get('param_scheduler') or []
     for schedule in schedules if isinstance(schedules, list) else [schedules]:
-        if 'eta_min' in schedule:
-            schedule.eta_min *= scale
+        # Schedules of the momentum have fields of the same names.
+        rates = _RATES if 'Momentum' not in str(schedule.get('type')) else ()
+        for field in rates:
+            if field in schedule:
+                schedule[field] *= scale
 
 
 def set_gradient_clipping(cfg: Config, max_norm: float) -> None:
@@ -184,9 +194,10 @@ def merge_options(cfg: Config, options: dict[str, Any]) -> None:
     for key in options:
         field = key.split('.')[0]
         if field not in fields:
-            near = difflib.get_close_matches(field, fields)
-            hint = f'; did you mean {" or ".join(near)}?' if near else ''
-            raise ConfigError(f"--cfg-options {key}: the config has no field '{field}'{hint}")
+            hint = did_you_mean(field, fields)
+            raise ConfigError(
+                f"--cfg-options {key}: the config has no field '{field}'{hint and '; '}{hint}"
+            )
     try:
         cfg.merge_from_dict(options)
     except Exception as error:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from mmengine.registry import Registry
 
 from mldr_kd_mm import registry as own
-from mldr_kd_mm.utils.errors import ConfigError, check_config, describe, did_you_mean
+from mldr_kd_mm.utils.errors import ConfigError, check_config, describe, did_you_mean, named
 
 _KEYS_OF_MMENGINE = {'type', '_scope_'}
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -62,8 +62,7 @@ def check_arguments(
             raise ConfigError(_unknown_argument(f'{field}.{name}', function, hint))
 
 
-@contextmanager
-def building(config: Any, field: str) -> Iterator[None]:
+def building(config: Any, field: str) -> AbstractContextManager[None]:
     """Name the field of a config that made building a part fail.
 
     Args:
@@ -73,12 +72,7 @@ def building(config: Any, field: str) -> Iterator[None]:
     Raises:
         ConfigError: Replaces every other exception.
     """
-    try:
-        yield
-    except ConfigError:
-        raise
-    except Exception as error:
-        raise ConfigError(_explain(error, config, field)) from error
+    return named(field, lambda error: _explain(error, config, field))
 
 
 @contextmanager

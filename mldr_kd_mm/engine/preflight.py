@@ -163,12 +163,22 @@ def _check_fields(cfg: Config) -> None:
         # Configs name their own values model2 or _model.
         if hint and field.strip('_0123456789') not in RUNNER_FIELDS:
             raise ConfigError(f'{field}: nothing reads this field; {hint}')
-    randomness = cfg.get('randomness', dict(seed=None))
+    _check_randomness(cfg.get('randomness', dict(seed=None)))
+    _check_environment(cfg.get('env_cfg', {}))
+    scaling = cfg.get('auto_scale_lr') or dict(base_batch_size=1)
+    _check_dicts(auto_scale_lr=scaling)
+    check_positive(**{'auto_scale_lr.base_batch_size': scaling.get('base_batch_size')})
+    _check_logging(cfg.get('log_level', 'INFO'), cfg.get('log_processor'))
+
+
+def _check_randomness(randomness: Any) -> None:
     _check_dicts(randomness=randomness)
     check_arguments(Runner.set_randomness, randomness, 'randomness')
     if randomness.get('seed') is not None or 'seed' not in randomness:
         check_not_negative(**{'randomness.seed': randomness.get('seed')})
-    environment = cfg.get('env_cfg', {})
+
+
+def _check_environment(environment: Any) -> None:
     _check_dicts(env_cfg=environment)
     processes = environment.get('mp_cfg', {})
     _check_dicts(**{'env_cfg.mp_cfg': processes})
@@ -179,19 +189,18 @@ def _check_fields(cfg: Config) -> None:
         multiprocessing.get_all_start_methods(), **{'env_cfg.mp_cfg.mp_start_method': method}
     )
     check_not_negative(**{'env_cfg.mp_cfg.opencv_num_threads': threads})
-    scaling = cfg.get('auto_scale_lr') or dict(base_batch_size=1)
-    _check_dicts(auto_scale_lr=scaling)
-    check_positive(**{'auto_scale_lr.base_batch_size': scaling.get('base_batch_size')})
-    level = cfg.get('log_level', 'INFO')
+
+
+def _check_logging(level: Any, processor: Any) -> None:
     if not isinstance(logging.getLevelName(level), int):
         raise ConfigError(f'log_level={level!r}: must be DEBUG, INFO, WARNING or ERROR')
-    processor = cfg.get('log_processor')
-    if processor is not None:
-        _check_dicts(log_processor=processor)
-        processor = processor if 'type' in processor else {'type': LogProcessor, **processor}
-        check_positive(**{'log_processor.window_size': processor.get('window_size', 10)})
-        with part(processor, LOG_PROCESSORS, 'log_processor'):
-            LOG_PROCESSORS.build(processor)
+    if processor is None:
+        return
+    _check_dicts(log_processor=processor)
+    processor = processor if 'type' in processor else {'type': LogProcessor, **processor}
+    check_positive(**{'log_processor.window_size': processor.get('window_size', 10)})
+    with part(processor, LOG_PROCESSORS, 'log_processor'):
+        LOG_PROCESSORS.build(processor)
 
 
 def _check_dicts(**fields: Any) -> None:

@@ -31,11 +31,12 @@ class MissingFileError(ConfigError, FileNotFoundError):
 
 
 @contextmanager
-def named(field: str) -> Iterator[None]:
+def named(field: str, explain: Callable[[Exception], str] | None = None) -> Iterator[None]:
     """Prefix errors from other packages with the config field that caused them.
 
     Args:
         field: Name of the field.
+        explain: Function that returns the whole message for an error instead.
 
     Raises:
         ConfigError: Replaces every other exception.
@@ -45,7 +46,8 @@ def named(field: str) -> Iterator[None]:
     except ConfigError:
         raise
     except Exception as error:
-        raise ConfigError(f'{field}: {describe(error)}') from error
+        message = explain(error) if explain else f'{field}: {describe(error)}'
+        raise ConfigError(message) from error
 
 
 def checked_arguments(init: Callable[..., None]) -> Callable[..., None]:

@@ -109,12 +109,11 @@ class TestBaseFields:
         """With ``read_base`` for the project's own configs, and changes of what was added."""
         (tmp_path / 'mine.py').write_text('train_cfg = dict(by_epoch=True, max_epochs=3)\n')
         (tmp_path / 'child.py').write_text(
-            'from os.path import dirname\n'
             'from mmengine.config import read_base\n'
             'from mldr_kd_mm import KDLoss\n'
             'with read_base():\n    from .mine import *\n'
             f"globals().update(__import__('mldr_kd_mm').base_fields('{NAME}', "
-            "dirname(__file__) + '/mine.py'))\n"
+            "__file__.replace('child', 'mine')))\n"
             "model['losses'] = [dict(loss=dict(type=KDLoss))]\n"
             "model['student'].update(init_cfg=None)\n"
         )

@@ -279,10 +279,25 @@ class TestTeacherInit:
         with pytest.raises(ConfigError, match="teacher_init='lost.pth': there is no such file"):
             start('lost.pth')
 
-    @pytest.mark.parametrize('options', [dict(teacher_checkpoint='a.pth'), dict(teacher_epochs=0)])
-    def test_of_a_teacher_that_is_not_trained(self, start, options):
-        with pytest.raises(ConfigError, match=r"teacher_init='b.pth': .* leave out teacher_checkp"):
-            start('b.pth', **options)
+
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        (
+            dict(teacher_init='b.pth', teacher_epochs=0),
+            r"teacher_init='b.pth': .*\(teacher_epochs=0",
+        ),
+        (
+            dict(teacher_lr=0.1, teacher_checkpoint='a.pth'),
+            r'teacher_lr=0.1: .*\(teacher_checkpoint',
+        ),
+        (dict(teacher_epochs=3, teacher_checkpoint='a.pth'), 'teacher_epochs=3: must not be set'),
+        (dict(teacher_lr=0.1, teacher=torch.nn.Flatten()), r'teacher_lr=0.1: .*\(a module is'),
+    ],
+)
+def test_options_for_a_teacher_that_is_not_trained(folder, options, message):
+    with pytest.raises(ConfigError, match=message):
+        distill_config(**{**SMALL, **options}, data=folder)
 
 
 def test_a_teacher_of_other_classes(distilled, tmp_path):

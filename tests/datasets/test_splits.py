@@ -13,6 +13,7 @@ from mmengine.logging import MMLogger
 from PIL import Image
 
 from mldr_kd_mm.datasets import ImageFolder
+from mldr_kd_mm.datasets.folder import _warn_of_16_bits
 from mldr_kd_mm.datasets.splits import find_split_folders, hold_out, skip_wrappers
 from mldr_kd_mm.utils.errors import ConfigError
 
@@ -256,8 +257,10 @@ class TestDepth:
             read(root)[0]
 
     @pytest.mark.parametrize('values', [GREY, COLOUR, np.zeros((6, 5))])
-    def test_all_16_bits(self, root, values):
+    def test_all_16_bits(self, root, values, warnings):
+        _warn_of_16_bits.cache_clear()
         cv2.imwrite(str(root / 'train/a/0.png'), (values * (2**16 - 1)).astype(np.uint16))
         image = read(root)[0]['img'].astype(float)
         expected = values if values.ndim == 3 else values[..., None]
         assert np.abs(image - expected * 255).max() <= 1.01
+        assert 'timm and Pillow clip such images' in warnings()

@@ -32,6 +32,21 @@ def test_lr_scales_the_final_rates(schedules):
     assert listed[0].get('start_factor') in (None, 0.01)
 
 
+def test_lr_scales_the_rates_of_every_schedule():
+    cfg = applied(
+        '--lr',
+        '0.02',
+        param_scheduler=[
+            dict(type='OneCycleLR', eta_max=0.1),
+            dict(type='ReduceOnPlateauLR', min_value=0.001),
+            dict(type='CosineAnnealingMomentum', eta_min=0.5),
+        ],
+    )
+    one_cycle, plateau, momentum = cfg.param_scheduler
+    found = [one_cycle.eta_max, plateau.min_value, momentum.eta_min]
+    assert found == pytest.approx([0.02, 0.0002, 0.5])
+
+
 def test_lr_needs_no_schedule():
     assert applied('--lr', '0.02').optim_wrapper.optimizer.lr == 0.02
 

@@ -21,7 +21,7 @@ from mmengine.runner.checkpoint import CheckpointLoader, load_from_local
 
 from mldr_kd_mm import cli
 from mldr_kd_mm.apis.configs import read_config
-from mldr_kd_mm.apis.export import Student
+from mldr_kd_mm.apis.export import RebuiltStudent
 from mldr_kd_mm.apis.model_card import _timm_lines
 from mldr_kd_mm.apis.run_record import escaped
 from mldr_kd_mm.evaluation.logged_run import LoggedRun
@@ -455,7 +455,7 @@ def test_model_card_has_no_markup_of_the_run(stored, run_dir, tmp_path):
 def test_code_of_a_model_card_has_names_and_literals_only():
     code = 'a=__import__("os").system("x"), b'
     config = dict(type='TimmClassifier', model_name='x"\n', drop_rate=0.1) | {code: 1, '\n```': 2}
-    assert _timm_lines(Student(None, config, (3, 8, 8), 2, None), 'a.pth')[3:-1] == [
+    assert _timm_lines(RebuiltStudent(None, config, (3, 8, 8), 2, None), 'a.pth')[3:-1] == [
         'model = timm.create_model(',
         "    'x\"\\n',",
         '    drop_rate=0.1,',

@@ -3,8 +3,6 @@
 python train.py configs/mldr_mobilenet.py
 """
 
-from os.path import dirname
-
 from mmengine.config import read_base
 
 with read_base():  # for configs of this project
@@ -13,7 +11,7 @@ with read_base():  # for configs of this project
 # Fields of mldr_kd_mm's configs. The data base comes last, so its fields replace those before it.
 globals().update(
     __import__('mldr_kd_mm').base_fields(
-        'mldr/deit_to_mobilenet_c100.py', f'{dirname(__file__)}/shapes.py'
+        'mldr/deit_to_mobilenet_c100.py', __file__.replace('mldr_mobilenet', 'shapes')
     )
 )
 

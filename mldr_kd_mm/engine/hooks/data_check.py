@@ -111,6 +111,8 @@ def check_disjoint(train: Any, val: Any) -> None:
     train, val = map(_without_wrappers, (train, val))
     if not (isinstance(train, FolderDataset) and isinstance(val, FolderDataset)):
         return
+    if _choice(train) == _choice(val) and train.split != val.split:
+        return  # two parts of one choice; comparing the paths of a million images takes seconds
     shared = _paths(train) & _paths(val)
     if not shared:
         return
@@ -127,6 +129,12 @@ def _without_wrappers(dataset: Any) -> Any:
     while not isinstance(dataset, FolderDataset) and hasattr(dataset, 'dataset'):
         dataset = dataset.dataset
     return dataset
+
+
+def _choice(dataset: FolderDataset) -> tuple:
+    """Return what decides which images are in which split."""
+    names = ('data_root', 'val_fraction', 'seed')
+    return type(dataset), *(getattr(dataset, name, None) for name in names)
 
 
 def _paths(dataset: FolderDataset) -> set[str]:

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 import torch
 from mmengine.logging import print_log
 from mmpretrain.models import ImageClassifier
-from mmpretrain.models.heads import MultiLabelClsHead, RegressionHead
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
@@ -34,8 +33,9 @@ class Student(TappedModel):
     def __init__(self, model: nn.Module, recorder: FeatureRecorder) -> None:
         super().__init__(model, recorder)
         self.has_head = not isinstance(model, ImageClassifier) or model.with_head
-        head = getattr(model, 'head', None)
-        self.predicts_one_class = not isinstance(head, (MultiLabelClsHead, RegressionHead))
+        kinds = {kind.__name__ for kind in type(getattr(model, 'head', None)).__mro__}
+        # The original mmpretrain has no RegressionHead to import.
+        self.predicts_one_class = not kinds & {'MultiLabelClsHead', 'RegressionHead'}
         self._repeats_head = False
 
     @property
