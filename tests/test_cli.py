@@ -173,11 +173,11 @@ def test_mistakes_of_distill(command, arguments, tmp_path, monkeypatch, args, me
     assert not list(tmp_path.iterdir())
 
 
-def test_weights_that_cannot_be_fetched_are_one_line(arguments, tmp_path):
+def test_weights_that_cannot_be_fetched_are_one_line(command, arguments, tmp_path, monkeypatch):
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_CACHE', str(tmp_path / 'hub'))
     there = [arg for arg in arguments if arg != '--no-teacher-pretrained']
-    command = ['-m', 'mldr_kd_mm', *there, '--work-dir', tmp_path / 'run']
-    done = python(*command, HF_HUB_OFFLINE='1', HF_HOME=tmp_path)
-    line = mistake((done.returncode, done.stdout, done.stderr))
+    line = mistake(command(*there, '--work-dir', tmp_path / 'run'))
     assert 'its pretrained weights cannot be downloaded' in line
     assert 'give --teacher-checkpoint, or use --no-teacher-pretrained to' in line
 

@@ -34,11 +34,12 @@ PAIRS = (
     'configs/pairs/convnext-tiny_to_deit-tiny_c100.py',
 )
 WHOLE_VIT_LARGE = 'configs/mldr/vit-large_to_resnet101_c100.py'
+VISION_MAMBA = 'configs/mldr/swin-tiny_to_vim-tiny_tinyimagenet.py'
 # A pair of each family of students, and the widths of the student's stages.
 FULL_SIZE = {
     'configs/mldr/mixer-b16_to_resnet18_c100.py': (64, 128, 256, 512),
     'configs/mldr/convnext-tiny_to_swin-pico_c100.py': (48, 96, 192, 384),
-    'configs/mldr/swin-tiny_to_vim-tiny_tinyimagenet.py': (192,) * 4,
+    VISION_MAMBA: (192,) * 4,
     'configs/mldr/convnext-tiny_to_deit-tiny_in1k.py': (192,) * 4,
     'configs/mldr/swin-tiny_to_resmlp-s12_in1k.py': (384,) * 4,
 }
@@ -168,13 +169,15 @@ def train_a_step(path, method, folder):
     assert logits.shape[-1] == num_classes(path)
 
 
+def is_slow(path):
+    """Return whether a step takes long, or has models that other configs have, too."""
+    slow = (WHOLE_VIT_LARGE, 'configs/mldr/swin-tiny_to_vim-tiny_c100.py')
+    return path in slow or path.endswith('_tinyimagenet.py')
+
+
 @pytest.mark.parametrize(
     ('path', 'method'),
-    [
-        # The same models as for CIFAR-100, with another number of classes.
-        pytest.param(*step, marks=[pytest.mark.slow] * step[0].endswith('_tinyimagenet.py'))
-        for step in STEPPED.items()
-    ],
+    [pytest.param(*step, marks=[pytest.mark.slow] * is_slow(step[0])) for step in STEPPED.items()],
     ids=STEPPED,
 )
 def test_trains_a_step(path, method, tmp_path):
@@ -187,7 +190,14 @@ def test_method_trains_a_step(pair, method, tmp_path):
     train_a_step(pair, method, tmp_path)
 
 
-@pytest.mark.parametrize(('path', 'widths'), FULL_SIZE.items(), ids=FULL_SIZE)
+@pytest.mark.parametrize(
+    ('path', 'widths'),
+    [
+        pytest.param(*case, marks=[pytest.mark.slow] * (case[0] == VISION_MAMBA))
+        for case in FULL_SIZE.items()
+    ],
+    ids=FULL_SIZE,
+)
 def test_trains_a_step_at_full_size(path, widths, tmp_path):
     cfg = load(path)
     assert cfg.model.input_size == (3, 224, 224)

@@ -513,7 +513,7 @@ class TestCardsCode:
         [
             pytest.param(resnet(), False, marks=pytest.mark.slow),
             (timm('vit_tiny_patch16_224', img_size=32, depth=2), False),
-            (FAMILIES['Mamba'] | dict(depth=1), True),
+            pytest.param(FAMILIES['Mamba'] | dict(depth=1), True, marks=pytest.mark.slow),
         ],
         ids=['mmpretrain', 'timm', 'ours'],
     )

@@ -10,10 +10,13 @@ from faults.hostile import KINDS as IN_PROCESS
 from mmengine.runner import CheckpointLoader
 
 
-@pytest.mark.parametrize('processes, seed', [(1, 0), pytest.param(2, 1, marks=pytest.mark.slow)])
-def test_nothing_is_lost(tmp_path, processes, seed):
+@pytest.mark.parametrize(
+    'processes, seed, least',
+    [(1, 0, 2), *(pytest.param(*some, 5, marks=pytest.mark.slow) for some in ((1, 1), (2, 1)))],
+)
+def test_nothing_is_lost(tmp_path, processes, seed, least):
     with small_disk(tmp_path / 'disk', 20_000) as disk:
-        Campaign(tmp_path, seed, processes, disk=disk).run(least=5)
+        Campaign(tmp_path, seed, processes, disk=disk).run(least)
 
 
 @pytest.fixture(scope='module')

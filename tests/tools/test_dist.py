@@ -26,14 +26,22 @@ def bash(script, *args, **variables):
     )
 
 
-def test_two_processes(config, tmp_path):
-    work_dir = tmp_path / 'run'
+def train(config, work_dir):
     # Eight pictures, two per process and step: two iterations per epoch with both processes.
     run = bash('dist_train.sh', config, 2, '--work-dir', work_dir)
     assert run.returncode == 0, run.stderr
     assert 'Epoch(train) [1][2/2]' in run.stdout
     assert run.stdout.count('Saving checkpoint') == 1
 
+
+def test_two_processes_train(config, tmp_path):
+    train(config, tmp_path / 'run')
+
+
+@pytest.mark.slow
+def test_two_processes_test(config, tmp_path):
+    work_dir = tmp_path / 'run'
+    train(config, work_dir)
     tested = bash('dist_test.sh', config, work_dir / 'epoch_1.pth', 2, '--work-dir', work_dir)
     assert tested.returncode == 0, tested.stderr
     assert 'Epoch(test) [2/2]    accuracy/top1' in tested.stdout

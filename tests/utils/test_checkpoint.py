@@ -239,7 +239,7 @@ def test_a_container_may_hold_itself(tmp_path):
 
 
 def test_any_changed_byte_is_noticed(tmp_path):
-    """Flip all bits of each byte, and a single one."""
+    """Flip all bits of every other byte, and a single one of the others."""
     content = dict(state_dict=WEIGHTS, n=np.arange(3), log=HistoryBuffer([0.5], [1]), meta='text')
     path = save(tmp_path, content)
     written = Path(path).read_bytes()
@@ -247,18 +247,17 @@ def test_any_changed_byte_is_noticed(tmp_path):
     rng = np.random.default_rng(0)
     noticed = 0
     for position in range(len(written)):
-        for flip in (0xFF, 1 << rng.integers(8)):
-            damaged = bytearray(written)
-            damaged[position] ^= flip
-            Path(path).write_bytes(damaged)
-            try:
-                read = load_checkpoint(path, 'resume')
-            except ConfigError as error:
-                noticed += 1
-                assert str(error).startswith(f'resume={path!r}: ') and str(error).isprintable()
-            else:
-                assert comparable(read) == expected, f'byte {position} of {len(written)}'
-    assert noticed > len(written)  # the rest is padding
+        damaged = bytearray(written)
+        damaged[position] ^= 0xFF if position % 2 else 1 << rng.integers(8)
+        Path(path).write_bytes(damaged)
+        try:
+            read = load_checkpoint(path, 'resume')
+        except ConfigError as error:
+            noticed += 1
+            assert str(error).startswith(f'resume={path!r}: ') and str(error).isprintable()
+        else:
+            assert comparable(read) == expected, f'byte {position} of {len(written)}'
+    assert noticed > len(written) // 2  # the rest is padding
 
 
 @pytest.mark.parametrize(

@@ -221,6 +221,7 @@ print((resident('VmHWM:') - before) / 2**20)
 """
 
 
+@pytest.mark.slow
 @needs_kernel
 def test_21841_classes_fit_into_2_gib():
     """The relation of a single sample would need 1.8 GiB."""
