@@ -294,8 +294,8 @@ def rank_server(rank: int) -> subprocess.Popen:
     )
 
 
-def run_ranks(*commands: Sequence, code: int = 0) -> None:
-    """Run one Python process per rank; each must end with the exit code.
+def run_ranks(*commands: Sequence, code: int = 0) -> list[str]:
+    """Run one Python process per rank; each must end with the exit code. Return their outputs.
 
     Args:
         commands: Arguments of ``python`` for rank 0, 1, ... The rank is in ``LOCAL_RANK``.
@@ -307,8 +307,10 @@ def run_ranks(*commands: Sequence, code: int = 0) -> None:
             variables = os.environ | {'GLOO_SOCKET_IFNAME': 'lo', 'LOCAL_RANK': str(rank)}
             _request(rank, command, variables, outputs[rank], outputs[rank])
         codes = [_answer(rank) for rank in range(len(commands))]
-        for rank, output in enumerate(outputs):
-            assert codes[rank] == code, output.read_text(errors='replace')
+        texts = [output.read_text(errors='replace') for output in outputs]
+    for found, text in zip(codes, texts, strict=True):
+        assert found == code, text
+    return texts
 
 
 def _request(

@@ -56,7 +56,7 @@ PLACES = [
         'tools/test_main_job.py::test_two_processes_without_a_gpu',
     ),
     (r'bash tools/dist_train\.sh configs/', 'test_every_config.py::test_trains_a_step'),
-    (r'bash tools/dist_test\.sh', 'tools/test_dist.py::test_two_processes'),
+    (r'bash tools/dist_test\.sh', 'tools/test_dist.py::test_two_processes_test'),
     (r'NNODES=', 'tools/test_dist.py::test_torchrun_arguments'),
     (r'MAX_RESTARTS=', 'faults/test_stop_signal.py::test_torchrun_starts_the_run_again'),
     (r'[A-Z_]+=.* tools/slurm_train\.sh', 'tools/test_dist.py::test_slurm'),

@@ -14,7 +14,7 @@ import mmpretrain.datasets
 import numpy as np
 import pytest
 import torch
-from helpers import make_cifar100, make_split, write_file
+from helpers import make_cifar100, make_split, run_ranks, write_file
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import DefaultScope
@@ -404,34 +404,15 @@ leave_group()
 
 
 def test_two_processes_end_with_one_error_or_one_download(tmp_path):
-    attributes = official_attributes(tmp_path / 'official')
-    processes = [
-        subprocess.Popen(
-            [sys.executable, '-c', TWO_PROCESSES, str(rank), str(tmp_path), json.dumps(attributes)],
-            cwd=PROJECT,
-            env={**os.environ, 'OMP_NUM_THREADS': '1', 'GLOO_SOCKET_IFNAME': 'lo'}
-            | {'PYTHONPATH': str(PROJECT / 'tests')},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        outputs = [process.communicate(timeout=120) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    results = []
-    for process, (stdout, stderr) in zip(processes, outputs, strict=True):
-        assert process.returncode == 0, stderr
-        results.append(json.loads(stdout.splitlines()[-1]))
+    attributes = json.dumps(official_attributes(tmp_path / 'official'))
+    outputs = run_ranks(*(('-c', TWO_PROCESSES, rank, tmp_path, attributes) for rank in (0, 1)))
+    results = [json.loads(output.splitlines()[-1]) for output in outputs]
     assert results[0] == results[1]
     absent, unreachable, length = results[0]
     assert 'lacks cifar-100-python/train; unpack' in absent
     assert 'its download failed' in unreachable
     assert length == 200
-    downloads = [stdout.count('Downloading') for stdout, _ in outputs]
+    downloads = [output.count('Downloading') for output in outputs]
     assert downloads == [2, 0]  # including the download that failed
 
 

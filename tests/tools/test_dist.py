@@ -34,6 +34,8 @@ def train(config, work_dir):
     assert run.stdout.count('Saving checkpoint') == 1
 
 
+# A run through torchrun in CI: faults/test_stop_signal.py.
+@pytest.mark.slow
 def test_two_processes_train(config, tmp_path):
     train(config, tmp_path / 'run')
 

@@ -73,7 +73,9 @@ def tool(capsys):
     return run
 
 
-@pytest.mark.parametrize('kind', [pytest.param('mmpretrain', marks=pytest.mark.slow), 'timm'])
+# TestCardsCode in apis/test_export.py does the same with a model card's code.
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', ['mmpretrain', 'timm'])
 def test_same_logits_without_us(runs, kind, tmp_path, tool):
     model, checkpoint = runs[kind]
     for name in ('a.pth', 'b.safetensors'):
