@@ -80,7 +80,7 @@ def test_scalars_are_those_of_the_validated_weights(tmp_path):
     (scalars,) = [line for line in logged(tmp_path) if 'observed/agreement' in line]
     assert scalars['step'] == 1
 
-    model = MODELS.build(mldr()).eval()
+    model = MODELS.build(mldr()).to(next(runner.model.parameters()).device).eval()
     model.load_state_dict(torch.load(tmp_path / 'epoch_1.pth', weights_only=False)['state_dict'])
     model.teacher = runner.model.teacher
     observer = Observer(model)
