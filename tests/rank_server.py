@@ -6,6 +6,7 @@ long. No process outlives the one that started it.
 """
 
 import ctypes
+import gc
 import importlib
 import json
 import os
@@ -74,6 +75,7 @@ if __name__ == '__main__':
     die_with_parent()
     for module in helpers.PRELOADED:
         importlib.import_module(module)
+    gc.freeze()  # as in conftest.py
     answers = os.fdopen(os.dup(1), 'w')
     for line in sys.stdin:
         print(serve(json.loads(line)), file=answers, flush=True)

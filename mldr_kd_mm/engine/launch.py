@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import multiprocessing
 import os
 import sys
@@ -169,6 +170,8 @@ def run(cfg: Config, task: str, overwrite: bool = False) -> None:
         if task == 'train' and is_rank_0(cfg):
             stack.enter_context(claim_work_dirs([(cfg, _continues_run(cfg))], overwrite))
         join_processes(cfg, over_gloo)
+        # mmengine collects garbage for each data set that it builds: a second with all modules.
+        gc.freeze()
         code = _exit_code_of(cfg, task)
     leave(code, over_gloo)
 

@@ -49,7 +49,7 @@ def test_train_resume_and_test(config, tool, tmp_path):
     code, stderr = tool('test', config, work_dir / 'epoch_2.pth', *other_std)
     assert code == 0
     # A run that starts in the same second writes to the same log.
-    logs = ''.join(path.read_text() for path in work_dir.glob('*/*.log'))
+    logs = ''.join(path.read_text() for path in tmp_path.rglob('*.log'))
     assert 'std [127, 127, 127], but is tested with mean [127, ' in logs
     said = one_line(tool('test', config, other))
     assert said.startswith(f'checkpoint={str(other)!r}: 0 weights matched, ')
