@@ -65,7 +65,8 @@ def count_loss(heads: int, batch: int, classes: int) -> Step:
 def describe(name: str, step: Step) -> str:
     """Return a row of the table."""
     launches = step.launches.total()
-    parts = ', '.join(f'{part} {count}' for part, count in step.launches.most_common())
+    parts = ', '.join(f'{part} {count:,}' for part, count in step.launches.most_common())
+    parts = parts.replace('rest', 'student')
     cells = (
         name,
         f'{launches:,}',
@@ -96,8 +97,9 @@ def main() -> None:
         steps[name] = count(*row)
         print(describe(name, steps[name]), flush=True)
     print()
-    for wait, times in sum((step.waits for step in steps.values()), start=Step().waits).items():
-        print(f'waits: {times} x {wait}')
+    for name, step in steps.items():
+        for wait, times in step.waits.items():
+            print(f'{name}: {times} x {wait}')
 
 
 if __name__ == '__main__':

@@ -8,6 +8,7 @@ storage is marked. The real code therefore runs with the real values, and torch 
 - Every place where the host would wait for the GPU is recorded: reading a value, an index or size
   that depends on values, and copies that block or whose host memory is not pinned.
 - Kernel launches and the bytes that they read and write are counted.
+- A Triton kernel is counted and not run. What it would write stays 0, like all new memory.
 
 What it does not show: time, the order of streams, the numerics of a GPU, and kernels of its own. An
 operation counts as one launch, although some take more (``cudnn``'s backward pass of a convolution,
@@ -19,6 +20,7 @@ All patches of torch are undone when the ``with`` block ends.
 from __future__ import annotations
 
 import bisect
+import importlib.util
 import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -107,21 +109,14 @@ class PretendedGPU:
         parts: Part of the program -> pieces of the paths of its source files. A launch counts for
             the part of the innermost stack frame that is in one of these files, a launch in a
             backward pass for the part that ran the forward pass, and others for ``rest``.
-        stand_ins: Custom operation, such as ``mldr_kd_mm::relation_kl`` -> what computes it on a
-            CPU, and its launches. Others run their own implementation, whose launches count.
 
     Attributes:
         steps: The steps so far; the last one is the current one.
     """
 
-    def __init__(
-        self,
-        parts: Mapping[str, Sequence[str]] | None = None,
-        stand_ins: Mapping[str, tuple[Callable, int]] | None = None,
-    ) -> None:
+    def __init__(self, parts: Mapping[str, Sequence[str]] | None = None) -> None:
         self.steps = [Step()]
         self._parts = [(piece, part) for part, pieces in (parts or {}).items() for piece in pieces]
-        self._stand_ins = stand_ins or {}
         self._part_of_file: dict[str, str | None] = {}
         # Sequence numbers of autograd's nodes and the parts that made them.
         self._nodes: tuple[list[int], list[str]] = ([], [])
@@ -156,10 +151,10 @@ class PretendedGPU:
         """Record a wait of the host."""
         self.step.waits[f'{cause} at {_place()}'] += 1
 
-    def launch(self, operation: str, tensors: Sequence[Tensor] = (), count: int = 1) -> None:
-        """Count the launches of an operation on these tensors."""
-        self.step.operations[operation] += count
-        self.step.launches[self._part()] += count
+    def launch(self, operation: str, tensors: Sequence[Tensor]) -> None:
+        """Count a launch of an operation on these tensors."""
+        self.step.operations[operation] += 1
+        self.step.launches[self._part()] += 1
         self.step.moved += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
     def transfer(self, source: Tensor, target: Tensor | None, non_blocking: bool) -> None:
@@ -298,6 +293,8 @@ class _Operations(TorchDispatchMode):
             known = {tensor.untyped_storage()._cdata for tensor in tensors}
             made = [t for t in _tensors(out) if t.untyped_storage()._cdata not in known]
             _set_mark(made, 'gpu')
+            if 'empty' in name:
+                made[0].zero_()
         if not _is_view(func) and name not in _WITHOUT_KERNEL:
             gpu.launch(name, [*tensors, *_tensors(out)])
         return out
@@ -330,12 +327,6 @@ class _Operations(TorchDispatchMode):
         """Run a custom operation, which sees the GPU."""
         definition = OPDEFS[name]
         on_gpu = any(map(is_on_gpu, _tensors((args, kwargs))))
-        if on_gpu and name in self.gpu._stand_ins:
-            function, launches = self.gpu._stand_ins[name]
-            with self.gpu.unrecorded():
-                out = _set_mark(function(*args, **kwargs), 'gpu')
-            self.gpu.launch(name, _tensors((args, kwargs, out)), launches)
-            return out
         function = definition._backend_fns.get('cuda' if on_gpu else 'cpu') or definition._init_fn
         with self.gpu.modes(), self:
             return function(*args, **kwargs)
@@ -376,7 +367,9 @@ class _Functions(TorchFunctionMode):
             return _set_mark(out, 'pinned') if is_pinned else out
         if name in ('tensor', 'as_tensor', 'asarray', 'new_tensor'):
             self.gpu.wait(f'torch.{name}(device=cuda)')
-        if 'empty' not in name:
+        if 'empty' in name:
+            out.zero_()
+        else:
             self.gpu.launch(name, _tensors(out))
         return _set_mark(out, 'gpu')
 
@@ -449,7 +442,7 @@ def _numpy(gpu: PretendedGPU, func, args: tuple, kwargs: dict) -> Any:
 def _one_hot(gpu: PretendedGPU, func, args: tuple, kwargs: dict) -> Tensor:
     # With the number of classes, a GPU does not look at the values.
     if is_on_gpu(args[0]) and (len(args) > 1 or 'num_classes' in kwargs):
-        gpu.launch('one_hot', args[:1], 2)
+        gpu.launch('one_hot', args[:1])
         with gpu.unrecorded():
             return _set_mark(func(*args, **kwargs), 'gpu')
     return func(*args, **kwargs)
@@ -508,6 +501,18 @@ def _patches(gpu: PretendedGPU) -> Iterator[tuple[Any, str, Any]]:
         start(self, device_type, dtype, enabled, cache_enabled)
 
     yield torch.amp.autocast_mode.autocast, '__init__', autocast
+
+    def kernel(function, grid) -> Callable[..., None]:
+        def launch(*args: Any, **kwargs: Any) -> None:
+            tensors = _tensors((args, kwargs))
+            if not all(map(is_on_gpu, tensors)):
+                raise ValueError(f'{function.fn.__name__}: a pointer is of the CPU')
+            gpu.launch(function.fn.__name__, tensors)
+
+        return launch
+
+    if importlib.util.find_spec('triton'):
+        yield importlib.import_module('triton.runtime.jit').KernelInterface, '__getitem__', kernel
 
     run_backward = torch.autograd._engine_run_backward
 

@@ -16,15 +16,14 @@ from pretended import PretendedGPU, Step
 from mldr_kd_mm.engine.launch import fit_to_machine
 from mldr_kd_mm.registry import DATASETS
 
-# The parts of a training step, and where their code is.
+# The parts of a training step besides the student, and where their code is.
 PARTS = dict(
     hooks=['/engine/hooks/', '/mmengine/hooks/'],
     teacher=['/distillers/teacher'],
-    neck=['/models/necks/'],
-    losses=['/models/losses/', '/distillers/loss_entry'],
+    neck=['/mldr_kd_mm/models/necks/'],
+    losses=['/mldr_kd_mm/models/losses/', '/distillers/loss_entry'],
     inputs=['data_preprocessor.py'],
     optimizer=['/torch/optim/', '/mmengine/optim/'],
-    student=['/distillers/student.py', '/mmpretrain/', '/models/backbones/'],
 )
 
 

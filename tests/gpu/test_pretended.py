@@ -224,13 +224,27 @@ def double(x: torch.Tensor, waits: bool) -> torch.Tensor:
     return x * 2 if x.is_cuda else x * 2 + 0
 
 
-@pytest.mark.parametrize('stand_ins', [{}, {'pretended_tests::double': (lambda x, _: x + x, 5)}])
-def test_custom_operation(stand_ins):
-    """A custom operation sees the GPU, and its launches count unless it has a stand-in."""
-    with PretendedGPU(stand_ins=stand_ins) as gpu:
-        x = torch.ones(3, device=GPU)
-        gpu.start_step()
-        out = double(x, waits=False)
-        assert out.is_cuda and not gpu.step.waits
-    assert gpu.step.operations == ({'pretended_tests::double': 5} if stand_ins else dict(mul=1))
-    assert out.tolist() == [2, 2, 2]
+def test_custom_operation(gpu):
+    """A custom operation sees the GPU, and its launches count."""
+    x = torch.ones(3, device=GPU)
+    gpu.start_step()
+    out = double(x, waits=False)
+    assert out.is_cuda and out.tolist() == [2, 2, 2]
+    assert gpu.step.operations == dict(mul=1)
+
+
+def test_triton_kernel(gpu):
+    """A kernel is counted and not run, and must not get a tensor of the CPU."""
+    triton = pytest.importorskip('triton')
+
+    @triton.jit
+    def copy_all(source, target):
+        raise AssertionError
+
+    source, target = torch.ones(4, device=GPU), torch.empty(4, device=GPU)
+    gpu.start_step()
+    copy_all[(1,)](source, target)
+    assert gpu.step.operations == dict(copy_all=1) and gpu.step.moved == 32
+    assert target.tolist() == [0, 0, 0, 0]
+    with pytest.raises(ValueError, match='copy_all: a pointer is of the CPU'):
+        copy_all[(1,)](torch.ones(4), target)
