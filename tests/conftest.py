@@ -11,8 +11,12 @@ import torch
 from hypothesis import settings
 from mmengine.registry import DefaultScope, init_default_scope
 
-import mldr_kd_mm  # noqa: F401  registers everything
-from mldr_kd_mm.utils.workers import kill_workers
+# Without a GPU, Triton's kernels run in its interpreter. Triton reads this when it is imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault('TRITON_INTERPRET', '1')
+
+import mldr_kd_mm  # noqa: E402, F401  registers everything
+from mldr_kd_mm.utils.workers import kill_workers  # noqa: E402
 
 # Small operations are slower on several threads.
 torch.set_num_threads(1)

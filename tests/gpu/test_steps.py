@@ -34,8 +34,6 @@ KNOWN_WAITS: dict[str, set[str]] = {
     **dict.fromkeys(FAMILIES, {_CAST, _LABELS}),
     'losses': {
         *(_CAST, _LABELS),
-        'local_scalar_dense at losses/relation.py:_sums',
-        'copy to the GPU at losses/relation.py:_linear',
         'copy to the GPU at losses/crd.py:_draw',
         'copy to the GPU at losses/crd.py:forward',
     },

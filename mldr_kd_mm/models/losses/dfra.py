@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Collection
-from functools import partial
 
 import torch
 from mmengine.logging import print_log
@@ -17,14 +17,14 @@ from mldr_kd_mm.models.losses.common import (
     kl_div,
     standardize,
 )
-from mldr_kd_mm.models.losses.relation import FORMS, relation_kl
+from mldr_kd_mm.models.losses.relation import FORMS, RELATIONS, compare_relations
 from mldr_kd_mm.registry import MODELS
 from mldr_kd_mm.utils.errors import ConfigError, check_above_zero, check_not_negative, check_switch
 
 # With fewer classes, DFRA without a bound diverges at common learning rates (docs/stability.md).
 _FEW_CLASSES = 20
 
-TERMS = ('class_relation', 'sample_relation', 'probability')
+TERMS = (*RELATIONS, 'probability')
 
 
 @MODELS.register_module()
@@ -56,8 +56,9 @@ class DFRALoss(nn.Module):
         standardize: Whether to standardise each sample's logits to mean 0 and standard deviation 1
             first.
         relation: ``'dense'`` computes the relations block by block. ``'linear'`` avoids them, see
-            :mod:`mldr_kd_mm.models.losses.relation`. ``'auto'`` takes the faster one. Results agree
-            to rounding error, and no relation is kept for the backward pass.
+            :mod:`mldr_kd_mm.models.losses.relation`. ``'triton'`` computes them tile by tile on a
+            GPU, and is ``'dense'`` on the CPU. ``'auto'`` takes the fastest one. Results agree to
+            rounding error, and no relation is kept for the backward pass.
         max_relation: Upper bound of the relations' root mean square, kappa * mean(z^2) over batch
             and classes. Logits above it, of either model, are scaled down to it before they enter
             the relations; the probability term is unchanged. None: no bound, the paper's form. Its
@@ -121,13 +122,11 @@ class DFRALoss(nn.Module):
         """
         if self.training and not self._has_warned and not torch.compiler.is_compiling():
             self._warn_of_few_classes(student.shape[-1])
-        weights = {
-            'class_relation': self.class_weight,
-            'sample_relation': self.sample_weight,
-            'probability': self.alpha,
-        }
+        weights = dict(zip(TERMS, (self.class_weight, self.sample_weight, self.alpha), strict=True))
         terms = self.terms(student, teacher, [name for name in weights if weights[name]])
-        return sum(weights[name] * term for name, term in terms.items())
+        # On a GPU each product would be a launch of its own.
+        weighted = [t if weights[name] == 1 else weights[name] * t for name, t in terms.items()]
+        return functools.reduce(torch.add, weighted)
 
     @full_precision
     def terms(
@@ -148,17 +147,17 @@ class DFRALoss(nn.Module):
             student, teacher = gather_batch([student, teacher], dim=-2)
         if self.standardize:
             student, teacher = standardize(student), standardize(teacher)
-        student, teacher = student / self.temperature, teacher / self.temperature
+        if self.temperature != 1:
+            student, teacher = student / self.temperature, teacher / self.temperature
         # The number of classes scales both relations.
         kappa = student.shape[-1] ** -0.5
-        compare = partial(relation_kl, scale=kappa, form=self.relation)
-        related = [self._bounded(logits, kappa) for logits in (student, teacher)]
-        terms = {
-            'class_relation': lambda: compare(*related),
-            'sample_relation': lambda: compare(*(logits.mT for logits in related)),
-            'probability': lambda: kl_div(student, teacher).mean(-1),
-        }
-        return {name: terms[name]() for name in names}
+        relations = [name for name in names if name in RELATIONS]
+        terms = compare_relations(
+            student, teacher, kappa, relations, self.relation, self.max_relation
+        )
+        if 'probability' in names:
+            terms['probability'] = kl_div(student, teacher).mean(-1)
+        return {name: terms[name] for name in names}
 
     def _warn_of_few_classes(self, num_classes: int) -> None:
         self._has_warned = True
@@ -169,10 +168,3 @@ class DFRALoss(nn.Module):
                 'current',
                 logging.WARNING,
             )
-
-    def _bounded(self, logits: Tensor, kappa: float) -> Tensor:
-        """Scale logits ([K,] B, C) down until the root mean square of their relations fits."""
-        if self.max_relation is None:
-            return logits
-        relation = kappa * logits.square().mean((-2, -1), keepdim=True)
-        return logits * (self.max_relation / relation.clamp_min(self.max_relation)).sqrt()

@@ -1,4 +1,4 @@
-r"""Compare the relations of MLDR-KD's logits in linear time.
+r"""Compare the relations of MLDR-KD's logits in linear time, or tile by tile on a GPU.
 
 A row :math:`x` of :math:`M` logits has the relation :math:`P_{ij}`, the softmax over :math:`i` of
 :math:`\kappa x_i x_j`. Let :math:`P` be the teacher's relation, of a row :math:`t`, and :math:`Q`
@@ -25,6 +25,12 @@ for all rows, which separates the sums over i and j. With
 at least 1. The computation is in float64, since the sums over a row cancel (float64 logits: exact
 to about 1e-12). A C kernel computes the same sums if it was built.
 
+On a GPU the range of the logits, which decides how many polynomials are needed, stays on the
+device: :func:`_linear_on_gpu` always takes 64, and kernels that only start to work if those do not
+suffice then compute the relations. Up to 2,000 entries the Triton kernels of
+:mod:`~mldr_kd_mm.models.losses.relation_triton` are faster; they compute value and gradient of all
+heads and of both relations together.
+
 Source: MLDR-KD (arXiv 2502.06189) for the quantity; the method is this project's.
 """
 
@@ -33,9 +39,9 @@ from __future__ import annotations
 import ctypes
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,11 +49,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-FORMS = ('auto', 'dense', 'linear')
+from mldr_kd_mm.utils.errors import ConfigError
+from mldr_kd_mm.utils.triton import triton_runs
+
+FORMS = ('auto', 'dense', 'linear', 'triton')
+# The relation of each sample's classes, and that of each class's samples.
+RELATIONS = ('class_relation', 'sample_relation')
 # Elements of a temporary tensor: small enough for a CPU core's cache, large enough for a GPU.
 _BLOCK = defaultdict(lambda: 2**26, cpu=2**18)
-# Up to this length a GPU computes a relation faster than the host reads the range of the logits.
+# From this length on a GPU takes the linear form rather than Triton's kernels, with this number of
+# polynomials.
+_LINEAR_ON_GPU = 2000
+_DEGREE_ON_GPU = 64
+# Without Triton: up to this length a GPU computes a relation faster than the host reads the range.
 _DENSE_ON_GPU = 1024
+_TINY = torch.finfo(torch.float64).tiny
 
 
 class _Sums(NamedTuple):
@@ -61,6 +77,86 @@ class _Sums(NamedTuple):
     """(N, c, M): (P + P') v."""
 
 
+def compare_relations(
+    student: Tensor,
+    teacher: Tensor,
+    scale: float,
+    names: Collection[str] = RELATIONS,
+    form: str = 'auto',
+    bound: float | None = None,
+) -> dict[str, Tensor]:
+    """Compute the mean KL(teacher || student) of the columns of relations of logits.
+
+    Args:
+        student: Logits (B, C), or (K, B, C) of K heads.
+        teacher: Logits (B, C); no gradient flows into them.
+        scale: Factor kappa of the relations.
+        names: Relations to compare, of ``RELATIONS``.
+        form: See :func:`relation_kl`. ``triton`` compares tile by tile on a GPU, and is ``dense``
+            on the CPU.
+        bound: Upper bound of kappa * mean(z^2) of a head's logits. Larger ones are scaled down.
+
+    Returns:
+        Name -> scalar, or (K,).
+
+    Raises:
+        ConfigError: If Triton is requested and does not run on the GPU.
+    """
+    samples, classes = teacher.shape
+    lengths = dict(zip(RELATIONS, (classes, samples), strict=True))
+    terms = {}
+    ordered = [name for name in RELATIONS if name in names]
+    tiled = [name for name in ordered if _is_tiled(student, lengths[name], form)]
+    if tiled:
+        first = RELATIONS.index(tiled[0])
+        limit = math.inf if bound is None else math.sqrt(bound * samples * classes / scale)
+        heads = student.reshape(-1, samples, classes)
+        values, _ = _relations_kl(heads, teacher, scale, first, len(tiled), limit)
+        terms = dict(zip(tiled, values.reshape(-1, *student.shape[:-2]).unbind(), strict=True))
+    if len(terms) < len(names):
+        sides = [_bounded(logits, scale, bound) for logits in (student, teacher)]
+    for name in names:
+        if name not in terms:
+            rows = sides if name == 'class_relation' else [logits.mT for logits in sides]
+            terms[name] = relation_kl(*rows, scale, form)
+    return terms
+
+
+def _is_tiled(student: Tensor, length: int, form: str) -> bool:
+    """Return whether Triton's kernels compare relations of a length."""
+    if form == 'auto' and student.is_cuda and length < _LINEAR_ON_GPU:
+        return triton_runs('cuda')
+    if form != 'triton':
+        return False
+    runs = triton_runs(student.device.type)
+    if student.is_cuda and not runs:
+        raise ConfigError("relation='triton': must be 'auto', as Triton does not run on this GPU")
+    return runs
+
+
+def _bounded(logits: Tensor, scale: float, bound: float | None) -> Tensor:
+    """Scale logits ([K,] B, C) down until the root mean square of their relations fits."""
+    if bound is None:
+        return logits
+    relation = scale * logits.square().mean((-2, -1), keepdim=True)
+    return logits * (bound / relation.clamp_min(bound)).sqrt()
+
+
+@torch.library.custom_op('mldr_kd_mm::relations_kl', mutates_args=())
+def _relations_kl(
+    student: Tensor, teacher: Tensor, scale: float, first: int, count: int, limit: float
+) -> tuple[Tensor, Tensor]:
+    """Compute values (R, K) and gradients (R, K, B, C) of relations, as one operation."""
+    from mldr_kd_mm.models.losses.relation_triton import relations_kl
+
+    return relations_kl(student, teacher, scale, slice(first, first + count), limit)
+
+
+@_relations_kl.register_fake
+def _(student, teacher, scale, first, count, limit):
+    return student.new_empty(count, len(student)), student.new_empty(count, *student.shape)
+
+
 def relation_kl(student: Tensor, teacher: Tensor, scale: float, form: str = 'auto') -> Tensor:
     """Compute the mean KL(teacher || student) of the relations' columns.
 
@@ -68,8 +164,8 @@ def relation_kl(student: Tensor, teacher: Tensor, scale: float, form: str = 'aut
         student: Rows (N, M), or (K, N, M) of K heads.
         teacher: Rows (N, M); no gradient flows into them.
         scale: Factor kappa of the relations.
-        form: ``dense`` computes the relations. ``linear`` avoids them, unless it would take more
-            than M polynomials. ``auto`` takes the faster one.
+        form: ``dense`` computes the relations block by block. ``linear`` avoids them, unless it
+            would take more than M polynomials. ``auto`` takes the faster one.
 
     Returns:
         A scalar, or (K,). It has no second derivative.
@@ -86,12 +182,22 @@ def _relation_kl(
     student: Tensor, teacher: Tensor, scale: float, form: str
 ) -> tuple[Tensor, Tensor]:
     """Compute the value (K,) and its gradient (K, N, M), as one operation for torch.compile."""
+    length = student.shape[-1]
+    if student.is_cuda and form in ('auto', 'linear') and triton_runs('cuda'):
+        if length > _DEGREE_ON_GPU:
+            return _linear_on_gpu(student, teacher, scale)
+        form = 'dense'
+    return _compare(student, teacher, scale, partial(_sums, scale=scale, form=form))
+
+
+def _compare(
+    student: Tensor, teacher: Tensor, scale: float, sums: Callable[[Tensor, Tensor], _Sums]
+) -> tuple[Tensor, Tensor]:
+    """Compute value and gradient from sums."""
     heads, num_rows, length = student.shape
-    of_teacher = _sums(
-        teacher, torch.cat([teacher.unsqueeze(1), student.transpose(0, 1)], 1), scale, form
-    )
+    of_teacher = sums(teacher, torch.cat([teacher.unsqueeze(1), student.transpose(0, 1)], 1))
     rows = student.reshape(-1, length)
-    of_student = _sums(rows, rows.unsqueeze(1), scale, form)
+    of_student = sums(rows, rows.unsqueeze(1))
 
     energy = of_teacher.energy.sum(0)
     # Both are summed in the same order, so that the difference of equal logits is exactly 0.
@@ -112,35 +218,65 @@ def _keep_gradient(ctx, inputs, output) -> None:
     ctx.save_for_backward(output[1])
 
 
-def _backward(ctx, of_value: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:
+def _backward(ctx, of_value: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     if torch.is_grad_enabled():
         raise RuntimeError('DFRALoss has no second derivative; its gradient comes with its value')
     (gradient,) = ctx.saved_tensors
-    return of_value[:, None, None] * gradient, None, None, None
+    gradient = of_value[..., None, None] * gradient
+    # The values of several relations depend on the same logits.
+    gradient = gradient.sum(0) if gradient.dim() == 4 else gradient
+    return gradient, *(None for _ in ctx.needs_input_grad[1:])
 
 
-_relation_kl.register_autograd(_backward, setup_context=_keep_gradient)
+for _operation in (_relation_kl, _relations_kl):
+    _operation.register_autograd(_backward, setup_context=_keep_gradient)
 
 
 def _sums(rows: Tensor, vectors: Tensor, scale: float, form: str) -> _Sums:
     """Compute the sums for rows (N, M) and vectors (N, c, M)."""
     length = rows.shape[1]
     on_gpu = rows.is_cuda
-    if form == 'dense' or (form == 'auto' and on_gpu and length <= _DENSE_ON_GPU):
+    if form in ('dense', 'triton') or (form == 'auto' and on_gpu and length <= _DENSE_ON_GPU):
         return _dense(rows, vectors, scale)
-    # The largest rate. On a GPU the host waits for it.
-    low, high = rows.aminmax(dim=1)
-    reach = (rows.abs().amax(1).double() * (high - low) * (scale / 2)).max().item()
+    reach = _reach(rows, scale).item()  # On a GPU the host waits for it.
     degree = _degree(reach, torch.finfo(rows.dtype).eps / 4)
     if degree > (length if form == 'linear' else length / 2):
         return _dense(rows, vectors, scale)
     rows, vectors = rows.double().contiguous(), vectors.double().contiguous()
     kernel = None if on_gpu else _kernel()
-    reach = max(reach, torch.finfo(torch.float64).tiny)
+    reach = torch.tensor(max(reach, _TINY), device=rows.device, dtype=rows.dtype)
     coefficients = _coefficients(reach, degree)
     if kernel is None:
         return _linear(rows, vectors, scale, reach, coefficients)
-    return _linear_in_c(kernel, rows, vectors, scale, reach, coefficients)
+    return _linear_in_c(kernel, rows, vectors, scale, reach.item(), coefficients)
+
+
+def _linear_on_gpu(student: Tensor, teacher: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Compute value and gradient without relations, while the host waits for nothing.
+
+    For rates that the polynomials do not cover, the result is that of Triton's kernels.
+    """
+    from mldr_kd_mm.models.losses.relation_triton import Gate, relations_kl
+
+    reach = _reach(torch.cat([student.flatten(0, 1), teacher]), scale).clamp_min(_TINY)
+    coefficients = _coefficients(reach, _DEGREE_ON_GPU)
+
+    def sums(rows: Tensor, vectors: Tensor) -> _Sums:
+        return _linear(rows.double(), vectors.double(), scale, reach, coefficients)
+
+    value, gradient = _compare(student, teacher, scale, sums)
+    covered = _covered_reach(_DEGREE_ON_GPU, torch.finfo(student.dtype).eps / 4)
+    gate = Gate(reach, covered)
+    tiled, _ = relations_kl(
+        student, teacher, scale, slice(0, 1), gate=gate, gradients=gradient.unsqueeze(0)
+    )
+    return torch.where(reach <= covered, value, tiled[0]), gradient
+
+
+def _reach(rows: Tensor, scale: float) -> Tensor:
+    """Return the largest rate of rows (N, M)."""
+    low, high = rows.aminmax(dim=1)
+    return (rows.abs().amax(1).double() * (high - low) * (scale / 2)).max()
 
 
 def _dense(rows: Tensor, vectors: Tensor, scale: float) -> _Sums:
@@ -181,11 +317,10 @@ def _parts(count: int, size: int, block: int) -> Iterator[slice]:
 
 
 def _linear(
-    rows: Tensor, vectors: Tensor, scale: float, reach: float, coefficients: Tensor
+    rows: Tensor, vectors: Tensor, scale: float, reach: Tensor, coefficients: Tensor
 ) -> _Sums:
     """Compute the sums without relations, in float64, for rates up to ``reach``."""
     degree = len(coefficients)
-    coefficients = coefficients.to(rows.device)
     # For odd n, T_n(-p) is -T_n(p); even and odd terms are summed apart for the two signs.
     even, odd = coefficients.clone(), coefficients.clone()
     even[1::2] = odd[::2] = 0
@@ -215,10 +350,8 @@ def _linear(
 
 def _chebyshev(x: Tensor, degree: int) -> Tensor:
     """Evaluate the first ``degree`` Chebyshev polynomials at x (N, M): (N, degree, M)."""
-    values = [torch.ones_like(x), x]
-    while len(values) < degree:
-        values.append(2 * x * values[-1] - values[-2])
-    return torch.stack(values[:degree], 1)
+    n = torch.arange(degree, dtype=x.dtype, device=x.device)
+    return torch.cos(n[:, None] * x.clamp(-1, 1).acos().unsqueeze(1))
 
 
 def _degree(reach: float, error: float) -> int:
@@ -239,15 +372,27 @@ def _degree(reach: float, error: float) -> int:
     return max(2, int(np.argmax(left_out <= error)))
 
 
-def _coefficients(reach: float, degree: int) -> Tensor:
+@lru_cache
+def _covered_reach(degree: int, error: float) -> float:
+    """Return the largest rate that ``degree`` polynomials approximate."""
+    covered, too_large = 0.0, float(degree**2)
+    while too_large - covered > 0.1:
+        middle = (covered + too_large) / 2
+        covered, too_large = (
+            (middle, too_large) if _degree(middle, error) <= degree else (covered, middle)
+        )
+    return covered
+
+
+def _coefficients(reach: Tensor, degree: int) -> Tensor:
     """Return the coefficients (n, k) of T_n(p) T_k(2 r / reach - 1) in exp(r (p - 1))."""
-    n = np.arange(degree)
-    angles = (n + 0.5) * np.pi / degree
-    nodes = np.cos(angles)
-    values = np.exp(reach * (nodes + 1) / 2 * (nodes[:, None] - 1))
-    transform = np.cos(np.outer(n, angles)) * 2 / degree
+    n = torch.arange(degree, dtype=reach.dtype, device=reach.device)
+    angles = (n + 0.5) * (math.pi / degree)
+    nodes = angles.cos()
+    values = torch.exp(reach * (nodes + 1) / 2 * (nodes[:, None] - 1))
+    transform = torch.cos(n[:, None] * angles) * 2 / degree
     transform[0] /= 2
-    return torch.from_numpy(transform @ values @ transform.T)
+    return transform @ values @ transform.T
 
 
 @lru_cache(maxsize=1)

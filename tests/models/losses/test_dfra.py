@@ -373,7 +373,7 @@ def test_large_logits_do_not_overflow():
         (dict(gather=1), 'gather=1: must be True or False'),
         (dict(standardize='yes'), "standardize='yes': must be True or False"),
         (dict(max_relation=0), 'max_relation=0: must be a positive number'),
-        (dict(relation='sparse'), "relation='sparse': must be one of auto, dense, linear"),
+        (dict(relation='sparse'), "relation='sparse': must be one of auto, dense, linear, triton"),
     ],
     ids=str,
 )
