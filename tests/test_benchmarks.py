@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
@@ -104,6 +105,16 @@ def test_data(load, run, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_triton_kernels():
+    """All kernels compile for a GPU; the interpreter of the other tests accepts more."""
+    pytest.importorskip('triton')
+    environment = {key: value for key, value in os.environ.items() if key != 'TRITON_INTERPRET'}
+    command = [sys.executable, FOLDER / 'triton_kernels.py']
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert re.findall(r'and (\d+) spilled bytes', done.stdout) == ['0'] * 5
+
+
 def test_dfra(load, run, monkeypatch):
     dfra = load('dfra')
     monkeypatch.setattr(dfra, 'TARGETS', {(4, 10): 1})

@@ -26,6 +26,7 @@ from mldr_kd_mm.utils.errors import named
 from mldr_kd_mm.utils.limits import MAX_CONFIG_BYTES, read_text
 from mldr_kd_mm.utils.logging import log_warnings_only
 from mldr_kd_mm.utils.run_identity import Origin
+from mldr_kd_mm.utils.triton import triton_runs
 from mldr_kd_mm.version import __version__
 
 Fact = tuple[str, str]
@@ -85,8 +86,11 @@ def _installation() -> Iterator[Fact]:
     has_kernel = relation._kernel() is not None
     yield 'C kernel of DFRA', 'built' if has_kernel else 'not built; DFRA is slower on the CPU'
     if gpus:
-        kernel = 'installed' if mamba_kernel() else 'not installed; a slow loop replaces it'
-        yield 'GPU kernel of Vision Mamba', kernel
+        runs = triton_runs('cuda')
+        yield 'Triton', 'runs' if runs else 'does not run; slower kernels replace it'
+        instead = 'Triton replaces it' if runs else 'a slow loop replaces it'
+        kernel = 'installed' if mamba_kernel() else f'not installed; {instead}'
+        yield "mamba-ssm's kernel", kernel
 
 
 def _model(name: str) -> Iterator[Fact]:

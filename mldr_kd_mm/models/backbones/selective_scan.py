@@ -1,4 +1,4 @@
-"""The selective scan, Mamba's recurrence, in plain PyTorch or with mamba-ssm's kernel."""
+"""The selective scan, Mamba's recurrence: in PyTorch, in Triton or with mamba-ssm's kernel."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from mldr_kd_mm.utils.triton import triton_runs
 
 
 def selective_scan(
@@ -32,10 +34,11 @@ def selective_scan(
         s_t = \exp(\Delta_t A) s_{t-1} + \Delta_t u_t B_t, \quad
         y_t = (C_t \cdot s_t + D u_t) \cdot \mathrm{silu}(z_t)
 
-    On a GPU with mamba-ssm installed, its kernel runs. Otherwise a loop over time runs in float32
-    or float64. Its backward pass recomputes the states and only keeps one in about
-    :math:`\sqrt{L}`; a second derivative raises a RuntimeError. ``torch.export``, whose graph would
-    contain every step of the loop, gets a scan of :math:`\log_2 L` steps over all times.
+    On a GPU with mamba-ssm installed, its kernel runs, and without it, Triton kernels. Where Triton
+    does not run either, as on the CPU, a loop over time runs in PyTorch. Triton and the loop
+    compute in float32 or float64. Their backward pass recomputes the states and only keeps one in
+    about :math:`\sqrt{L}`; a second derivative raises a RuntimeError. ``torch.export``, whose graph
+    would contain every step of the loop, gets a scan of :math:`\log_2 L` steps over all times.
 
     Source: Mamba (arXiv 2312.00752), algorithm 2. The arguments are those of mamba-ssm's
     ``selective_scan_fn`` with ``delta_softplus=True``.
@@ -56,20 +59,32 @@ def selective_scan(
     # Both torch.compile and torch.export count as compiling; only torch.export runs without dynamo.
     if torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling():
         return _parallel_scan(u, delta, A, B, C, D, z, delta_bias)
-    # The kernel has no float64.
-    kernel = mamba_kernel() if u.is_cuda and u.dtype != torch.float64 else None
-    if kernel is None:
-        return _SelectiveScan.apply(u, delta, A, B, C, D, z, delta_bias)
-    delta, B, C, z = (tensor.to(u.dtype) for tensor in (delta, B, C, z))
-    A, D, delta_bias = A.float(), D.float(), delta_bias.float()
-    return kernel(u, delta, A, B, C, D, z, delta_bias, delta_softplus=True)
+    # mamba-ssm's kernel has no float64.
+    if u.is_cuda and u.dtype != torch.float64 and _has_mamba_kernel():
+        delta, B, C, z = (tensor.to(u.dtype) for tensor in (delta, B, C, z))
+        A, D, delta_bias = A.float(), D.float(), delta_bias.float()
+        return mamba_kernel()(u, delta, A, B, C, D, z, delta_bias, delta_softplus=True)
+    scan = _triton_scan if u.is_cuda and triton_runs('cuda') else _SelectiveScan.apply
+    return scan(u, delta, A, B, C, D, z, delta_bias)
+
+
+def _triton_scan(*inputs: Tensor) -> Tensor:
+    from mldr_kd_mm.models.backbones.selective_scan_triton import triton_scan
+
+    return triton_scan(*inputs)[0]
+
+
+@torch.compiler.assume_constant_result
+def _has_mamba_kernel() -> bool:
+    return mamba_kernel() is not None
 
 
 @functools.cache
 def mamba_kernel() -> Callable[..., Tensor] | None:
-    """Return mamba-ssm's ``selective_scan_fn``, or None with a warning if it does not import.
+    """Return mamba-ssm's ``selective_scan_fn``, or None if it does not import.
 
-    Only call it on a machine with a GPU: mamba-ssm does not import without one.
+    A warning says so if it is installed, or if only the slow loop remains. Only call it where there
+    is a GPU: mamba-ssm does not import without one.
     """
     try:
         # The Python part imports even if its binary is missing.
@@ -77,12 +92,13 @@ def mamba_kernel() -> Callable[..., Tensor] | None:
         from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
     # A binary for another torch or CUDA raises OSError or RuntimeError.
     except (ImportError, OSError, RuntimeError) as error:
-        warnings.warn(
-            f'mamba-ssm does not import ({error}); the selective scan falls back to a loop over '
-            'time, which is slow on a GPU; with nvcc and torch < 2.14, run pip install '
-            "--no-build-isolation 'mamba-ssm>=2.2,<2.4'",
-            stacklevel=2,
-        )
+        if not isinstance(error, ModuleNotFoundError) or not triton_runs('cuda'):
+            instead = 'in Triton' if triton_runs('cuda') else 'in a loop over time, which is slow'
+            warnings.warn(
+                f'mamba-ssm does not import ({error}); the selective scan runs {instead}; with '
+                "nvcc and torch < 2.14, run pip install --no-build-isolation 'mamba-ssm>=2.2,<2.4'",
+                stacklevel=3,
+            )
         return None
     return selective_scan_fn
 

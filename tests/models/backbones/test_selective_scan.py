@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from mldr_kd_mm.models.backbones import VisionMamba
+from mldr_kd_mm.models.backbones import selective_scan as scans
 from mldr_kd_mm.models.backbones.selective_scan import mamba_kernel, selective_scan
 
 NAMES = ('u', 'delta', 'A', 'B', 'C', 'D', 'z', 'delta_bias')
@@ -225,9 +226,95 @@ class TestBackward:
             assert_close(y, expected, rtol=0, atol=0)
 
 
+class TestTriton:
+    """Without a GPU the kernels run in Triton's interpreter (conftest.py)."""
+
+    DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
+
+    @pytest.fixture(scope='class')
+    def kernels(self):
+        with pytest.MonkeyPatch.context() as patch:
+            kernels = pytest.importorskip(
+                'mldr_kd_mm.models.backbones.selective_scan_triton', reason='needs triton'
+            )
+            patch.setattr(kernels, 'CHANNELS', 4)
+            yield kernels
+
+    @pytest.mark.usefixtures('kernels')
+    @pytest.mark.parametrize('shape', [(1, 1, 1, 1), (2, 5, 10, 3), (1, 4, 9, 16)], ids=str)
+    def test_values_and_gradients(self, shape):
+        inputs = arguments(*shape, device=self.DEVICE)
+        actual = value_and_gradients(scans._triton_scan, inputs)
+        assert_same(actual, value_and_gradients(reference, inputs), rtol=1e-9)
+
+    @pytest.mark.usefixtures('kernels')
+    @pytest.mark.parametrize('shift', [0.0, -9.0, 300.0], ids=['usual', 'small', 'large'])
+    def test_steps_of_any_size_in_float32(self, shift):
+        inputs = arguments(2, 3, 6, 2, dtype=torch.float32, device=self.DEVICE)
+        inputs[1] = (inputs[1].detach() + shift).requires_grad_()
+        actual = value_and_gradients(scans._triton_scan, inputs)
+        doubles = [value.detach().double().requires_grad_() for value in inputs]
+        expected = value_and_gradients(reference, doubles)
+        assert_same({k: v.double() for k, v in actual.items()}, expected, rtol=2e-6)
+
+    @pytest.mark.usefixtures('kernels')
+    def test_takes_views_in_half_precision(self):
+        u, delta, A, B, C, D, z, bias = arguments(
+            2, 4, 7, 3, dtype=torch.float32, device=self.DEVICE
+        )
+        x, gate = torch.cat([u, z], 1).bfloat16().mT.contiguous().mT.flip(-1).chunk(2, 1)
+        sequences = (value.bfloat16().mT.contiguous().mT for value in (delta, B, C))
+        delta, B, C = sequences
+        views = [value.detach() for value in (x, delta, A, B, C, D, gate, bias)]
+        results = []
+        for scan, convert in (
+            (scans._triton_scan, lambda value: value),
+            (reference, lambda value: value.double()),
+        ):
+            inputs = [convert(value).requires_grad_() for value in views]
+            results.append(value_and_gradients(scan, inputs))
+        half = {'y', 'u', 'delta', 'B', 'C', 'z'}
+        for name, value in results[0].items():
+            assert value.dtype == (torch.bfloat16 if name in half else torch.float32)
+        assert_same({k: v.double() for k, v in results[0].items()}, results[1], rtol=1e-2)
+
+    def test_passes_pytorchs_own_checks(self, kernels):
+        torch.library.opcheck(kernels.triton_scan, tuple(arguments(1, 2, 3, 2, device=self.DEVICE)))
+
+    def test_compiles_into_one_graph(self, kernels):
+        compiled = torch.compile(scans._triton_scan, backend='aot_eager', fullgraph=True)
+        inputs = arguments(1, 2, 3, 2, device=self.DEVICE)
+        expected = value_and_gradients(scans._triton_scan, inputs)
+        assert_same(value_and_gradients(compiled, inputs), expected, rtol=0)
+
+    @pytest.mark.usefixtures('kernels')
+    def test_has_no_second_derivative(self):
+        inputs = arguments(1, 2, 3, 2, device=self.DEVICE)
+        with pytest.raises(RuntimeError, match='^selective_scan has no second derivative'):
+            value = scans._triton_scan(*inputs).sum()
+            torch.autograd.grad(value, inputs, create_graph=True)
+
+    def test_runs_on_a_gpu_without_mamba_ssm(self, monkeypatch):
+        monkeypatch.setattr(scans, 'triton_runs', lambda device_type: True)
+        monkeypatch.setattr(scans, '_has_mamba_kernel', lambda: False)
+        monkeypatch.setattr(scans, '_triton_scan', lambda *inputs: 'Triton')
+        on_gpu = [SimpleNamespace(is_cuda=True, dtype=torch.float32)] + [None] * 7
+        assert selective_scan(*on_gpu) == 'Triton'
+
+
 class TestKernel:
+    @pytest.mark.parametrize('runs', [True, False])
+    def test_one_that_is_not_installed(self, runs, monkeypatch, recwarn):
+        monkeypatch.setattr(scans, 'triton_runs', lambda device_type: runs)
+        monkeypatch.setitem(sys.modules, KERNEL, None)
+        assert mamba_kernel.__wrapped__() is None
+        messages = [str(warning.message) for warning in recwarn]
+        assert len(messages) == (not runs)
+        assert all('runs in a loop over time, which is slow; ' in text for text in messages)
+
     @pytest.mark.parametrize('error', ['ImportError', 'OSError', 'RuntimeError'])
     def test_a_broken_one_is_told_of_and_not_used(self, error, tmp_path, monkeypatch):
+        monkeypatch.setattr(scans, 'triton_runs', lambda device_type: True)
         tmp_path.joinpath(f'{KERNEL}.py').write_text(f"raise {error}('undefined symbol')")
         monkeypatch.delitem(sys.modules, KERNEL, raising=False)
         monkeypatch.syspath_prepend(tmp_path)
