@@ -7,6 +7,8 @@ They make every spelling of a ``type`` work without ``custom_imports``: ``Distil
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from mmengine import registry as mmengine_registry
 from mmengine.registry import Registry
 from mmpretrain import registry as mmpretrain_registry
@@ -19,7 +21,8 @@ class ChildRegistry(Registry):
 
     mmengine finds a bare name in the registry of the default scope and in its ancestors, never in
     its children. Each class registered here is therefore also registered with the parent, unless
-    the parent has another class of that name; there the name keeps its meaning.
+    the parent or one of its own ancestors has another class of that name. There the name keeps its
+    meaning, and only under our default scope does it stand for our class.
 
     Args:
         parent: The registry of mmpretrain that this one extends.
@@ -39,8 +42,14 @@ class ChildRegistry(Registry):
         super()._register_module(module, module_name, force)
         names = [module_name] if isinstance(module_name, str) else module_name
         for name in names or [module.__name__]:
-            if name not in self.parent.module_dict:
+            if not any(name in registry.module_dict for registry in self._ancestors()):
                 self.parent._register_module(module, name)
+
+    def _ancestors(self) -> Iterator[Registry]:
+        registry = self.parent
+        while registry is not None:
+            yield registry
+            registry = registry.parent
 
 
 RUNNERS = ChildRegistry(mmpretrain_registry.RUNNERS)
@@ -52,7 +61,9 @@ HOOKS = ChildRegistry(mmpretrain_registry.HOOKS, 'mldr_kd_mm.engine.hooks')
 LOG_PROCESSORS = ChildRegistry(mmpretrain_registry.LOG_PROCESSORS)
 OPTIMIZERS = ChildRegistry(mmpretrain_registry.OPTIMIZERS)
 OPTIM_WRAPPERS = ChildRegistry(mmpretrain_registry.OPTIM_WRAPPERS)
-OPTIM_WRAPPER_CONSTRUCTORS = ChildRegistry(mmpretrain_registry.OPTIM_WRAPPER_CONSTRUCTORS)
+OPTIM_WRAPPER_CONSTRUCTORS = ChildRegistry(
+    mmpretrain_registry.OPTIM_WRAPPER_CONSTRUCTORS, 'mldr_kd_mm.engine.parameter_groups'
+)
 PARAM_SCHEDULERS = ChildRegistry(mmpretrain_registry.PARAM_SCHEDULERS)
 DATASETS = ChildRegistry(mmpretrain_registry.DATASETS, 'mldr_kd_mm.datasets')
 DATA_SAMPLERS = ChildRegistry(mmpretrain_registry.DATA_SAMPLERS, 'mldr_kd_mm.datasets')
@@ -62,13 +73,16 @@ MODELS = ChildRegistry(
     'mldr_kd_mm.models.backbones',
     'mldr_kd_mm.models.data_preprocessor',
     'mldr_kd_mm.models.losses',
+    'mldr_kd_mm.models.losses.label_smoothing',
     'mldr_kd_mm.models.necks',
     'mldr_kd_mm.models.taps.recorder',
     'mldr_kd_mm.models.distillers.distiller',
 )
 MODEL_WRAPPERS = ChildRegistry(mmpretrain_registry.MODEL_WRAPPERS)
 WEIGHT_INITIALIZERS = ChildRegistry(mmpretrain_registry.WEIGHT_INITIALIZERS)
-BATCH_AUGMENTS = ChildRegistry(mmpretrain_registry.BATCH_AUGMENTS)
+BATCH_AUGMENTS = ChildRegistry(
+    mmpretrain_registry.BATCH_AUGMENTS, 'mldr_kd_mm.models.data_preprocessor'
+)
 TASK_UTILS = ChildRegistry(mmpretrain_registry.TASK_UTILS)
 METRICS = ChildRegistry(mmpretrain_registry.METRICS)
 EVALUATORS = ChildRegistry(mmpretrain_registry.EVALUATORS)

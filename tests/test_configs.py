@@ -293,8 +293,7 @@ def test_decay_of_vision_mamba(name):
     student.update(depth=4)
     model = MODELS.build(cfg.model)
     wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
-    # The optimizer has one group per parameter.
-    groups = {id(group['params'][0]): group for group in wrapper.param_groups}
+    groups = {id(p): group for group in wrapper.param_groups for p in group['params']}
     decay = {
         name.removeprefix('student.'): groups[id(parameter)]['weight_decay']
         for name, parameter in model.named_parameters()

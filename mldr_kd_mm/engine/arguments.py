@@ -126,7 +126,9 @@ def apply_arguments(cfg: Config, args: Namespace) -> None:
     merge_options(cfg, args.cfg_options)
     cfg.work_dir = args.work_dir or cfg.work_dir
     cfg.launcher = args.launcher
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    # torchrun and mmengine's slurm launcher set LOCAL_RANK themselves.
+    of_mpi = os.environ.get('OMPI_COMM_WORLD_LOCAL_RANK') if args.launcher == 'mpi' else None
+    os.environ.setdefault('LOCAL_RANK', of_mpi or str(args.local_rank))
     fit_to_machine(cfg)
 
 

@@ -55,6 +55,9 @@ def fit_to_machine(cfg: Config) -> None:
         if hooks[name] is None and name not in _HOOKS_OF_MMENGINE:
             del hooks[name]
     state_statistics(cfg)
+    if (cfg.get('randomness') or {}).get('deterministic'):
+        # Without it cuBLAS, which reads it once, is not deterministic and torch raises.
+        os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
     if torch.cuda.is_available():
         use_fused_optimizer(cfg)
     elif cfg.get('launcher', 'none') != 'none':
@@ -70,9 +73,11 @@ def _check_loader(field: str, loader: Any) -> None:
 
 
 def set_loader_defaults(loader: dict) -> None:
-    """Fill in what a data loader's config may leave out."""
+    """Fill in what a data loader's config may leave out; use at most one worker per core."""
     loader.setdefault('collate_fn', dict(type='default_collate'))
     loader.pin_memory = loader.get('pin_memory', True) and torch.cuda.is_available()
+    if 'num_workers' in loader:
+        loader.num_workers = min(loader.num_workers, len(os.sched_getaffinity(0)))
     # torch rejects persistent_workers if there are no workers.
     workers = loader.get('num_workers', 0)
     loader.persistent_workers = loader.get('persistent_workers', True) and workers > 0

@@ -11,6 +11,7 @@ from mmengine.optim import OptimWrapperDict
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import Tensor
 
+from mldr_kd_mm.engine.parameter_groups import group_names, saved_names
 from mldr_kd_mm.engine.training_state import check_training_state
 from mldr_kd_mm.utils.dist import unwrap_model
 from mldr_kd_mm.utils.errors import ConfigError, named, printable
@@ -164,8 +165,7 @@ def check_resume(runner: Runner, checkpoint: dict[str, Any]) -> Changes:
             weights = unwrap_model(runner.model).state_dict()
             check_weights(checkpoint['state_dict'], weights, label)
             if not isinstance(runner.optim_wrapper, OptimWrapperDict):
-                groups = runner.optim_wrapper.optimizer.param_groups
-                check_groups(checkpoint['optimizer']['param_groups'], groups, label)
+                check_groups(checkpoint, names_of(runner), label)
     return changes
 
 
@@ -245,20 +245,28 @@ def check_weights(saved: Mapping[str, Tensor], wanted: Mapping[str, Tensor], lab
         )
 
 
-def check_groups(saved: Sequence[Mapping], wanted: Sequence[Mapping], label: str) -> None:
-    """Check that the groups of parameters in a checkpoint are those of the optimizer.
+def names_of(runner: Runner) -> list[list[str]]:
+    """Return the names of the parameters in each group of a run's optimizer."""
+    groups = runner.optim_wrapper.optimizer.param_groups
+    return group_names(unwrap_model(runner.model), groups)
+
+
+def check_groups(checkpoint: Mapping[str, Any], present: list[list[str]], label: str) -> None:
+    """Check that the groups of parameters in a checkpoint fit the optimizer.
 
     Args:
-        saved: ``param_groups`` of the saved optimizer state.
-        wanted: ``param_groups`` of the optimizer.
+        checkpoint: Content of the checkpoint.
+        present: The names of the parameters in each group of the optimizer.
         label: What to call the checkpoint in error messages.
 
     Raises:
-        ConfigError: They differ in their number or sizes.
+        ConfigError: They have other parameters, or settings of their own only on one side.
     """
-    sizes = [[len(group['params']) for group in groups] for groups in (saved, wanted)]
-    if sizes[0] != sizes[1]:
-        groups = [f'{sum(each)} parameters in {len(each)} groups' for each in sizes]
+    if saved_names(checkpoint, present) is None:
+        saved = [group['params'] for group in checkpoint['optimizer']['param_groups']]
+        groups = [
+            f'{sum(map(len, each))} parameters in {len(each)} groups' for each in (saved, present)
+        ]
         raise ConfigError(
             f'{label}: the optimizer had {groups[0]}, now {groups[1]}; restore '
             'optim_wrapper.paramwise_cfg and the frozen parameters'

@@ -49,6 +49,9 @@ def _fields(checkpoint: Mapping[str, Any]) -> Iterator[_Check]:
             yield f'meta.{name}', meta[name], _is_count, 'a number, 0 or more'
     if meta.get('run') is not None:
         yield 'meta.run', meta['run'], _is_dict, 'a dict'
+    if meta.get('parameter_groups') is not None:
+        groups = _is_list_of(_is_list_of(lambda item: isinstance(item, str)))
+        yield 'meta.parameter_groups', meta['parameter_groups'], groups, 'lists of names'
     if meta.get('steps') is not None:
         yield from _steps(meta['steps'])
     for name in ('log_scalars', 'runtime_info', 'resumed_keys'):

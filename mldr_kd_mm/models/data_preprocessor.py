@@ -10,15 +10,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from mmengine.config import Config
 from mmengine.logging import print_log
-from mmpretrain.models import ClsDataPreprocessor
+from mmpretrain.models import ClsDataPreprocessor, CutMix, Mixup
+from mmpretrain.structures import DataSample, batch_label_to_onehot
 from torch import Tensor, nn
 
-from mldr_kd_mm.registry import MODELS
-from mldr_kd_mm.structures.view import get_views, hash_views
+from mldr_kd_mm.registry import BATCH_AUGMENTS, MODELS
+from mldr_kd_mm.structures.view import View, get_views, hash_views
 from mldr_kd_mm.utils.checkpoint import load_checkpoint, read_description
+from mldr_kd_mm.utils.device import to_device
 from mldr_kd_mm.utils.errors import ConfigError, is_number
 from mldr_kd_mm.utils.random import preserve_global_rng, seed_global_rng
 from mldr_kd_mm.utils.safe_config import parse_config
@@ -31,7 +35,10 @@ _IMAGENET_CLASSES = 1000  # timm's default for num_classes
 # The second name replaces mmpretrain's preprocessor in runs with our default scope.
 @MODELS.register_module(name=['ViewDataPreprocessor', 'ClsDataPreprocessor'])
 class ViewDataPreprocessor(ClsDataPreprocessor):
-    """mmpretrain's ClsDataPreprocessor with reproducible mixup and CutMix.
+    """mmpretrain's ClsDataPreprocessor with reproducible mixup and CutMix, fast on a GPU.
+
+    The host does not wait for a GPU: it copies images and labels from page-locked memory, the
+    labels of a batch as one tensor.
 
     If a :class:`~mldr_kd_mm.datasets.ViewSampler` drew the batch, mixup and CutMix are a function
     of (seed, epoch, indices of the batch) and leave the global random state unchanged. Otherwise
@@ -44,12 +51,75 @@ class ViewDataPreprocessor(ClsDataPreprocessor):
         if self.batch_augments is not None:
             # mmpretrain only mixes one-hot labels, and makes none for augments that are set later.
             self.to_onehot = True
-        views = get_views(data.get('data_samples'))
-        if not training or self.batch_augments is None or views is None:
+        samples = data.get('data_samples')
+        if not samples or not isinstance(samples[0], DataSample):
             return super().forward(data, training)
+        inputs = super().forward(dict(inputs=data['inputs']))['inputs']
+        scores = self._move_labels(samples)
+        if training and self.batch_augments is not None and scores is not None:
+            inputs, scores = self._augment(inputs, scores, get_views(samples))
+        if scores is not None:
+            for sample, score in zip(samples, scores, strict=True):
+                sample.set_gt_score(score)
+        return dict(inputs=inputs, data_samples=samples)
+
+    def cast_data(self, data: Any) -> Any:
+        """Copy a batch, or a part of it, to the device."""
+        return to_device(data, self.device) if isinstance(data, Tensor) else super().cast_data(data)
+
+    def _move_labels(self, samples: Sequence[DataSample]) -> Tensor | None:
+        """Move the labels of a batch to the device; return their scores (B, C), if any."""
+        labels = sizes = None
+        if 'gt_label' in samples[0]:
+            sizes = [len(sample.gt_label) for sample in samples]
+            labels = to_device(torch.cat([sample.gt_label for sample in samples]), self.device)
+            for sample, label in zip(samples, labels.split(sizes), strict=True):
+                sample.set_gt_label(label)
+        if 'gt_score' in samples[0]:
+            return to_device(torch.stack([sample.gt_score for sample in samples]), self.device)
+        if not self.to_onehot or labels is None:
+            return None
+        num_classes = self.num_classes or samples[0].get('num_classes')
+        if num_classes is None:
+            raise ConfigError('data_preprocessor: num_classes: must be set to mix labels')
+        if set(sizes) == {1}:
+            return F.one_hot(labels, num_classes)
+        return batch_label_to_onehot(labels, np.cumsum(sizes)[:-1].tolist(), num_classes)
+
+    def _augment(
+        self, inputs: Tensor, scores: Tensor, views: Sequence[View] | None
+    ) -> tuple[Tensor, Tensor]:
+        if views is None:
+            return self.batch_augments(inputs, scores)
         with preserve_global_rng():
             seed_global_rng(views[0].seed, views[0].epoch, hash_views(views), 1)
-            return super().forward(data, training)
+            return self.batch_augments(inputs, scores)
+
+
+# The names replace mmpretrain's augments, which copy the order of the images while the host waits.
+@BATCH_AUGMENTS.register_module(name='Mixup')
+class DeviceMixup(Mixup):
+    """mmpretrain's Mixup, for which the host does not wait on a GPU."""
+
+    def mix(self, inputs: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Mix images (B, C, H, W) and scores (B, num_classes) as mmpretrain does."""
+        share = np.random.beta(self.alpha, self.alpha)
+        order = to_device(torch.randperm(len(inputs)), inputs.device)
+        return tuple(share * x + (1 - share) * x[order] for x in (inputs, scores))
+
+
+@BATCH_AUGMENTS.register_module(name='CutMix')
+class DeviceCutMix(CutMix):
+    """mmpretrain's CutMix, for which the host does not wait on a GPU."""
+
+    def mix(self, inputs: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Mix images (B, C, H, W) in place, and scores (B, num_classes), as mmpretrain does."""
+        share = np.random.beta(self.alpha, self.alpha)
+        order = to_device(torch.randperm(len(inputs)), inputs.device)
+        (top, bottom, left, right), share = self.cutmix_bbox_and_lam(inputs.shape[-2:], share)
+        box = inputs[..., top:bottom, left:right]
+        box.copy_(box[order])
+        return inputs, share * scores + (1 - share) * scores[order]
 
 
 class Renormalize(nn.Module):

@@ -1,11 +1,13 @@
 """What --lr and --clip-grad change in a config."""
 
+import os
 import re
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 
 import pytest
 from mmengine.config import Config
 
+from mldr_kd_mm.engine import arguments
 from mldr_kd_mm.engine.arguments import add_training_arguments, apply_training_arguments
 from mldr_kd_mm.utils.errors import ConfigError
 
@@ -72,3 +74,21 @@ def test_neither_changes_nothing():
 def test_mistakes(arguments, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
         applied(*arguments)
+
+
+@pytest.mark.parametrize(
+    ('launcher', 'variables', 'local_rank'),
+    [
+        ('mpi', dict(OMPI_COMM_WORLD_LOCAL_RANK='3'), '3'),
+        ('mpi', dict(OMPI_COMM_WORLD_LOCAL_RANK='3', LOCAL_RANK='1'), '1'),
+        ('pytorch', dict(OMPI_COMM_WORLD_LOCAL_RANK='3', LOCAL_RANK='2'), '2'),
+        ('none', {}, '0'),
+    ],
+)
+def test_local_rank(monkeypatch, launcher, variables, local_rank):
+    """A rank uses the GPU of this number."""
+    monkeypatch.setattr(os, 'environ', dict(variables))
+    monkeypatch.setattr(arguments, 'fit_to_machine', lambda cfg: None)
+    given = Namespace(cfg_options={}, work_dir='x', launcher=launcher, local_rank=0)
+    arguments.apply_arguments(Config(), given)
+    assert os.environ['LOCAL_RANK'] == local_rank

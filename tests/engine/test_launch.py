@@ -12,12 +12,18 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import resnet, runner_config
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 
 from mldr_kd_mm import ConfigError
 from mldr_kd_mm.engine import launch
 from mldr_kd_mm.engine.hooks import StopSignalHook
-from mldr_kd_mm.engine.launch import _continues_run, join_processes, start
+from mldr_kd_mm.engine.launch import (
+    _continues_run,
+    fit_to_machine,
+    join_processes,
+    set_loader_defaults,
+    start,
+)
 from mldr_kd_mm.engine.preflight import preflight
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -177,3 +183,18 @@ def test_which_run_continues_that_of_its_work_directory(tmp_path, monkeypatch, f
     hooks = dict(checkpoint=dict(type='AtomicCheckpointHook', out_dir='disk'))
     cfg = Config(dict(work_dir='runs/a', default_hooks=hooks) | fields)
     assert _continues_run(cfg) is expected
+
+
+def test_no_more_workers_than_cores():
+    cores = len(os.sched_getaffinity(0))
+    for wanted, used in ((0, 0), (1, 1), (cores + 7, cores)):
+        loader = ConfigDict(num_workers=wanted)
+        set_loader_defaults(loader)
+        assert (loader.num_workers, loader.persistent_workers) == (used, used > 0)
+
+
+@pytest.mark.parametrize('deterministic', [True, False])
+def test_determinism_configures_cublas(monkeypatch, deterministic):
+    monkeypatch.setattr(os, 'environ', {})
+    fit_to_machine(Config(dict(randomness=dict(seed=0, deterministic=deterministic))))
+    assert os.environ == ({'CUBLAS_WORKSPACE_CONFIG': ':4096:8'} if deterministic else {})

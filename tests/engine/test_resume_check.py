@@ -143,10 +143,15 @@ def test_weights_of_another_model():
 
 def test_groups_of_another_optimizer():
     groups = [dict(params=[0, 1], lr=1), dict(params=[2], lr=2)]
-    check_groups(groups, [dict(params='ab'), dict(params='c')], 'resume')
-    for wanted in ([dict(params='abc')], [dict(params='a'), dict(params='bc')]):
+    checkpoint = dict(meta={}, state_dict={}, optimizer=dict(param_groups=groups))
+    check_groups(checkpoint, [['a', 'b'], ['c']], 'resume')
+    for wanted in ([['a', 'b', 'c']], [['a'], ['b', 'c']]):
         with pytest.raises(ConfigError, match='had 3 parameters in 2 groups, now 3 parameters in'):
-            check_groups(groups, wanted, 'resume')
+            check_groups(checkpoint, wanted, 'resume')
+    checkpoint['meta']['parameter_groups'] = [['a', 'b'], ['c']]
+    check_groups(checkpoint, [['a'], ['b', 'c']], 'resume')
+    with pytest.raises(ConfigError, match='had 3 parameters in 2 groups, now 3 parameters in'):
+        check_groups(checkpoint, [['a', 'b'], ['d']], 'resume')
 
 
 def test_weights_alone():

@@ -21,27 +21,9 @@ CONFIGS = Path(__file__).parents[2] / 'configs'
 SGD = dict(optimizer=dict(type='SGD', lr=0.01, momentum=0.9, fused=True))
 
 # Waits that are still there, by case. Each case must have exactly these.
-_CAST = 'copy to the GPU at base_model/data_preprocessor.py:cast_data'
-_LABELS = 'copy to the GPU at utils/data_preprocessor.py:forward'
-_CLIP = 'local_scalar_dense at optimizer/optimizer_wrapper.py:_clip_grad'
-_SMOOTH = 'local_scalar_dense at losses/utils.py:convert_to_one_hot'
-_RUN = {
-    *(_CAST, _LABELS),
-    'local_scalar_dense at logging/message_hub.py:_get_valid_value',
-    'torch.tensor(device=cuda) at hooks/stop_signal.py:after_train_iter',
-}
 KNOWN_WAITS: dict[str, set[str]] = {
-    **dict.fromkeys(FAMILIES, {_CAST, _LABELS}),
-    'losses': {
-        *(_CAST, _LABELS),
-        'copy to the GPU at losses/crd.py:_draw',
-        'copy to the GPU at losses/crd.py:forward',
-    },
-    'transformer recipe': {_CAST, _LABELS, _CLIP},
-    'MLDR-KD': _RUN | {_SMOOTH},
-    'AMP': _RUN | {_SMOOTH, _CLIP},
-    'mixup, clipping, EMA': _RUN
-    | {_CLIP, 'index with indices of the CPU at batch_augments/mixup.py:mix'},
+    # Without the Runner, whose hook keeps the norm on the GPU.
+    'transformer recipe': {'local_scalar_dense at optimizer/optimizer_wrapper.py:_clip_grad'},
 }
 
 

@@ -86,6 +86,48 @@ def test_is_mmpretrains_where_no_view_is_known(preprocessor, training):
     assert torch.equal(preprocessor(batch(), training)['inputs'], expected)
 
 
+@pytest.mark.parametrize('labels', ['one', 'several', 'scores'])
+@pytest.mark.parametrize('kind', ['Mixup', 'CutMix'])
+def test_labels_and_augments_are_mmpretrains(kind, labels):
+    augments = dict(augments=dict(type=kind, alpha=1.0))
+    found = []
+    for scope in ('mmpretrain', 'mldr_kd_mm'):
+        with DefaultScope.overwrite_default_scope(scope):
+            config = dict(type='ClsDataPreprocessor', **NORMALIZATION, batch_augments=augments)
+            preprocessor = MODELS.build(copy.deepcopy(config))
+        (augment,) = preprocessor.batch_augments.augments
+        assert type(augment).__module__.startswith(scope)
+        data = batch()
+        for number, sample in enumerate(data['data_samples']):
+            if labels == 'several':
+                sample.set_gt_label(torch.arange(number % 3 + 1))
+            if labels == 'scores':
+                sample.set_gt_score(torch.rand(10, generator=torch.Generator().manual_seed(number)))
+        torch.manual_seed(0), np.random.seed(0)
+        data = preprocessor(data, True)
+        samples = data['data_samples']
+        found.append(
+            [
+                data['inputs'],
+                *(sample.gt_score for sample in samples),
+                *(sample.gt_label for sample in samples),
+            ]
+        )
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+
+
+def test_labels_are_copied_together(monkeypatch):
+    copied = []
+
+    def to_device(tensor, device):
+        copied.append(tuple(tensor.shape))
+        return tensor
+
+    monkeypatch.setattr(data_preprocessor, 'to_device', to_device)
+    ViewDataPreprocessor(**NORMALIZATION)(batch(), True)
+    assert copied == [(8, 3, 32, 32), (8,)]
+
+
 @pytest.mark.parametrize('model', [resnet, timm_resnet], ids=['mmpretrain', 'timm'])
 @pytest.mark.parametrize('data', ['cifar100_224', 'tiny-imagenet_64_strong', 'folder_224'])
 def test_shipped_data_come_with_it(model, data):

@@ -1,4 +1,4 @@
-"""CIFAR-100 at its own 32 px, for machines without a GPU."""
+"""CIFAR-100 at its own 32 px."""
 
 _base_ = 'cifar100_224.py'
 
@@ -9,6 +9,6 @@ train_pipeline = [
 ]
 test_pipeline = [dict(type='PackInputs')]
 
-train_dataloader = dict(num_workers=1, dataset=dict(pipeline=train_pipeline))
-val_dataloader = dict(num_workers=1, dataset=dict(pipeline=test_pipeline))
+train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
+val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader

@@ -10,6 +10,7 @@ from mldr_kd_mm.engine.hooks.figures import FigureHook
 from mldr_kd_mm.engine.hooks.load_weights import LoadWeightsHook
 from mldr_kd_mm.engine.hooks.non_finite import NonFiniteHook
 from mldr_kd_mm.engine.hooks.progress import ProgressHook
+from mldr_kd_mm.engine.hooks.runtime_info import DeferredRuntimeInfoHook
 from mldr_kd_mm.engine.hooks.stop_distill import StopDistillHook
 from mldr_kd_mm.engine.hooks.stop_signal import StopSignalHook
 from mldr_kd_mm.engine.hooks.teacher_accuracy import TeacherAccuracyHook
@@ -21,6 +22,7 @@ __all__ = [
     'BroadcastBuffersHook',
     'ChanceHook',
     'DataCheckHook',
+    'DeferredRuntimeInfoHook',
     'ExactResumeHook',
     'FigureHook',
     'LoadWeightsHook',

@@ -7,12 +7,20 @@ from typing import Any
 import torch
 from mmengine.dist import get_rank, get_world_size
 from mmengine.hooks import Hook
+from mmengine.optim import OptimWrapperDict
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
 
 from mldr_kd_mm.datasets import ViewSampler
 from mldr_kd_mm.engine.early_stopping import early_stopping_state, restore_early_stopping
-from mldr_kd_mm.engine.resume_check import Changes, check_resume, length_of, log_changes
+from mldr_kd_mm.engine.parameter_groups import regroup
+from mldr_kd_mm.engine.resume_check import (
+    Changes,
+    check_resume,
+    length_of,
+    log_changes,
+    names_of,
+)
 from mldr_kd_mm.engine.schedules import rebuild_if_changed
 from mldr_kd_mm.registry import HOOKS
 from mldr_kd_mm.utils.checkpoint import load_checkpoint
@@ -96,6 +104,8 @@ class ExactResumeHook(Hook):
             schedule_length=self._schedule_length or length_of(runner),
             early_stopping=early_stopping_state(runner),
         )
+        if _has_groups(runner):
+            checkpoint['meta']['parameter_groups'] = names_of(runner)
 
     def before_run(self, runner: Runner) -> None:
         """Check that the run can resume from its checkpoint, before anything is loaded.
@@ -115,10 +125,17 @@ class ExactResumeHook(Hook):
             return
         if self._changes is None:  # a FlexibleRunner loads the checkpoint before it runs
             self._changes = check_resume(runner, checkpoint)
+        if _has_groups(runner):
+            regroup(checkpoint, names_of(runner))
         log_changes(runner, checkpoint['meta'], self._changes)
         has_moved = _convert_progress(runner, checkpoint['meta'])
         restore_early_stopping(runner, checkpoint['meta'])
         self._schedule_length = rebuild_if_changed(runner, checkpoint, self._changes, has_moved)
+
+
+def _has_groups(runner: Runner) -> bool:
+    """Return whether the optimizer's state in checkpoints is torch's; a strategy has its own."""
+    return isinstance(runner, Runner) and not isinstance(runner.optim_wrapper, OptimWrapperDict)
 
 
 def _convert_progress(runner: Runner, meta: dict) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -26,17 +26,18 @@ class _Forward(NamedTuple):
 
     Attributes:
         terms: Names of the losses.
-        finite: Whether each loss is finite, bool (T,) on the training device.
+        values: The losses (T,) on the training device.
         data_samples: The batch.
     """
 
     terms: list[str]
-    finite: Tensor
+    values: Tensor
     data_samples: Sequence | None
 
     def non_finite_terms(self) -> list[str]:
         """Return the losses that are not finite; on a GPU this waits for the device."""
-        return [t for t, finite in zip(self.terms, self.finite.tolist(), strict=True) if not finite]
+        finite = self.values.isfinite().tolist()
+        return [term for term, is_finite in zip(self.terms, finite, strict=True) if not is_finite]
 
 
 @HOOKS.register_module()
@@ -55,6 +56,8 @@ class NonFiniteHook(Hook):
     and the log reports the step two steps later. With other optimizers the host waits, as with
     torch's GradScaler.
 
+    The ranks agree by one all-reduce in each step, in which a :class:`StopSignalHook` takes part.
+
     Args:
         max_in_a_row: Number of consecutive skipped steps after which the run ends. Resuming resets
             this count, but not the total number of skipped steps, which checkpoints contain.
@@ -69,6 +72,9 @@ class NonFiniteHook(Hook):
     def __init__(self, max_in_a_row: int = 10) -> None:
         check_positive(max_in_a_row=max_in_a_row)
         self.max_in_a_row = max_in_a_row
+        self._optimizer: Optimizer | None = None
+        self._stop_code: Callable[[], int] = lambda: 0
+        self._agreed: Tensor | None = None
 
     def __deepcopy__(self, memo: dict) -> NonFiniteHook:
         """Return the hook itself: a copied model has its forward hooks, which must do nothing."""
@@ -81,7 +87,7 @@ class NonFiniteHook(Hook):
             ConfigError: The ranks take different numbers of steps and would wait for each other
                 forever. Raised on all ranks.
         """
-        self._optimizer: Optimizer | None = None
+        self._optimizer = None
         if isinstance(runner.optim_wrapper, OptimWrapperDict):
             runner.logger.warning('NonFiniteHook does nothing: the run has several optimizers')
             return
@@ -96,7 +102,7 @@ class NonFiniteHook(Hook):
         # Forward passes of the current update, and of the updates without a reduced result.
         self._forwards: list[_Forward] = []
         self._has_agreed = False
-        self._agreed: Tensor | None = None
+        self._agreed = None
         self._open: deque[tuple[int, list[_Forward]]] = deque()
         self._has_stepped = False
         self._in_a_row = 0
@@ -124,8 +130,27 @@ class NonFiniteHook(Hook):
             handle.remove()
         vars(self._optimizer).pop('found_inf', None)
         while self._open:
-            self._agreed = self._all_reduce.reduce(torch.zeros(3, device=self._device))
+            self._agreed = self._all_reduce.reduce(torch.zeros(4, device=self._device))
             self._report_known(runner)
+
+    def share_all_reduce(self, stop_code: Callable[[], int]) -> bool:
+        """Let a StopSignalHook agree on its code by this hook's all-reduce.
+
+        Call it before the first step, after :meth:`before_train`.
+
+        Args:
+            stop_code: Returns this rank's code, 0 without a signal.
+
+        Returns:
+            Whether it is possible; not with several optimizers.
+        """
+        self._stop_code = stop_code
+        return self._optimizer is not None
+
+    @property
+    def agreed_stop_code(self) -> int:
+        """The largest code of all ranks, as of the last step whose flags are known."""
+        return 0 if self._agreed is None else int(self._agreed[3])
 
     @torch.compiler.disable
     def _before_forward(self, model: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -138,8 +163,8 @@ class NonFiniteHook(Hook):
             return
         # The values that mmengine adds up and differentiates.
         values = {name: _mean(value) for name, value in losses.items() if 'loss' in name}
-        finite = torch.stack(list(values.values())).isfinite()
-        self._forwards.append(_Forward(list(values), finite, kwargs.get('data_samples')))
+        stacked = torch.stack(list(values.values()))
+        self._forwards.append(_Forward(list(values), stacked, kwargs.get('data_samples')))
 
     def _is_training(self, model: nn.Module, kwargs: dict) -> bool:
         return model is self._model and model.training and kwargs.get('mode') == 'loss'
@@ -167,18 +192,20 @@ class NonFiniteHook(Hook):
         Returns:
             1.0 to skip the step, else 0.0, a scalar on the training device.
         """
-        flags = torch.zeros(3, device=self._device)  # losses, gradients, BatchNorm statistics
-        if self._forwards:
-            flags[0] = ~torch.cat([forward.finite for forward in self._forwards]).all()
         gradients = _gradients(optimizer) if optimizer else []
-        if gradients:
-            flags[1] = ~nn.utils.get_total_norm(gradients).isfinite()
-        statistics = self._statistics.read()
-        if statistics:
-            flags[2] = ~torch.stack([values.isfinite().all() for values in statistics]).all()
+        sizes = (
+            _largest([forward.values for forward in self._forwards]),
+            nn.utils.get_total_norm(gradients) if gradients else None,
+            _largest(self._statistics.read()),
+        )
+        nothing = torch.zeros((), device=self._device)
+        sizes = [nothing if size is None else size.to(self._device) for size in sizes]
+        # Times 0, any value that is not finite becomes NaN.
+        flags = torch.full((4,), float(self._stop_code()), device=self._device)
+        flags[:3] = (torch.stack(sizes) * 0).nan_to_num(nan=1.0)
         self._agreed = self._all_reduce.reduce(flags)
         self._has_agreed = True
-        skip = flags.amax()
+        skip = flags[:3].amax()
         self._statistics.restore_if(skip)
         return skip
 
@@ -210,7 +237,7 @@ class NonFiniteHook(Hook):
         if self._agreed is None:
             return
         iteration, forwards = self._open.popleft()
-        if self._agreed.any():
+        if self._agreed[:3].any():
             self._report(runner, iteration, forwards)
         else:
             self._in_a_row = 0
@@ -261,14 +288,15 @@ class _BatchNormStatistics:
         self._kept = [torch.cat(group) for group in self._groups]
 
     def read(self) -> list[Tensor]:
-        """Return the statistics after a step, one tensor (N,) for each device and dtype."""
+        """Return the statistics after a step, one tensor (N,) for each device and float dtype."""
         self._now = [torch.cat(group) for group in self._groups]
-        return self._now
+        return [values for values in self._now if values.is_floating_point()]
 
     def restore_if(self, skip: Tensor) -> None:
         """Restore the copy if ``skip``, a scalar, is not 0, without waiting for a GPU."""
+        is_skipped = skip > 0
         for group, kept, now in zip(self._groups, self._kept, self._now, strict=False):
-            values = torch.where(skip > 0, kept, now)
+            values = torch.where(is_skipped, kept, now)
             torch._foreach_copy_(group, values.split([len(buffer) for buffer in group]))
 
 
@@ -288,8 +316,14 @@ def _kind(buffer: Tensor) -> str:
 def _mean(value: Tensor | Iterable[Tensor]) -> Tensor:
     """Reduce a loss, a tensor or a list of tensors, as mmengine does."""
     if isinstance(value, Tensor):
-        return value.detach().mean()
+        return value.detach().mean() if value.dim() else value.detach()
     return torch.stack([_mean(part) for part in value]).sum()
+
+
+def _largest(tensors: Sequence[Tensor]) -> Tensor | None:
+    """Return the largest absolute value, NaN if there is one; None without a tensor."""
+    largest = [torch.linalg.vector_norm(tensor, torch.inf) for tensor in tensors]
+    return torch.stack(largest).amax() if len(largest) > 1 else next(iter(largest), None)
 
 
 def _gradients(optimizer: Optimizer) -> list[Tensor]:

@@ -75,8 +75,9 @@ class ProgressHook(Hook):
                 f'{step:.3g} s per step, measured over {_TIMED_STEPS} steps'
             )
         if is_open():
-            # RuntimeInfoHook has already read the loss from the device.
-            loss = runner.message_hub.get_scalar('train/loss').current()
+            # Of a GPU, the hub has the loss of the last line of the log.
+            losses = runner.message_hub.log_scalars.get('train/loss')
+            loss = losses.current() if losses else None
             show_bar('train', completed=done, state=self._state(runner, loss))
 
     def after_train(self, runner: Runner) -> None:
@@ -117,8 +118,10 @@ class ProgressHook(Hook):
             open_bars()
             show_bar(name, completed=0, total=len(loader))
 
-    def _state(self, runner: Runner, loss: float) -> str:
-        parts = [f'epoch {runner.epoch + 1}/{runner.max_epochs}', f'loss {loss:.3f}']
+    def _state(self, runner: Runner, loss: float | None) -> str:
+        parts = [f'epoch {runner.epoch + 1}/{runner.max_epochs}']
+        if loss is not None:
+            parts.append(f'loss {loss:.3f}')
         if self._accuracy is not None:
             parts.append(f'accuracy {self._accuracy:.1f} %')
         if cached := _cached(runner):

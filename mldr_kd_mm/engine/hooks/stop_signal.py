@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import signal
 import threading
@@ -13,10 +14,12 @@ from typing import Any
 import torch
 from mmengine import dist
 from mmengine.hooks import Hook
+from mmengine.logging import print_log
 from mmengine.optim import OptimWrapper
 from mmengine.runner import BaseLoop, Runner
 
 from mldr_kd_mm.engine.hooks.checkpoint import AtomicCheckpointHook
+from mldr_kd_mm.engine.hooks.non_finite import NonFiniteHook
 from mldr_kd_mm.registry import HOOKS
 from mldr_kd_mm.utils.dist import DeferredAllReduce
 from mldr_kd_mm.utils.errors import ConfigError
@@ -69,6 +72,8 @@ class StopSignalHook(Hook):
         """Install the signal handlers."""
         self._requested_code = self._agreed_code = 0
         self._all_reduce = DeferredAllReduce()
+        others = [hook for hook in runner.hooks if isinstance(hook, NonFiniteHook)]
+        self._votes_with = next((h for h in others if h.share_all_reduce(self._code)), None)
         hooks = [hook for hook in runner.hooks if isinstance(hook, AtomicCheckpointHook)]
         self._checkpoints = hooks[0] if hooks else AtomicCheckpointHook()
         if not hooks:
@@ -83,13 +88,7 @@ class StopSignalHook(Hook):
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
         """Save a checkpoint and exit if any rank received a signal."""
-        if _LAUNCHED in os.environ and os.getppid() != self._parent:
-            self._requested_code = 128 + signal.SIGTERM
-            runner.logger.warning('torchrun, which started this process, is gone')
-        device = next(runner.model.parameters()).device
-        code = self._all_reduce.reduce(torch.tensor([self._requested_code], device=device))
-        if code is not None:
-            self._agreed_code = max(self._agreed_code, int(code))
+        self._agreed_code = max(self._agreed_code, self._agree(runner))
         if not self._agreed_code or not _has_stepped(runner):
             return
         path = self._checkpoints.save_now(runner)
@@ -106,6 +105,21 @@ class StopSignalHook(Hook):
         if code:
             runner.logger.warning('Stop signal: it arrived after the last step; training has ended')
             raise SystemExit(code)
+
+    def _agree(self, runner: Runner) -> int:
+        """Return the code of all ranks; 0 without a signal, or on a GPU if it is not known yet."""
+        if self._votes_with is not None:
+            return self._votes_with.agreed_stop_code
+        device = next(runner.model.parameters()).device
+        code = self._all_reduce.reduce(torch.full((1,), self._code(), device=device))
+        return 0 if code is None else int(code)
+
+    def _code(self) -> int:
+        """Return this rank's code."""
+        if _LAUNCHED in os.environ and os.getppid() != self._parent and not self._requested_code:
+            self._requested_code = 128 + signal.SIGTERM
+            print_log('torchrun, which started this process, is gone', 'current', logging.WARNING)
+        return self._requested_code
 
     def restore_handlers(self) -> None:
         """Restore the signal handlers; call it after an error in training, when no hook runs."""

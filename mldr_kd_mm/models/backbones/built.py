@@ -60,7 +60,7 @@ class BuiltClassifier(TimmClassifier):
                 f'model_name={model_name!r}: the module was built in another process; load the '
                 'exported weights into yours with load_state_dict'
             )
-        preprocessor = {'type': 'mmpretrain.ClsDataPreprocessor', **(data_preprocessor or {})}
+        preprocessor = {'type': 'mldr_kd_mm.ClsDataPreprocessor', **(data_preprocessor or {})}
         if train_cfg is not None and 'augments' in train_cfg:
             preprocessor['batch_augments'] = train_cfg
         BaseClassifier.__init__(self, data_preprocessor=preprocessor)

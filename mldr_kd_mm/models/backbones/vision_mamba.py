@@ -263,7 +263,7 @@ class _Mixer(nn.Module):
 def _preprocessor(config: dict | None, train_cfg: dict | None, num_classes: int) -> dict:
     """Return the preprocessor's config with the batch augmentations of ``train_cfg``."""
     # mmengine builds it, so the type names its scope.
-    default = {'type': 'mmpretrain.ClsDataPreprocessor', 'num_classes': num_classes}
+    default = {'type': 'mldr_kd_mm.ClsDataPreprocessor', 'num_classes': num_classes}
     config = dict(config or {})
     config = config if 'type' in config else default | config
     if train_cfg is not None and 'augments' in train_cfg:

@@ -243,6 +243,21 @@ class Distiller(BaseClassifier):
                 losses |= entry(student, teacher, **labels)
         return losses
 
+    def parse_losses(self, losses: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Sum the losses as mmengine does, in fewer operations.
+
+        Args:
+            losses: Name -> scalar.
+
+        Returns:
+            The sum of those with ``loss`` in their name, and all values for the log.
+        """
+        if not all(isinstance(value, Tensor) for value in losses.values()):
+            return super().parse_losses(losses)  # A student's own loss may be a list.
+        values = {name: value.mean() if value.dim() else value for name, value in losses.items()}
+        total = torch.stack([value for name, value in values.items() if 'loss' in name]).sum()
+        return total, dict(loss=total) | values
+
     def run_neck(self, record: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Run the neck on recorded tensors of the student.
 

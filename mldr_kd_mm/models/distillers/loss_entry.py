@@ -161,11 +161,11 @@ class LossEntry(nn.Module):
                 )
             ]
         else:
-            names, weights, heads = self._heads(student)
-            values = self._compare_heads(names, heads, teacher[self.teacher[0]], labels)
+            names, weights = self._head_names(student)
+            values = self._compare_heads(names, student, teacher[self.teacher[0]], labels)
         return {
-            f'loss_{self.name}_{name}': weight * value
-            for name, weight, value in zip(names, weights, values, strict=True)
+            f'loss_{self.name}_{name}': value
+            for name, value in zip(names, _weigh(values, weights), strict=True)
         }
 
     def _build(self, student: Probe, teacher: Probe) -> None:
@@ -188,20 +188,25 @@ class LossEntry(nn.Module):
             self._check_logits('teacher', self.teacher, teacher, num_classes)
         self._try(student, teacher)
 
-    def _heads(self, student: Mapping[str, Tensor]) -> tuple[list[str], list[float], list[Tensor]]:
-        """Return the names, weights and tensors of the heads, with one head for each stage."""
-        names, weights, heads = [], [], []
+    def _head_names(self, student: Mapping[str, Tensor]) -> tuple[list[str], list[float]]:
+        """Return the names and weights of the heads, with one head for each stage."""
+        names, weights = [], []
         for name in self.student:
-            stacked = student[name].unbind() if name == STAGE_LOGITS else [student[name]]
-            heads += stacked
-            names += _head_names(name, len(stacked))
-            weights += [self.weights[name]] * len(stacked)
-        return names, weights, heads
+            own = _head_names(name, len(student[name]) if name == STAGE_LOGITS else 1)
+            names += own
+            weights += [self.weights[name]] * len(own)
+        return names, weights
 
     def _compare_heads(
-        self, names: list[str], heads: list[Tensor], teacher: Tensor, labels: dict[str, Tensor]
+        self,
+        names: list[str],
+        student: Mapping[str, Tensor],
+        teacher: Tensor,
+        labels: dict[str, Tensor],
     ) -> Tensor | list[Tensor]:
-        if len({head.shape for head in heads}) > 1:
+        parts = [student[n] if n == STAGE_LOGITS else student[n].unsqueeze(0) for n in self.student]
+        if len({part.shape[1:] for part in parts}) > 1:
+            heads = [head for part in parts for head in part]
             shapes = ', '.join(
                 f'{name} {tuple(head.shape)}' for name, head in zip(names, heads, strict=True)
             )
@@ -209,9 +214,9 @@ class LossEntry(nn.Module):
                 f'losses: {self.name}: heads have different shapes, {shapes}; must be equal'
             )
         (loss,) = self.losses
-        if len(heads) == 1:
-            return [loss(heads[0], teacher, **labels)]
-        return loss(torch.stack(heads), teacher, **labels)
+        if len(names) == 1:
+            return [loss(parts[0][0], teacher, **labels)]
+        return loss(torch.cat(parts), teacher, **labels)
 
     def _check_logits(self, side: str, names: list[str], probe: Probe, num_classes: int) -> None:
         """Refuse features for a loss that compares logits, even if the width fits."""
@@ -251,6 +256,13 @@ class LossEntry(nn.Module):
         self.eval()
         self(student.tensors, teacher.tensors, target=first, index=first)
         self.train()
+
+
+def _weigh(values: Tensor | Sequence[Tensor], weights: Sequence[float]) -> Sequence[Tensor]:
+    """Multiply the losses of the heads, (K,) or K scalars, by their weights."""
+    if isinstance(values, Tensor) and len({*weights}) == 1:
+        return (values if weights[0] == 1 else weights[0] * values).unbind()
+    return [weight * value for weight, value in zip(weights, values, strict=True)]
 
 
 def _head_names(name: str, count: int) -> list[str]:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from mldr_kd_mm.structures.view import View, hash_views
 from mldr_kd_mm.utils.atomic_files import atomic_write
+from mldr_kd_mm.utils.device import to_device
 from mldr_kd_mm.utils.dist import run_on_main_process
 from mldr_kd_mm.utils.errors import ConfigError, printable
 from mldr_kd_mm.utils.file_lock import lock_file
@@ -108,7 +109,7 @@ class TeacherCache:
         found = self.read(views)
         if None in found.values():
             found = self._write(views, run())
-        return {name: _to_device(values, device) for name, values in found.items()}
+        return {name: to_device(values, device).float() for name, values in found.items()}
 
     def read(self, views: Sequence[View]) -> dict[str, Tensor | None]:
         """Read a batch: name -> (B, ...), or None if one of its entries is not valid."""
@@ -366,12 +367,6 @@ def _sizes(entries: tuple[int, int], shape: Sequence[int], dtype: np.dtype) -> t
 def _places(views: Sequence[View], entries: tuple[int, int]) -> list[int]:
     """Return the number of each view's entry in a file."""
     return [view.epoch * entries[1] + view.index for view in views]
-
-
-def _to_device(values: Tensor, device: torch.device) -> Tensor:
-    if device.type == 'cuda':
-        values = values.pin_memory()
-    return values.to(device, non_blocking=True).float()
 
 
 def _short(value: Any) -> str:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from mmengine import dist
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from mldr_kd_mm.utils.errors import ConfigError, is_number
 
@@ -52,10 +53,27 @@ def gather_batch(tensors: Sequence[Tensor], dim: int = 0) -> list[Tensor]:
     """
     if dist.get_world_size() == 1:
         return list(tensors)
-    # On a GPU the host waits for the sizes, which it needs to allocate the joined tensors.
-    own = torch.tensor([tensors[0].shape[dim]], device=tensors[0].device)
-    sizes = torch.cat(dist.all_gather(own)).tolist()
+    sizes = _gather_sizes(tensors[0].shape[dim])
     return [_Gather.apply(tensor, dim, sizes) for tensor in tensors]
+
+
+def _gather_sizes(size: int) -> list[int]:
+    """Return a size of each process, which all need to allocate the joined tensors.
+
+    The processes exchange it on the host, so that none waits for its GPU.
+    """
+    group = dist.get_default_group()
+    if dist.get_backend(group) != 'gloo':
+        group = _host_group(group)
+    sizes = [torch.empty(1, dtype=torch.long) for _ in range(dist.get_world_size())]
+    torch.distributed.all_gather(sizes, torch.tensor([size]), group)
+    return torch.cat(sizes).tolist()
+
+
+@functools.cache
+def _host_group(_: ProcessGroup) -> ProcessGroup:
+    """Return a group of all processes that communicates over the host, one for each default."""
+    return torch.distributed.new_group(backend='gloo')
 
 
 class _Gather(torch.autograd.Function):

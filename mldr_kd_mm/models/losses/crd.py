@@ -16,6 +16,7 @@ from mldr_kd_mm.models.losses.common import (
     gather_batch,
 )
 from mldr_kd_mm.registry import MODELS
+from mldr_kd_mm.utils.device import to_device
 from mldr_kd_mm.utils.errors import ConfigError, check_positive, is_number
 
 
@@ -122,7 +123,7 @@ class CRDLoss(nn.Module):
         )
         if self.training:
             self._set_normalizers(similarities.detach())
-            self._update(index.to(student.device), student.detach(), teacher.detach())
+            self._update(entries[:, 0], student.detach(), teacher.detach())
         return self._contrast(similarities)
 
     def _check_index(self, index: Tensor, batch: int) -> None:
@@ -143,7 +144,7 @@ class CRDLoss(nn.Module):
         generator = torch.Generator(device).manual_seed(hash(tuple(index.tolist())) % 2**63)
         shape = (len(index), self.negatives)
         others = torch.randint(self.num_samples - 1, shape, generator=generator, device=device)
-        own = index.to(device).unsqueeze(1)
+        own = to_device(index, device).unsqueeze(1)
         return torch.cat([own, others + (others >= own)], 1)
 
     def _similarities(self, embedding: Tensor, bank: Tensor, entries: Tensor) -> Tensor:

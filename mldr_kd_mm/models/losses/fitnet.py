@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -76,8 +77,28 @@ class FitNetLoss(nn.Module):
         student = _as_map(student, self.student_grid, 'student')
         teacher = _as_map(teacher, self.teacher_grid, 'teacher')
         grid = [min(sides) for sides in zip(student.shape[-2:], teacher.shape[-2:], strict=True)]
-        student, teacher = (F.adaptive_avg_pool2d(feature, grid) for feature in (student, teacher))
+        student, teacher = (_pool(feature, grid) for feature in (student, teacher))
         return F.mse_loss(self.predict(student), teacher)
+
+
+def _pool(feature: Tensor, grid: Sequence[int]) -> Tensor:
+    """Average-pool a map (B, C, H, W) to a grid as ``F.adaptive_avg_pool2d`` does.
+
+    As two products, since torch has no deterministic backward pass of that function on a GPU.
+    """
+    for dim, size in zip((-2, -1), grid, strict=True):
+        if size != feature.shape[dim]:
+            weights = _window_weights(feature.shape[dim], size, feature)
+            feature = (feature.transpose(dim, -1) @ weights).transpose(dim, -1)
+    return feature
+
+
+def _window_weights(length: int, count: int, like: Tensor) -> Tensor:
+    """Return weights (length, count) of the means over adaptive pooling's windows."""
+    window = torch.arange(count, device=like.device)
+    first, end = window * length // count, ((window + 1) * length + count - 1) // count
+    place = torch.arange(length, device=like.device).unsqueeze(1)
+    return ((place >= first) & (place < end)).to(like) / (end - first)
 
 
 def _as_map(feature: Tensor, grid: Sequence[int] | None, whose: str) -> Tensor:

@@ -12,6 +12,7 @@ from helpers import NORMALIZATION, resnet, train
 from mmengine.hooks import Hook
 
 from mldr_kd_mm.registry import HOOKS
+from mldr_kd_mm.utils.dist import DeferredAllReduce
 
 
 @HOOKS.register_module(force=True)
@@ -38,6 +39,29 @@ def test_last_validation_is_not_too_late(tmp_path, number, code):
     assert stopped.value.code == code
     assert (tmp_path / 'run/epoch_1.pth').is_file()
     assert (tmp_path / 'run/best_accuracy_top1_epoch_1.pth').is_file()
+
+
+@pytest.mark.parametrize('with_others', [True, False])
+def test_one_all_reduce_in_each_step(tmp_path, monkeypatch, with_others):
+    """NonFiniteHook's, if there is one."""
+    calls = []
+
+    def reduce(self, flags):
+        calls.append(len(flags))
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return flags
+
+    monkeypatch.setattr(DeferredAllReduce, 'reduce', reduce)
+    hooks = dict(stop_signal=dict(type='StopSignalHook'))
+    if with_others:
+        hooks |= dict(non_finite=dict(type='NonFiniteHook'))
+    model = resnet(data_preprocessor=dict(NORMALIZATION))
+    with pytest.raises(SystemExit, match='143'):
+        train(model, tmp_path / 'run', default_hooks=hooks)
+    # The signal arrives after the flags of the second step are known.
+    assert calls == [4 if with_others else 1] * 3
+    assert (tmp_path / 'run/iter_3.pth').is_file()
 
 
 LEAVES_WORKERS = """

@@ -106,7 +106,8 @@ class TestLayerDepth:
             paramwise_cfg=dict(layer_decay_rate=0.5),
         )
         groups = build_optim_wrapper(model, config).optimizer.param_groups
-        return {group['param_name']: group['lr'] for group in groups}
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        return {names[id(p)]: group['lr'] for group in groups for p in group['params']}
 
     def test_is_that_of_the_student(self):
         rates = self.rates(build(mldr(student=vit())))

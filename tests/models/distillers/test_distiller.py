@@ -9,11 +9,11 @@ import json
 import pytest
 import torch
 from helpers import NORMALIZATION, NUM_CLASSES, batch, mldr, resnet, timm_resnet, train, vit
-from mmengine.model import ExponentialMovingAverage
+from mmengine.model import BaseModel, ExponentialMovingAverage
 from mmengine.optim import OptimWrapper, build_optim_wrapper
 from torch.testing import assert_close
 
-from mldr_kd_mm import ConfigError, DFRALoss, OFALoss
+from mldr_kd_mm import ConfigError, DFRALoss, Distiller, OFALoss
 from mldr_kd_mm.models.taps.stages import STAGES
 from mldr_kd_mm.registry import MODELS
 
@@ -90,6 +90,20 @@ class TestLoss:
         total, log = distiller.parse_losses(losses)
         assert_close(total, sum(value for name, value in losses.items() if 'loss' in name))
         assert_close(log['loss'], losses['loss'])  # the student's own head
+
+    def test_gradients_are_those_of_mmengines_sum(self, distiller):
+        images = distiller.data_preprocessor(batch(), True)
+        found = []
+        for parse in (Distiller.parse_losses, BaseModel.parse_losses):
+            distiller.zero_grad()
+            torch.manual_seed(0)
+            total, log = parse(distiller, distiller(**images, mode='loss'))
+            total.backward()
+            found.append((total, log, [p.grad for p in distiller.parameters()]))
+        ours, theirs = found
+        assert_close(ours[0], theirs[0], rtol=1e-6, atol=0)
+        assert [*ours[1].items()] == [*theirs[1].items()]
+        assert all(torch.equal(*pair) for pair in zip(ours[2], theirs[2], strict=True))
 
     def test_gradients_reach_student_and_neck(self, distiller):
         distiller.parse_losses(losses_of(distiller))[0].backward()

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from loss_helpers import close, many, normal
+from torch.profiler import profile
 from torch.testing import assert_close
 
 from mldr_kd_mm import ConfigError
-from mldr_kd_mm.models.losses import FitNetLoss
+from mldr_kd_mm.models.losses import FitNetLoss, fitnet
 
 
 def naive(loss: FitNetLoss, student: torch.Tensor, teacher: torch.Tensor) -> float:
@@ -93,6 +95,25 @@ class TestGrids:
         student, teacher = normal(2, 196, 3).requires_grad_(), normal(2, 4, 4, 4)
         loss(student, teacher).backward()
         assert (student.grad != 0).all()
+
+    @many
+    @given(sizes, sizes, st.integers(1, 9), st.integers(1, 9), st.integers(0, 99))
+    def test_pooling_is_torchs(self, batch, width, height, length, seed):
+        feature = normal(batch, width, height, length, seed=seed).requires_grad_()
+        for grid in [(1, 1), ((height + 1) // 2, length), (height, (length + 2) // 3)]:
+            gradients = []
+            for pool in (fitnet._pool, F.adaptive_avg_pool2d):
+                pooled = pool(feature, grid)
+                (gradient,) = torch.autograd.grad(pooled.square().sum(), feature)
+                gradients += [pooled, gradient]
+            assert_close(gradients[:2], gradients[2:], rtol=1e-12, atol=1e-14)
+
+    def test_its_backward_pass_is_deterministic_on_a_gpu(self):
+        """That of adaptive pooling raises there under deterministic=True."""
+        student, teacher = normal(2, 3, 4, 4).requires_grad_(), normal(2, 4, 2, 2)
+        with profile() as record:
+            FitNetLoss(3, 4).double()(student, teacher).backward()
+        assert not [event.key for event in record.key_averages() if 'adaptive' in event.key]
 
 
 class TestErrors:
