@@ -39,16 +39,16 @@ RUNS = {
 }
 # Rows without a Runner: heads, batch and classes of DFRA.
 LOSSES = {
-    'DFRA, K=6 B=128 C=100': (6, 128, 100),
-    'DFRA, K=6 B=128 C=1000': (6, 128, 1000),
+    'DFRA dense, C=100, K=6, B=128': (6, 128, 100),
+    'DFRA dense, C=1000, K=6, B=128': (6, 128, 1000),
 }
 
 
 def count_run(config: str, method: str | None) -> Step:
-    """Return what the third step of a run does."""
+    """Return what the second step of a run does."""
     cfg = load_config(str(ROOT / 'configs' / config), method)
     with tempfile.TemporaryDirectory() as folder, PretendedGPU(PARTS) as gpu:
-        return run_steps(cfg, gpu, Path(folder, Path(folder).name))[2]
+        return run_steps(cfg, gpu, Path(folder, Path(folder).name), steps=2)[-1]
 
 
 def count_loss(heads: int, batch: int, classes: int) -> Step:

@@ -161,6 +161,66 @@ def test_scale(load, run, tmp_path, monkeypatch):
     assert output.count('measured / model') == 10
 
 
+def test_launches(load, run):
+    """The row of a loss without a Runner; tests/gpu has steps of the Runner."""
+    output = run(load('launches'), 'C=100,')
+    rows = [line for line in output.splitlines() if line.startswith('| DFRA')]
+    assert [row.split(' | ')[3] for row in rows] == ['0']
+
+
+def test_gpu_keeps_results_when_a_part_fails(load, tmp_path, capsys):
+    """Each result is in the file at once, also those of a part that fails or is skipped."""
+    gpu = load('gpu')
+    bench = gpu.Bench(tmp_path / 'out.json', tmp_path, tmp_path)
+
+    def fails(bench):
+        yield 'first', 1
+        assert json.loads(bench.out.read_text())['a'] == dict(first=1)
+        raise ValueError('broken')
+
+    def is_skipped(bench):
+        yield 'value', 2
+        raise gpu.Skipped('needs a GPU')
+
+    def works(bench):
+        yield 'value', 3
+
+    assert bench.run(dict(a=fails, b=is_skipped, c=works)) == ['a']
+    results = json.loads(bench.out.read_text())
+    for part in results.values():
+        assert part.pop('seconds') >= 0
+    assert results == dict(
+        a=dict(first=1, failed='ValueError: broken'),
+        b=dict(value=2, skipped='needs a GPU'),
+        c=dict(value=3),
+    )
+
+
+def test_gpu_arguments(load, run, tmp_path, capsys):
+    """Parts are chosen by name; an unknown one ends the script before anything runs."""
+    gpu = load('gpu')
+    out = tmp_path / 'out.json'
+    run(gpu, '--out', out, '--parts', 'environment')
+    assert list(json.loads(out.read_text())) == ['environment']
+    with pytest.raises(SystemExit):
+        run(gpu, '--out', out, '--parts', 'nothing')
+    assert "invalid choice: 'nothing'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_gpu_on_a_cpu(load, run, tmp_path):
+    """The whole script runs to its end and marks what it skips."""
+    out = tmp_path / 'out.json'
+    gpu = load('gpu')
+    run(gpu, '--out', out, '--methods', 'scratch', 'mldr_rsd')
+    results = json.loads(out.read_text())
+    assert list(results) == list(gpu.PARTS)
+    assert not any('failed' in part for part in results.values())
+    assert results['nccl']['skipped'] == 'needs a GPU'
+    for method in ('scratch', 'mldr_rsd'):
+        assert results['accuracy'][method]['epochs'] == 1
+
+
 def test_run_all(tmp_path):
     """run_all.py runs all scripts in its folder, repeats the targets and returns an exit code."""
     copy = tmp_path / 'run_all.py'
