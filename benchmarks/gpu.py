@@ -29,6 +29,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -56,9 +57,14 @@ from mldr_kd_mm.models.losses.relation import FORMS  # noqa: E402
 from mldr_kd_mm.registry import MODELS  # noqa: E402
 from mldr_kd_mm.structures.view import View  # noqa: E402
 from mldr_kd_mm.utils.atomic_files import atomic_write  # noqa: E402
-from mldr_kd_mm.utils.errors import ConfigError  # noqa: E402
+from mldr_kd_mm.utils.errors import ConfigError, describe  # noqa: E402
 
 Results = Iterator[tuple[str, Any]]
+# Methods and options of the steps that are timed.
+VARIANTS = (
+    *('scratch', 'kd', 'mldr, live', 'mldr, cached', 'mldr, written out'),
+    *('mldr, live, graphs', 'mldr, cached, graphs', 'kd, graphs'),
+)
 METHODS = ('scratch', 'kd', 'ofa', 'rsd', 'mldr', 'mldr_rsd')
 PAIR, TEACHER = 'deit_to_mobilenet_c100_32px', 'deit-small_c100_32px'
 
@@ -121,7 +127,7 @@ class Bench:
                 self.add(name, 'skipped', str(reason))
             except Exception as error:
                 traceback.print_exc()
-                self.add(name, 'failed', f'{type(error).__name__}: {error}')
+                self.add(name, 'failed', describe(error))
                 failed.append(name)
             self.add(name, 'seconds', round(time.monotonic() - begin, 1))
         return failed
@@ -337,32 +343,36 @@ def trainer(bench: Bench, cfg: Config, size: int, pixels: int = 224) -> tuple[nn
 def steps(bench: Bench) -> Results:
     """Time, memory and launches of a step at 224 px."""
     size = 128 if bench.on_gpu else 2
-    for teacher in ('swin-tiny', 'vit-small') if bench.on_gpu else ('swin-tiny',):
-        variants = {
-            'student alone': 'scratch',
-            'KD': 'kd',
-            'MLDR-KD, live': 'mldr',
-            'MLDR-KD, cached': 'mldr',
-            'MLDR-KD, written out': 'mldr',
-        }
+    graphs = dict(backend='cudagraphs')  # captures what the package compiles, without inductor
+    for teacher, precision in product(('swin-tiny', 'vit-small'), ('fp32', 'fp16')):
+        if not bench.on_gpu and (teacher, precision) != ('swin-tiny', 'fp32'):
+            continue
         pair = read_config(ROOT / f'configs/pairs/{teacher}_to_resnet18_c100.py')
-        for precision in ('fp32', 'fp16') if bench.on_gpu else ('fp32',):
-            for name, method in variants.items():
-                if name == 'student alone' and teacher != 'swin-tiny':
-                    continue  # the same student
-                if bench.on_gpu and bench.left < 0.68 * bench.seconds:
-                    yield f'{teacher}, {precision}, {name}', 'skipped: no time left'
-                    continue
-                cfg = compose(pair, method)
-                if precision != 'fp32':
-                    cfg.optim_wrapper.type = 'AmpOptimWrapper'
-                    cfg.optim_wrapper.loss_scale = 'dynamic'
+        if precision == 'fp16':
+            pair.optim_wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic')
+        for variant in VARIANTS:
+            name, (method, *options) = f'{teacher}, {precision}, {variant}', variant.split(', ')
+            if method == 'scratch' and teacher != 'swin-tiny':
+                continue  # the same student
+            if bench.on_gpu and bench.left < 0.68 * bench.seconds:
+                yield name, 'skipped: no time left'
+                continue
+            if 'graphs' in options and not bench.on_gpu:
+                yield name, 'skipped: needs a GPU'
+                continue
+            cfg = compose(pair, method)
+            if 'graphs' in options:
+                cfg.model.update(teacher_compile=graphs, losses_compile=graphs)
+            try:
                 model, step = trainer(bench, cfg, size)
-                if name.endswith('written out'):
+                if 'written out' in options:
                     model.losses[0].losses[0].forward = written_out
-                if name.endswith('cached'):
-                    model.teacher_cache = _cache(bench.folder / f'{teacher}-{precision}', size)
-                yield f'{teacher}, {precision}, {name}', measure(bench, step)
+                if 'cached' in options:
+                    folder = bench.folder / name.replace(', ', '-')
+                    model.teacher_cache = _cache(folder, size)
+                yield name, measure(bench, step)
+            except Exception as error:
+                yield name, f'failed: {describe(error)}'
 
 
 def _cache(folder: Path, size: int) -> TeacherCache:
@@ -614,7 +624,7 @@ def train_student(method: str, folder: Path, device: str, barrier, epochs, resul
                 results.put((method, 'accuracy', training.accuracy()))
         results.put((method, 'done', True))
     except Exception as error:
-        results.put((method, 'failed', f'{type(error).__name__}: {error}'))
+        results.put((method, 'failed', describe(error)))
 
 
 # Steps that are timed to choose the number of epochs.

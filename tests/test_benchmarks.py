@@ -105,7 +105,6 @@ def test_data(load, run, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_triton_kernels():
     """All kernels compile for a GPU; the interpreter of the other tests accepts more."""
     pytest.importorskip('triton')
@@ -115,6 +114,7 @@ def test_triton_kernels():
     assert re.findall(r'and (\d+) spilled bytes', done.stdout) == ['0'] * 5
 
 
+@pytest.mark.slow
 def test_dfra(load, run, monkeypatch):
     dfra = load('dfra')
     monkeypatch.setattr(dfra, 'TARGETS', {(4, 10): 1})

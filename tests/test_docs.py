@@ -86,6 +86,8 @@ PLACES = [
     (r'python benchmarks/data\.py', 'test_benchmarks.py::test_data'),
     (r'python benchmarks/dfra\.py', 'test_benchmarks.py::test_dfra'),
     (r'python benchmarks/step\.py', 'test_benchmarks.py::test_step'),
+    (r'python benchmarks/launches\.py', 'test_benchmarks.py::test_launches'),
+    (r'python benchmarks/gpu\.py', 'test_benchmarks.py::test_gpu_on_a_cpu'),
     (r'python benchmarks/triton_kernels\.py', 'test_benchmarks.py::test_triton_kernels'),
     (r'python benchmarks/scale\.py', 'test_benchmarks.py::test_scale'),
     (r'python benchmarks/run_all\.py', 'test_benchmarks.py::test_run_all'),
