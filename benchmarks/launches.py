@@ -39,8 +39,8 @@ RUNS = {
 }
 # Rows without a Runner: heads, batch and classes of DFRA.
 LOSSES = {
-    'DFRA dense, C=100, K=6, B=128': (6, 128, 100),
-    'DFRA dense, C=1000, K=6, B=128': (6, 128, 1000),
+    'DFRA, C=100, K=6, B=128': (6, 128, 100),
+    'DFRA, C=1000, K=6, B=128': (6, 128, 1000),
 }
 
 
@@ -56,7 +56,7 @@ def count_loss(heads: int, batch: int, classes: int) -> Step:
     with PretendedGPU(PARTS) as gpu:
         student = torch.randn(heads, batch, classes, device='cuda', requires_grad=True)
         teacher = torch.randn(batch, classes, device='cuda')
-        loss = MODELS.build(dict(type='DFRALoss', relation='dense'))
+        loss = MODELS.build(dict(type='DFRALoss'))
         gpu.start_step()
         loss(student, teacher).sum().backward()
         return gpu.step
