@@ -7,6 +7,7 @@ options appear at once. A command imports the rest when it runs.
 from __future__ import annotations
 
 import re
+import shlex
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable
 from functools import partial
@@ -126,11 +127,19 @@ def main(argv: list[str] | None = None) -> None:
     run, parser, show_traceback = (args.pop(name) for name in ('run', 'parser', 'traceback'))
     imports = args.pop('imports', ())
     with one_line_for(Exception, show_traceback, partial(_name_options, parser)):
+        if run is _run_distill and not args['print_config']:
+            _greet(Namespace(**args))
         import mldr_kd_mm.apis  # noqa: F401  registers every module of the package
         from mldr_kd_mm.utils.stored_config import import_modules
 
         import_modules(imports)
         run(Namespace(**args))
+
+
+def _greet(args: Namespace) -> None:
+    """Say what will be done while the imports take several seconds."""
+    what = f'{args.teacher} -> {args.student} with {args.method} on {args.data}'
+    print(f'mldr-kd {__version__}: {what}, loading PyTorch', flush=True)
 
 
 def _name_options(parser: ArgumentParser, message: str) -> str:
@@ -291,6 +300,11 @@ def _add_distill(parser: ArgumentParser) -> None:
         help='delete the checkpoints of an earlier run in the work directory and start again',
     )
     add(
+        '--verbose',
+        action='store_true',
+        help='print the whole log; default: the setup, a line an epoch, warnings and results',
+    )
+    add(
         '--print-config',
         action='store_true',
         help='print the config for tools/train.py instead of training',
@@ -308,23 +322,26 @@ def _run_distill(args: Namespace) -> None:
     from mldr_kd_mm.utils.logging import log_warnings_only
 
     options = vars(args)
-    run_options = {
-        name: options.pop(name) for name in ('baseline', 'export', 'resume', 'overwrite')
-    }
+    names = ('baseline', 'export', 'resume', 'overwrite', 'verbose')
+    run_options = {name: options.pop(name) for name in names}
     if options.pop('print_config'):
         with log_warnings_only():
             print(distill_config(**options).pretty_text)
         return
     result = distill(**options, **run_options)
+    print()
     if result.teacher_accuracy is not None:
         print(f'teacher:    {result.teacher_accuracy:.2f} %')
     best = '' if run_options['export'] == 'best' else f': {result.best_accuracy:.2f} %'
     print(f'student:    {result.accuracy:.2f} % (best epoch{best})')
+    runs = [result.work_dir]
     if result.baseline_accuracy is not None:
         print(f'baseline:   {result.baseline_accuracy:.2f} %, the student without a teacher')
+        runs.append(str(Path(result.work_dir, 'baseline')))
     print(f'checkpoint: {result.checkpoint}')
     print(f'exported:   {result.student}')
     print(f'folder:     {result.folder}')
+    print(f'next:       mldr-kd report {shlex.join(runs)}')
 
 
 def _add_export(parser: ArgumentParser) -> None:

@@ -125,7 +125,8 @@ def draw_picture(runs: list[QuickRun], path: Path) -> None:
     for method in ('scratch', 'mldr'):
         style = dict(label=LABELS[method], color=METHOD_COLORS[method])
         draw_curve(accuracy, runs_of[method], ACCURACY, **style)
-        draw_curve(own_loss, runs_of[method], 'loss', **style)
+        own = 'loss_student' if method == 'mldr' else 'loss'
+        draw_curve(own_loss, runs_of[method], own, **style)
 
     dfra.set(title='MLDR-KD: DFRA to the teacher, by head', ylabel='DFRA', yscale='log')
     dfra.yaxis.set_major_formatter('{x:g}')

@@ -11,9 +11,10 @@ from argparse import ArgumentParser, Namespace
 
 from mldr_kd_mm.apis.configs import load_config
 from mldr_kd_mm.engine.arguments import add_arguments, apply_arguments
-from mldr_kd_mm.engine.launch import run
+from mldr_kd_mm.engine.launch import run, shows_progress
 from mldr_kd_mm.engine.preflight import preflight
 from mldr_kd_mm.utils.errors import ConfigError, one_line_for
+from mldr_kd_mm.utils.logging import quiet_console
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
@@ -49,8 +50,10 @@ def main(argv: list[str] | None = None) -> None:
             cfg.model.teacher_checkpoint = None
         # Sharding strategies are for training.
         cfg.runner_type, cfg.strategy = 'Runner', None
-        preflight(cfg, 'model', 'test_cfg', 'test_evaluator', 'test_dataloader')
-    with one_line_for(ConfigError, args.traceback):
+        quiet = shows_progress(cfg) and not args.verbose
+        with quiet_console(quiet):
+            preflight(cfg, 'model', 'test_cfg', 'test_evaluator', 'test_dataloader')
+    with one_line_for(ConfigError, args.traceback), quiet_console(quiet):
         run(cfg, 'test')
 
 

@@ -17,9 +17,10 @@ from mldr_kd_mm.engine.arguments import (
     apply_arguments,
     apply_training_arguments,
 )
-from mldr_kd_mm.engine.launch import run
+from mldr_kd_mm.engine.launch import run, shows_progress
 from mldr_kd_mm.engine.preflight import preflight
 from mldr_kd_mm.utils.errors import ConfigError, one_line_for
+from mldr_kd_mm.utils.logging import quiet_console
 
 
 def parse_args(argv: list[str] | None = None) -> Namespace:
@@ -49,8 +50,10 @@ def main(argv: list[str] | None = None) -> None:
         fields = ['model', 'train_cfg', 'optim_wrapper', 'train_dataloader']
         if cfg.get('val_dataloader'):
             fields.append('val_dataloader')
-        preflight(cfg, *fields)
-    with one_line_for(ConfigError, args.traceback):
+        quiet = shows_progress(cfg) and not args.verbose
+        with quiet_console(quiet):
+            preflight(cfg, *fields)
+    with one_line_for(ConfigError, args.traceback), quiet_console(quiet):
         run(cfg, 'train', args.overwrite)
 
 

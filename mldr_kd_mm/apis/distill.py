@@ -31,7 +31,7 @@ from mldr_kd_mm.engine.work_dir import claim_work_dirs
 from mldr_kd_mm.evaluation.logged_run import ACCURACY
 from mldr_kd_mm.utils.checkpoint import read_weights
 from mldr_kd_mm.utils.errors import check_choice, check_switch
-from mldr_kd_mm.utils.logging import plural
+from mldr_kd_mm.utils.logging import plural, quiet_console, tell
 
 EXPORTS = ('last', 'best')
 """Checkpoints of which the student can be exported: that of the last or the best epoch."""
@@ -128,6 +128,7 @@ def distill(
     export: str = 'last',
     resume: bool = False,
     overwrite: bool = False,
+    verbose: bool = False,
     **options: Any,
 ) -> Distilled:
     """Train a student with a teacher on a folder of images.
@@ -167,6 +168,8 @@ def distill(
         resume: Whether to continue from the last checkpoint in the work directory.
         overwrite: Whether to delete the checkpoints of an earlier run in the work directory. If
             neither this nor ``resume`` is set, a directory with checkpoints is an error.
+        verbose: Whether to print the whole log. False: the console shows the setup, a line an
+            epoch, warnings and the results, and the log file in the work directory the rest.
         **options: The keyword arguments below.
 
     Keyword Args:
@@ -218,9 +221,17 @@ def distill(
         MissingFileError: If the teacher checkpoint does not exist.
         SystemExit: If a signal stopped the training of the teacher or the student.
     """
-    check_switch(baseline=baseline, resume=resume, overwrite=overwrite)
+    check_switch(baseline=baseline, resume=resume, overwrite=overwrite, verbose=verbose)
     check_choice(EXPORTS, export=export)
-    parsed = parse_options(teacher, student, data, method, epochs, **options)
+    with quiet_console(not verbose):
+        parsed = parse_options(teacher, student, data, method, epochs, **options)
+        return _distill(parsed, baseline, export, resume, overwrite)
+
+
+def _distill(
+    parsed: Options, baseline: bool, export: str, resume: bool, overwrite: bool
+) -> Distilled:
+    """Train what the options ask for, see :func:`distill`."""
     if parsed.teacher_init is not None:
         read_weights(parsed.teacher_init, 'teacher_init')  # find a wrong file early
     images = read_training_images(parsed)
@@ -298,9 +309,7 @@ def _judge_teacher(result: Distilled) -> None:
 def _log_reuse(checkpoint: Path, is_same: bool) -> None:
     """Log that a teacher is not trained again, and if it may differ from the one asked for."""
     if is_same:
-        print_log(
-            f'teacher: reusing {str(checkpoint)!r}, of the same images and options', 'current'
-        )
+        tell(f'teacher: reusing {str(checkpoint)!r}, of the same images and options')
     else:
         print_log(
             f'resume: keeps the teacher {str(checkpoint)!r}, although its images or options are '
@@ -320,10 +329,9 @@ def _train_teacher(
         cfg.load_from = None
     elif cfg.load_from is None and options.teacher_pretrained and isinstance(options.teacher, str):
         cfg.load_from = fetch_pretrained(teacher, pretrained, 'teacher')
-    print_log(
+    tell(
         f'teacher: training {teacher.name} on the folder first, for '
-        f'{plural(options.epochs_of_teacher, "epoch")}; later runs can use {checkpoint!r}',
-        'current',
+        f'{plural(options.epochs_of_teacher, "epoch")}; later runs can use {checkpoint!r}'
     )
     _train(cfg, resume)
 

@@ -34,6 +34,7 @@ from mldr_kd_mm.utils.errors import (
     describe,
     is_number,
 )
+from mldr_kd_mm.utils.logging import tell
 
 AUGMENTATIONS = ('recipe', 'light')
 VISUALIZERS = {
@@ -185,7 +186,7 @@ def _unpack_data(options: Options) -> Options:
             f'data={str(path)!r}: cannot be unpacked: {describe(error)}; unpack it yourself and '
             'give the folder'
         ) from error
-    print_log(f'data={str(path)!r}: unpacked, reading {str(folder)!r}', 'current')
+    tell(f'data={str(path)!r}: unpacked, reading {str(folder)!r}')
     return dataclasses.replace(options, data=str(folder))
 
 
@@ -200,10 +201,9 @@ def read_training_images(options: Options) -> ImageFolder:
     )
     train, val = (ImageFolder(split=split, **settings) for split in ('train', 'val'))
     source = f'from {val.val_folder.name}/' if val.val_folder else 'held out of them'
-    print_log(
+    tell(
         f'data={str(options.data)!r}: {len(train.CLASSES)} classes, {len(train)} training images, '
-        f'{len(val)} validation images {source}',
-        'current',
+        f'{len(val)} validation images {source}'
     )
     return train
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from mmengine.dataset import force_full_init
 from mmengine.fileio import LocalBackend, exists, get_file_backend, join_path
-from mmengine.logging import print_log
 from mmpretrain.datasets import CIFAR100
 from mmpretrain.datasets.utils import check_md5
 
@@ -20,6 +19,7 @@ from mldr_kd_mm.utils.archive import extract
 from mldr_kd_mm.utils.dist import run_on_main_process
 from mldr_kd_mm.utils.download import download
 from mldr_kd_mm.utils.errors import ConfigError, check_choice, printable
+from mldr_kd_mm.utils.logging import tell
 from mldr_kd_mm.utils.safe_pickle import load_pickle
 
 SHAPE = (32, 32, 3)
@@ -158,7 +158,7 @@ class VerifiedCIFAR100(CIFAR100):
         with tempfile.TemporaryDirectory(dir=root) as unfinished:
             if not archive.exists():
                 fetched = Path(unfinished, self.filename)
-                print_log(f'Downloading {self.url} to {archive}', 'current')
+                tell(f'Downloading {self.url} to {archive}')
                 download(self.url, fetched, MAX_BYTES)
                 if not check_md5(fetched, self.tgz_md5):
                     raise ConfigError(f'{self.url} does not have the official MD5 checksum')

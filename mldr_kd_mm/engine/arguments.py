@@ -82,6 +82,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         '--local-rank', '--local_rank', type=int, default=0, help='set by torch.distributed.launch'
     )
+    parser.add_argument(
+        '--verbose', action='store_true', help='print the whole log, not only the progress'
+    )
     parser.add_argument('--traceback', action='store_true', help='show the traceback of an error')
 
 

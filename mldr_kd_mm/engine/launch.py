@@ -6,6 +6,7 @@ import errno
 import gc
 import multiprocessing
 import os
+import shlex
 import sys
 from contextlib import ExitStack
 from datetime import timedelta
@@ -116,6 +117,17 @@ def is_rank_0(cfg: Config) -> bool:
     return int(os.environ.get(RANK_VARIABLES.get(cfg.get('launcher'), ''), 0)) == 0
 
 
+def shows_progress(cfg: Config) -> bool:
+    """Return whether a run has a ProgressHook, without which its console must not be quiet."""
+    hooks = [*(cfg.get('default_hooks') or {}).values(), *(cfg.get('custom_hooks') or [])]
+    return any(
+        isinstance(hook, dict)
+        and str(getattr(hook.get('type'), '__name__', hook.get('type'))).endswith('ProgressHook')
+        and hook.get('enabled', True)
+        for hook in hooks
+    )
+
+
 def start(cfg: Config, task: str) -> Runner:
     """Build the Runner and run its method ``train`` or ``test``.
 
@@ -201,6 +213,8 @@ def _continues_run(cfg: Config) -> bool:
 def _exit_code_of(cfg: Config, task: str) -> int:
     try:
         start(cfg, task)
+        if task == 'train' and is_rank_0(cfg) and shows_progress(cfg):
+            print(f'Next: mldr-kd report {shlex.quote(cfg.work_dir)}')
     except SystemExit as stop:  # raised by the StopSignalHook
         return stop.code
     except (OSError, RuntimeError) as error:

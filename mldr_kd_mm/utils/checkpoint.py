@@ -14,7 +14,7 @@ from urllib.parse import urlparse
 from zipfile import ZIP_STORED, ZipFile
 
 import torch
-from mmengine.logging import HistoryBuffer, print_log
+from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 from safetensors.torch import load_file
 from torch import Tensor
@@ -33,6 +33,7 @@ from mldr_kd_mm.utils.limits import (
     TENSOR_ALLOWANCE,
     read_text,
 )
+from mldr_kd_mm.utils.logging import tell
 from mldr_kd_mm.utils.pickle_scan import check_pickle
 from mldr_kd_mm.utils.safe_pickle import STAND_INS, PickledArray, PickledDType
 
@@ -462,7 +463,7 @@ def _download(url: str) -> Path:
     file = Path(torch.hub.get_dir(), 'checkpoints', f'{address}-{name}')
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
-        print_log(f'Downloading {url} to {file}', 'current')
+        tell(f'Downloading {url} to {file}')
         download(url, file, MAX_DOWNLOAD, _check_file)
     return file
 

@@ -17,6 +17,8 @@ from typing import Any
 REMOTE = re.compile(r'\w+://|hf[-_]hub:')
 """The beginning of a URL, or of a name on the Hugging Face hub."""
 
+_SIMILAR_START = 0.8
+
 
 class ConfigError(ValueError):
     """Error that the user can fix in the config.
@@ -192,12 +194,29 @@ def describe(error: BaseException) -> str:
 def did_you_mean(name: Any, names: Iterable[str], cutoff: float = 0.6) -> str:
     """Return 'did you mean A or B?' for the most similar names; '' if none is similar.
 
+    A long name is also similar if it begins almost with ``name``, as ``vit_tiny_patch16_224`` with
+    ``vit_tinny``, unless the cutoff is 0.8 or more.
+
     Args:
         name: The name that is unknown.
         names: The known names.
         cutoff: Least similarity, from 0 to 1.
     """
-    near = difflib.get_close_matches(str(name), [*dict.fromkeys(names)], cutoff=cutoff)
+    name = str(name)
+    matcher = difflib.SequenceMatcher(b=name)
+    scores = {}
+    for known in dict.fromkeys(names):
+        parts = {known: cutoff}
+        if cutoff < _SIMILAR_START and len(name) > 3:
+            parts.setdefault(known[: len(name)], _SIMILAR_START)
+        for part, least in parts.items():
+            matcher.set_seq1(part)
+            # The quick ratios are upper bounds of the similarity.
+            if matcher.real_quick_ratio() >= least and matcher.quick_ratio() >= least:
+                score = matcher.ratio()
+                if score >= least:
+                    scores[known] = max(score, scores.get(known, 0))
+    near = sorted(scores, key=lambda known: (-scores[known], len(known), known))[:3]
     return f'did you mean {" or ".join(near)}?' if near else ''
 
 

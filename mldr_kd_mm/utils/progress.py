@@ -1,15 +1,16 @@
-"""Progress bars on a terminal; without a terminal or without ``rich`` they do nothing."""
+"""Progress bars on a terminal; without a terminal they do nothing."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Iterator
-from importlib.util import find_spec
 from typing import Any
 
 from mmengine.dist import is_main_process
 from mmengine.logging import MMLogger
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 _REFRESH_INTERVAL = 0.1  # seconds
 
@@ -22,15 +23,6 @@ class _Display:
     """
 
     def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeRemainingColumn,
-        )
-
         self._progress = Progress(
             # A name may contain brackets, which are markup to rich.
             TextColumn('{task.description:<7}', markup=False),
@@ -84,8 +76,7 @@ _display: _Display | None = None
 def open_bars() -> None:
     """Open the display if stderr is a terminal and this is the main process."""
     global _display
-    on_terminal = sys.stderr.isatty() and is_main_process()
-    if _display is None and on_terminal and find_spec('rich') is not None:
+    if _display is None and sys.stderr.isatty() and is_main_process():
         _display = _Display()
 
 

@@ -1,7 +1,10 @@
+import contextlib
 import copy
 import dataclasses
+import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -56,10 +59,44 @@ def large_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def distilled(folder, tmp_path_factory):
+def console():
+    """Return the file that gets what `distilled` prints."""
+    return io.StringIO()
+
+
+@pytest.fixture(scope='module')
+def distilled(folder, tmp_path_factory, console):
     """Return the result of a distillation of two epochs, which trains its teacher first."""
     work_dir = tmp_path_factory.mktemp('run')
-    return distill(**ALONE, data=folder, epochs=2, work_dir=str(work_dir))
+    with contextlib.redirect_stdout(console), contextlib.redirect_stderr(console):
+        return distill(**ALONE, data=folder, epochs=2, work_dir=str(work_dir))
+
+
+def test_the_console_is_short_and_the_log_complete(distilled, console):
+    lines = console.getvalue().splitlines()
+    assert len(lines) <= 32  # the command adds a greeting and the results
+    epochs = [line for line in lines if line.startswith('epoch ')]
+    assert [line.split()[1] for line in epochs] == ['1/2', '2/2'] * 2
+    assert all(len(line) <= 100 for line in epochs)
+    form = r'epoch 2/2  lr \S+  loss [\d.]+  student [\d.]+  accuracy [\d.]+ %  \d+ s'
+    assert re.fullmatch(form, epochs[-1])
+    loss, own, accuracy = (float(epochs[-1].split()[place]) for place in (5, 7, 9))
+    work_dir = Path(distilled.work_dir)
+    (scalars,) = work_dir.glob('2*/vis_data/scalars.json')
+    records = [json.loads(line) for line in scalars.read_text().splitlines()]
+    last = [record for record in records if record.get('epoch') == 2][-1]
+    parts = [value for name, value in last.items() if name.startswith('loss_')]
+    assert last['loss'] == pytest.approx(sum(parts), rel=1e-4)  # the file has the window's mean
+    assert 0 < own < loss and accuracy == pytest.approx(distilled.accuracy, abs=0.01)
+    (log,) = (path.read_text() for path in work_dir.glob('2*/*.log'))
+    for text in ('System environment', 'Config:', 'Hooks will be executed', 'Epoch(train) [2]'):
+        assert text in log and text not in console.getvalue()
+    for line in lines:
+        if line.startswith('epoch ') and line in log:
+            break
+    else:
+        raise AssertionError('the log has no line of an epoch')
+    assert console.getvalue().count('warning: the validation set has 12 images') == 1
 
 
 @pytest.fixture

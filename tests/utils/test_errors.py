@@ -68,6 +68,34 @@ class TestCheckedArguments:
             Part(None)
 
 
+MODELS = [
+    *('vit_tiny_patch16_224', 'vit_tiny_patch16_384', 'vit_small_patch16_224', 'tinynet_a'),
+    *('resnet18', 'resnet50', 'mobilenetv2_100', 'fastvit_t8', 'visformer_tiny'),
+]
+
+
+@pytest.mark.parametrize(
+    ('name', 'first'),
+    [
+        ('vit_tinny', 'vit_tiny_patch16_224'),
+        ('vit_smal', 'vit_small_patch16_224'),
+        ('mobilnetv2', 'mobilenetv2_100'),
+        ('resnet19', 'resnet18'),
+        ('vit_tiny_patch16_225', 'vit_tiny_patch16_224'),
+        ('swin', None),
+        ('r', None),
+        ('', None),
+    ],
+)
+def test_did_you_mean(name, first):
+    hint = errors.did_you_mean(name, MODELS)
+    assert hint.startswith(f'did you mean {first}') if first else hint == ''
+
+
+def test_a_name_that_is_the_start_of_another_is_no_typo():
+    assert errors.did_you_mean('train', ['train_cfg'], cutoff=0.9) == ''
+
+
 @pytest.mark.parametrize(
     ('check', 'right', 'wrong'),
     [

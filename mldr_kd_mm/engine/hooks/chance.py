@@ -1,4 +1,4 @@
-"""Warning about a model that has learned nothing."""
+"""Warnings about a model that has learned nothing, or more than its teacher."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from mmengine.runner import Runner
 from mldr_kd_mm.evaluation.logged_run import ACCURACY
 from mldr_kd_mm.registry import HOOKS
 
-
 @HOOKS.register_module()
 class ChanceHook(Hook):
-    """Warns if the teacher or the trained model is no better than a constant prediction.
+    """Warns about a model no better than a constant prediction, and a teacher below its student.
 
     The top-1 accuracy is compared with that of always predicting the most frequent class of the
     validation set, 100 % / C for C classes of equal size. The accuracy of the teacher is that of
@@ -41,12 +40,20 @@ class ChanceHook(Hook):
     def after_train(self, runner: Runner) -> None:
         """Judge the model after the last validation."""
         history = runner.message_hub.log_scalars.get(f'val/{ACCURACY}')
-        if history is not None:
-            _judge(
-                runner,
-                'the accuracy',
-                history.current(),
-                'train for more epochs, or check the labels and the learning rate',
+        if history is None:
+            return
+        accuracy = history.current()
+        _judge(
+            runner,
+            'the accuracy',
+            accuracy,
+            'train for more epochs, or check the labels and the learning rate',
+        )
+        teacher = runner.message_hub.runtime_info.get('teacher_metrics', {}).get(ACCURACY)
+        if teacher is not None and teacher < accuracy:
+            runner.logger.warning(
+                f"the teacher's accuracy, {teacher:.2f} %, is below the student's, "
+                f'{accuracy:.2f} %; train the teacher for more epochs, or choose a stronger one'
             )
 
 

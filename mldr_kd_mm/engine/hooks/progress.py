@@ -1,38 +1,46 @@
-"""Summary, expected time and progress bar of a run."""
+"""What a run shows on the console: its setup, a line an epoch, a progress bar and its result."""
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from mmengine.device import get_device
 from mmengine.dist import get_world_size
 from mmengine.hooks import Hook
-from mmengine.runner import Runner
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 from torch import nn
 
 from mldr_kd_mm.evaluation.logged_run import ACCURACY
 from mldr_kd_mm.models.distillers.distiller import Distiller
 from mldr_kd_mm.registry import HOOKS
 from mldr_kd_mm.utils.dist import unwrap_model
-from mldr_kd_mm.utils.logging import plural
+from mldr_kd_mm.utils.errors import is_number
+from mldr_kd_mm.utils.logging import plural, tell
 from mldr_kd_mm.utils.progress import close_bars, is_open, open_bars, remove_bar, show_bar
 
 # The first steps are slower than the rest, so the steps after them are timed.
 _FIRST_STEPS, _TIMED_STEPS = 5, 20
+_LARGEST_ERROR = 5  # points
 
 
 @HOOKS.register_module()
 class ProgressHook(Hook):
-    """Logs a summary of the run and the expected time, and shows a progress bar.
+    """Shows on the console what is trained, how it goes, and what it led to.
 
-    The summary before training lists the teacher and its accuracy, the student, losses, taps, data
-    and steps. The expected time follows after the first steps.
+    Before training, the setup: the teacher and its accuracy, the student, losses, taps, data and
+    steps. After the first steps, the expected time. Then one line an epoch with the learning rate,
+    the mean loss over the epoch, of which the student's own loss is a part, the accuracy and the
+    time; a run that counts iterations has one line a validation. At the end the accuracies, the
+    duration and the files. :func:`~mldr_kd_mm.utils.logging.quiet_console` shows these lines, and
+    the log file has them too.
 
-    If stderr is a terminal and ``rich`` is installed, a bar shows steps, loss, accuracy and the
-    remaining time, and a second bar the validation. Log lines appear above the bars. Otherwise the
-    console shows only mmengine's log. The hook does not affect the results of a run.
+    If stderr is a terminal, a bar shows steps, loss, accuracy and the remaining time, and a second
+    bar the validation. Lines appear above the bars. A validation set of less than 100 images, where
+    the standard error of an accuracy can be above 5 points, is a warning. The hook does not affect the results of a run.
 
     Args:
         enabled: Whether to log and show anything.
@@ -45,32 +53,41 @@ class ProgressHook(Hook):
         self.enabled = enabled
         self._accuracy: float | None = None
         self._started = 0.0
+        # Steps since the last line, when the first of them began, and the line of a trained epoch
+        # that waits for its validation.
+        self._steps, self._since = 0, 0.0
+        self._line: list[str] | None = None
 
     def before_train(self, runner: Runner) -> None:
-        """Log the summary and show the bar."""
+        """Show the setup and the bar."""
         if not self.enabled:
             return
         facts = list(_facts(runner))
         width = max(len(name) for name, _ in facts)
         lines = [f'  {name:<{width}}  {value}' for name, value in facts]
-        runner.logger.info('\n'.join(['Training setup:', *lines]))
+        tell('\n'.join(['Training setup:', *lines]))
+        if runner.val_loop is not None:
+            _judge_size(runner, len(runner.val_dataloader.dataset))
         self._first = runner.iter
+        self._began = self._since = time.monotonic()
+        self._steps, self._line = 0, None
         open_bars()
         show_bar('train', completed=runner.iter, total=runner.max_iters)
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        """Update the bar; log the expected time once it is known."""
+        """Update the bar; show the expected time once it is known."""
         if not self.enabled:
             return
+        self._steps += 1
         done = runner.iter + 1
         if done == self._first + _FIRST_STEPS:
             self._started = time.monotonic()
         elif done == self._first + _FIRST_STEPS + _TIMED_STEPS:
             step = (time.monotonic() - self._started) / _TIMED_STEPS
             left = runner.max_iters - done
-            runner.logger.info(
+            tell(
                 f'Expected time: {_duration(step * left)} for the remaining {left} steps at '
                 f'{step:.3g} s per step, measured over {_TIMED_STEPS} steps'
             )
@@ -80,13 +97,29 @@ class ProgressHook(Hook):
             loss = losses.current() if losses else None
             show_bar('train', completed=done, state=self._state(runner, loss))
 
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Keep the line of the epoch until it has been validated."""
+        if self.enabled and isinstance(runner.train_loop, EpochBasedTrainLoop):
+            self._line = self._describe(runner, 'epoch', runner.epoch + 1, runner.max_epochs)
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Show the line of an epoch without validation."""
+        self._show_line({})
+
     def after_train(self, runner: Runner) -> None:
-        """Remove the bar."""
+        """Remove the bar and show the result of the run."""
+        self._show_line({})
         close_bars()
+        if self.enabled:
+            tell('\n'.join(_results(runner, time.monotonic() - self._began)))
 
     def before_val_epoch(self, runner: Runner) -> None:
         """Show a bar for the validation."""
         self._begin(runner, 'val', runner.val_dataloader)
+        # runner.train_loop would build the loop and its data set, also for validation alone.
+        loop = runner._train_loop
+        if self._steps and isinstance(loop, BaseLoop) and not self._line and self.enabled:
+            self._line = self._describe(runner, 'step', runner.iter, runner.max_iters)
 
     def after_val_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
@@ -95,9 +128,10 @@ class ProgressHook(Hook):
         show_bar('val', completed=batch_idx + 1)
 
     def after_val_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        """Remove the bar and keep the accuracy for the training bar."""
+        """Remove the bar, show the line of the epoch, and keep the accuracy for the bar."""
         self._accuracy = (metrics or {}).get(ACCURACY)
         remove_bar('val')
+        self._show_line(metrics or {})
 
     def before_test_epoch(self, runner: Runner) -> None:
         """Show a bar for the test."""
@@ -110,8 +144,35 @@ class ProgressHook(Hook):
         show_bar('test', completed=batch_idx + 1)
 
     def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        """Remove the bar."""
+        """Remove the bar and show the metrics."""
         remove_bar('test')
+        numbers = {name: value for name, value in (metrics or {}).items() if is_number(value)}
+        if self.enabled and numbers:
+            tell('test  ' + '  '.join(f'{name} {value:.2f}' for name, value in numbers.items()))
+
+    def _describe(self, runner: Runner, unit: str, done: int, total: int) -> list[str]:
+        """Return the parts of a line: what was trained since the last, its rate and losses."""
+        parts = [f'{unit} {done:>{len(str(total))}}/{total}']
+        scalars = runner.message_hub.log_scalars
+        if 'train/lr' in scalars:
+            parts.append(f'lr {scalars["train/lr"].current():.2e}')
+        for label, name in (('loss', 'train/loss'), ('student', 'train/loss_student')):
+            if name in scalars:
+                parts.append(f'{label} {scalars[name].mean(self._steps):.4f}')
+        self._steps = 0
+        return parts
+
+    def _show_line(self, metrics: Mapping[str, Any]) -> None:
+        if self._line is None:
+            return
+        numbers = [(name, value) for name, value in metrics.items() if is_number(value)]
+        if ACCURACY in metrics:
+            self._line.append(f'accuracy {metrics[ACCURACY]:.2f} %')
+        elif numbers:
+            self._line.append('{} {:.2f}'.format(*numbers[0]))
+        now = time.monotonic()
+        tell('  '.join([*self._line, _duration(now - self._since)]))
+        self._line, self._since = None, now
 
     def _begin(self, runner: Runner, name: str, loader: Any) -> None:
         if self.enabled:
@@ -145,6 +206,40 @@ def _facts(runner: Runner) -> Iterator[tuple[str, str]]:
     steps = f'{runner.max_iters} in {plural(runner.max_epochs, "epoch")}'
     yield 'steps', steps if runner.iter == 0 else f'{steps}, {runner.iter} of them done'
     yield 'device', f'{get_device()}, {type(runner.optim_wrapper).__name__}'
+    yield 'log', _relative(runner.logger.log_file)
+
+
+def _judge_size(runner: Runner, images: int) -> None:
+    """Warn about a validation set that is too small to compare models."""
+    error = 50 / math.sqrt(max(images, 1))  # of an accuracy of 50 %, in points
+    if error > _LARGEST_ERROR:
+        runner.logger.warning(
+            f'the validation set has {plural(images, "image")}: the standard error of the accuracy '
+            f'can be {error:.1f} points; validate on more images to compare models'
+        )
+
+
+def _results(runner: Runner, seconds: float) -> Iterator[str]:
+    """Yield the lines about a run that has ended."""
+    hub = runner.message_hub
+    history = hub.log_scalars.get(f'val/{ACCURACY}')
+    accuracies = []
+    if history is not None:
+        values = history.data[0]
+        accuracies.append(f'accuracy {values[-1]:.2f} %, best {max(values):.2f} %')
+    teacher = hub.runtime_info.get('teacher_metrics', {})
+    if ACCURACY in teacher:
+        accuracies.append(f'teacher {teacher[ACCURACY]:.2f} %')
+    yield ', '.join([f'Trained in {_duration(seconds)}', *accuracies])
+    written = hub.runtime_info.get('last_ckpt')
+    if written:
+        yield f'Written: {_relative(written)}'
+
+
+def _relative(path: str) -> str:
+    """Return a path as seen from the current directory, if it is below it."""
+    here = Path.cwd()
+    return str(Path(path).relative_to(here) if Path(path).is_relative_to(here) else path)
 
 
 def _facts_of_distiller(runner: Runner, model: Distiller, config: Any) -> Iterator[tuple[str, str]]:

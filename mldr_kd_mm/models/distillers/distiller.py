@@ -246,12 +246,17 @@ class Distiller(BaseClassifier):
     def parse_losses(self, losses: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum the losses as mmengine does, in fewer operations.
 
+        mmengine logs the sum as ``loss``, which the student's own loss of that name would replace.
+        The log names that one ``loss_student``.
+
         Args:
-            losses: Name -> scalar.
+            losses: Name -> scalar, see :meth:`loss`.
 
         Returns:
             The sum of those with ``loss`` in their name, and all values for the log.
         """
+        own = dict(loss='loss_student')
+        losses = {own.get(name, name): value for name, value in losses.items()}
         if not all(isinstance(value, Tensor) for value in losses.values()):
             return super().parse_losses(losses)  # A student's own loss may be a list.
         values = {name: value.mean() if value.dim() else value for name, value in losses.items()}

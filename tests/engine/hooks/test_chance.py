@@ -47,6 +47,12 @@ def test_at_chance(labels, chance):
     assert not cautions(labels, teacher=chance + 1, accuracy=chance + 1)
 
 
+def test_a_teacher_below_the_student():
+    (text,) = cautions(EQUAL, teacher=70.0, accuracy=75.5)
+    assert text.startswith("the teacher's accuracy, 70.00 %, is below the student's, 75.50 %; ")
+    assert not cautions(EQUAL, teacher=75.5, accuracy=75.5)
+
+
 def test_a_resumed_run_does_not_repeat_it():
     assert not cautions(EQUAL, teacher=1.0, iteration=3)
 

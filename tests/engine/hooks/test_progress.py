@@ -86,6 +86,19 @@ def test_both_say_what_will_be_trained(terminal, file):
         assert re.search(r'Expected time: \d+ s for the remaining 3 steps', text)
 
 
+def test_a_line_an_epoch(file):
+    form = (
+        r'epoch (\d)/7  lr 1\.00e-02  loss \d+\.\d{4}  student \d+\.\d{4}  accuracy (.+) %  \d+ s'
+    )
+    lines = [line.partition('INFO - ')[2] for line in log_of(file[0]).splitlines()]
+    found = [match for match in map(re.compile(form).fullmatch, lines) if match]
+    assert [match[1] for match in found] == [*'1234567']
+    assert all(len(match[0]) <= 100 for match in found)
+    text = log_of(file[0])
+    assert re.search(rf'Trained in \d+ s, accuracy {found[-1][2]} %, best .*, teacher ', text)
+    assert 'the validation set has 30 images: the standard error' in text
+
+
 def test_turned_off_it_shows_nothing_and_the_weights_are_the_same(terminal, file, tmp_path):
     work_dir = tmp_path / 'run'
     code, output = on_terminal(WORKER, work_dir, 'off')
@@ -108,14 +121,12 @@ def test_an_error_gives_the_terminal_back(tmp_path):
     assert 'RuntimeError: on purpose' in ESCAPES.sub('', output[output.rindex(SHOWS_CURSOR) :])
 
 
-def test_no_bars_without_rich(monkeypatch):
-    monkeypatch.setattr(sys.stderr, 'isatty', lambda: True, raising=False)
-    open_bars()
-    assert is_open()
-    close_bars()
-    monkeypatch.setitem(sys.modules, 'rich', None)
-    open_bars()
-    assert not is_open()
+def test_no_bars_without_a_terminal(monkeypatch):
+    for is_terminal in (True, False):
+        monkeypatch.setattr(sys.stderr, 'isatty', lambda it=is_terminal: it, raising=False)
+        open_bars()
+        assert is_open() == is_terminal
+        close_bars()
 
 
 def test_stdout_in_a_file_gets_the_log(tmp_path):

@@ -89,7 +89,9 @@ class TestLoss:
         losses = losses_of(distiller)
         total, log = distiller.parse_losses(losses)
         assert_close(total, sum(value for name, value in losses.items() if 'loss' in name))
-        assert_close(log['loss'], losses['loss'])  # the student's own head
+        assert_close(log['loss'], total)
+        assert_close(log['loss_student'], losses['loss'])  # of the student's own head
+        assert {*log} == {*losses, 'loss_student'}
 
     def test_gradients_are_those_of_mmengines_sum(self, distiller):
         images = distiller.data_preprocessor(batch(), True)
@@ -97,11 +99,14 @@ class TestLoss:
         for parse in (Distiller.parse_losses, BaseModel.parse_losses):
             distiller.zero_grad()
             torch.manual_seed(0)
-            total, log = parse(distiller, distiller(**images, mode='loss'))
+            losses = distiller(**images, mode='loss')
+            losses = {'loss_student': losses.pop('loss')} | losses
+            total, log = parse(distiller, losses)
             total.backward()
             found.append((total, log, [p.grad for p in distiller.parameters()]))
         ours, theirs = found
         assert_close(ours[0], theirs[0], rtol=1e-6, atol=0)
+        assert_close(ours[1].pop('loss'), theirs[1].pop('loss'), rtol=1e-6, atol=0)
         assert [*ours[1].items()] == [*theirs[1].items()]
         assert all(torch.equal(*pair) for pair in zip(ours[2], theirs[2], strict=True))
 
