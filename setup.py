@@ -30,6 +30,7 @@ setup(
     package_data={
         'mldr_kd_mm': [
             'py.typed',
+            'visualization/page.html.j2',
             '.mim/model-index.yml',
             '.mim/configs/*/metafile.yml',
             '.mim/configs/*/README.md',

@@ -73,8 +73,21 @@ def test_distill_info_export_report(command, arguments, tmp_path):
     assert code == 0, err
     lines = (line.split(':', 1) for line in out.splitlines()[-7:])
     results = {name: value.strip() for name, value in lines}
-    assert [*results] == ['teacher', 'student', 'baseline', 'checkpoint', 'exported', 'folder', 'next']
-    assert shlex.split(results['next']) == ['mldr-kd', 'report', f'{work_dir}', f'{work_dir}/baseline']
+    assert [*results] == [
+        'teacher',
+        'student',
+        'baseline',
+        'checkpoint',
+        'exported',
+        'folder',
+        'next',
+    ]
+    assert shlex.split(results['next']) == [
+        'mldr-kd',
+        'report',
+        f'{work_dir}',
+        f'{work_dir}/baseline',
+    ]
     timm.create_model('test_resnet', num_classes=3, checkpoint_path=results['exported'])
     alone = (work_dir / 'baseline').glob('2*/vis_data/scalars.json')
     last = json.loads(next(alone).read_text().splitlines()[-1])

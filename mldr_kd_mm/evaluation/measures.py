@@ -78,6 +78,49 @@ def reliability(probabilities: Array, labels: Labels, bins: int = 15) -> Reliabi
     )
 
 
+def merge_sparse(bins: Reliability, least: int) -> Reliability:
+    """Merge neighbouring bins until each has enough samples.
+
+    Args:
+        bins: Bins from low to high confidence.
+        least: Least number of samples of a bin; with fewer samples in total, one bin is left.
+
+    Returns:
+        The merged bins, none of which is empty.
+    """
+    groups: list[list[int]] = [[]]
+    for number in np.flatnonzero(bins.count):
+        if bins.count[groups[-1]].sum() >= least:
+            groups.append([])
+        groups[-1].append(int(number))
+    if len(groups) > 1 and bins.count[groups[-1]].sum() < least:
+        groups[-2:] = [groups[-2] + groups[-1]]
+    weights = [bins.count[group] for group in groups]
+
+    def averages(values: Array) -> Array:
+        pairs = zip(groups, weights, strict=True)
+        return np.array([np.average(values[group], weights=count) for group, count in pairs])
+
+    count = np.array([count.sum() for count in weights])
+    return Reliability(averages(bins.confidence), averages(bins.accuracy), count)
+
+
+def class_accuracies(labels: Labels, predicted: Labels, num_classes: int) -> Array:
+    """Return the accuracy on each class, from 0 to 1; NaN for a class without samples.
+
+    Args:
+        labels: True classes (N,).
+        predicted: Predicted classes (N,).
+        num_classes: Number of classes C.
+
+    Returns:
+        Accuracies (C,).
+    """
+    count = np.bincount(labels, minlength=num_classes)
+    right = np.bincount(labels[labels == predicted], minlength=num_classes)
+    return right / np.where(count == 0, np.nan, count)
+
+
 def expected_calibration_error(probabilities: Array, labels: Labels, bins: int = 15) -> float:
     """Return the expected calibration error, from 0 (calibrated) to 1.
 

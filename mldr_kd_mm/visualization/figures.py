@@ -18,8 +18,12 @@ from matplotlib.colors import Colormap, LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from mldr_kd_mm.evaluation.measures import Array, ConfusedPair, Reliability
+from mldr_kd_mm.evaluation.measures import Array, Labels, Reliability
 from mldr_kd_mm.visualization.style import COLORS, INK, apply_style, style_of
+
+_MARKERS = 'o^'
+MOST_MAPPED = len(_MARKERS) * len(COLORS)
+"""Largest number of classes on a map."""
 
 # Matrices of more classes than this have no tick labels.
 _NAMED = 20
@@ -35,6 +39,9 @@ def draw_curves(
     legend: bool = True,
     bands: Mapping[str, tuple[Curve, Curve]] | None = None,
     xlabel: str = 'epoch',
+    colors: Sequence[str] | None = None,
+    ylim: tuple[float, float] | None = None,
+    log: bool = False,
 ) -> Figure:
     """Draw curves over epochs or iterations.
 
@@ -46,6 +53,9 @@ def draw_curves(
         legend: Whether to draw a legend.
         bands: Label of a curve -> lower and upper edge of a band around it.
         xlabel: Unit of the x axis, ``epoch`` or ``iteration``.
+        colors: Colour of each curve, with a full line. None: those of the style.
+        ylim: Limits of the y axis, such as those of another figure.
+        log: Whether the y axis is logarithmic; values of 0 or less are then left out.
 
     Returns:
         The figure.
@@ -54,14 +64,23 @@ def draw_curves(
         figure, axes = _panel(title, xlabel=xlabel, ylabel=ylabel)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid()
+        if log:
+            axes.set_yscale('log')
+            axes.yaxis.set_major_formatter('{x:g}')
+            axes.yaxis.set_minor_formatter('')
+        if ylim:
+            axes.set_ylim(*ylim)
         for number, (label, values) in enumerate(curves.items()):
+            style = style_of(number) if colors is None else dict(color=colors[number])
+            if log:
+                values = {x: y for x, y in values.items() if y > 0}
             if values:
                 marker = 'o' if len(values) <= 25 else ''
-                line = style_of(number) | dict(label=label, marker=marker)
+                line = style | dict(label=label, marker=marker)
                 axes.plot(list(values), list(values.values()), **line)
-            if bands and label in bands:
+            if bands and bands.get(label):
                 low, high = bands[label]
-                color = style_of(number)['color']
+                color = style['color']
                 edges = (list(low.values()), list(high.values()))
                 axes.fill_between(list(low), *edges, color=color, alpha=0.15, linewidth=0)
         for label, value in (levels or {}).items():
@@ -124,20 +143,23 @@ def draw_relation(
     return draw_matrix(values, title, classes, classes, *labels, limit, signed, width=3.4)
 
 
-def draw_fusion_by_class(weights: Array, title: str, classes: Sequence[str]) -> Figure:
+def draw_fusion_by_class(
+    weights: Array, title: str, classes: Sequence[str], limit: float | None = None
+) -> Figure:
     """Draw how far a neck's fusion weights are above or below equal weights.
 
     Args:
         weights: Fusion weights (S, C); each column sums to 1.
         title: Title of the figure.
         classes: Names of the classes.
+        limit: Difference with the full colour. None: the largest.
 
     Returns:
         The figure.
     """
     stages = [f'stage{number + 1}' for number in range(len(weights))]
     above = weights - 1 / len(weights)
-    limit = max(float(np.abs(above).max()), 0.01)
+    limit = limit or max(float(np.abs(above).max()), 0.01)
     return draw_matrix(above, title, stages, classes, '', 'class', limit, signed=True)
 
 
@@ -146,12 +168,15 @@ def draw_cka(values: Array, title: str, teacher: Sequence[str], student: Sequenc
     return draw_matrix(values, title, teacher, student, 'teacher', 'student', 1, with_numbers=True)
 
 
-def draw_reliability(bins: Mapping[str, Reliability], title: str) -> Figure:
+def draw_reliability(
+    bins: Mapping[str, Reliability], title: str, styles: Sequence[dict[str, str]] | None = None
+) -> Figure:
     """Draw a reliability diagram; the points of a calibrated model lie on the diagonal.
 
     Args:
         bins: Label -> bins of a model. The area of a point shows the number of samples.
         title: Title of the figure.
+        styles: Colour and line style of each model. None: those of the style.
 
     Returns:
         The figure.
@@ -164,9 +189,10 @@ def draw_reliability(bins: Mapping[str, Reliability], title: str) -> Figure:
         for number, (label, of_model) in enumerate(bins.items()):
             some = of_model.count > 0
             x, y = of_model.confidence[some], of_model.accuracy[some]
-            axes.plot(x, y, **style_of(number), label=label)
+            style = styles[number] if styles else style_of(number)
+            axes.plot(x, y, **style, label=label)
             sizes = 120 * of_model.count[some] / of_model.count.sum() + 4
-            axes.scatter(x, y, sizes, color=style_of(number)['color'], alpha=0.7)
+            axes.scatter(x, y, sizes, color=style['color'], alpha=0.7)
         _legend_below(figure)
         return figure
 
@@ -195,35 +221,65 @@ def draw_outcomes(parts: Mapping[str, Mapping[str, float]], title: str) -> Figur
         return figure
 
 
-def draw_pairs(
-    pairs: Sequence[ConfusedPair], title: str, classes: Sequence[str], before: str, after: str
+def draw_changes(
+    rows: Mapping[str, tuple[float, float]],
+    title: str,
+    xlabel: str,
+    before: tuple[str, str],
+    after: tuple[str, str],
+    limit: float,
 ) -> Figure:
-    """Draw how often two models confuse each pair of classes.
+    """Draw two values of each row as dots on a line.
 
     Args:
-        pairs: Pairs, from top to bottom.
+        rows: Name of a row -> value before and after, from top to bottom.
         title: Title of the figure.
-        classes: Names of all classes.
-        before: Name of the first model.
-        after: Name of the second model.
+        xlabel: Quantity on the x axis, with its unit.
+        before: Label and colour of the first values.
+        after: Label and colour of the second values.
+        limit: Largest value on the x axis.
 
     Returns:
         The figure.
     """
     with apply_style():
-        figure, axes = _panel(title, height=1.4 + 0.24 * len(pairs), xlabel='samples')
+        figure, axes = _panel(title, height=1.4 + 0.24 * len(rows), xlabel=xlabel)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(axis='x')
-        places = range(len(pairs))
-        counts = np.array([(pair.before, pair.after) for pair in pairs])
-        axes.hlines(places, counts.min(1), counts.max(1), color=INK, alpha=0.4)
-        for number, label in enumerate((before, after)):
-            axes.scatter(counts[:, number], places, 28, color=COLORS[1 - number], label=label)
-        names = [shorten(name, 12) for name in classes]
-        axes.set_yticks(places, [f'{names[pair.true]} → {names[pair.predicted]}' for pair in pairs])
-        axes.set_xlim(left=-0.5)
+        places = range(len(rows))
+        values = np.array([*rows.values()], float)
+        axes.hlines(places, values.min(1), values.max(1), color=INK, alpha=0.4)
+        for number, (label, color) in enumerate((before, after)):
+            axes.scatter(values[:, number], places, 28, color=color, label=label)
+        axes.set_yticks(places, [*rows])
+        axes.set_xlim(-0.02 * limit, 1.04 * limit)
         axes.invert_yaxis()
         _legend_below(figure)
+        return figure
+
+
+def draw_map(places: Array, labels: Labels, title: str, classes: Sequence[str]) -> Figure:
+    """Draw samples on a plane, in the colours of their classes.
+
+    Args:
+        places: Positions (N, 2).
+        labels: Classes (N,), from 0.
+        title: Title of the figure.
+        classes: Names of the classes, at most as many as there are markers.
+
+    Returns:
+        The figure.
+    """
+    with apply_style():
+        figure, axes = _panel(title)
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+        for number, name in enumerate(classes):
+            chosen = labels == number
+            marker = _MARKERS[number // len(COLORS)]
+            color = COLORS[number % len(COLORS)]
+            axes.scatter(*places[chosen].T, 10, color=color, marker=marker, label=name)
+        figure.legend(*_short_labels(axes), loc='outside lower left', ncols=5, handletextpad=0.1)
         return figure
 
 
@@ -282,6 +338,11 @@ def _panel(
         shorten(title, int(12 * width)), x=0.02, ha='left', fontsize=11, fontweight='bold'
     )
     return figure, axes
+
+
+def _short_labels(axes: Axes) -> tuple[list, list[str]]:
+    handles, labels = axes.get_legend_handles_labels()
+    return handles, [shorten(label, 10) for label in labels]
 
 
 def _legend_below(figure: Figure) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -11,16 +12,19 @@ from mldr_kd_mm.evaluation.measures import (
     class_relation,
     expected_calibration_error,
     linear_cka,
+    merge_sparse,
     reliability,
     softmax,
 )
 from mldr_kd_mm.evaluation.observer import Observations
 from mldr_kd_mm.visualization import figures
 from mldr_kd_mm.visualization.page import Picture
+from mldr_kd_mm.visualization.style import COLORS, INK
 
 MOST_CLASSES = 100
 """Largest number of classes in a class matrix."""
 _CKA_SAMPLES = 1000
+_MAP_SAMPLES, _LEAST_MAPPED = 500, 30
 
 
 def pictures_of(seen: Observations, classes: Sequence[str]) -> list[Picture]:
@@ -52,13 +56,16 @@ def class_names(dataset: Any, count: int) -> list[str]:
     return known if len(known) == count else [str(number) for number in range(count)]
 
 
-def fusion_by_class(seen: Observations, classes: Sequence[str], run: str = '') -> list[Picture]:
+def fusion_by_class(
+    seen: Observations, classes: Sequence[str], run: str = '', limit: float | None = None
+) -> list[Picture]:
     """Draw the neck's fusion weights per class.
 
     Args:
         seen: Outputs of the models.
         classes: Names of the classes.
         run: Name of the run, for the titles.
+        limit: Difference with the full colour. None: the largest.
 
     Returns:
         One figure, or none if there is no neck.
@@ -67,17 +74,23 @@ def fusion_by_class(seen: Observations, classes: Sequence[str], run: str = '') -
     if weights is None:
         return []
     title = _titled(f'Weight − 1/{len(weights)}', run)
-    figure = figures.draw_fusion_by_class(weights, title, classes)
+    figure = figures.draw_fusion_by_class(weights, title, classes, limit)
     return [Picture('fusion_by_class', _alt('Fusion weight of each stage by class', run), figure)]
 
 
-def relations(seen: Observations, classes: Sequence[str], run: str = '') -> list[Picture]:
+def relations(
+    seen: Observations,
+    classes: Sequence[str],
+    run: str = '',
+    limits: tuple[float, float] | None = None,
+) -> list[Picture]:
     """Draw the class relations of teacher and student, and the differences of the student's heads.
 
     Args:
         seen: Outputs of the models.
         classes: Names of the classes.
         run: Name of the run, for the titles.
+        limits: Values of the full colour, see :func:`relation_limits`. None: those of ``seen``.
 
     Returns:
         The figures, or none without a teacher.
@@ -88,49 +101,70 @@ def relations(seen: Observations, classes: Sequence[str], run: str = '') -> list
             _alt(f'Class relation: {what.lower()}', run),
             figures.draw_relation(values, _titled(what, run), names, limit, signed='−' in what),
         )
-        for what, values, limit, names in _relations(seen, classes)
+        for what, values, limit, names in _relations(seen, classes, limits)
     ]
 
 
+def relation_limits(seen: Observations) -> tuple[float, float]:
+    """Return the largest class relation of all heads, and the largest difference to the teacher.
+
+    Args:
+        seen: Outputs of the models, with those of a teacher.
+    """
+    of = _relations_by_head(seen)
+    differences = [np.abs(values - of['Teacher']).max() for values in [*of.values()][1:]]
+    return max(float(values.max()) for values in of.values()), float(max(differences)) or 1.0
+
+
+def _relations_by_head(seen: Observations) -> dict[str, np.ndarray]:
+    chosen = _spread(seen.student.shape[1], MOST_CLASSES)
+    heads = dict(Teacher=seen.teacher, Student=seen.student)
+    if seen.fused is not None:
+        heads['Fused head'] = seen.fused
+    return {head: class_relation(logits, chosen) for head, logits in heads.items()}
+
+
 def _relations(
-    seen: Observations, classes: Sequence[str]
+    seen: Observations, classes: Sequence[str], limits: tuple[float, float] | None
 ) -> Iterator[tuple[str, np.ndarray, float, list[str]]]:
     """Yield title, matrix, value of the full colour and class names of each figure."""
     if seen.teacher is None:
         return
-    chosen = _spread(seen.student.shape[1], MOST_CLASSES)
-    names = [classes[index] for index in chosen]
-    heads = dict(Teacher=seen.teacher, Student=seen.student)
-    if seen.fused is not None:
-        heads['Fused head'] = seen.fused
-    of = {head: class_relation(logits, chosen) for head, logits in heads.items()}
-    limit = max(float(relation.max()) for relation in of.values())
+    names = [classes[index] for index in _spread(seen.student.shape[1], MOST_CLASSES)]
+    of = _relations_by_head(seen)
+    limit, largest_difference = limits or relation_limits(seen)
     yield 'Teacher', of['Teacher'], limit, names
     yield 'Student', of['Student'], limit, names
-    differences = {head: of[head] - of['Teacher'] for head in list(of)[1:]}
-    limit = max(float(np.abs(values).max()) for values in differences.values()) or 1.0
-    for head, values in differences.items():
-        yield f'{head} − teacher', values, limit, names
+    for head in list(of)[1:]:
+        yield f'{head} − teacher', of[head] - of['Teacher'], largest_difference, names
 
 
-def calibration(seen: Observations, run: str = '') -> list[Picture]:
+def calibration(seen: Observations, run: str = '', color: str = COLORS[0]) -> list[Picture]:
     """Draw the reliability diagram of student, fused head and teacher, as far as they exist.
 
     Args:
         seen: Outputs of the models.
         run: Name of the run, for the title.
+        color: Colour of the run.
 
     Returns:
-        One figure.
+        One figure. Neighbouring bins with less than 2 % of the samples are merged.
     """
+    of_head = {
+        'student': dict(color=color),
+        'teacher': dict(color=INK, linestyle=':'),
+        'fused head': dict(color=color, linestyle='--'),
+    }
     heads = {'student': seen.student, 'teacher': seen.teacher, 'fused head': seen.fused}
-    bins = {}
+    bins, styles, least = {}, [], max(len(seen.labels) // 50, 5)
     for head, logits in heads.items():
         if logits is not None:
             probabilities = softmax(logits)
             error = expected_calibration_error(probabilities, seen.labels)
-            bins[f'{head}, ECE {100 * error:.1f} %'] = reliability(probabilities, seen.labels)
-    figure = figures.draw_reliability(bins, _titled('Calibration', run))
+            of_model = merge_sparse(reliability(probabilities, seen.labels), least)
+            bins[f'{head}, ECE {100 * error:.1f} %'] = of_model
+            styles.append(of_head[head])
+    figure = figures.draw_reliability(bins, _titled('Calibration', run), styles)
     alt = _alt(f'Accuracy over confidence: {"; ".join(bins)}', run)
     return [Picture('calibration', alt, figure)]
 
@@ -156,6 +190,48 @@ def similarity(seen: Observations, run: str = '') -> list[Picture]:
     title = _titled('CKA', run)
     figure = figures.draw_cka(np.array(values), title, list(teacher), list(student))
     return [Picture('cka', _alt('CKA of the stages of teacher and student', run), figure)]
+
+
+def feature_maps(seen: Observations, classes: Sequence[str], run: str = '') -> list[Picture]:
+    """Draw t-SNE maps of the last stage's features of teacher and student.
+
+    Args:
+        seen: Outputs of the models. At most 500 samples of 16 classes are used, evenly spaced.
+        classes: Names of the classes.
+        run: Name of the run, for the titles.
+
+    Returns:
+        One figure per model that has stages; none without scikit-learn or with under 30 samples.
+    """
+    if find_spec('sklearn') is None:
+        return []
+    kept = _spread(len(classes), figures.MOST_MAPPED)
+    chosen = np.flatnonzero(np.isin(seen.labels, kept))
+    chosen = chosen[_spread(len(chosen), _MAP_SAMPLES)]
+    if len(chosen) < _LEAST_MAPPED:
+        return []
+    labels = np.searchsorted(kept, seen.labels[chosen])
+    names = [classes[index] for index in kept]
+    sides = dict(Teacher=seen.teacher_stages, Student=seen.student_stages)
+    return [
+        Picture(
+            f'map_{side.lower()}',
+            _alt(f'Map of the features of the {side.lower()} by class', run),
+            figures.draw_map(
+                _embed([*stages.values()][-1][chosen]), labels, _titled(side, run), names
+            ),
+        )
+        for side, stages in sides.items()
+        if stages
+    ]
+
+
+def _embed(features: np.ndarray) -> np.ndarray:
+    """Return the positions (N, 2) of features (N, D) on a t-SNE map."""
+    from sklearn.manifold import TSNE
+
+    perplexity = min(30, (len(features) - 1) // 3)
+    return TSNE(perplexity=perplexity, init='pca', random_state=0).fit_transform(features)
 
 
 def _spread(count: int, most: int) -> np.ndarray:

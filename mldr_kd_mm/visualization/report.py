@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.dataset import pseudo_collate
+from mmengine.utils import get_git_hash
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
 
+from mldr_kd_mm.evaluation.efficiency import Efficiency, measure
 from mldr_kd_mm.evaluation.logged_run import ACCURACY, LoggedRun
 from mldr_kd_mm.evaluation.measures import agreement, expected_calibration_error, softmax
 from mldr_kd_mm.evaluation.observer import Observations, Observer
+from mldr_kd_mm.models.data_preprocessor import statistics as statistics_of
 from mldr_kd_mm.utils.atomic_files import atomic_write
 from mldr_kd_mm.utils.errors import ConfigError, check_positive, named
+from mldr_kd_mm.utils.logging import plural
 from mldr_kd_mm.utils.progress import track
 from mldr_kd_mm.version import __version__
 from mldr_kd_mm.visualization import figures
 from mldr_kd_mm.visualization.model_figures import class_names
-from mldr_kd_mm.visualization.page import Row, render
-from mldr_kd_mm.visualization.sections import SECTIONS, Entry
+from mldr_kd_mm.visualization.page import Row, Table, render
+from mldr_kd_mm.visualization.sections import SECTIONS
+from mldr_kd_mm.visualization.series import Entry, Series, alone, group_runs
 from mldr_kd_mm.visualization.style import style_of
+from mldr_kd_mm.visualization.verdict import closed, describe_data, gain, mean_and_std, verdict
 
 _COLUMNS = (
     'Run',
@@ -30,12 +44,15 @@ _COLUMNS = (
     'Epochs',
     'Last accuracy, %',
     'Best accuracy, %',
+    'On the student alone, points',
+    "Share of the teacher's lead, %",
     "Teacher's accuracy, %",
     'Agreement with the teacher, %',
     'ECE of student / teacher, %',
     'Images/s',
 )
 _UNKNOWN = '–'
+_THUMBNAIL = 96  # pixels
 
 
 def make_report(
@@ -46,8 +63,9 @@ def make_report(
 ) -> Path:
     """Write ``report.html``, and its figures as PNG files in ``figures``.
 
-    If the teacher, the checkpoint or the data of a run are missing, the report shows what the run
-    logged, with a note.
+    Runs that differ only in the seed are one series, with one line in each figure. If the teacher,
+    the checkpoint or the data of a run are missing, the report shows what the run logged, with a
+    note.
 
     Args:
         work_dirs: Work directories of the runs, whose curves are overlaid.
@@ -63,24 +81,29 @@ def make_report(
     """
     check_positive(samples=samples)
     paths = [Path(work_dir) for work_dir in work_dirs]
-    entries = [
-        _look_at(LoggedRun.read(path, name), style_of(number)['color'], samples, checkpoint)
-        for number, (path, name) in enumerate(zip(paths, _short_names(paths), strict=True))
-    ]
+    names = _short_names(paths)
+    runs = [LoggedRun.read(path, name) for path, name in zip(paths, names, strict=True)]
+    series = group_runs([Entry(run) for run in runs], lambda n: style_of(n)['color'])
+    costs: dict[str, Efficiency] = {}
+    for each in series:
+        for entry in each.entries:
+            _look_at(entry, samples, checkpoint, costs if entry is each.first else None)
     out = Path(out)
     (out / 'figures').mkdir(parents=True, exist_ok=True)
-    sections = [section(entries) for section in SECTIONS]
+    sections = [section(series) for section in SECTIONS]
     for section in sections:
         for picture in section.pictures:
             with atomic_write(out / 'figures' / f'{picture.name}.png') as file:
                 file.write(figures.to_png(picture.figure))
+    commit = get_git_hash(digits=7, fallback='')
     page = render(
         'Distillation report',
-        f'{len(entries)} run{"s" if len(entries) > 1 else ""}. The figures of the models use up to '
-        f'{samples:,} samples of the validation set. Made by mldr_kd_mm {__version__}.',
-        _COLUMNS,
-        [Row(entry.color, _summary(entry)) for entry in entries],
-        [f'{entry.name}: {entry.note}' for entry in entries if entry.note],
+        verdict(series),
+        f'{plural(len(runs), "run")}, validated on {describe_data(series)}. The figures of the '
+        f'models use up to {samples:,} samples of the validation set. Made by mldr_kd_mm '
+        f'{__version__} on {date.today()}{commit and ", commit "}{commit}.',
+        Table(_COLUMNS, [Row(each.color, _summary(each, series)) for each in series]),
+        [f'{e.run.name}: {e.note}' for each in series for e in each.entries if e.note],
         sections,
     )
     with atomic_write(out / 'report.html') as file:
@@ -98,22 +121,73 @@ def _short_names(paths: Sequence[Path]) -> list[str]:
     raise ConfigError('work_dirs: a directory is given twice')
 
 
-def _look_at(run: LoggedRun, color: str, samples: int, checkpoint: str | None) -> Entry:
-    """Run the models of a run on the validation set, if both still exist."""
-    entry = Entry(run, color)
+def _look_at(
+    entry: Entry, samples: int, checkpoint: str | None, costs: dict[str, Efficiency] | None
+) -> None:
+    """Run the models of a run on the validation set, if both still exist.
+
+    Args:
+        entry: The run; what is found is written into it.
+        samples: Maximum number of samples.
+        checkpoint: Name of the checkpoint file.
+        costs: Costs of models that have been measured; new ones are added. None: nothing is
+            measured.
+    """
+    run = entry.run
     try:
         with named('model'):
             entry.parameters = sum(p.numel() for p in run.build_student().parameters())
         content = run.checkpoint(checkpoint)
         entry.processes = content.get('meta', {}).get('steps', {}).get('processes', 1)
         batches = run.validation_batches(samples)
-        entry.seen = _observe(run.build_model(content), batches, run.name)
+        model = run.build_model(content)
+        entry.seen = _observe(model, batches, run.name)
     except ConfigError as error:
         entry.note = f'no figures of its models: {error}'
-        return entry
+        return
     dataset, count = batches.dataset.dataset, entry.seen.student.shape[1]
     entry.classes = class_names(dataset, count)
-    return entry
+    entry.images = len(dataset)
+    model.cpu()
+    entry.picture = partial(_picture, batches.dataset, model.data_preprocessor)
+    if costs is not None:
+        for name, measured, size in _models(run, model, batches.dataset):
+            if name not in costs:
+                costs[name] = measure(measured, size)
+            entry.costs[name] = costs[name]
+
+
+def _models(
+    run: LoggedRun, model: torch.nn.Module, dataset: Dataset
+) -> Iterator[tuple[str, torch.nn.Module, torch.Size]]:
+    """Yield the name, the network and the image size of the teacher, if any, and the student."""
+    images = _preprocess(model.data_preprocessor, dataset[0])
+    if run.has_teacher:
+        teacher = model.teacher
+        size = teacher.resize(model.to_teacher(images)).shape[1:]
+        yield _sized('teacher', run.config.model.teacher, size), teacher.model, size
+    student = model.student if run.has_teacher else model
+    yield _sized('student', run.student, images.shape[1:]), student, images.shape[1:]
+
+
+def _sized(role: str, config: dict[str, Any], size: torch.Size) -> str:
+    return f'{role} {describe_model(config)}, {size[-2]} x {size[-1]} px'
+
+
+def _preprocess(preprocessor: torch.nn.Module, sample: dict[str, Any]) -> Tensor:
+    """Return a sample as a batch of one preprocessed image (1, 3, H, W)."""
+    return preprocessor(pseudo_collate([sample]), False)['inputs']
+
+
+def _picture(dataset: Dataset, preprocessor: torch.nn.Module, index: int) -> str:
+    """Return an image as a data URI, with the normalisation of the student undone."""
+    mean, std = statistics_of(preprocessor)
+    pixels = _preprocess(preprocessor, dataset[index])[0] * std + mean
+    image = Image.fromarray(pixels.permute(1, 2, 0).clamp(0, 255).byte().numpy())
+    image.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    file = io.BytesIO()
+    image.save(file, 'JPEG', quality=80)
+    return f'data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}'
 
 
 def _observe(model: torch.nn.Module, batches: Any, name: str) -> Observations:
@@ -126,13 +200,15 @@ def _observe(model: torch.nn.Module, batches: Any, name: str) -> Observations:
     return observer.observations()
 
 
-def _summary(entry: Entry) -> list[str]:
-    """Return the entry's row of the table."""
-    run, seen = entry.run, entry.seen
-    accuracies = list(entry.curve(ACCURACY).values())
-    epochs = list(entry.curve('loss'))
-    teacher = list(entry.curve(f'teacher/{ACCURACY}').values())
-    speeds = list(entry.images_per_second().values())
+def _summary(each: Series, series: Sequence[Series]) -> list[str]:
+    """Return a row of the table."""
+    run, seen, parameters = each.run, each.seen, each.first.parameters
+    last = each.last_accuracies()
+    best = [max(entry.run.curve(ACCURACY).values()) for entry in each.entries] if last else []
+    epochs, teacher = [*each.curve('loss')], each.teacher_accuracy()
+    speeds = [*each.images_per_second().values()]
+    baseline = alone(each, series) if run.has_teacher else None
+    points, share = gain(each, baseline), closed(each, baseline)
     same, ece = _UNKNOWN, _UNKNOWN
     if seen:
         sides = [seen.student] if seen.teacher is None else [seen.student, seen.teacher]
@@ -141,14 +217,16 @@ def _summary(entry: Entry) -> list[str]:
     if seen and seen.teacher is not None:
         same = f'{100 * agreement(seen.student, seen.teacher):.1f}'
     return [
-        entry.name,
+        each.name,
         describe_model(run.config.model.teacher) if run.has_teacher else 'none',
         describe_model(run.student),
-        _UNKNOWN if entry.parameters is None else f'{entry.parameters / 1e6:.2f} M',
+        _UNKNOWN if parameters is None else f'{parameters / 1e6:.2f} M',
         f'{max(epochs)}' if epochs else _UNKNOWN,
-        f'{accuracies[-1]:.2f}' if accuracies else _UNKNOWN,
-        f'{max(accuracies):.2f}' if accuracies else _UNKNOWN,
-        f'{teacher[-1]:.2f}' if teacher else _UNKNOWN,
+        mean_and_std(last) if last else _UNKNOWN,
+        mean_and_std(best) if best else _UNKNOWN,
+        _UNKNOWN if points is None else f'{points:+.2f}',
+        _UNKNOWN if share is None else f'{share:.0f}',
+        _UNKNOWN if teacher is None else f'{teacher:.2f}',
         same,
         ece,
         f'{statistics.median(speeds):,.0f}' if speeds else _UNKNOWN,

@@ -1,112 +1,96 @@
-"""The sections of a report, each with figures of all runs."""
+"""The sections of a report, each with figures of all series of runs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from mldr_kd_mm.evaluation.logged_run import ACCURACY, LoggedRun
-from mldr_kd_mm.evaluation.measures import ConfusedPair, changed_pairs
-from mldr_kd_mm.evaluation.observer import Observations
+from mldr_kd_mm.evaluation.efficiency import Efficiency, describe_machine
+from mldr_kd_mm.evaluation.logged_run import ACCURACY
+from mldr_kd_mm.evaluation.measures import ConfusedPair, changed_pairs, class_accuracies
 from mldr_kd_mm.visualization import figures, model_figures
-from mldr_kd_mm.visualization.page import Picture, Section
+from mldr_kd_mm.visualization.page import Gallery, Picture, Row, Section, Table, Thumbnail
+from mldr_kd_mm.visualization.series import Curve, Series, alone, data_set
+from mldr_kd_mm.visualization.style import INK
 
 _MOST_PAIRS = 12
+_MOST_IMAGES = 12
+_MOST_CLASSES = 12  # of the largest gains, and of the largest losses
+_UNKNOWN = '–'
 
 
-@dataclass
-class Entry:
-    """A run of the report.
-
-    Attributes:
-        run: The logged run.
-        color: Its colour in the figures.
-        processes: Number of processes that trained it.
-        parameters: Number of the student's parameters; None if the student cannot be built.
-        seen: Outputs of its models; None if they or the data are missing.
-        classes: Names of the classes.
-        note: Reason for missing figures.
-    """
-
-    run: LoggedRun
-    color: str
-    processes: int = 1
-    parameters: int | None = None
-    seen: Observations | None = None
-    classes: Sequence[str] = ()
-    note: str = ''
-
-    @property
-    def name(self) -> str:
-        """Name of the run in figures."""
-        return self.run.name
-
-    def curve(self, key: str) -> dict[int, float]:
-        """Return the curve of a logged scalar."""
-        return self.run.curve(key)
-
-    def images_per_second(self) -> dict[int, float]:
-        """Return the training throughput of all processes over the epochs."""
-        batch = self.run.config.train_dataloader.get('batch_size') or 1
-        trained = [record for record in self.run.records if 'loss' in record and 'time' in record]
-        return {
-            record.get('epoch', record['step']): batch * self.processes / record['time']
-            for record in trained
-        }
-
-
-def _accuracy(entries: Sequence[Entry]) -> Section:
-    curves = {entry.name: entry.curve(ACCURACY) for entry in entries}
-    teachers = [value for e in entries for value in e.curve(f'teacher/{ACCURACY}').values()]
-    levels = {f'teacher, {value:.1f} %': value for value in teachers}
-    title, unit = 'Accuracy of the student', 'top-1 accuracy, %'
+def _accuracy(series: Sequence[Series]) -> Section:
+    pictures = []
+    sets = [*dict.fromkeys(data_set(each.run) for each in series)]
+    for number, images in enumerate(sets):
+        shown = [each for each in series if data_set(each.run) == images]
+        teachers = {each.teacher_accuracy() for each in shown} - {None}
+        levels = {f'teacher, {value:.1f} %': value for value in sorted(teachers)}
+        title, name = 'Accuracy of the student', 'accuracy'
+        if len(sets) > 1:
+            title, name = f'{title} · {images}', f'accuracy_{number}'
+        pictures += _lines(shown, name, title, ACCURACY, 'top-1 accuracy, %', levels=levels)
     return Section(
         'Accuracy',
-        'Top-1 accuracy on the validation set. Dashed: the teacher on the same samples, measured '
-        'before training. The student need not reach the teacher; what matters is how far it is '
-        'above the same student trained without a teacher.',
-        [_curves(entries, 'accuracy', title, curves, unit, levels=levels)],
-    )
-
-
-def _losses(entries: Sequence[Entry]) -> Section:
-    terms = dict.fromkeys(name for e in entries for name in e.run.names() if 'loss' in name)
-    pictures = []
-    for number, term in enumerate(terms):
-        title = "The student's own loss" if term == 'loss' else term
-        curves = {entry.name: entry.curve(term) for entry in entries}
-        legend = number == 0 and len(entries) > 1
-        name = f'loss_{number}_{_file_name(term)}'
-        pictures += _curves(entries, name, title, curves, 'weighted value', legend=legend)
-    return Section(
-        'Losses by term',
-        "The terms that the optimizer sums. The student's own loss compares its logits with the "
-        'labels; every other term compares one of its heads or features with the teacher and '
-        'includes its weight. If distillation does not help, first look for a term that does not '
-        'fall or is far larger than the others.',
+        'Top-1 accuracy on the validation set. Runs that differ only in the seed are one line, '
+        'their mean, in a band of one standard deviation. Dashed: the teacher on the same samples, '
+        'measured before training. The student need not reach the teacher; what matters is how far '
+        'it is above the same student trained without a teacher.',
         [pictures],
     )
 
 
-def _fusion(entries: Sequence[Entry]) -> Section:
+def _losses(series: Sequence[Series]) -> Section:
+    curves = {
+        each.name: {name: each.curve(name) for name in each.run.names() if 'loss' in name}
+        for each in series
+    }
+    values = [
+        value
+        for terms in curves.values()
+        for curve in terms.values()
+        for value in curve.values()
+        if 0 < value < np.inf
+    ]
+    pictures = []
+    for number, (name, terms) in enumerate(curves.items()):
+        limits = (0.8 * min(values), 1.25 * max(values)) if values else None
+        title = f'Loss terms · {name}'
+        pictures += _curves(
+            series, f'run{number}_losses', title, terms, 'weighted value', ylim=limits, log=True
+        )
+    return Section(
+        'Losses by term',
+        'The terms that the optimizer sums, on one logarithmic scale; loss is their sum and '
+        "loss_student compares the student's logits with the labels. Every other term compares one "
+        'of its heads or features with the teacher and includes its weight. If distillation does '
+        'not help, first look for a term that does not fall or is far larger than the others.',
+        [pictures],
+    )
+
+
+def _fusion(series: Sequence[Series]) -> Section:
+    seen = [each.seen.fusion_weights for each in series if each.seen]
+    above = [np.abs(w - 1 / len(w)).max() for w in seen if w is not None]
+    limit = max([0.01, *map(float, above)])
     groups = []
-    for number, entry in enumerate(entries):
-        stages = {name[len('fusion_') :]: entry.curve(name) for name in entry.run.names('fusion_')}
+    for number, each in enumerate(series):
+        stages = {name[len('fusion_') :]: each.curve(name) for name in each.run.names('fusion_')}
         bands = {
             stage: tuple(
-                entry.curve(f'observed/fusion_{stage}_{end}') for end in ('lowest', 'highest')
+                each.curve(f'observed/fusion_{stage}_{end}') for end in ('lowest', 'highest')
             )
             for stage in stages
         }
-        title = f'Fusion weights · {entry.name}'
+        title = f'Fusion weights · {each.name}'
         pictures = _curves(
-            entries, f'run{number}_fusion', title, stages, 'mean weight', bands=bands
+            series, f'run{number}_fusion', title, stages, 'mean weight', bands=bands, ylim=(0, 1)
         )
-        if entry.seen:
-            drawn = model_figures.fusion_by_class(entry.seen, entry.classes, entry.name)
+        if each.seen:
+            drawn = model_figures.fusion_by_class(each.seen, each.classes, each.name, limit)
             pictures += _numbered(number, drawn)
         groups.append(pictures)
     return Section(
@@ -119,16 +103,16 @@ def _fusion(entries: Sequence[Entry]) -> Section:
     )
 
 
-def _outcomes(entries: Sequence[Entry]) -> Section:
+def _outcomes(series: Sequence[Series]) -> Section:
     parts = {}
-    for entry in entries:
-        seen = entry.seen
+    for each in series:
+        seen = each.seen
         if seen is None or seen.teacher is None:
             continue
         student, teacher = (side.argmax(1) for side in (seen.student, seen.teacher))
         right, taught_right = student == seen.labels, teacher == seen.labels
         same = student == teacher
-        parts[entry.name] = {
+        parts[each.name] = {
             'both right': float((right & same).mean()),
             'only the student right': float((right & ~same).mean()),
             'only the teacher right': float((taught_right & ~same).mean()),
@@ -141,7 +125,7 @@ def _outcomes(entries: Sequence[Entry]) -> Section:
         pictures.append(
             Picture('outcomes', alt, figures.draw_outcomes(parts, 'Correct predictions'))
         )
-    pictures += _observed(entries, 'agreement', 'Agreement in training')
+    pictures += _observed(series, 'agreement', 'Agreement in training')
     return Section(
         'Agreement with the teacher',
         'Student and teacher agree if both are right or both make the same mistake. Samples that '
@@ -151,7 +135,10 @@ def _outcomes(entries: Sequence[Entry]) -> Section:
     )
 
 
-def _relations(entries: Sequence[Entry]) -> Section:
+def _relations(series: Sequence[Series]) -> Section:
+    taught = [each.seen for each in series if each.seen and each.seen.teacher is not None]
+    limits = [model_figures.relation_limits(seen) for seen in taught]
+    shared = tuple(map(max, zip(*limits, strict=True))) or None
     return Section(
         'Class relations',
         'The class relation that DFRA compares: how strongly the logits of two classes go '
@@ -160,32 +147,35 @@ def _relations(entries: Sequence[Entry]) -> Section:
         'the teacher, orange less; an empty matrix means equal relations. At most '
         f'{model_figures.MOST_CLASSES} classes are drawn, evenly spaced.',
         [
-            _numbered(number, model_figures.relations(entry.seen, entry.classes, entry.name))
-            for number, entry in enumerate(entries)
-            if entry.seen
+            _numbered(number, model_figures.relations(each.seen, each.classes, each.name, shared))
+            for number, each in enumerate(series)
+            if each.seen
         ],
     )
 
 
-def _calibration(entries: Sequence[Entry]) -> Section:
+def _calibration(series: Sequence[Series]) -> Section:
     return Section(
         'Calibration',
-        'Accuracy per confidence bin, 15 bins; larger points stand for more samples. Below the '
-        'diagonal a model is overconfident, above it underconfident. ECE, the expected '
-        'calibration error, is the mean distance from the diagonal.',
+        'Accuracy per confidence bin, 15 bins, of which sparse ones are merged; larger points '
+        'stand for more samples. Below the diagonal a model is overconfident, above it '
+        'underconfident. ECE, the expected calibration error, is the mean distance from the '
+        'diagonal.',
         [
             [
                 picture
-                for number, entry in enumerate(entries)
-                if entry.seen
-                for picture in _numbered(number, model_figures.calibration(entry.seen, entry.name))
+                for number, each in enumerate(series)
+                if each.seen
+                for picture in _numbered(
+                    number, model_figures.calibration(each.seen, each.name, each.color)
+                )
             ]
-            + _observed(entries, 'student_ece', 'ECE of the student in training')
+            + _observed(series, 'student_ece', 'ECE of the student in training')
         ],
     )
 
 
-def _similarity(entries: Sequence[Entry]) -> Section:
+def _similarity(series: Sequence[Series]) -> Section:
     return Section(
         'Similarity of the stages',
         'Linear CKA of the pooled features of teacher (rows) and student (columns): 1 for features '
@@ -193,15 +183,15 @@ def _similarity(entries: Sequence[Entry]) -> Section:
         [
             [
                 picture
-                for number, entry in enumerate(entries)
-                if entry.seen
-                for picture in _numbered(number, model_figures.similarity(entry.seen, entry.name))
+                for number, each in enumerate(series)
+                if each.seen
+                for picture in _numbered(number, model_figures.similarity(each.seen, each.name))
             ]
         ],
     )
 
 
-def _confusions(entries: Sequence[Entry]) -> Section:
+def _confusions(series: Sequence[Series]) -> Section:
     return Section(
         'Confused pairs',
         'True class → predicted class. Fixed: confusions that are rarer than for the same student '
@@ -209,113 +199,240 @@ def _confusions(entries: Sequence[Entry]) -> Section:
         'the report, the student is compared with its teacher. The '
         f'{_MOST_PAIRS} largest changes are drawn.',
         [
-            _pairs(number, entry, _alone(entry, entries))
-            for number, entry in enumerate(entries)
-            if entry.seen and entry.seen.teacher is not None
+            _pairs(number, each, _seen_alone(each, series))
+            for number, each in enumerate(series)
+            if each.seen and each.seen.teacher is not None
         ],
     )
 
 
-def _pairs(number: int, entry: Entry, alone: Entry | None) -> list[Picture]:
-    seen = entry.seen
-    before = seen.teacher if alone is None else alone.seen.student
+def _pairs(number: int, each: Series, other: Series | None) -> list[Picture]:
+    seen = each.seen
+    before = seen.teacher if other is None else other.seen.student
     fewer, more = changed_pairs(
         seen.labels, before.argmax(1), seen.student.argmax(1), seen.student.shape[1]
     )
-    if alone is None:
+    if other is None:
         kinds = {'fewer than the teacher': fewer, 'more than the teacher': more}
     else:
         kinds = {'fixed': fewer, 'new': more}
+    shown = [pair for pairs in kinds.values() for pair in pairs[:_MOST_PAIRS]]
+    limit = max((max(pair.before, pair.after) for pair in shown), default=1)
+    first = ('teacher', INK) if other is None else (other.name, other.color)
 
     def draw(kind: str, pairs: list[ConfusedPair]) -> Picture:
-        other = 'teacher' if alone is None else alone.name
         total = sum(abs(pair.after - pair.before) for pair in pairs)
-        title = f'{total} confusions {kind} · {entry.name}'
-        drawn = pairs[:_MOST_PAIRS]
-        figure = figures.draw_pairs(drawn, title, entry.classes, other, entry.name)
+        title = f'{total} confusions {kind} · {each.name}'
+        names = [figures.shorten(name, 12) for name in each.classes]
+        rows = {
+            f'{names[pair.true]} → {names[pair.predicted]}': (pair.before, pair.after)
+            for pair in pairs[:_MOST_PAIRS]
+        }
+        second = (each.name, each.color)
+        figure = figures.draw_changes(rows, title, 'samples', first, second, limit)
         name = f'run{number}_confusions_{_file_name(kind)}'
-        return Picture(name, f'{title}, against {other}', figure)
+        return Picture(name, f'{title}, against {first[0]}', figure)
 
     return [draw(kind, pairs) for kind, pairs in kinds.items() if pairs]
 
 
-def _speed(entries: Sequence[Entry]) -> Section:
-    speeds = {entry.name: entry.images_per_second() for entry in entries}
-    rates = {entry.name: entry.curve('lr') for entry in entries}
-    legend = len(entries) > 1
+def _classes(series: Sequence[Series]) -> Section:
+    pictures = []
+    for number, each in enumerate(series):
+        other = _seen_alone(each, series)
+        if other is None:
+            continue
+        before, after = (
+            100 * class_accuracies(s.seen.labels, s.seen.student.argmax(1), len(each.classes))
+            for s in (other, each)
+        )
+        change = after - before
+        order = [index for index in np.argsort(-change) if np.isfinite(change[index])]
+        if len(order) > 2 * _MOST_CLASSES:
+            order = [*order[:_MOST_CLASSES], *order[-_MOST_CLASSES:]]
+        rows = {
+            f'{figures.shorten(each.classes[index], 12)}  {change[index]:+.0f}': (
+                before[index],
+                after[index],
+            )
+            for index in order
+        }
+        title = f'Accuracy by class · {each.name}'
+        dots = (other.name, other.color), (each.name, each.color)
+        figure = figures.draw_changes(rows, title, 'accuracy, %', *dots, 100)
+        pictures.append(Picture(f'run{number}_classes', f'{title}, against {other.name}', figure))
+    return Section(
+        'Accuracy by class',
+        'The accuracy on each class with and without the teacher, and the difference in points, '
+        f'from the largest gain to the largest loss. With more than {2 * _MOST_CLASSES} classes, '
+        f'the {_MOST_CLASSES} largest of both are drawn.',
+        [pictures],
+    )
+
+
+def _images(series: Sequence[Series]) -> Section:
+    galleries = []
+    for each in series:
+        other = _seen_alone(each, series)
+        if other is None or each.first.picture is None:
+            continue
+        taught, untaught = (s.seen.student.argmax(1) for s in (each, other))
+        right, was_right = taught == each.seen.labels, untaught == each.seen.labels
+        for kind, chosen in (('repaired', right & ~was_right), ('broken', was_right & ~right)):
+            found = np.flatnonzero(chosen)
+            thumbnails = [
+                _thumbnail(each, other, int(index)) for index in _spread(found, _MOST_IMAGES)
+            ]
+            if thumbnails:
+                shown = f', {len(thumbnails)} shown' if len(thumbnails) < len(found) else ''
+                title = f'{len(found)} of {len(right)} images {kind} by {each.name}{shown}'
+                galleries.append(Gallery(title, thumbnails))
+    return Section(
+        'Images',
+        'Repaired: images that the student alone classifies wrongly and the distilled student '
+        'correctly. Broken: the reverse. Even two runs that differ only in the seed differ on some '
+        'images, so compare the numbers of both kinds.',
+        galleries=galleries,
+    )
+
+
+def _thumbnail(each: Series, other: Series, index: int) -> Thumbnail:
+    seen, names = each.seen, each.classes
+
+    def answer(logits: Any) -> str:
+        return names[int(logits[index].argmax())]
+
+    lines = [f'true: {names[int(seen.labels[index])]}']
+    if seen.teacher is not None:
+        lines.append(f'teacher: {answer(seen.teacher)}')
+    lines += [f'distilled: {answer(seen.student)}', f'alone: {answer(other.seen.student)}']
+    return Thumbnail(each.first.picture(index), lines)
+
+
+def _maps(series: Sequence[Series]) -> Section:
+    return Section(
+        'Maps of the features',
+        "t-SNE of the last stage's features, averaged over the map or the tokens; one colour a "
+        f'class, at most {figures.MOST_MAPPED}. Neighbours on a map are similar images to the '
+        'model; distances between far groups mean nothing.',
+        [
+            _numbered(number, model_figures.feature_maps(each.seen, each.classes, each.name))
+            for number, each in enumerate(series)
+            if each.seen
+        ],
+    )
+
+
+def _efficiency(series: Sequence[Series]) -> Section:
+    costs = {name: cost for each in series for name, cost in each.first.costs.items()}
+    runtimes = [*dict.fromkeys(name for cost in costs.values() for name in cost.latency)]
+    columns = ['Model', 'Parameters, M', 'Multiply-adds, G', 'Weights, MB']
+    columns += [f'{runtime}: 1 image, ms' for runtime in runtimes]
+    columns += [f'{runtime}: images/s at batch 64' for runtime in runtimes]
+    rows = [Row(INK, [name, *_cells(cost, runtimes)]) for name, cost in costs.items()]
+    notes = ''.join(f' {name}: {cost.note}.' for name, cost in costs.items() if cost.note)
+    return Section(
+        'Efficiency',
+        f'Measured when this page was made, on {describe_machine()}; medians.{notes}',
+        tables=[Table(columns, rows)] if rows else [],
+    )
+
+
+def _cells(cost: Efficiency, runtimes: Sequence[str]) -> list[str]:
+    times = [cost.latency.get(runtime) for runtime in runtimes]
+    rates = [cost.images_per_second.get(runtime) for runtime in runtimes]
+    return [
+        f'{cost.parameters / 1e6:.2f}',
+        _UNKNOWN if cost.flops is None else f'{cost.flops / 1e9:.3g}',
+        f'{cost.megabytes:.2f}',
+        *(_UNKNOWN if value is None else f'{value:.2f}' for value in times),
+        *(_UNKNOWN if value is None else f'{value:,.0f}' for value in rates),
+    ]
+
+
+def _speed(series: Sequence[Series]) -> Section:
+    speeds = {each.name: each.images_per_second() for each in series}
+    colors = [each.color for each in series]
     return Section(
         'Throughput and learning rate',
         'Training throughput of all processes, from the logged time per step, without validation.',
         [
             _curves(
-                entries, 'throughput', 'Throughput of training', speeds, 'images/s', legend=legend
+                series, 'throughput', 'Throughput of training', speeds, 'images/s', colors=colors
             )
-            + _curves(
-                entries, 'learning_rate', 'Learning rate', rates, 'learning rate', legend=legend
-            )
+            + _lines(series, 'learning_rate', 'Learning rate', 'lr', 'learning rate')
         ],
     )
 
 
-SECTIONS: tuple[Callable[[Sequence[Entry]], Section], ...] = (
+SECTIONS: tuple[Callable[[Sequence[Series]], Section], ...] = (
     _accuracy,
+    _images,
+    _classes,
+    _confusions,
+    _efficiency,
+    _outcomes,
     _losses,
     _fusion,
-    _outcomes,
     _relations,
     _calibration,
+    _maps,
     _similarity,
-    _confusions,
     _speed,
 )
 """Sections in the order of the page."""
 
 
-def _alone(entry: Entry, entries: Sequence[Entry]) -> Entry | None:
-    """Return a run of the same student without a teacher, preferably with the same seed."""
-    candidates = [
-        other
-        for other in entries
-        if other.seen
-        and not other.run.has_teacher
-        and _architecture(other.run) == _architecture(entry.run)
-        and np.array_equal(other.seen.labels, entry.seen.labels)
-    ]
-
-    def seed(run: LoggedRun) -> int | None:
-        return run.config.get('randomness', {}).get('seed')
-
-    return min(candidates, key=lambda o: seed(o.run) != seed(entry.run), default=None)
+def _seen_alone(each: Series, series: Sequence[Series]) -> Series | None:
+    """Return the same student without a teacher, if both saw the same validation samples."""
+    if each.seen is None or each.seen.teacher is None:
+        return None
+    seen = [other for other in series if other.seen is not None]
+    other = alone(each, seen)
+    same = other is not None and np.array_equal(other.seen.labels, each.seen.labels)
+    return other if same else None
 
 
-def _architecture(run: LoggedRun) -> dict[str, Any]:
-    return {key: value for key, value in run.student.items() if key != 'data_preprocessor'}
+def _spread(values: np.ndarray, most: int) -> np.ndarray:
+    """Return at most ``most`` of the values, evenly spaced."""
+    return values[np.linspace(0, len(values) - 1, min(len(values), most)).round().astype(int)]
+
+
+def _lines(
+    series: Sequence[Series], name: str, title: str, key: str, ylabel: str, **kwargs: Any
+) -> list[Picture]:
+    """Draw a logged scalar of all series, each in its colour and with the band of its seeds."""
+    curves = {each.name: each.curve(key) for each in series}
+    bands = {each.name: each.band(key) for each in series}
+    colors = [each.color for each in series]
+    return _curves(series, name, title, curves, ylabel, bands=bands, colors=colors, **kwargs)
 
 
 def _curves(
-    entries: Sequence[Entry],
+    series: Sequence[Series],
     name: str,
     title: str,
-    curves: dict[str, dict[int, float]],
+    curves: dict[str, Curve],
     ylabel: str,
     **kwargs: Any,
 ) -> list[Picture]:
     """Draw one figure, or none if nothing was logged."""
     if not any(curves.values()):
         return []
-    by_epoch = any('epoch' in entry.run.names() for entry in entries)
+    by_epoch = any('epoch' in each.run.names() for each in series)
     counted = 'epoch' if by_epoch else 'iteration'
     figure = figures.draw_curves(curves, title, ylabel, xlabel=counted, **kwargs)
     return [Picture(name, f'{title} over the {counted}s', figure)]
 
 
-def _observed(entries: Sequence[Entry], scalar: str, title: str) -> list[Picture]:
+def _observed(series: Sequence[Series], scalar: str, title: str) -> list[Picture]:
     """Draw a scalar that the runs' FigureHook logged."""
     curves = {
-        entry.name: {x: 100 * y for x, y in entry.curve(f'observed/{scalar}').items()}
-        for entry in entries
+        each.name: {x: 100 * y for x, y in each.curve(f'observed/{scalar}').items()}
+        for each in series
     }
-    return _curves(entries, f'{scalar}_in_training', title, curves, '%', legend=len(entries) > 1)
+    colors = [each.color for each in series]
+    return _curves(series, f'{scalar}_in_training', title, curves, '%', colors=colors)
 
 
 def _numbered(number: int, pictures: Sequence[Picture]) -> list[Picture]:

@@ -8,12 +8,15 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from mldr_kd_mm.evaluation.measures import (
+    Reliability,
     agreement,
     changed_pairs,
+    class_accuracies,
     class_relation,
     confusion_matrix,
     expected_calibration_error,
     linear_cka,
+    merge_sparse,
     reliability,
     softmax,
 )
@@ -159,3 +162,25 @@ def test_pairs_sum_up(labels, before, after):
     assert changed_pairs(labels, after, before, 5)[0] == [
         pair._replace(before=pair.after, after=pair.before) for pair in made
     ]
+
+
+def test_sparse_bins_are_merged():
+    bins = Reliability(
+        np.array([np.nan, 0.1, 0.2, 0.3, 0.4, np.nan, 0.9]),
+        np.array([np.nan, 0.0, 1.0, 0.5, 0.25, np.nan, 1.0]),
+        np.array([0, 1, 3, 10, 12, 0, 2]),
+    )
+    merged = merge_sparse(bins, 4)
+    assert merged.count.tolist() == [4, 10, 14]
+    assert np.allclose(merged.accuracy, [0.75, 0.5, (12 * 0.25 + 2) / 14])
+    assert np.allclose(merged.confidence, [0.175, 0.3, (12 * 0.4 + 2 * 0.9) / 14])
+    everything = merge_sparse(bins, 100)
+    assert everything.count.tolist() == [28]
+    kept = merge_sparse(bins, 1)
+    assert kept.count.tolist() == [1, 3, 10, 12, 2]
+
+
+def test_accuracy_by_class():
+    labels, predicted = np.array([0, 0, 2, 2, 2]), np.array([0, 1, 2, 2, 0])
+    values = class_accuracies(labels, predicted, 4)
+    assert np.allclose(values, [0.5, np.nan, 2 / 3, np.nan], equal_nan=True)

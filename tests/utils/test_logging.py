@@ -37,7 +37,7 @@ def test_what_it_shows(log, capsys):
         mmengine_warns()
         print_log('too few images', 'current', logging.WARNING)
         print_log('broken', 'current', logging.ERROR)
-        warnings.warn('deprecated', FutureWarning, stacklevel=1)
+        warnings.showwarning('deprecated', FutureWarning, 'torch.py', 1)
         # Another run of the same command repeats neither.
         other = log('two')
         print_log('too few images', 'current', logging.WARNING)

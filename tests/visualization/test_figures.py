@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 
-from mldr_kd_mm.evaluation.measures import ConfusedPair, reliability
+from mldr_kd_mm.evaluation.measures import reliability
 from mldr_kd_mm.visualization import figures
 from mldr_kd_mm.visualization.style import INK
 
@@ -25,7 +25,18 @@ def drawn():
         cka=figures.draw_cka(values, NAMES[3], NAMES, NAMES),
         reliability=figures.draw_reliability(dict.fromkeys(NAMES, bins), NAMES[0]),
         outcomes=figures.draw_outcomes(parts, NAMES[0]),
-        pairs=figures.draw_pairs([ConfusedPair(0, 1, 3, 1)], NAMES[0], NAMES, *NAMES[:2]),
+        changes=figures.draw_changes(
+            {figures.shorten(name, 12): (3, 1) for name in NAMES},
+            NAMES[0],
+            NAMES[1],
+            (NAMES[2], INK),
+            (NAMES[3], INK),
+            3,
+        ),
+        map=figures.draw_map(values[:, :2], np.arange(4), NAMES[0], NAMES),
+        losses=figures.draw_curves(
+            {NAMES[0]: {1: 1.0, 2: 0.0}}, NAMES[1], 'y', colors=[INK], ylim=(0.5, 2), log=True
+        ),
     )
 
 

@@ -3,9 +3,18 @@
 import pytest
 
 from mldr_kd_mm.visualization.figures import draw_curves
-from mldr_kd_mm.visualization.page import Picture, Row, Section, render
+from mldr_kd_mm.visualization.page import (
+    Gallery,
+    Picture,
+    Row,
+    Section,
+    Table,
+    Thumbnail,
+    render,
+)
 
 HOSTILE = '</title><script>alert(1)</script><img src="https://localhost/x" onerror="alert(1)">'
+PIXEL = 'data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=='
 LONG = 'a_name_without_any_space_' * 12
 
 
@@ -13,15 +22,18 @@ LONG = 'a_name_without_any_space_' * 12
 def page_file(tmp_path):
     """Write a page on which all texts are hostile or long."""
     figure = draw_curves({HOSTILE: {1: 1.0, 2: 2.0}, LONG: {1: 3.0}}, HOSTILE + LONG, LONG)
+    rows = [Row('#123456', [LONG, HOSTILE]), Row('#123456', [HOSTILE, LONG])]
+    table = Table([LONG, HOSTILE], rows)
     html = render(
         HOSTILE,
+        [HOSTILE, LONG],
         LONG,
-        [LONG, HOSTILE],
-        [Row('#123456', [LONG, HOSTILE]), Row('#123456', [HOSTILE, LONG])],
+        table,
         [HOSTILE + LONG],
         [
-            Section(HOSTILE, LONG, [[Picture('a', HOSTILE + '"', figure)]]),
+            Section(HOSTILE, LONG, [[Picture('a', HOSTILE + '"', figure)]], [table]),
             Section('left out', '', [[]]),
+            Section(LONG, LONG, galleries=[Gallery(HOSTILE, [Thumbnail(PIXEL, [HOSTILE, LONG])])]),
         ],
     )
     path = tmp_path / 'page.html'
@@ -39,10 +51,13 @@ def test_is_shown_as_it_is(page_file, browser, width):
     page.goto(page_file.as_uri())
     assert events == [page_file.as_uri()]
     assert page.title() == HOSTILE
-    assert page.locator('script, img').count() == 0
-    assert page.locator('h2').all_inner_texts() == [HOSTILE]
+    assert page.locator('script').count() == 0
+    assert page.locator('img').get_attribute('alt') == HOSTILE
+    assert page.locator('h2').all_inner_texts() == [HOSTILE, LONG]
+    assert page.locator('nav a').all_inner_texts() == [HOSTILE, LONG]
     assert page.locator('svg').get_attribute('aria-label') == HOSTILE + '"'
-    assert page.locator('tbody th').all_text_contents() == [LONG, HOSTILE]
+    assert page.locator('tbody th').all_text_contents() == [LONG, HOSTILE] * 2
+    assert page.locator('.verdict p').all_text_contents() == [HOSTILE, LONG]
     assert page.evaluate('document.documentElement.scrollWidth') <= width
     page.close()
 
@@ -55,6 +70,6 @@ def test_loads_nothing_whatever_it_holds(page_file, browser):
     page.on('dialog', lambda dialog: events.append(dialog.message))
     page.on('response', lambda response: events.append(response.url))
     page.goto(page_file.as_uri())
-    assert page.locator('script, img').count() == 2
+    assert page.locator('script, img').count() == 3  # with the thumbnail
     assert events == [page_file.as_uri()]
     page.close()

@@ -2,20 +2,24 @@
 
 import re
 import shutil
+from datetime import date
 from html.parser import HTMLParser
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import on_terminal, train
+from helpers import on_terminal, resnet, train
 from mmengine.config import Config
 from mmengine.runner import Runner
 
 from mldr_kd_mm.cli import main
+from mldr_kd_mm.evaluation.efficiency import Efficiency
 from mldr_kd_mm.evaluation.logged_run import LoggedRun
+from mldr_kd_mm.registry import MODELS
 from mldr_kd_mm.utils.errors import ConfigError
-from mldr_kd_mm.visualization import report
+from mldr_kd_mm.visualization import model_figures, report
 from mldr_kd_mm.visualization.report import describe_model, make_report
 
 TOOL = Path(__file__).parents[2] / 'tools/analysis_tools/report.py'
@@ -29,6 +33,7 @@ class Page(HTMLParser):
         super().__init__()
         self.tags, self.texts, self.cells, self.labels = [], [], [], []
         self.source = path.read_text()
+        self.tables = 0
         self.feed(self.source)
         columns = self.cells[: len(report._COLUMNS)]
         rest = self.cells[len(columns) :]
@@ -40,11 +45,13 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
+        self.tables += tag == 'table'
         self.labels += [value for name, value in attrs if name == 'aria-label']
 
     def handle_data(self, data):
         self.texts.append(data)
-        if self.tags[-1:] in (['td'], ['th']) and data.strip():
+        # The first table is that of the runs.
+        if self.tags[-1:] in (['td'], ['th']) and self.tables == 1 and data.strip():
             self.cells.append(data)
 
 
@@ -56,12 +63,14 @@ def made(runs, tmp_path_factory):
 
 @pytest.fixture
 def undrawn(monkeypatch):
-    """Leave the figures empty: other tests look at them, and drawing them takes seconds."""
+    """Leave the figures and costs out: other tests look at them, and they take seconds."""
 
     def save(figure, file, *, format, **kwargs):
         file.write('<svg ></svg>' if format == 'svg' else b'')
 
     monkeypatch.setattr('matplotlib.figure.Figure.savefig', save)
+    monkeypatch.setattr(report, 'measure', lambda *_: Efficiency(1, None, 0.1))
+    monkeypatch.setattr(model_figures, '_embed', lambda features: features[:, :2])
 
 
 def test_table_is_what_was_logged_and_computed(made, runs, logged):
@@ -102,6 +111,87 @@ def test_agreement_is_that_of_the_models(made, runs):
     assert row['Last accuracy, %'] == f'{100 * right / 30:.2f}', 'the newest checkpoint'
 
 
+def test_verdict_is_what_the_runs_logged(made, runs, logged):
+    last = {
+        name: [line['accuracy/top1'] for line in logged(runs / name) if 'accuracy/top1' in line][-1]
+        for name in ('mldr', 'alone')
+    }
+    points = last['mldr'] - last['alone']
+    page = Page(made)
+    assert page.rows[0]['On the student alone, points'] == f'{points:+.2f}'
+    assert page.rows[1]['On the student alone, points'] == '–'
+    (verdict,) = [text for text in page.texts if text.startswith('mldr: ')]
+    assert f'{last["mldr"]:.2f} %, {points:+.1f} points on the student alone' in verdict
+    assert f'{date.today()}' in page.source and '30 images' in page.source
+
+
+def test_images_are_those_that_differ(made, runs):
+    """As many thumbnails as images that only one of both students classifies correctly."""
+    right = {}
+    for name in ('mldr', 'alone'):
+        run = LoggedRun.read(runs / name, name)
+        seen = report._observe(
+            run.build_model(run.checkpoint()), run.validation_batches(2000), name
+        )
+        right[name] = seen.student.argmax(1) == seen.labels
+    page = Page(made)
+    for kind, chosen in (
+        ('repaired', right['mldr'] & ~right['alone']),
+        ('broken', right['alone'] & ~right['mldr']),
+    ):
+        if chosen.any():
+            assert f'{chosen.sum()} of 30 images {kind} by mldr' in page.source
+    shown = sum(
+        min(12, int(c.sum()))
+        for c in (right['mldr'] & ~right['alone'], right['alone'] & ~right['mldr'])
+    )
+    assert page.tags.count('img') == shown > 0
+    assert page.source.count('src="data:image/jpeg;base64,') == shown
+
+
+def test_efficiency_is_measured_here(made):
+    source = made.read_text()
+    table = source[source.index('<h2>Efficiency') :]
+    table = table[: table.index('</table>')]
+    assert f'torch {torch.__version__}' in table
+    for runtime in ('PyTorch', 'ONNX Runtime')[: 2 if find_spec('onnxruntime') else 1]:
+        assert f'{runtime}: 1 image, ms' in table and f'{runtime}: images/s' in table
+    # The student of both runs is one row.
+    assert re.findall('>(teacher|student) [^<]*, 32 x 32 px<', table) == ['teacher', 'student']
+    parameters = sum(p.numel() for p in MODELS.build(resnet()).parameters())
+    assert f'>{parameters / 1e6:.2f}<' in table
+
+
+def test_the_page_is_small(made):
+    assert made.stat().st_size < 2e6
+
+
+def test_seeds_are_one_line(undrawn, copy_run, tmp_path):
+    one, two = (copy_run('alone', name) for name in ('alone_seed0', 'alone_seed1'))
+    (path,) = two.glob('*/vis_data/config.py')
+    config = Config.fromfile(path)
+    config.randomness.seed = 1
+    config.dump(path)
+    page = Page(make_report([one, two], tmp_path / 'out', samples=8))
+    (row,) = page.rows
+    assert row['Run'] == 'alone (2 seeds)'
+    assert row['Last accuracy, %'].endswith(' ± 0.00')
+
+
+def test_runs_of_different_images_are_not_compared(undrawn, runs, copy_run, tmp_path):
+    other = copy_run('alone', 'other')
+    (path,) = other.glob('*/vis_data/config.py')
+    config = Config.fromfile(path)
+    config.val_dataloader.dataset.subset.per_class = 2
+    config.dump(path)
+    page = Page(make_report([runs / 'mldr', other], tmp_path / 'out'))
+    assert page.rows[0]['On the student alone, points'] == '–'
+    assert any('validate on different images' in text for text in page.texts)
+    assert {'accuracy_0.png', 'accuracy_1.png'} < {
+        path.name for path in (tmp_path / 'out/figures').iterdir()
+    }
+
+
 def test_every_figure_is_there_and_a_file(made):
     page = Page(made)
     files = {path.name for path in (made.parent / 'figures').iterdir()}
@@ -111,7 +201,11 @@ def test_every_figure_is_there_and_a_file(made):
         'learning_rate.png',
         'throughput.png',
         'outcomes.png',
-        'loss_0_loss.png',
+        'run0_losses.png',
+        'run1_losses.png',
+        'run0_classes.png',
+        'run0_map_teacher.png',
+        'run0_map_student.png',
         'run0_fusion.png',
         'run0_fusion_by_class.png',
         'run0_relation_teacher.png',
@@ -123,8 +217,11 @@ def test_every_figure_is_there_and_a_file(made):
         'run0_cka.png',
     }
     assert expected <= files
-    terms = {'logits', 'stage1', 'stage2', 'stage3', 'stage4', 'fused'}
-    assert terms == {m[1] for m in map(re.compile(r'loss_\d_loss_dfra_(\w+)').match, files) if m}
+    losses = page.source[page.source.index('aria-label="Loss terms · mldr') :]
+    losses = losses[: losses.index('</svg>')]
+    heads = ('logits', 'stage1', 'stage2', 'stage3', 'stage4', 'fused')
+    for term in ('loss', 'loss_student', *(f'loss_dfra_{head}' for head in heads)):
+        assert f'>{term}<' in losses
     assert any(name.startswith('run0_confusions_') for name in files)
     assert 'alone' in ''.join(label for label in page.labels if 'onfusions' in label)
     assert 'no figures' not in page.source
@@ -181,7 +278,7 @@ def test_hostile_names_are_texts(copy_run, tmp_path):
     page = Page(make_report([run], tmp_path / 'out'))
     assert not {'img', 'script'} & set(page.tags)
     assert page.rows[0]['Run'] == HOSTILE
-    assert (tmp_path / 'out/figures/loss_2_loss__script_alert_1___script_.png').is_file()
+    assert 'loss_&lt;script' in page.source and '<script' not in page.source
 
 
 def test_what_the_hook_logged_and_a_loop_over_iterations(runs, tmp_path):

@@ -12,6 +12,7 @@ from mmengine.runner import Runner
 from mldr_kd_mm.evaluation.logged_run import ACCURACY
 from mldr_kd_mm.registry import HOOKS
 
+
 @HOOKS.register_module()
 class ChanceHook(Hook):
     """Warns about a model no better than a constant prediction, and a teacher below its student.

@@ -40,7 +40,8 @@ class ProgressHook(Hook):
 
     If stderr is a terminal, a bar shows steps, loss, accuracy and the remaining time, and a second
     bar the validation. Lines appear above the bars. A validation set of less than 100 images, where
-    the standard error of an accuracy can be above 5 points, is a warning. The hook does not affect the results of a run.
+    the standard error of an accuracy can be above 5 points, is a warning. The hook does not affect
+    the results of a run.
 
     Args:
         enabled: Whether to log and show anything.
