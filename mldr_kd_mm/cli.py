@@ -329,7 +329,6 @@ def _run_distill(args: Namespace) -> None:
             print(distill_config(**options).pretty_text)
         return
     result = distill(**options, **run_options)
-    print()
     if result.teacher_accuracy is not None:
         print(f'teacher:    {result.teacher_accuracy:.2f} %')
     best = '' if run_options['export'] == 'best' else f': {result.best_accuracy:.2f} %'

@@ -71,6 +71,7 @@ def test_distill_info_export_report(command, arguments, tmp_path):
 
     code, out, err = command(*arguments, '--work-dir', work_dir, '--baseline')
     assert code == 0, err
+    assert len(out.splitlines()) <= 45 and out.startswith('mldr-kd ')
     lines = (line.split(':', 1) for line in out.splitlines()[-7:])
     results = {name: value.strip() for name, value in lines}
     assert [*results] == [

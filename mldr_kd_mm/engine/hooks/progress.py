@@ -32,7 +32,7 @@ class ProgressHook(Hook):
     """Shows on the console what is trained, how it goes, and what it led to.
 
     Before training, the setup: the teacher and its accuracy, the student, losses, taps, data and
-    steps. After the first steps, the expected time. Then one line an epoch with the learning rate,
+    steps. Then one line an epoch with the learning rate,
     the mean loss over the epoch, of which the student's own loss is a part, the accuracy and the
     time; a run that counts iterations has one line a validation. At the end the accuracies, the
     duration and the files. :func:`~mldr_kd_mm.utils.logging.quiet_console` shows these lines, and
@@ -78,7 +78,7 @@ class ProgressHook(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        """Update the bar; show the expected time once it is known."""
+        """Update the bar; log the expected time once it is known."""
         if not self.enabled:
             return
         self._steps += 1
@@ -88,7 +88,7 @@ class ProgressHook(Hook):
         elif done == self._first + _FIRST_STEPS + _TIMED_STEPS:
             step = (time.monotonic() - self._started) / _TIMED_STEPS
             left = runner.max_iters - done
-            tell(
+            runner.logger.info(
                 f'Expected time: {_duration(step * left)} for the remaining {left} steps at '
                 f'{step:.3g} s per step, measured over {_TIMED_STEPS} steps'
             )
@@ -112,7 +112,7 @@ class ProgressHook(Hook):
         self._show_line({})
         close_bars()
         if self.enabled:
-            tell('\n'.join(_results(runner, time.monotonic() - self._began)))
+            tell(_describe_result(runner, time.monotonic() - self._began))
 
     def before_val_epoch(self, runner: Runner) -> None:
         """Show a bar for the validation."""
@@ -205,8 +205,8 @@ def _facts(runner: Runner) -> Iterator[tuple[str, str]]:
         batch += f' x {get_world_size()} processes'
     yield 'data', f'{len(loader.dataset)} images, batches of {batch}'
     steps = f'{runner.max_iters} in {plural(runner.max_epochs, "epoch")}'
-    yield 'steps', steps if runner.iter == 0 else f'{steps}, {runner.iter} of them done'
-    yield 'device', f'{get_device()}, {type(runner.optim_wrapper).__name__}'
+    done = f', {runner.iter} of them done' if runner.iter else ''
+    yield 'steps', f'{steps}{done}, on {get_device()} with {type(runner.optim_wrapper).__name__}'
     yield 'log', _relative(runner.logger.log_file)
 
 
@@ -220,8 +220,8 @@ def _judge_size(runner: Runner, images: int) -> None:
         )
 
 
-def _results(runner: Runner, seconds: float) -> Iterator[str]:
-    """Yield the lines about a run that has ended."""
+def _describe_result(runner: Runner, seconds: float) -> str:
+    """Return the line about a run that has ended."""
     hub = runner.message_hub
     history = hub.log_scalars.get(f'val/{ACCURACY}')
     accuracies = []
@@ -231,10 +231,9 @@ def _results(runner: Runner, seconds: float) -> Iterator[str]:
     teacher = hub.runtime_info.get('teacher_metrics', {})
     if ACCURACY in teacher:
         accuracies.append(f'teacher {teacher[ACCURACY]:.2f} %')
-    yield ', '.join([f'Trained in {_duration(seconds)}', *accuracies])
     written = hub.runtime_info.get('last_ckpt')
-    if written:
-        yield f'Written: {_relative(written)}'
+    result = ', '.join([f'Trained in {_duration(seconds)}', *accuracies])
+    return f'{result}; wrote {_relative(written)}' if written else result
 
 
 def _relative(path: str) -> str:
