@@ -19,6 +19,7 @@ from mmengine.logging import MMLogger
 from torch import Tensor, nn
 
 from mldr_kd_mm.utils.errors import describe
+from mldr_kd_mm.utils.logging import plural
 
 _BATCH = 64
 _SECONDS, _MOST_REPEATS, _LEAST_REPEATS = 0.3, 20, 3
@@ -78,7 +79,8 @@ def describe_machine() -> str:
     lines = info.read_text().splitlines() if info.is_file() else []
     names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
     name = names[0] if names else platform.processor() or platform.machine()
-    return f'{name}, {torch.get_num_threads()} threads, torch {torch.__version__}'
+    threads = plural(torch.get_num_threads(), 'thread')
+    return f'{name}, {threads}, torch {torch.__version__}'
 
 
 def _count_flops(model: nn.Module, size: Sequence[int]) -> int | None:
@@ -128,5 +130,9 @@ def _to_onnx(model: nn.Module, size: Sequence[int]) -> Callable[[Tensor], np.nda
             input_names=['images'],
             dynamic_axes={'images': {0: 'batch'}},
         )
-    session = onnxruntime.InferenceSession(file.getvalue(), providers=['CPUExecutionProvider'])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(
+        file.getvalue(), options, providers=['CPUExecutionProvider']
+    )
     return lambda batch: session.run(None, {'images': batch.numpy()})[0]
