@@ -26,7 +26,10 @@ _LITERAL_BLOCK = re.compile(r'^::$|(?<=\w):(?=:$)', re.MULTILINE)
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Enable Sphinx roles and math directives in pages and docstrings."""
+    """Show the version, and enable Sphinx roles and math directives in pages and docstrings."""
+    version = Path(config.config_file_path).with_name('mldr_kd_mm') / 'version.py'
+    number = re.search(r"__version__ = '(.+)'", version.read_text())[1]
+    config.site_name = f'{config.site_name} {number}'
     config.markdown_extensions.append(_Docstrings())
     return config
 

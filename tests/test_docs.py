@@ -35,6 +35,8 @@ TEXTS = [*PAGES, ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'examples').rglob('*.
 PYTHON_ELSEWHERE = {
     'docs/export.md': 'apis/test_export.py::test_loads_the_weights',
     'docs/own_images.md': 'test_tutorial.py::test_from_two_names_to_a_student',
+    'README.md': 'test_tutorial.py::test_from_two_names_to_a_student',
+    'docs/index.md': 'test_tutorial.py::test_from_two_names_to_a_student',
 }
 
 # Where commands are executed, by the first pattern that matches: here, by the named test, or not at
@@ -81,6 +83,7 @@ PLACES = [
     (r'python tools/train\.py configs/teachers/NAME\.py', NOT + 'an hour, and needs CIFAR-100'),
     (r'(python )?tools/benchmark\.py', 'tools/test_benchmark.py::test_csv_is_what_the_runs_logged'),
     (r'python docs/benchmarks/write_tables\.py', 'test_docs.py::test_tables_of_the_benchmarks'),
+    (r'python docs/benchmarks/draw_gain\.py', 'test_docs.py::test_picture_of_the_gain'),
     (r'python docs/benchmarks/teacher_confidence\.py', NOT + 'needs the teachers, of an hour'),
     (r'python benchmarks/faults\.py', 'faults/test_campaign.py::test_a_log_is_continued'),
     (r'python benchmarks/data\.py', 'test_benchmarks.py::test_data'),
@@ -444,10 +447,37 @@ def build(names: dict) -> None:
         MODELS.build(dict(names['model'], teacher_checkpoint=None))
 
 
+def test_picture_of_the_gain(tmp_path):
+    """The picture is drawn from the result files, and its text is legible on any ground."""
+    draw = runpy.run_path(str(ROOT / 'docs/benchmarks/draw_gain.py'))
+    curves, bands, teacher = draw['read_runs']()
+    assert [round(curve[25], 2) for curve in curves.values()] == [24.5, 30.77, 38.92]
+    assert round(teacher, 2) == 60.35
+    assert [round(bands['MLDR-KD'][1][25] - curves['MLDR-KD'][25], 2)] == [0.25]
+    path = draw['draw'](tmp_path / 'gain.svg')
+    for svg in (path.read_text(), (ROOT / 'docs/benchmarks/gain.svg').read_text()):
+        assert {'MLDR-KD', 'student alone', 'KD', 'teacher, 60.4 %'} <= set(
+            re.findall('>([^<>]+)</text>', svg)
+        )
+        assert '#1b1f23' not in svg and 'currentColor' not in svg and 'fill: #ffffff' not in svg
+
+
+def test_badges_state_the_requirements():
+    badges = runpy.run_path(str(ROOT / 'docs/assets/draw_badges.py'))['badges']()
+    for name, svg in badges.items():
+        path = ROOT / f'docs/assets/badges/{name}.svg'
+        assert path.read_text() == svg, 'run: python docs/assets/draw_badges.py'
+    assert '2.6 – 2.15' in badges['torch'] and '3.10' in badges['python']
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / 'README.md').read_text().splitlines()) <= 110
+
+
 def test_tables_of_the_benchmarks():
-    page = (ROOT / 'docs/benchmarks.md').read_text()
     tables = runpy.run_path(str(ROOT / 'docs/benchmarks/write_tables.py'))
-    assert tables['with_benchmarks'](page) == page, 'run: python docs/benchmarks/write_tables.py'
+    for path, text in tables['written_pages']().items():
+        assert path.read_text() == text, f'{path}: run python docs/benchmarks/write_tables.py'
 
 
 def test_methods_are_documented():

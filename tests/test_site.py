@@ -112,6 +112,28 @@ def test_pages_fit_a_phone(site, browser):
     assert wide == []
 
 
+def test_search_from_a_folder(site, browser):
+    """A word that is typed on the home page, opened from a folder without a network, is found."""
+    context = browser.new_context(offline=True)
+    page = context.new_page()
+    errors = []
+    page.on('pageerror', lambda error: errors.append(str(error)))
+    page.goto((site / 'index.html').as_uri())
+    query = page.locator('input[name=query]')
+    query.click(force=True)
+    query.press_sequentially('gloo')
+    result = page.locator('.md-search-result__link').first
+    result.wait_for(state='attached', timeout=30_000)
+    links = page.locator('.md-search-result__link')
+    targets = [link.get_attribute('href') for link in links.all()]
+    assert any('distributed.html' in target for target in targets), targets
+    query.fill('')
+    query.press_sequentially('xylophone')
+    page.locator('.md-search-result__meta', has_text='No matching').wait_for(state='attached')
+    assert errors == []
+    context.close()
+
+
 @pytest.mark.slow
 def test_pictures_of_the_method_are_drawn(tmp_path):
     pytest.importorskip('matplotlib', reason='needs requirements/quickstart.txt')

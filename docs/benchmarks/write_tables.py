@@ -1,4 +1,4 @@
-"""Write the result tables of docs/benchmarks.md and of each configs/METHOD/README.md.
+"""Write all tables of results: README.md, docs/*.md and each configs/METHOD/README.md.
 
     python docs/benchmarks/write_tables.py
 
@@ -15,6 +15,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 TOKEN_STUDENT = 'resnet18_to_vit_cifar100-20cls'
+CNN_STUDENT = 'vit_to_resnet18_cifar100-20cls'
+PAIRS = {TOKEN_STUDENT: 'ResNet18 teaches a ViT', CNN_STUDENT: 'A ViT teaches a ResNet18'}
+ABLATIONS = re.compile('mldr_(no-.*|features|logits)')
+SUMMARY = {'scratch': 'student alone', 'kd': 'KD', 'mldr': 'MLDR-KD'}
 VARIANTS = {
     'kd': ('kd', 'kd_t4'),
     'ofa': ('ofa', 'ofa_cnn'),
@@ -41,21 +45,28 @@ Rows = list[dict[str, str]]
 
 
 def main() -> None:
-    """Write the tables into the page and into all READMEs."""
-    page = ROOT / 'docs/benchmarks.md'
-    page.write_text(with_benchmarks(page.read_text()))
+    """Write the tables into all pages and READMEs."""
+    for path, text in written_pages().items():
+        path.write_text(text)
+
+
+def written_pages() -> dict[Path, str]:
+    """Return the path of each page and its text with tables of the current results."""
+    tables = {
+        'README.md': [summary_table()],
+        'docs/index.md': [summary_table()],
+        'docs/benchmarks.md': [benchmark_tables(), changes_table(), learning_rate_table()],
+        'docs/results.md': [trained_table(), untrained_table()],
+    }
+    pages = {ROOT / name: fill((ROOT / name).read_text(), *of) for name, of in tables.items()}
     for path in sorted(ROOT.glob('configs/*/README.md')):
-        path.write_text(with_results(path.read_text(), path.parent.name))
+        pages[path] = with_results(path.read_text(), path.parent.name)
+    return pages
 
 
 def with_results(readme: str, method: str) -> str:
     """Return the text of a README with tables of its method's current results."""
     return fill(readme, f'{measured_table(method)}\n{published_table(method)}')
-
-
-def with_benchmarks(page: str) -> str:
-    """Return the text of docs/benchmarks.md with tables of the current results."""
-    return fill(page, benchmark_tables(), changes_table(), learning_rate_table())
 
 
 def fill(text: str, *tables: str) -> str:
@@ -64,36 +75,92 @@ def fill(text: str, *tables: str) -> str:
     return BLOCK.sub(lambda match: f'{match[1]}\n{next(following)}\n{match[2]}', text)
 
 
+def summary_table() -> str:
+    """Return the accuracy of the CNN student alone, with KD and with MLDR-KD."""
+    rows = read('results')
+    table = [['', 'Top-1 accuracy, %', 'Gain, points'], [':--', '--:', '--:']]
+    for method, label in SUMMARY.items():
+        gain = '' if method == 'scratch' else difference(rows, CNN_STUDENT, method)
+        table.append([label, accuracy(rows, CNN_STUDENT, method), gain])
+    return markdown(table)
+
+
 def benchmark_tables() -> str:
-    """Return a section per pair, with a table of one row per method."""
+    """Return a section per pair: methods by gain, then the ablations of MLDR-KD."""
     rows, sections = read('results'), []
-    for pair in dict.fromkeys(row['pair'] for row in rows):
-        pair_rows = [row for row in rows if row['pair'] == pair]
-        teacher = next(row for row in pair_rows if row['teacher_sha256'])
-        table = [
-            'Method|Last epoch|Best epoch|Difference|Seeds|Minutes per run|Peak memory'.split('|'),
-            [':--', *['--:'] * 6],
-        ]
-        for method in dict.fromkeys(row['method'] for row in pair_rows):
-            runs = [row for row in pair_rows if row['method'] == method]
-            minutes = statistics.mean(float(row['seconds']) for row in runs) / 60
-            table.append(
-                [
-                    f'`{method}`',
-                    accuracy(rows, pair, method),
-                    accuracy(rows, pair, method, 'best'),
-                    '' if method == 'scratch' else difference(rows, pair, method),
-                    str(len(runs)),
-                    f'{minutes:.1f}',
-                    f'{max(float(row["memory"]) for row in runs):,.0f} MB',
-                ]
-            )
+    for pair, name in PAIRS.items():
+        of_pair = [row for row in rows if row['pair'] == pair]
+        teacher = next(row for row in of_pair if row['teacher_sha256'])
+        methods = sorted(
+            dict.fromkeys(row['method'] for row in of_pair),
+            key=lambda method: -mean(rows, method, pair),
+        )
+        ablations = [method for method in methods if ABLATIONS.fullmatch(method)]
+        others = [method for method in methods if method not in ablations]
         sections.append(
-            f'## {pair}\n\nTeacher: {float(teacher["teacher"]):.2f} %, '
+            f'## {name}\n\n`{pair}`. Teacher: {float(teacher["teacher"]):.2f} %, '
             f'`{teacher["teacher_checkpoint"]}`, SHA-256 {teacher["teacher_sha256"][:12]}….\n\n'
-            f'{markdown(table)}'
+            f'{methods_table(of_pair, others)}\n'
+            f'Ablations of MLDR-KD:\n\n{methods_table(of_pair, ["mldr", *ablations])}'
         )
     return '\n'.join(sections)
+
+
+def methods_table(rows: Rows, methods: list[str]) -> str:
+    """Return a table of one row per method, of the runs of a pair."""
+    table = [['Method', 'Last epoch', 'Best epoch', 'Difference', 'Minutes per run']]
+    table.append([':--', *['--:'] * 4])
+    for method in methods:
+        pair = rows[0]['pair']
+        seconds = [float(row['seconds']) for row in rows if row['method'] == method]
+        table.append(
+            [
+                f'`{method}`',
+                accuracy(rows, pair, method),
+                accuracy(rows, pair, method, 'best'),
+                '' if method == 'scratch' else difference(rows, pair, method),
+                f'{statistics.mean(seconds) / 60:.1f}',
+            ]
+        )
+    return markdown(table)
+
+
+def trained_table() -> str:
+    """Return a row per pair and method that this project has trained."""
+    rows = read('results')
+    table = [
+        'Pair|Config|Epochs|Seeds|Teacher|Student alone|Paper|Ours|Log'.split('|'),
+        [':--', ':--', *['--:'] * 6, ':--'],
+    ]
+    for pair in PAIRS:
+        of_pair = [row for row in rows if row['pair'] == pair]
+        for method in dict.fromkeys(row['method'] for row in of_pair):
+            runs = [row for row in of_pair if row['method'] == method]
+            table.append(
+                [
+                    PAIRS[pair],
+                    f'`{pair}.py --method {method}`',
+                    runs[0]['epochs'],
+                    str(len(runs)),
+                    accuracy(rows, pair, name='teacher'),
+                    accuracy(rows, pair, 'scratch'),
+                    '',
+                    accuracy(rows, pair, method),
+                    f'`{pair.replace("cifar100-20cls", "c20")}/{method}/`',
+                ]
+            )
+    return markdown(table)
+
+
+def untrained_table() -> str:
+    """Return a row per published number; this project has trained none of these pairs."""
+    table = ['Config|Teacher|Student alone|Paper|Ours|Source'.split('|')]
+    table.append([':--', *['--:'] * 4, ':--'])
+    for row in sorted(read('published'), key=lambda row: (row['pair'], row['method'])):
+        numbers = (row['teacher'], row['student_alone'], row['accuracy'])
+        config = f'`{row["pair"]}.py --method {row["method"]}`'
+        table.append([config, *numbers, '', row['source']])
+    return markdown(table)
 
 
 def difference(rows: Rows, pair: str, method: str) -> str:
@@ -123,12 +190,10 @@ def learning_rate_table() -> str:
     return markdown(table)
 
 
-def mean(rows: Rows, method: str) -> float:
-    """Return the mean accuracy of a method on the token student."""
+def mean(rows: Rows, method: str, pair: str = TOKEN_STUDENT) -> float:
+    """Return the mean accuracy of a method on a pair, by default that of the token student."""
     return statistics.mean(
-        float(row['last'])
-        for row in rows
-        if row['pair'] == TOKEN_STUDENT and row['method'] == method
+        float(row['last']) for row in rows if row['pair'] == pair and row['method'] == method
     )
 
 
