@@ -6,6 +6,7 @@ python docs/assets/draw_badges.py
 from __future__ import annotations
 
 import re
+from html import unescape
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -32,18 +33,12 @@ def badges() -> dict[str, str]:
             for x in lines
             if x.startswith(f'{distribution}>=')
         )
-        values[name] = f'{bounds[1]} – {_last_before(bounds[2])}'
+        values[name] = f'≥ {bounds[1]}, &lt; {bounds[2]}'
     return {name: _draw(name, value) for name, value in values.items()}
 
 
-def _last_before(bound: str) -> str:
-    """Return the newest series below an upper bound: ``2.16`` -> ``2.15``."""
-    *major, minor = bound.split('.')
-    return '.'.join([*major, str(int(minor) - 1)])
-
-
 def _draw(name: str, value: str) -> str:
-    left, right = 12 + 7 * len(name), 9 + 7 * len(value)
+    left, right = 12 + 7 * len(name), 9 + 7 * len(unescape(value))
     return _SVG.format(
         name=name, value=value, width=left + right + 3, left=left, right=right, start=left + 6
     )

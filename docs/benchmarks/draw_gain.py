@@ -1,22 +1,25 @@
-"""Draw the accuracy of a student alone and distilled, beside its teacher, from logs.tar.gz.
+"""Draw the pictures of README.md and docs/benchmarks.md from logs.tar.gz and results.csv.
 
-    python docs/benchmarks/draw_gain.py [PATH]
+    python docs/benchmarks/draw_gain.py
 
-Writes docs/benchmarks/gain.svg, the picture of the README and of the documentation's home page.
+Writes gain.svg, the accuracy of a student alone and distilled beside its teacher, and methods.svg,
+the accuracy of all methods. Both are legible on white and on black.
 """
 
 from __future__ import annotations
 
 import json
-import sys
+import runpy
 import tarfile
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from mldr_kd_mm.evaluation.logged_run import ACCURACY
 from mldr_kd_mm.visualization.figures import draw_curves, to_svg
-from mldr_kd_mm.visualization.style import COLORS
+from mldr_kd_mm.visualization.style import COLORS, INK, apply_style
 
 HERE = Path(__file__).parent
 # Label -> folder of the logs of three seeds.
@@ -50,8 +53,8 @@ def read_runs() -> tuple[dict[str, Curve], dict[str, tuple[Curve, Curve]], float
     return curves, bands, teacher
 
 
-def draw(path: Path) -> Path:
-    """Draw the picture on a transparent ground; return its path."""
+def draw_gain() -> Figure:
+    """Return the curves of the student alone, with KD and with MLDR-KD."""
     curves, bands, teacher = read_runs()
     figure = draw_curves(
         curves,
@@ -62,9 +65,37 @@ def draw(path: Path) -> Path:
         colors=[_GREY, COLORS[1], COLORS[0]],
     )
     figure.set_size_inches(6, 3.4)
-    path.write_text(to_svg(figure).replace('currentColor', _GREY))
-    return path
+    return figure
+
+
+@apply_style()
+def draw_methods() -> Figure:
+    """Return a panel per pair: each seed of each method, sorted by the mean."""
+    tables = runpy.run_path(str(HERE / 'write_tables.py'))
+    rows, is_ablation = tables['read']('results'), tables['ABLATIONS'].fullmatch
+    figure = Figure(figsize=(8, 4), layout='constrained')
+    for axes, (pair, name) in zip(figure.subplots(1, 2), tables['PAIRS'].items(), strict=True):
+        seeds = defaultdict(list)
+        for row in rows:
+            if row['pair'] == pair and not is_ablation(row['method']):
+                seeds[row['method']].append(float(row['last']))
+        order = sorted(seeds, key=lambda method: np.mean(seeds[method]))
+        for place, method in enumerate(order):
+            color = COLORS[0] if method.startswith('mldr') else _GREY
+            axes.scatter(seeds[method], [place] * len(seeds[method]), 14, color=color, alpha=0.5)
+            axes.scatter(np.mean(seeds[method]), place, 60, color=color, marker='|')
+        axes.axvline(np.mean(seeds['scratch']), color=INK, linestyle=(0, (6, 3)), linewidth=1)
+        axes.set_yticks(range(len(order)), order)
+        axes.set(title=name, xlabel='top-1 accuracy, %')
+        axes.grid(axis='x')
+    return figure
+
+
+def draw_all(folder: Path) -> None:
+    """Write both pictures into a folder, on a transparent ground."""
+    for name, figure in (('gain', draw_gain()), ('methods', draw_methods())):
+        (folder / f'{name}.svg').write_text(to_svg(figure).replace('currentColor', _GREY))
 
 
 if __name__ == '__main__':
-    draw(Path(sys.argv[1]) if len(sys.argv) > 1 else HERE / 'gain.svg')
+    draw_all(HERE)
