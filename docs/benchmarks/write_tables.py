@@ -56,7 +56,7 @@ def written_pages() -> dict[Path, str]:
         'README.md': [summary_table()],
         'docs/index.md': [summary_table()],
         'docs/benchmarks.md': [benchmark_tables(), changes_table(), learning_rate_table()],
-        'docs/results.md': [trained_table(), untrained_table()],
+        'docs/results.md': [trained_tables(), untrained_tables()],
     }
     pages = {ROOT / name: fill((ROOT / name).read_text(), *of) for name, of in tables.items()}
     for path in sorted(ROOT.glob('configs/*/README.md')):
@@ -125,42 +125,37 @@ def methods_table(rows: Rows, methods: list[str]) -> str:
     return markdown(table)
 
 
-def trained_table() -> str:
-    """Return a row per pair and method that this project has trained."""
-    rows = read('results')
-    table = [
-        'Pair|Config|Epochs|Seeds|Teacher|Student alone|Paper|Ours|Log'.split('|'),
-        [':--', ':--', *['--:'] * 6, ':--'],
-    ]
-    for pair in PAIRS:
+def trained_tables() -> str:
+    """Return a table per pair that this project has trained, with a row per method."""
+    rows, sections = read('results'), []
+    for pair, name in PAIRS.items():
         of_pair = [row for row in rows if row['pair'] == pair]
+        table = [['Method', 'Paper', 'Ours', 'Config', 'Log'], [':--', '--:', '--:', ':--', ':--']]
         for method in dict.fromkeys(row['method'] for row in of_pair):
-            runs = [row for row in of_pair if row['method'] == method]
-            table.append(
-                [
-                    PAIRS[pair],
-                    f'`{pair}.py --method {method}`',
-                    runs[0]['epochs'],
-                    str(len(runs)),
-                    accuracy(rows, pair, name='teacher'),
-                    accuracy(rows, pair, 'scratch'),
-                    '',
-                    accuracy(rows, pair, method),
-                    f'`{pair.replace("cifar100-20cls", "c20")}/{method}/`',
-                ]
-            )
-    return markdown(table)
+            log = f'{pair.replace("cifar100-20cls", "c20")}/{method}'
+            ours = accuracy(rows, pair, method)
+            table.append([f'`{method}`', '', ours, f'`--method {method}`', f'`{log}`'])
+        epochs, seeds = ({row[key] for row in of_pair} for key in ('epochs', 'seed'))
+        sections.append(
+            f'**{name}**: `configs/pairs/{pair}.py`, {"/".join(epochs)} epochs, {len(seeds)} '
+            f'seeds. Teacher {accuracy(rows, pair, name="teacher")}, student alone '
+            f'{accuracy(rows, pair, "scratch")}.\n\n{markdown(table)}'
+        )
+    return '\n'.join(sections)
 
 
-def untrained_table() -> str:
-    """Return a row per published number; this project has trained none of these pairs."""
-    table = ['Config|Teacher|Student alone|Paper|Ours|Source'.split('|')]
-    table.append([':--', *['--:'] * 4, ':--'])
-    for row in sorted(read('published'), key=lambda row: (row['pair'], row['method'])):
-        numbers = (row['teacher'], row['student_alone'], row['accuracy'])
-        config = f'`{row["pair"]}.py --method {row["method"]}`'
-        table.append([config, *numbers, '', row['source']])
-    return markdown(table)
+def untrained_tables() -> str:
+    """Return a table per pair with published numbers; this project has trained none of them."""
+    rows, sections = read('published'), []
+    for pair in sorted({row['pair'] for row in rows}):
+        table = [['Method', 'Teacher', 'Student alone', 'Paper', 'Ours', 'Source']]
+        table.append([':--', *['--:'] * 4, ':--'])
+        for row in rows:
+            if row['pair'] == pair:
+                numbers = (row['teacher'], row['student_alone'], row['accuracy'])
+                table.append([f'`{row["method"]}`', *numbers, '', row['source']])
+        sections.append(f'`configs/pairs/{pair}.py`\n\n{markdown(table)}')
+    return '\n'.join(sections)
 
 
 def difference(rows: Rows, pair: str, method: str) -> str:
