@@ -55,6 +55,7 @@ setup(
     python_requires='>=3.10',
     install_requires=requirements('runtime'),
     extras_require={
-        name: requirements(name) for name in ('mamba', 'onnx', 'test', 'quickstart', 'docs')
+        name: requirements(name)
+        for name in ('docs', 'huggingface', 'mamba', 'onnx', 'quickstart', 'test')
     },
 )

@@ -161,7 +161,10 @@ def _name_options(parser: ArgumentParser, message: str) -> str:
 
 def _add_distill(parser: ArgumentParser) -> None:
     add = parser.add_argument
-    model = "timm/NAME, mmpretrain/NAME, NAME (looked up in both), or a config file's path"
+    model = (
+        'timm/NAME, mmpretrain/NAME, NAME (looked up in both), torchvision/NAME, hf/NAME (a '
+        "repository or folder of transformers), or a config file's path"
+    )
     add('--teacher', required=True, help=f'teacher: {model}')
     add('--student', required=True, help='student, in the same form as the teacher')
     add('--data', required=True, metavar='PATH', help='folder or zip file of images')

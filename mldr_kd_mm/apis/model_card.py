@@ -322,10 +322,24 @@ def _built_lines(student: RebuiltStudent, weights: str) -> list[str]:
         'import torch',
         *([] if is_pickle else ['from safetensors.torch import load_file']),
         '',
-        f'model = ...  # your {plain(student.config["model_name"])}',
+        *_build_lines(student.config),
         f"model.load_state_dict(torch.load({weights!r})['state_dict'])"
         if is_pickle
         else f'model.load_state_dict(load_file({weights!r}))',
+    ]
+
+
+def _build_lines(config: Mapping[str, Any]) -> list[str]:
+    if 'module' not in config:
+        return [f'model = ...  # your {plain(config["model_name"])}']
+    package, _, function = config['module'].partition(':')
+    arguments = {**(config.get('kwargs') or {})}
+    arguments.pop('pretrained', None)
+    # The names were imported and called a moment ago, when the student was built.
+    return [
+        f'from {package} import {function.partition(".")[0]}',
+        '',
+        f'model = {function}(**{arguments!r})',
     ]
 
 

@@ -1,4 +1,4 @@
-"""Find classifiers by name in timm, ``configs/_base_/models`` and mmpretrain."""
+"""Find classifiers by name in timm, mmpretrain, torchvision, transformers and our configs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import nn
 
 from mldr_kd_mm.apis.configs import find_configs
 from mldr_kd_mm.models.backbones import VisionMamba
-from mldr_kd_mm.models.backbones.built import describe_module
+from mldr_kd_mm.models.backbones.modules import describe_module
 from mldr_kd_mm.models.builder import build_classifier, is_cnn
 from mldr_kd_mm.models.data_preprocessor import Statistics, own_statistics, read_pretrained_cfg
 from mldr_kd_mm.utils.errors import ConfigError, did_you_mean, named
@@ -34,7 +34,8 @@ class NamedModel:
         config: Config of an mmpretrain classifier.
         image_size: Height and width of its images, in pixels.
         normalization: ``mean`` and ``std`` of its images, RGB on [0, 255].
-        weights: Source of its pretrained weights: ``'timm'``, a URL, or None if there are none.
+        weights: Source of its pretrained weights: ``'timm'``, ``'hf'``, a URL, or None if there are
+            none.
         pretrained_classes: Number of classes of the pretrained weights.
     """
 
@@ -56,9 +57,10 @@ def find_model(
 
     Args:
         model: ``timm/NAME``, ``mmpretrain/NAME``, or a bare NAME, which is looked up in timm, then
-            in ``configs/_base_/models``, then in mmpretrain. Also the path of a config (its
-            ``model`` or its only dict with a type), a dict, or a module that maps images to logits,
-            which are used unchanged.
+            in ``configs/_base_/models``, then in mmpretrain. Also ``torchvision/NAME``;
+            ``hf/NAME``, where NAME is a repository of the Hugging Face hub or a folder; the path of
+            a config (its ``model`` or its only dict with a type), a dict, or a module that maps
+            images to logits. The last three are used unchanged.
         num_classes: Number of classes of the data.
         image_size: Height and width in pixels. None: the size that the model was made for.
         field: Name of the argument, for errors.
@@ -78,6 +80,11 @@ def find_model(
         config = _only_model(model, field)
         normalization = _fields_of(own_statistics(config))
         return NamedModel(Path(model).stem, config, image_size or 224, normalization)
+    if model.startswith('hf/'):
+        return _of_hugging_face(model.removeprefix('hf/'), num_classes, image_size, field)
+    if model.startswith('torchvision/'):
+        name = model.removeprefix('torchvision/')
+        return _of_torchvision(name, num_classes, image_size, field)
     import timm  # takes half a second, and a run from a config does not get here
 
     source, _, name = model.rpartition('/')
@@ -91,6 +98,59 @@ def find_model(
         return _of_mmpretrain(name, num_classes, image_size)
     hint = did_you_mean(name, [*timm.list_models(), *ours]) or 'timm.list_models() lists names'
     raise ConfigError(f'{field}={model!r}: neither timm nor mmpretrain has such a model; {hint}')
+
+
+def _of_torchvision(name: str, num_classes: int, image_size: int | None, field: str) -> NamedModel:
+    import torchvision
+
+    known = torchvision.models.list_models(torchvision.models)
+    if name not in known:
+        hint = did_you_mean(name, known) or 'torchvision.models.list_models() lists names'
+        raise ConfigError(f"{field}='torchvision/{name}': there is no such model; {hint}")
+    weights = torchvision.models.get_model_weights(name).DEFAULT
+    transforms = weights.transforms()
+    size = image_size or transforms.crop_size[0]
+    kwargs = dict(num_classes=num_classes)
+    if name.startswith('vit_'):
+        kwargs['image_size'] = size
+    elif name.startswith('maxvit'):
+        kwargs['input_size'] = (size, size)
+    elif name in ('googlenet', 'inception_v3'):
+        # Their auxiliary classifiers have a loss of their own.
+        kwargs |= dict(aux_logits=False, init_weights=True)
+    config = dict(type='ModuleClassifier', module=f'torchvision.models:{name}', kwargs=kwargs)
+    normalization = _normalization(transforms.mean, transforms.std)
+    return NamedModel(name, config, size, normalization, weights.url, 1000)
+
+
+def _of_hugging_face(name: str, num_classes: int, image_size: int | None, field: str) -> NamedModel:
+    try:
+        from transformers import AutoConfig, AutoImageProcessor
+    except ImportError as error:
+        raise ConfigError(
+            f"{field}='hf/{name}': transformers is not installed: pip install transformers"
+        ) from error
+    with named(f"{field}='hf/{name}'"):
+        known = AutoConfig.from_pretrained(name)
+    try:
+        processor = AutoImageProcessor.from_pretrained(name).to_dict()
+    except (OSError, ValueError):
+        processor = {}  # without a description of its images
+    mean = processor.get('image_mean') or IMAGENET['mean']
+    std = processor.get('image_std') or IMAGENET['std']
+    config = dict(
+        type='ModuleClassifier',
+        module='mldr_kd_mm.models.backbones.hugging_face:create',
+        kwargs=dict(name=name, num_classes=num_classes),
+    )
+    size = image_size or _side(getattr(known, 'image_size', None)) or 224
+    label = Path(name).name
+    return NamedModel(label, config, size, _normalization(mean, std), 'hf', known.num_labels)
+
+
+def _side(size: Any) -> int | None:
+    """Return the height of images whose size transformers describes by a number or a pair."""
+    return size[0] if isinstance(size, (list, tuple)) else size
 
 
 def recipe_of(model: NamedModel) -> str:
@@ -120,6 +180,8 @@ def with_pretrained_weights(model: NamedModel, field: str) -> dict[str, Any]:
     _check_has_weights(model, field)
     if model.weights == 'timm':
         return {**model.config, 'pretrained': True}
+    if model.weights == 'hf':
+        return {**model.config, 'kwargs': {**model.config['kwargs'], 'pretrained': True}}
     return {**model.config, 'init_cfg': dict(type='Pretrained', checkpoint=model.weights)}
 
 
@@ -128,7 +190,7 @@ def fetch_pretrained(model: NamedModel, path: Path, field: str) -> str:
 
     Args:
         model: The model.
-        path: File to write timm's weights to, with a new head.
+        path: File to write the weights of timm or transformers to, with a new head.
         field: Name of the argument, for errors.
 
     Returns:
@@ -137,16 +199,12 @@ def fetch_pretrained(model: NamedModel, path: Path, field: str) -> str:
     Raises:
         ConfigError: If there are no such weights, or they cannot be downloaded.
     """
-    import timm
-
     _check_has_weights(model, field)
-    if model.weights != 'timm':
+    if model.weights not in ('timm', 'hf'):
         return model.weights
-    not_timms = ('type', 'model_name', 'loss', 'train_cfg')
-    arguments = {k: v for k, v in model.config.items() if k not in not_timms}
     try:
         with torch.random.fork_rng(devices=[]):
-            created = timm.create_model(model.config['model_name'], pretrained=True, **arguments)
+            created = _create_pretrained(model)
     except Exception as error:  # from the hub, or from the network stack below it
         reason = str(error).strip().splitlines()[0].rstrip('.')
         raise ConfigError(
@@ -156,6 +214,19 @@ def fetch_pretrained(model: NamedModel, path: Path, field: str) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(created.state_dict(), path)
     return str(path)
+
+
+def _create_pretrained(model: NamedModel) -> nn.Module:
+    """Return the module of timm or transformers, with its pretrained weights and a new head."""
+    if model.weights == 'hf':
+        from mldr_kd_mm.models.backbones import hugging_face
+
+        return hugging_face.create(**model.config['kwargs'], pretrained=True)
+    import timm
+
+    not_timms = ('type', 'model_name', 'loss', 'train_cfg')
+    arguments = {k: v for k, v in model.config.items() if k not in not_timms}
+    return timm.create_model(model.config['model_name'], pretrained=True, **arguments)
 
 
 def _check_has_weights(model: NamedModel, field: str) -> None:

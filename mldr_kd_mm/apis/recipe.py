@@ -296,7 +296,7 @@ def _student_model(options: Options, student: NamedModel) -> dict[str, Any]:
     model = copy.deepcopy(student.config)
     if options.student_pretrained:
         model = with_pretrained_weights(student, 'student')
-    if model.get('type') in ('TimmClassifier', 'BuiltClassifier'):
+    if model.get('type') in ('TimmClassifier', 'BuiltClassifier', 'ModuleClassifier'):
         model.setdefault('loss', _LABEL_SMOOTHING)
     if _mixes_images(options, student):
         model.setdefault('train_cfg', _MIXING)

@@ -58,8 +58,8 @@ class RebuiltStudent(NamedTuple):
 
     @property
     def is_built(self) -> bool:
-        """Whether the user's own code builds it."""
-        return type_name(self.config) == 'BuiltClassifier'
+        """Whether other code than timm's or mmpretrain's builds it."""
+        return type_name(self.config) in ('BuiltClassifier', 'ModuleClassifier')
 
     @property
     def timm_arguments(self) -> dict[str, Any]:

@@ -307,8 +307,8 @@ def _of_torchvision(weights: Mapping[str, Tensor]) -> str:
         return ''
     return (
         f"these are torchvision's names: {_first(names, 2)}; timm and mmpretrain have other names "
-        "for this architecture: use a checkpoint of theirs, or give torchvision's own model to "
-        'distill()'
+        "for this architecture: use a checkpoint of theirs, or torchvision's own model, "
+        "'torchvision/NAME'"
     )
 
 

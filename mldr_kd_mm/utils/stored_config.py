@@ -31,8 +31,11 @@ _LOCAL = ('disk', 'local')  # the backends that import nothing: mmengine's old n
 _NOT_BUILT = ('mmpretrain.models.multimodal', 'mmpretrain.models.retrievers', 'transformers')
 
 
+_trusted: set[str] = set()
+
+
 def import_modules(names: Sequence[str]) -> None:
-    """Import modules that the user trusts, so that what they register can be built.
+    """Import modules that the user trusts, so that what they register or contain can be built.
 
     Args:
         names: Names of the modules.
@@ -45,6 +48,13 @@ def import_modules(names: Sequence[str]) -> None:
             importlib.import_module(name)
         except Exception as error:
             raise ConfigError(f'--imports {name}: cannot be imported: {describe(error)}') from error
+        _trusted.add(name)
+
+
+def is_trusted(module: str) -> bool:
+    """Return whether the user has imported a module, or its package, by ``--imports``."""
+    parts = module.split('.')
+    return any('.'.join(parts[: end + 1]) in _trusted for end in range(len(parts)))
 
 
 def check_types(config: Any, field: str, custom_imports: Any = None) -> Any:
@@ -52,7 +62,7 @@ def check_types(config: Any, field: str, custom_imports: Any = None) -> Any:
 
     A dotted path, which lazy configs store, becomes the name of the class that its package has
     registered. ``trust_remote_code`` and ``cache_dir`` are removed, and no data set downloads its
-    files.
+    files. A class with a ``check_stored(config, field)`` checks its own arguments.
 
     Args:
         config: The part: a dict, a list, a tuple or a plain value.
@@ -85,6 +95,8 @@ def check_types(config: Any, field: str, custom_imports: Any = None) -> Any:
         checked['type'], cls = found
         if _can_download(cls):
             checked['download'] = False
+        if hasattr(cls, 'check_stored'):
+            cls.check_stored(config, field)
     scope = config.get('_scope_')
     if scope is not None and not _is_scope(scope):
         raise ConfigError(

@@ -2,6 +2,7 @@
 
 import inspect
 import pydoc
+import re
 
 import pytest
 import torch
@@ -38,7 +39,7 @@ class Net(nn.Module):
 @pytest.fixture(autouse=True)
 def modules(monkeypatch):
     """Forget the modules of other tests."""
-    monkeypatch.setattr('mldr_kd_mm.models.backbones.built._MODULES', {})
+    monkeypatch.setattr('mldr_kd_mm.models.backbones.modules._MODULES', {})
 
 
 def test_distill(tmp_path):
@@ -60,6 +61,29 @@ def test_distill(tmp_path):
     names = {path.name for path in (tmp_path / 'run/student').iterdir()}
     assert names == {'model.pth', 'README.md'}
     assert 'your Net' in (tmp_path / 'run/student/README.md').read_text()
+
+
+def test_a_student_of_torchvision(tmp_path, monkeypatch):
+    folder = str(image_folder(tmp_path / 'images', {'train': 8, 'val': 4}))
+    result = distill(
+        Net(width=8),
+        'torchvision/shufflenet_v2_x0_5',
+        folder,
+        image_size=32,
+        workers=0,
+        epochs=1,
+        method='kd',
+        work_dir=str(tmp_path / 'run'),
+    )
+    (code,) = re.findall(
+        '```python\n(.*?)```', (tmp_path / 'run/student/README.md').read_text(), re.S
+    )
+    monkeypatch.chdir(tmp_path / 'run/student')
+    names: dict = {}
+    exec(code, names)
+    weights = torch.load(result.student, weights_only=True)['state_dict']
+    assert {*names['model'].state_dict()} == {*weights}
+    assert torch.equal(names['model'].fc.weight, weights['fc.weight'])
 
 
 @pytest.mark.parametrize(('epochs', 'trains'), [(None, False), (0, False), (2, True)])
@@ -94,7 +118,7 @@ class TestModel:
     def test_in_another_process(self):
         config = find_model(Net(), 3).config
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr('mldr_kd_mm.models.backbones.built._MODULES', {})
+            patch.setattr('mldr_kd_mm.models.backbones.modules._MODULES', {})
             with pytest.raises(ConfigError, match="model_name='Net': the module was built in ano"):
                 MODELS.build(config)
 

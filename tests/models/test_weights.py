@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch.testing import assert_close
 
 from mldr_kd_mm import ConfigError
-from mldr_kd_mm.models.backbones.built import describe_module
+from mldr_kd_mm.models.backbones.modules import describe_module
 from mldr_kd_mm.models.builder import build_classifier
 from mldr_kd_mm.models.distillers.weights import load_into
 from mldr_kd_mm.models.weights import load_content, load_weights, use_counted_loading

@@ -96,9 +96,13 @@ def stage_taps(model: nn.Module, input_size: Sequence[int] | None = None) -> dic
     shape = tuple(input_size or (3, *(fixed_size(model) or (224, 224))))
     prefix, inner = _inner(model)
     _check_out_indices(inner)
-    taps = _known_to_timm(model, shape) or _last_of_each_grid(
-        _run(model, [prefix + path for path in _parts(inner)], shape)
-    )
+    taps = _known_to_timm(model, shape)
+    for main_part in () if taps else (False, True):
+        paths = [prefix + path for path in _parts(inner, _size(inner) / 2 if main_part else None)]
+        found = _last_of_each_grid(_run(model, paths, shape))
+        taps = max(taps, found, key=len)
+        if len(taps) == NUM_STAGES:
+            break
     if not taps:
         raise ConfigError(_no_stages(model))
     if len(taps) < NUM_STAGES:
@@ -209,14 +213,27 @@ def _timm_paths(model: nn.Module) -> list[str]:
     return paths
 
 
-def _parts(module: nn.Module, prefix: str = '') -> Iterator[str]:
-    """Yield the modules that may end a stage: containers and blocks, not the parts of a block."""
+def _parts(module: nn.Module, half: float | None, prefix: str = '') -> Iterator[str]:
+    """Yield the modules that may end a stage: containers and blocks, not the parts of a block.
+
+    Args:
+        module: The model or a part of it.
+        half: Half of the number of parameters of the model. A part with more, such as the encoder
+            of a model of transformers, is taken for a container. None: it is not.
+        prefix: Path of the module.
+    """
     for name, child in module.named_children():
         if name.startswith(_BEFORE) or _keeps_the_stage(child):
             continue
-        if isinstance(child, (nn.Sequential, nn.ModuleList)) or hasattr(child, 'blocks'):
-            yield from _parts(child, f'{prefix}{name}.')
+        is_list = isinstance(child, (nn.Sequential, nn.ModuleList)) or hasattr(child, 'blocks')
+        if is_list or (half is not None and _size(child) > half):
+            yield from _parts(child, half, f'{prefix}{name}.')
         yield prefix + name
+
+
+def _size(module: nn.Module) -> int:
+    """Return the number of parameters."""
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def _keeps_the_stage(module: nn.Module) -> bool:

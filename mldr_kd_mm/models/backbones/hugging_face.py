@@ -1,0 +1,31 @@
+"""Image classifiers of Hugging Face's transformers."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from mldr_kd_mm.utils.errors import ConfigError
+
+
+def create(name: str, num_classes: int, pretrained: bool = False) -> nn.Module:
+    """Return an image classifier of transformers, for a ModuleClassifier.
+
+    Args:
+        name: Name of a repository on the Hugging Face hub, or the path of a folder with a
+            ``config.json``.
+        num_classes: Number of classes. A head for another number is initialised randomly.
+        pretrained: Whether it starts from the weights in the repository or folder.
+
+    Raises:
+        ConfigError: transformers is not installed.
+    """
+    try:
+        from transformers import AutoConfig, AutoModelForImageClassification
+    except ImportError as error:
+        raise ConfigError('transformers is not installed: pip install transformers') from error
+    if pretrained:
+        return AutoModelForImageClassification.from_pretrained(
+            name, num_labels=num_classes, ignore_mismatched_sizes=True
+        )
+    config = AutoConfig.from_pretrained(name, num_labels=num_classes)
+    return AutoModelForImageClassification.from_config(config)

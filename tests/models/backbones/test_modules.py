@@ -1,0 +1,201 @@
+"""Modules of other libraries: what they return, what may be imported, and their stages."""
+
+import json
+import re
+from collections import namedtuple
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from mldr_kd_mm import ConfigError
+from mldr_kd_mm.apis.models import fetch_pretrained, find_model, with_pretrained_weights
+from mldr_kd_mm.models.taps.recorder import FeatureRecorder
+from mldr_kd_mm.models.taps.tapped_model import TappedModel
+from mldr_kd_mm.models.weights import load_weights
+from mldr_kd_mm.registry import MODELS
+from mldr_kd_mm.utils import stored_config
+from mldr_kd_mm.utils.stored_config import check_types, import_modules
+
+Output = namedtuple('Output', 'loss logits')
+
+
+class Net(nn.Module):
+    """Stages inside of a part that is no list, as in transformers."""
+
+    def __init__(self, form=lambda logits: logits, num_classes=3, width=4):
+        super().__init__()
+        self.embeddings = nn.Conv2d(3, width, 4, 4)
+        self.encoder = nn.Module()
+        self.encoder.layers = nn.ModuleList(nn.Conv2d(width, width, 3, 2, 1) for _ in range(4))
+        self.classifier = nn.Linear(width, num_classes)
+        self.form = form
+
+    def forward(self, images):
+        features = self.embeddings(images)
+        for layer in self.encoder.layers:
+            features = layer(features).relu()
+        return self.form(self.classifier(features.mean((2, 3))))
+
+
+def fails(**kwargs):
+    raise RuntimeError('no weights here')
+
+
+NOT_CALLABLE = 3
+
+
+def build(module=f'{__name__}:Net', **kwargs):
+    return MODELS.build(dict(type='ModuleClassifier', module=module, kwargs=kwargs))
+
+
+@pytest.mark.parametrize(
+    'form',
+    [
+        lambda logits: (logits, 'more'),
+        lambda logits: Output(None, logits),
+        lambda logits: dict(loss=None, logits=logits),
+    ],
+    ids=['tuple', 'object', 'dict'],
+)
+def test_output(form):
+    torch.manual_seed(0)
+    plain = build()
+    other = build(form=form)
+    other.load_state_dict(plain.state_dict())
+    images = torch.rand(2, 3, 64, 64)
+    assert torch.equal(other(images), plain(images))
+    assert {*plain.state_dict()} == {*Net().state_dict()}
+
+
+@pytest.mark.parametrize(
+    ('form', 'found'),
+    [
+        (lambda logits: logits.mean(1), r'(2,)'),
+        (lambda logits: dict(scores=logits), 'dict'),
+        (lambda logits: 'cat', 'str'),
+        (lambda logits: (), 'tuple'),
+    ],
+)
+def test_output_without_logits(form, found):
+    with pytest.raises(ConfigError, match=f'^Net: must return logits.* returns {re.escape(found)}'):
+        build(form=form)(torch.rand(2, 3, 64, 64))
+
+
+@pytest.mark.parametrize(
+    ('module', 'message'),
+    [
+        ('torchvision.models.resnet18', 'must be PACKAGE.MODULE:FUNCTION'),
+        ('no_such_package.nets:Net', 'no_such_package.nets cannot be imported: No module named'),
+        (f'{__name__}:Nett', f'{__name__} has no Nett; did you mean Net'),
+        (f'{__name__}:NOT_CALLABLE', 'must be a function or a class, is a int'),
+        ('builtins:dict', 'must return an nn.Module, returns a dict'),
+        (f'{__name__}:fails', 'no weights here'),
+    ],
+)
+def test_mistakes(module, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        build(module)
+    assert '\n' not in str(caught.value)
+
+
+def test_stages_inside_of_a_part():
+    tapped = TappedModel(build(), FeatureRecorder())
+    tapped.find_stages((3, 64, 64))
+    paths = [tapped.recorder.taps[f'stage{number}'] for number in range(1, 5)]
+    assert paths == [f'model.encoder.layers.{number}' for number in range(4)]
+
+
+class TestStoredConfig:
+    @pytest.mark.parametrize(
+        ('module', 'trust'),
+        [
+            ('subprocess:check_call', 'subprocess'),
+            ('os:system', 'os'),
+            ('torchvision.models.utils:load_state_dict_from_url', 'torchvision.models.utils'),
+            ('torchvision.models:_utils.sys.exit', 'torchvision.models'),
+            ('torchvision.models:get_model_builder', 'torchvision.models'),
+            ('mldr_kd_mm.models.backbones.hugging_face:create', 'transformers'),
+            (['os'], "['os']"),
+        ],
+    )
+    def test_names_other_code(self, module, trust):
+        config = dict(student=dict(type='mldr_kd_mm.ModuleClassifier', module=module))
+        match = r'^model\.student\.module=.*; if you trust'
+        with pytest.raises(ConfigError, match=match) as caught:
+            check_types(config, 'model')
+        assert str(caught.value).endswith(f'add --imports {trust}')
+
+    def test_names_torchvision_or_what_the_user_imports(self, monkeypatch):
+        monkeypatch.setattr(stored_config, '_trusted', set())
+        config = dict(type='ModuleClassifier', module='torchvision.models:resnet18')
+        assert check_types(config, 'model') == config
+        config = dict(type='ModuleClassifier', module=f'{__name__}:Net')
+        with pytest.raises(ConfigError):
+            check_types(config, 'model')
+        import_modules([__name__])
+        assert check_types(config, 'model') == config
+
+
+class TestTorchvision:
+    def test_loads_weights_for_other_classes(self, tmp_path):
+        found = find_model('torchvision/mobilenet_v3_small', 37, 64)
+        assert found.image_size == 64 and found.normalization['mean'][0] == 123.675
+        theirs = torchvision.models.mobilenet_v3_small(num_classes=5)
+        torch.save(theirs.state_dict(), tmp_path / 'weights.pth')
+        model = MODELS.build(found.config)
+        model.init_weights()
+        report = load_weights(model, str(tmp_path / 'weights.pth'), 'load_from', for_training=True)
+        assert report.missing == ['classifier.3.weight', 'classifier.3.bias']
+        assert torch.equal(model.model.features[0][0].weight, theirs.features[0][0].weight)
+
+    def test_pretrained_weights(self):
+        found = find_model('torchvision/vit_b_32', 2, 64)
+        assert found.config['kwargs'] == dict(num_classes=2, image_size=64)
+        assert with_pretrained_weights(found, 'student')['init_cfg']['checkpoint'] == found.weights
+        assert found.weights.startswith('https://') and found.pretrained_classes == 1000
+
+    def test_unknown_name(self):
+        match = "student='torchvision/resnet19': .*did you mean resnet"
+        with pytest.raises(ConfigError, match=match):
+            find_model('torchvision/resnet19', 2, field='student')
+
+
+class TestHuggingFace:
+    @pytest.fixture
+    def folder(self, tmp_path):
+        """Write a small ViT with random weights, as transformers saves it."""
+        transformers = pytest.importorskip('transformers', reason='needs transformers')
+        config = transformers.ViTConfig(
+            hidden_size=16,
+            num_hidden_layers=4,
+            num_attention_heads=2,
+            intermediate_size=16,
+            image_size=32,
+            patch_size=8,
+            num_labels=5,
+        )
+        transformers.ViTForImageClassification(config).save_pretrained(tmp_path)
+        processor = dict(image_processor_type='ViTImageProcessor', image_mean=[0.5] * 3)
+        (tmp_path / 'preprocessor_config.json').write_text(json.dumps(processor))
+        return tmp_path
+
+    def test_model(self, folder, tmp_path):
+        found = find_model(f'hf/{folder}', 3)
+        assert found.image_size == 32 and found.normalization['mean'] == [127.5] * 3
+        tapped = TappedModel(MODELS.build(found.config), FeatureRecorder())
+        stages = tapped.find_stages((3, 32, 32))
+        probe = tapped.probe(['feature', *stages], (3, 32, 32))
+        assert probe.width('logits') == 3 and probe.width('feature') == 16
+        assert [probe.layouts[stage].grid for stage in stages] == [(4, 4)] * 4
+
+    def test_pretrained_weights(self, folder, tmp_path):
+        found = find_model(f'hf/{folder}', 3)
+        model = MODELS.build(with_pretrained_weights(found, 'teacher'))
+        model.init_weights()
+        path = fetch_pretrained(found, tmp_path / 'pretrained.pth', 'teacher')
+        weights = torch.load(path)
+        name = 'vit.embeddings.cls_token'
+        assert torch.equal(model.state_dict()[name], weights[name])
+        assert len(weights['classifier.weight']) == 3
