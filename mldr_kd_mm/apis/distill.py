@@ -148,11 +148,12 @@ def distill(
 
     Args:
         teacher: ``timm/NAME``, ``mmpretrain/NAME``, or a bare NAME, which is looked up in timm,
-            then in ``configs/_base_/models``, then in mmpretrain. Also the path of a config, a
-            config dict, or a module that maps images (B, 3, H, W), normalised with ImageNet's
-            statistics, to logits (B, C), which are used unchanged. A copy of a module is trained,
-            from its own weights; a module as the teacher is not trained unless ``teacher_epochs``
-            is given.
+            then in ``configs/_base_/models``, then in mmpretrain. Also ``torchvision/NAME``, or
+            ``hf/NAME`` for a repository of the Hugging Face hub or a folder; the path of a config,
+            a config dict, or a module that maps images (B, 3, H, W), normalised with ImageNet's
+            statistics, to logits (B, C). The last three are used unchanged. A copy of a module is
+            trained, from its own weights; a module as the teacher is not trained unless
+            ``teacher_epochs`` is given.
         student: The student, in any form that ``teacher`` accepts.
         data: A folder with ``train/`` and ``val/`` (or ``test/``), each with one folder per class;
             or with the class folders alone, of which ``val_fraction`` is held out; see
