@@ -10,8 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from helpers import make_cifar100
 from PIL import Image
+from pretended import PretendedGPU
 from sklearn.datasets import load_digits
 
 METHODS = ('mldr_paper', 'mldr')
@@ -205,6 +207,38 @@ def test_gpu_arguments(load, run, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run(gpu, '--out', out, '--parts', 'nothing')
     assert "invalid choice: 'nothing'" in capsys.readouterr().err
+
+
+def test_gpu_trains_without_waits(load):
+    """The accuracy run keeps its images on the device; the pretended GPU sees a mistake."""
+    gpu = load('gpu')
+    images = torch.randint(0, 256, (12, 3, 32, 32), dtype=torch.uint8)
+    data = dict.fromkeys(('train', 'test'), (images, torch.arange(12)))
+    cfg = gpu.read_config(gpu.ROOT / f'configs/teachers/{gpu.TEACHER}.py')
+    del cfg.optim_wrapper.clip_grad  # without the Runner, mmengine reads the norm
+    with PretendedGPU() as device:
+        training = gpu.Training(cfg, data, 'cuda')
+        training.size = 4
+        for _ in training.train(epochs=1):
+            device.start_step()
+        assert not any(step.waits for step in device.steps[1:-1])
+        assert 0 <= training.accuracy() <= 100
+
+
+def test_gpu_augments_each_image(load):
+    """Each image is padded, cropped and perhaps flipped as a whole."""
+    images = torch.randint(1, 256, (40, 3, 6, 7), dtype=torch.uint8)
+    torch.manual_seed(0)
+    found, flips = load('gpu').augment(images), 0
+    padded = torch.nn.functional.pad(images, (4, 4, 4, 4))
+    for crop, image in zip(found, padded, strict=True):
+        places = [(y, x) for y in range(9) for x in range(9)]
+        crops = [image[:, y : y + 6, x : x + 7] for y, x in places]
+        plain = any(torch.equal(crop, each) for each in crops)
+        flipped = any(torch.equal(crop, each.flip(2)) for each in crops)
+        assert plain or flipped
+        flips += flipped
+    assert 10 < flips < 30
 
 
 @pytest.mark.slow
