@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from types import NoneType
@@ -28,6 +28,8 @@ from mldr_kd_mm.models.taps.tapped_model import Probe
 from mldr_kd_mm.registry import MODELS
 from mldr_kd_mm.structures.view import get_views
 from mldr_kd_mm.utils.errors import ConfigError, check_config, check_sizes, checked_arguments, named
+
+_CUDA_GRAPH_MODES = ('reduce-overhead', 'max-autotune')
 
 
 @MODELS.register_module()
@@ -76,6 +78,9 @@ class Distiller(BaseClassifier):
             half precision under ``--amp``.
         teacher_compile: Whether to compile the teacher, or a dict of arguments for
             ``torch.compile``. Requires that the losses read only its logits.
+        student_compile: Whether to compile the student's network, or a dict of arguments.
+        losses_compile: Whether to compile the neck and the losses, or a dict of arguments. With
+            ``dict(mode='reduce-overhead')`` each of the three is replayed as a CUDA graph.
 
     Raises:
         MissingFileError: If the teacher's checkpoint does not exist.
@@ -97,6 +102,8 @@ class Distiller(BaseClassifier):
         data_preprocessor: dict | None = None,
         teacher_precision: str | None = None,
         teacher_compile: bool | dict = False,
+        student_compile: bool | dict = False,
+        losses_compile: bool | dict = False,
     ) -> None:
         _check_teacher(teacher)
         recorders = _given(teacher_recorder=teacher_recorder, student_recorder=student_recorder)
@@ -105,7 +112,6 @@ class Distiller(BaseClassifier):
         _check_type('losses', losses, 'a list of dicts', list, tuple)
         _check_type('teacher_checkpoint', teacher_checkpoint, 'a path or URL', str, NoneType)
         _check_type('data_preprocessor', data_preprocessor, 'a dict', dict, NoneType)
-        _check_type('teacher_compile', teacher_compile, 'True, False or a dict', bool, dict)
 
         shared = data_preprocessor or {}
         with named('student'):
@@ -113,6 +119,14 @@ class Distiller(BaseClassifier):
         super().__init__(data_preprocessor=student_model.data_preprocessor)
         self.student = student_model
         nest(self.student)
+        self._compile = dict(
+            teacher_compile=teacher_compile,
+            student_compile=student_compile,
+            losses_compile=losses_compile,
+        )
+        self._compiled: Callable[..., dict[str, Tensor]] | None = None
+        for field, options in self._compile.items():
+            _check_type(field, options, 'True, False or a dict', bool, dict)
         # Hooks set these.
         self.teacher_cache: TeacherCache | None = None
         self.distillation_stopped = False
@@ -138,10 +152,11 @@ class Distiller(BaseClassifier):
             size = input_size or (3, *(fixed_size(self.student) or (224, 224)))
             self._connect(tuple(size), neck)
 
-        if teacher_compile:
-            options = teacher_compile if isinstance(teacher_compile, dict) else {}
+        if teacher_compile is not False:
             with named('teacher_compile'):
-                self.teacher.compile(self._teacher_names, **options)
+                self.teacher.compile(self._teacher_names, **_options(teacher_compile))
+        if student_compile is not False:
+            self.tapped_student.compile(**_options(student_compile))
 
     def forward(
         self,
@@ -229,18 +244,14 @@ class Distiller(BaseClassifier):
         """
         if self.distillation_stopped:
             return self._loss_alone(inputs, data_samples)
+        self._start_cuda_graphs(inputs.is_cuda)
         teacher = self._read_teacher(inputs, data_samples)
         with refuse_one_image(len(inputs)):
             losses, student = self.tapped_student.loss(inputs, data_samples, self._student_names)
-            outputs = self.run_neck(student)
-            if FUSION_WEIGHTS in outputs:
-                weights = outputs[FUSION_WEIGHTS].detach().mean((0, 2))
-                losses |= {f'fusion_{s}': w for s, w in zip(self.neck_inputs, weights, strict=True)}
-            student |= outputs
             needs = {name for entry in self.losses for name in entry.needs}
             labels = read_labels(data_samples, needs)
-            for entry in self.losses:
-                losses |= entry(student, teacher, **labels)
+            compare = self._compiled_compare() or Distiller._compare
+            losses |= compare(self, student, teacher, labels)
         return losses
 
     def parse_losses(self, losses: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -275,6 +286,52 @@ class Distiller(BaseClassifier):
         if self.neck is None:
             return {}
         return named_outputs(self.neck([record[stage] for stage in self.neck_inputs]))
+
+    def _compare(
+        self, student: dict[str, Tensor], teacher: dict[str, Tensor], labels: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Run the neck, and compare student and teacher: name -> scalar for the log."""
+        losses: dict[str, Tensor] = {}
+        outputs = self.run_neck(student)
+        if FUSION_WEIGHTS in outputs:
+            weights = outputs[FUSION_WEIGHTS].detach().mean((0, 2))
+            losses |= {f'fusion_{s}': w for s, w in zip(self.neck_inputs, weights, strict=True)}
+        student = student | outputs
+        for entry in self.losses:
+            losses |= entry(student, teacher, **labels)
+        return losses
+
+    def _compiled_compare(self) -> Callable[..., dict[str, Tensor]] | None:
+        """Return the compiled :meth:`_compare`; None if ``losses_compile`` is False."""
+        options = self._compile['losses_compile']
+        if self._compiled is None and options is not False:
+            self._compiled = torch.compile(Distiller._compare, **_options(options))
+        return self._compiled
+
+    def _start_cuda_graphs(self, on_gpu: bool) -> None:
+        """Begin a step of the CUDA graphs, if there are any.
+
+        Raises:
+            ConfigError: If they are requested without a GPU.
+        """
+        graphs = {
+            field: options
+            for field, options in self._compile.items()
+            if isinstance(options, dict) and options.get('mode') in _CUDA_GRAPH_MODES
+        }
+        if graphs and not on_gpu:
+            field, options = next(iter(graphs.items()))
+            raise ConfigError(
+                f'{field}={options!r}: must be True or False without a GPU, as this mode uses '
+                'CUDA graphs'
+            )
+        if graphs:
+            # They may overwrite the tensors of the last step.
+            torch.compiler.cudagraph_mark_step_begin()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out compiled code, which cannot be pickled."""
+        return super().__getstate__() | dict(_compiled=None)
 
     def run_teacher(self, inputs: Tensor) -> dict[str, Tensor]:
         """Run the teacher on a batch that was preprocessed for the student.
@@ -442,6 +499,11 @@ def _given(**fields: Any) -> dict[str, Any]:
 def _check_type(field: str, value: Any, expected: str, *types: type) -> None:
     if not isinstance(value, types):
         raise ConfigError(f'{field}={value!r}: must be {expected}')
+
+
+def _options(compiled: bool | dict) -> dict[str, Any]:
+    """Return the arguments for ``torch.compile``."""
+    return compiled if isinstance(compiled, dict) else {}
 
 
 def _check_teacher(teacher: Any) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
+import numpy as np
 import torch
 from mmengine.logging import print_log
 from mmpretrain.models import ImageClassifier
@@ -64,6 +66,22 @@ class Student(TappedModel):
         with self.record(names) as record:
             losses = self._loss(inputs, data_samples)
         return losses, record
+
+    def compile(self, **options: Any) -> None:
+        """Run the network, with its taps, through ``torch.compile`` from now on.
+
+        The names of its modules and parameters do not change.
+
+        Args:
+            **options: Arguments of ``torch.compile``.
+        """
+        for module in self.model.modules():
+            # mmpretrain's rates are numbers of numpy, at which the graph would break.
+            if isinstance(getattr(module, 'drop_prob', None), np.floating):
+                module.drop_prob = float(module.drop_prob)
+        # The loss of an ImageClassifier calls its backbone, and that of a TimmClassifier its model.
+        parts = (getattr(self.model, name, None) for name in ('backbone', 'model'))
+        next(filter(None, parts), self.model).compile(**options)
 
     @torch.no_grad()
     def find_logits(self, input_size: Sequence[int]) -> None:

@@ -121,7 +121,7 @@ class FeatureRecorder:
                 raise ConfigError(
                     f'taps: {name}={path!r} did not run in the forward pass; {_near(model, path)}'
                 )
-            if not record[name].is_inference() and record[name]._version != versions[name]:
+            if name in versions and record[name]._version != versions[name]:
                 raise RuntimeError(
                     f'taps: {name}={path!r} was changed in place after it was recorded; tap the '
                     'next module'
@@ -157,7 +157,7 @@ def build_recorder(config: dict | None, field: str) -> FeatureRecorder:
     return recorder
 
 
-# torch.compile breaks the graph at a tap and need not trace the hook.
+# torch.compile traces the hook, but need not trace how it is attached.
 @torch.compiler.disable
 def _attach(model, name, path, record, versions):
     """Hook the module at a path so that it writes to the record."""
@@ -169,7 +169,6 @@ def _attach(model, name, path, record, versions):
             f'taps: {name}={path!r} is not a module of {type(model).__name__}; {_near(model, path)}'
         ) from None
 
-    @torch.compiler.disable
     def keep(value) -> None:
         given = tensors_of(value)
         wanted = given[int(item) : int(item) + 1] if item.isdigit() else given
@@ -179,7 +178,9 @@ def _attach(model, name, path, record, versions):
                 f"one of several, as in '{module_path}:0'"
             )
         record[name] = wanted[0]
-        versions[name] = 0 if wanted[0].is_inference() else wanted[0]._version
+        # Compiled code and inference tensors have no versions.
+        if not torch.compiler.is_compiling() and not wanted[0].is_inference():
+            versions[name] = wanted[0]._version
 
     if path.endswith(INPUT):
         return module.register_forward_pre_hook(
