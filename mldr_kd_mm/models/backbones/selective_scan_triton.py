@@ -112,7 +112,7 @@ def _gradients(u: Tensor, delta: Tensor, z: Tensor, starts: Tensor) -> list[Tens
 
 
 def _keep_inputs(ctx, inputs, output) -> None:
-    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # Zeros for the second output would have its size.
     ctx.save_for_backward(output[1], *inputs)
 
 

@@ -215,6 +215,7 @@ def _(student, teacher, scale, form):
 
 
 def _keep_gradient(ctx, inputs, output) -> None:
+    ctx.set_materialize_grads(False)  # Zeros for the second output would have its size.
     ctx.save_for_backward(output[1])
 
 

@@ -30,7 +30,9 @@ def train(model, steps):
     return logged
 
 
-@pytest.mark.parametrize('student', [resnet, vit], ids=['CNN', 'Transformer'])
+@pytest.mark.parametrize(
+    'student', [pytest.param(resnet, marks=pytest.mark.slow), vit], ids=['CNN', 'Transformer']
+)
 def test_one_graph_with_the_taps_and_one_of_the_losses(student):
     """Hooks of the taps are attached anew in each step; the graphs stay right."""
     compiled = dict(student_compile=IN_ONE_GRAPH, losses_compile=IN_ONE_GRAPH)
