@@ -29,7 +29,8 @@ from mldr_kd_mm.registry import MODELS
 from mldr_kd_mm.structures.view import get_views
 from mldr_kd_mm.utils.errors import ConfigError, check_config, check_sizes, checked_arguments, named
 
-_CUDA_GRAPH_MODES = ('reduce-overhead', 'max-autotune')
+# Arguments of torch.compile that select CUDA graphs.
+_CUDA_GRAPHS = dict(mode=('reduce-overhead', 'max-autotune'), backend=('cudagraphs',))
 
 
 @MODELS.register_module()
@@ -317,13 +318,12 @@ class Distiller(BaseClassifier):
         graphs = {
             field: options
             for field, options in self._compile.items()
-            if isinstance(options, dict) and options.get('mode') in _CUDA_GRAPH_MODES
+            if any(_options(options).get(name) in _CUDA_GRAPHS[name] for name in _CUDA_GRAPHS)
         }
         if graphs and not on_gpu:
             field, options = next(iter(graphs.items()))
             raise ConfigError(
-                f'{field}={options!r}: must be True or False without a GPU, as this mode uses '
-                'CUDA graphs'
+                f'{field}={options!r}: must be True or False without a GPU, as it uses CUDA graphs'
             )
         if graphs:
             # They may overwrite the tensors of the last step.

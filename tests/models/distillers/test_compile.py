@@ -44,13 +44,19 @@ def test_one_graph_with_the_taps_and_one_of_the_losses(student):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='needs a machine without a GPU')
-@pytest.mark.parametrize('field', ['teacher_compile', 'student_compile', 'losses_compile'])
-def test_cuda_graphs_need_a_gpu(field):
+@pytest.mark.parametrize(
+    ('field', 'options'),
+    [
+        ('teacher_compile', dict(mode='reduce-overhead')),
+        ('student_compile', dict(mode='max-autotune')),
+        ('losses_compile', dict(backend='cudagraphs')),
+    ],
+)
+def test_cuda_graphs_need_a_gpu(field, options):
     with pytest.raises(ConfigError) as caught:
-        train(built(**{field: dict(mode='reduce-overhead')}), 1)
+        train(built(**{field: options}), 1)
     assert str(caught.value) == (
-        f"{field}={{'mode': 'reduce-overhead'}}: must be True or False without a GPU, as this mode "
-        'uses CUDA graphs'
+        f'{field}={options!r}: must be True or False without a GPU, as it uses CUDA graphs'
     )
 
 
