@@ -116,9 +116,11 @@ def _keep_inputs(ctx, inputs, output) -> None:
     ctx.save_for_backward(output[1], *inputs)
 
 
-def _differentiate(ctx, grad: Tensor, _: Tensor) -> tuple[Tensor, ...]:
+def _differentiate(ctx, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
     if torch.is_grad_enabled():
         raise RuntimeError('selective_scan has no second derivative; do not use create_graph')
+    if grad is None:
+        return (None,) * len(ctx.needs_input_grad)
     starts, *inputs = ctx.saved_tensors
     of_u, of_delta, of_z, of_times, of_channels = _scan_backward(grad, starts, *inputs)
     of_B, of_C = of_times.mT.unbind()

@@ -219,9 +219,11 @@ def _keep_gradient(ctx, inputs, output) -> None:
     ctx.save_for_backward(output[1])
 
 
-def _backward(ctx, of_value: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx, of_value: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
     if torch.is_grad_enabled():
         raise RuntimeError('DFRALoss has no second derivative; its gradient comes with its value')
+    if of_value is None:
+        return (None,) * len(ctx.needs_input_grad)
     (gradient,) = ctx.saved_tensors
     gradient = of_value[..., None, None] * gradient
     # The values of several relations depend on the same logits.
