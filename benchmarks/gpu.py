@@ -362,7 +362,8 @@ def steps(bench: Bench) -> Results:
                 continue
             cfg = compose(pair, method)
             if 'graphs' in options:
-                cfg.model.update(teacher_compile=graphs, losses_compile=graphs)
+                parts = ('teacher_compile', 'student_compile', 'losses_compile')
+                cfg.model.update(dict.fromkeys(parts, graphs))
             try:
                 model, step = trainer(bench, cfg, size)
                 if 'written out' in options:
