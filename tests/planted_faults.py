@@ -73,6 +73,7 @@ FAULTS = [
         [
             ('compare(*(logits.mT for logits in related))', 'compare(*related)'),
             ('compare(student.mT, teacher.mT)', 'compare(student, teacher)'),
+            ('[logits.mT for logits in sides]', 'sides'),
         ],
     ),
     Fault(
@@ -354,7 +355,11 @@ FAULTS = [
             (
                 "f'loss_{self.name}_{name}': weight * value",
                 "f'loss_{self.name}_{name}': value",
-            )
+            ),
+            (
+                '[weight * value for weight, value in zip(weights, values, strict=True)]',
+                'list(values)',
+            ),
         ],
     ),
     Fault(
@@ -629,6 +634,7 @@ FAULTS = [
             ('torch.where(bad > 0, kept, torch.cat(group))', 'torch.cat(group)'),
             ('torch.where(skip > 0, kept, torch.cat(group))', 'torch.cat(group)'),
             ('torch.where(skip > 0, kept, now)', 'now'),
+            ('torch.where(is_skipped, kept, now)', 'now'),
         ],
     ),
     Fault(

@@ -26,6 +26,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -501,6 +502,9 @@ def _patches(gpu: PretendedGPU) -> Iterator[tuple[Any, str, Any]]:
         start(self, device_type, dtype, enabled, cache_enabled)
 
     yield torch.amp.autocast_mode.autocast, '__init__', autocast
+    of_cpu = partial(torch.is_autocast_enabled, 'cpu'), partial(torch.get_autocast_dtype, 'cpu')
+    yield torch, 'is_autocast_enabled', lambda *_: of_cpu[0]()
+    yield torch, 'get_autocast_dtype', lambda *_: of_cpu[1]()
 
     def kernel(function, grid) -> Callable[..., None]:
         def launch(*args: Any, **kwargs: Any) -> None:

@@ -198,8 +198,10 @@ class NonFiniteHook(Hook):
             nn.utils.get_total_norm(gradients) if gradients else None,
             _largest(self._statistics.read()),
         )
-        nothing = torch.zeros((), device=self._device)
-        sizes = [nothing if size is None else size.to(self._device) for size in sizes]
+        sizes = [
+            torch.zeros((), device=self._device) if size is None else size.to(self._device)
+            for size in sizes
+        ]
         # Times 0, any value that is not finite becomes NaN.
         flags = torch.full((4,), float(self._stop_code()), device=self._device)
         flags[:3] = (torch.stack(sizes) * 0).nan_to_num(nan=1.0)

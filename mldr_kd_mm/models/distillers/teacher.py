@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from mldr_kd_mm.models.taps import stages
 from mldr_kd_mm.models.taps.recorder import FeatureRecorder
 from mldr_kd_mm.models.taps.tapped_model import TappedModel
 from mldr_kd_mm.models.weights import load_weights
+from mldr_kd_mm.utils.device import float32_products
 from mldr_kd_mm.utils.errors import ConfigError, MissingFileError
 
 PRECISIONS = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
@@ -41,7 +43,8 @@ class Teacher(TappedModel):
         size: (H, W) of the teacher's images. None: the size that its config fixes, or that of the
             batch.
         precision: ``fp32``, ``bf16`` or ``fp16``; the latter two by autocast. None: the student's
-            precision, which is half precision under ``--amp``.
+            precision, which is half precision under ``--amp``, and TF32 for float32 products on
+            GPUs that have it.
 
     Raises:
         MissingFileError: If the checkpoint does not exist.
@@ -69,6 +72,7 @@ class Teacher(TappedModel):
         self._is_shared = False
         self._forward: Callable[..., Any] = self.model
         self._unchecked: tuple[Tensor, torch.cuda.Event] | None = None
+        self._cast: tuple[Any, nn.Module] | None = None
         self.size = tuple(size) if size else stages.fixed_size(self.model)
         self.checkpoint = checkpoint
         if checkpoint is not None:
@@ -106,9 +110,12 @@ class Teacher(TappedModel):
             ConfigError: If a logit of a finite image is not finite. On a GPU the next call raises
                 it.
         """
-        taps = self._taps(names)
-        with self._autocast(images.device.type), self.record(taps) as record:
-            logits = self._run(images, mode='tensor')
+        taps, inputs = self._taps(names), self._prepare(images)
+        with self._in_precision(images.device):
+            model = self._model_for(inputs)
+            with self.recorder(model, taps) as record:
+                logits = self._run(model, inputs, mode='tensor')
+        self._arrange(record)
         record = {'logits': logits, **record}
         if self.precision is not None:
             record = {name: tensor.float() for name, tensor in record.items()}
@@ -118,8 +125,9 @@ class Teacher(TappedModel):
     @torch.no_grad()
     def predict(self, images: Tensor, data_samples: list) -> list:
         """Predict as mmpretrain's classifiers do: set ``pred_label`` and ``pred_score``."""
-        with self._autocast(images.device.type):
-            return self._run(images, data_samples, mode='predict')
+        inputs = self._prepare(images)
+        with self._in_precision(images.device):
+            return self._run(self._model_for(inputs), inputs, data_samples, mode='predict')
 
     def init_weights(self) -> None:
         """Initialise the teacher from its own config, unless it has its weights.
@@ -129,6 +137,7 @@ class Teacher(TappedModel):
         """
         if self.has_weights:
             return
+        self._cast = None
         print_log("teacher_checkpoint=None: the teacher's config initialises it", 'current')
         init_cfg = self.config.get('init_cfg') or {}
         if isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained':
@@ -158,6 +167,7 @@ class Teacher(TappedModel):
             teacher.model = teacher._forward = copy.deepcopy(self.model)
             teacher._is_shared = False
         teacher.model._apply(function)
+        teacher._cast = None
         return teacher
 
     def resize(self, images: Tensor) -> Tensor:
@@ -183,12 +193,30 @@ class Teacher(TappedModel):
             )
         self._forward = torch.compile(self.model, **options)
 
-    def _run(self, images: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Run the model on the images' device, since FSDP only moves its own modules."""
-        if next(self.model.parameters()).device != images.device:
-            self.model.to(images.device)
-        images = self.resize(images).contiguous(memory_format=self.memory_format)
-        return self._forward(images, *args, **kwargs)
+    def _prepare(self, images: Tensor) -> Tensor:
+        return self.resize(images).contiguous(memory_format=self.memory_format)
+
+    def _run(self, model: nn.Module, images: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return (self._forward if model is self.model else model)(images, *args, **kwargs)
+
+    def _model_for(self, images: Tensor) -> nn.Module:
+        """Return the model on the device of prepared images.
+
+        Under autocast it is a copy whose linear and convolutional weights are in half precision, if
+        that gives the same logits. Autocast itself would convert frozen weights in each call.
+        """
+        device = images.device
+        # FSDP only moves its own modules.
+        if next(self.model.parameters()).device != device:
+            self.model.to(device)
+        if self._forward is not self.model or not torch.is_autocast_enabled(device.type):
+            return self.model
+        dtype = torch.get_autocast_dtype(device.type)
+        state = dtype, device, sum(parameter._version for parameter in self.model.parameters())
+        if self._cast is None or self._cast[0] != state:
+            cast = _cast_weights(self.model, dtype)
+            self._cast = state, cast if _agree(self.model, cast, images) else self.model
+        return self._cast[1]
 
     def _taps(self, names: Collection[str]) -> list[str]:
         """Select the names to tap. The model's output is its logits unless the config taps them."""
@@ -197,8 +225,10 @@ class Teacher(TappedModel):
     def _check_finite(self, logits: Tensor, images: Tensor) -> None:
         """Refuse NaN and Inf. On a GPU this checks the previous call, so that nothing waits."""
         # An image that is not finite is not the teacher's fault: NonFiniteHook skips its step.
-        sound = images.flatten(1).sum(1, dtype=torch.float32).isfinite()
-        wrong = ((~logits.isfinite()).any(-1) & sound).sum()
+        # Times 0, a finite value is 0 and any other one NaN, in few kernels.
+        sums = (each.flatten(1).sum(1, dtype=torch.float32) * 0 for each in (logits, images))
+        is_wrong, is_unsound = (each.isnan() for each in sums)
+        wrong = (is_wrong > is_unsound).sum()
         if logits.is_cuda:
             arrived = torch.cuda.Event()
             current = wrong.to('cpu', non_blocking=True), arrived
@@ -214,12 +244,12 @@ class Teacher(TappedModel):
                 "teacher's weights and, in half precision, their range"
             )
 
-    def _autocast(self, device: str) -> AbstractContextManager:
-        """Return a context with the teacher's own precision, if it has one."""
+    def _in_precision(self, device: torch.device) -> AbstractContextManager:
+        """Return a context with the teacher's own precision, or with TF32 if it has none."""
         if self.precision is None:
-            return nullcontext()
+            return float32_products(device, 'high')
         dtype = PRECISIONS[self.precision]
-        return torch.autocast(device, dtype, enabled=dtype != torch.float32)
+        return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
     def __deepcopy__(self, memo: dict) -> Teacher:
         self._is_shared = True
@@ -227,12 +257,39 @@ class Teacher(TappedModel):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what cannot be pickled: CUDA events and compiled code."""
-        return vars(self) | dict(_unchecked=None, _forward=self.model)
+        return vars(self) | dict(_unchecked=None, _forward=self.model, _cast=None)
 
 
 def _description(model: nn.Module) -> dict[str, str]:
     """Return what the teacher cache compares in place of the config of a built model."""
     return dict(type=type(model).__name__, modules=str(model))
+
+
+def _cast_weights(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Copy a model with the weights of its linear layers and convolutions in another dtype.
+
+    All other parameters and buffers are shared with the model, and weights that another module has
+    as well.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    names = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
+    shared = {id(tensor): tensor for tensor in tensors}
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            for parameter in module.parameters(recurse=False):
+                if names[id(parameter)] == 1:
+                    cast = parameter.detach().to(dtype)
+                    shared[id(parameter)] = nn.Parameter(cast, requires_grad=False)
+    return copy.deepcopy(model, shared)
+
+
+def _agree(model: nn.Module, other: nn.Module, images: Tensor) -> bool:
+    """Return whether two models give the same logits; on a GPU the host waits for them."""
+    expected = model(images, mode='tensor')
+    try:
+        return torch.equal(expected, other(images, mode='tensor'))
+    except RuntimeError:  # A part of the model that runs in float32 has weights in half precision.
+        return False
 
 
 def _overlaps(module: nn.Module) -> bool:

@@ -12,19 +12,22 @@ from mmengine import dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
+from mldr_kd_mm.utils.device import float32_products
 from mldr_kd_mm.utils.errors import ConfigError, is_number
 
 
 def full_precision(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Decorate a loss's ``forward(self, student, teacher, ...)`` to compute in float32 or float64.
 
-    Products and powers of logits would overflow in half precision. Therefore autocast is off inside
-    and half-precision tensors are converted to float32. The teacher's tensor is detached.
+    Products and powers of logits would overflow in half precision. Therefore autocast and TF32 are
+    off inside and half-precision tensors are converted to float32. The teacher's tensor is
+    detached.
     """
 
     @functools.wraps(forward)
     def wrapped(self: Any, student: Tensor, teacher: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        with torch.autocast(student.device.type, enabled=False):
+        exact = float32_products(student.device, 'highest')
+        with torch.autocast(student.device.type, enabled=False), exact:
             student, teacher = at_least_float32(student), at_least_float32(teacher.detach())
             return forward(self, student, teacher, *args, **kwargs)
 

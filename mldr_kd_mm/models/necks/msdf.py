@@ -121,8 +121,9 @@ class MSDFNeck(BaseModule):
                 for projector, descriptor in zip(self.projectors, descriptors, strict=True)
             ]
         )
-        scores = stage_logits.new_zeros(()).expand_as(stage_logits)
-        if self.gate is not None:
+        if self.gate is None:
+            scores = stage_logits.new_zeros(()).expand_as(stage_logits)
+        else:
             scores = self.gate(descriptors)
         weights = scores.softmax(dim=0)
         fused_logits = (weights * stage_logits).sum(dim=0)

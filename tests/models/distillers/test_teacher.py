@@ -18,11 +18,14 @@ from timm.models import load_checkpoint, swin_transformer
 from timm.scheduler import CosineLRScheduler
 from timm.utils import CheckpointSaver, ModelEmaV3, NativeScaler
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
+from zoo import FAMILIES
 
 from mldr_kd_mm import ConfigError, FeatureRecorder
 from mldr_kd_mm.models.distillers.teacher import Teacher
 from mldr_kd_mm.models.weights import load_weights
 from mldr_kd_mm.registry import MODELS
+from mldr_kd_mm.utils.device import float32_products
 
 FIELD = 'teacher_checkpoint'
 CONFIGS = dict(mmpretrain=resnet, vit=vit, timm=timm_resnet)
@@ -523,6 +526,19 @@ def test_vision_mamba_as_its_authors_save_it(tmp_path):
     assert_close(teacher.model.state_dict(), weights, rtol=0, atol=0)
 
 
+class Conversions(TorchDispatchMode):
+    """Records the ids of the tensors that are converted to another dtype."""
+
+    def __init__(self):
+        super().__init__()
+        self.ids = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten._to_copy.default:
+            self.ids.add(id(args[0]))
+        return function(*args, **(kwargs or {}))
+
+
 class TestCost:
     """Work that the teacher's forward pass avoids."""
 
@@ -564,6 +580,43 @@ class TestCost:
             assert record[name].dtype == torch.float32
             assert not torch.equal(record[name], expected[name])
             assert_close(record[name], expected[name], rtol=0.05, atol=0.05)
+
+    @pytest.mark.parametrize('family', FAMILIES)
+    def test_half_precision_weights_are_converted_once(self, family):
+        """The outputs are exactly those of autocast, which converts them in each call."""
+        teacher = Teacher(FAMILIES[family], None, FeatureRecorder({}), precision='bf16')
+        pixels = images(pixels=teacher.size[0] if teacher.size else 64)
+        with torch.no_grad(), torch.autocast('cpu', torch.bfloat16):
+            expected = teacher.model(pixels, mode='tensor').float()
+        found = teacher(pixels, ['logits', 'feature'])
+        assert torch.equal(found['logits'], expected)
+        assert all(weight.dtype != torch.bfloat16 for weight in teacher.model.parameters())
+        kinds = (torch.nn.Linear, torch.nn.Conv2d)
+        cast = [m.weight for m in teacher.model.modules() if isinstance(m, kinds)]
+        with Conversions() as conversions:
+            teacher(pixels)
+        # Vision Mamba's scan reads the bias of a linear layer in float32, so it is left alone.
+        assert family == 'Mamba' or not {id(weight) for weight in cast} & conversions.ids
+        # Other weights follow, too.
+        with torch.no_grad():
+            for weight in teacher.model.parameters():
+                weight.mul_(0.5)
+            with torch.autocast('cpu', torch.bfloat16):
+                expected = teacher.model(pixels, mode='tensor').float()
+        assert torch.equal(teacher(pixels)['logits'], expected)
+
+    @pytest.mark.parametrize(('precision', 'expected'), [(None, 'high'), ('fp32', 'highest')])
+    def test_tf32(self, precision, expected):
+        """On a GPU that has it, unless the config asks for another precision."""
+        teacher = Teacher(resnet(), None, FeatureRecorder({}), precision=precision)
+        with teacher._in_precision(torch.device('cuda')):
+            assert torch.get_float32_matmul_precision() == expected
+            with float32_products(torch.device('cuda'), 'highest'):
+                assert torch.get_float32_matmul_precision() == 'highest'
+            assert torch.get_float32_matmul_precision() == expected
+        assert torch.get_float32_matmul_precision() == 'highest'
+        with teacher._in_precision(torch.device('cpu')):
+            assert torch.get_float32_matmul_precision() == 'highest'
 
     def test_fp32_stays_fp32_beside_a_student_under_autocast(self):
         teacher = teach(resnet())
