@@ -488,7 +488,6 @@ def _patches(gpu: PretendedGPU) -> Iterator[tuple[Any, str, Any]]:
     yield torch.cuda, 'Event', lambda **_: _Event(gpu)
     yield torch.accelerator, 'is_available', lambda: True
     yield torch.accelerator, 'current_accelerator', lambda *_, **__: torch.device('cuda')
-    yield torch.accelerator, 'current_device_index', lambda: 0
     stream = SimpleNamespace(is_capturing=lambda: False)
     yield torch.accelerator, 'current_stream', lambda *_: stream
     yield mmengine.device.utils, 'DEVICE', 'cuda'
