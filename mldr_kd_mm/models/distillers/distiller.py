@@ -50,8 +50,9 @@ class Distiller(BaseClassifier):
 
     The losses read tensors by name: ``logits``, ``feature`` (penultimate), the taps of the
     recorders, and the outputs of the neck, such as ``stage_logits`` and ``fused_logits``. The log
-    has ``loss`` (of the student's own head), ``loss_<name>_<head>`` for each entry of ``losses``,
-    and ``fusion_stage1`` ..., the mean weights of the neck's fusion, if it has any.
+    has ``loss``, the sum that is optimised; its terms ``loss_student`` (of the student's own head)
+    and ``loss_<name>_<head>`` for each entry of ``losses``; and ``fusion_stage1`` ..., the mean
+    weights of the neck's fusion, if it has any.
 
     A student without a head, an ImageClassifier with ``head=None``, is trained by the losses alone.
     They read its stages, other taps and ``feature``, the output of its neck.
