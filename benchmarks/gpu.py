@@ -2,8 +2,8 @@
 
 python benchmarks/gpu.py --data-root data/cifar100
 
-The parts run in order of worth. Each writes its results to the JSON file at once, and a part that
-fails does not stop the others. The last part, the accuracy of six methods on CIFAR-100, takes the
+The most important parts run first. Each writes its results to the JSON file at once, and a failed
+part does not stop the others. The last part, the accuracy of six methods on CIFAR-100, takes the
 time that is left. Without a GPU everything is tiny: the figures mean nothing, but the script runs
 to its end, and what needs a GPU is marked as skipped.
 """
@@ -714,7 +714,7 @@ def main() -> None:
     parser.add_argument('--out', type=Path, default=Path('work_dirs/gpu.json'))
     parser.add_argument('--data-root', type=Path, default=Path('data/cifar100'))
     parser.add_argument('--parts', nargs='*', choices=PARTS, default=[*PARTS])
-    parser.add_argument('--methods', nargs='*', default=METHODS, help='of the accuracy run')
+    parser.add_argument('--methods', nargs='*', default=METHODS, help='methods of the accuracy run')
     parser.add_argument('--minutes', type=float, default=7.6, help='time limit, without imports')
     args = parser.parse_args()
     args.out.parent.mkdir(parents=True, exist_ok=True)

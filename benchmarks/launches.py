@@ -80,7 +80,7 @@ def describe(name: str, step: Step) -> str:
 def main() -> None:
     """Print the table, and where the host waits."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('rows', nargs='*', help='parts of the names of rows; default: all')
+    parser.add_argument('rows', nargs='*', help='count only rows whose name contains one of these')
     args = parser.parse_args()
     warnings.simplefilter('ignore')
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""Compile the Triton kernels for a GPU and print what they need. No GPU is needed.
+"""Compile the Triton kernels for a GPU and print their resources. No GPU is needed.
 
 python benchmarks/triton_kernels.py [--capability 90]
 

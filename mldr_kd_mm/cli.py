@@ -137,7 +137,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _greet(args: Namespace) -> None:
-    """Say what will be done while the imports take several seconds."""
+    """Print the task before the imports, which take several seconds."""
     what = f'{args.teacher} -> {args.student} with {args.method} on {args.data}'
     print(f'mldr-kd {__version__}: {what}, loading PyTorch', flush=True)
 
@@ -163,7 +163,7 @@ def _add_distill(parser: ArgumentParser) -> None:
     add = parser.add_argument
     model = (
         'timm/NAME, mmpretrain/NAME, NAME (looked up in both), torchvision/NAME, hf/NAME (a '
-        "repository or folder of transformers), or a config file's path"
+        "Hugging Face repository or folder), or a config file's path"
     )
     add('--teacher', required=True, help=f'teacher: {model}')
     add('--student', required=True, help='student, in the same form as the teacher')
@@ -305,7 +305,7 @@ def _add_distill(parser: ArgumentParser) -> None:
     add(
         '--verbose',
         action='store_true',
-        help='print the whole log; default: the setup, a line an epoch, warnings and results',
+        help='print the whole log; default: setup, one line per epoch, warnings, results',
     )
     add(
         '--print-config',

@@ -92,7 +92,7 @@ def draw_methods() -> Figure:
 
 
 def draw_all(folder: Path) -> None:
-    """Write both pictures into a folder, on a transparent ground."""
+    """Write both pictures into a folder, on a transparent background."""
     for name, figure in (('gain', draw_gain()), ('methods', draw_methods())):
         (folder / f'{name}.svg').write_text(to_svg(figure).replace('currentColor', _GREY))
 

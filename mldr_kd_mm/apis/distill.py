@@ -169,8 +169,8 @@ def distill(
         resume: Whether to continue from the last checkpoint in the work directory.
         overwrite: Whether to delete the checkpoints of an earlier run in the work directory. If
             neither this nor ``resume`` is set, a directory with checkpoints is an error.
-        verbose: Whether to print the whole log. False: the console shows the setup, a line an
-            epoch, warnings and the results, and the log file in the work directory the rest.
+        verbose: Whether to print the whole log. False: the console shows the setup, one
+            line per epoch, warnings and results; the log file in the work directory has the rest.
         **options: The keyword arguments below.
 
     Keyword Args:
@@ -232,7 +232,7 @@ def distill(
 def _distill(
     parsed: Options, baseline: bool, export: str, resume: bool, overwrite: bool
 ) -> Distilled:
-    """Train what the options ask for, see :func:`distill`."""
+    """Run :func:`distill` with checked options."""
     if parsed.teacher_init is not None:
         read_weights(parsed.teacher_init, 'teacher_init')  # find a wrong file early
     images = read_training_images(parsed)
@@ -310,7 +310,7 @@ def _judge_teacher(result: Distilled) -> None:
 def _log_reuse(checkpoint: Path, is_same: bool) -> None:
     """Log that a teacher is not trained again, and if it may differ from the one asked for."""
     if is_same:
-        tell(f'teacher: reusing {str(checkpoint)!r}, of the same images and options')
+        tell(f'teacher: reusing {str(checkpoint)!r}, trained with the same images and options')
     else:
         print_log(
             f'resume: keeps the teacher {str(checkpoint)!r}, although its images or options are '

@@ -1,4 +1,4 @@
-"""Find classifiers by name in timm, mmpretrain, torchvision, transformers and our configs."""
+"""Find classifiers by name in timm, mmpretrain, torchvision, transformers and the configs."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def _of_torchvision(name: str, num_classes: int, image_size: int | None, field: 
 
     known = torchvision.models.list_models(torchvision.models)
     if name not in known:
-        hint = did_you_mean(name, known) or 'torchvision.models.list_models() lists names'
+        hint = did_you_mean(name, known) or 'list_models(torchvision.models) lists names'
         raise ConfigError(f"{field}='torchvision/{name}': there is no such model; {hint}")
     weights = torchvision.models.get_model_weights(name).DEFAULT
     transforms = weights.transforms()
@@ -128,14 +128,14 @@ def _of_hugging_face(name: str, num_classes: int, image_size: int | None, field:
         from transformers import AutoConfig, AutoImageProcessor
     except ImportError as error:
         raise ConfigError(
-            f"{field}='hf/{name}': transformers is not installed: pip install transformers"
+            f"{field}='hf/{name}': needs transformers; run pip install 'transformers>=5,<6'"
         ) from error
     with named(f"{field}='hf/{name}'"):
         known = AutoConfig.from_pretrained(name)
     try:
         processor = AutoImageProcessor.from_pretrained(name).to_dict()
     except (OSError, ValueError):
-        processor = {}  # without a description of its images
+        processor = {}  # the repository does not describe its images
     mean = processor.get('image_mean') or IMAGENET['mean']
     std = processor.get('image_std') or IMAGENET['std']
     config = dict(
@@ -149,7 +149,7 @@ def _of_hugging_face(name: str, num_classes: int, image_size: int | None, field:
 
 
 def _side(size: Any) -> int | None:
-    """Return the height of images whose size transformers describes by a number or a pair."""
+    """Return the height of an image size that transformers gives as a number or a pair."""
     return size[0] if isinstance(size, (list, tuple)) else size
 
 

@@ -58,7 +58,7 @@ class RebuiltStudent(NamedTuple):
 
     @property
     def is_built(self) -> bool:
-        """Whether other code than timm's or mmpretrain's builds it."""
+        """Whether code other than timm's or mmpretrain's builds it."""
         return type_name(self.config) in ('BuiltClassifier', 'ModuleClassifier')
 
     @property

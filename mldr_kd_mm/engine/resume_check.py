@@ -252,7 +252,7 @@ def names_of(runner: Runner) -> list[list[str]]:
 
 
 def check_groups(checkpoint: Mapping[str, Any], present: list[list[str]], label: str) -> None:
-    """Check that the groups of parameters in a checkpoint fit the optimizer.
+    """Check that the parameter groups in a checkpoint fit the optimizer.
 
     Args:
         checkpoint: Content of the checkpoint.
@@ -260,7 +260,7 @@ def check_groups(checkpoint: Mapping[str, Any], present: list[list[str]], label:
         label: What to call the checkpoint in error messages.
 
     Raises:
-        ConfigError: They have other parameters, or settings of their own only on one side.
+        ConfigError: If they have other parameters, or if the groups cannot be matched.
     """
     if saved_names(checkpoint, present) is None:
         saved = [group['params'] for group in checkpoint['optimizer']['param_groups']]

@@ -83,7 +83,7 @@ def merge_sparse(bins: Reliability, least: int) -> Reliability:
 
     Args:
         bins: Bins from low to high confidence.
-        least: Least number of samples of a bin; with fewer samples in total, one bin is left.
+        least: Minimum number of samples per bin; with fewer samples in total, one bin is left.
 
     Returns:
         The merged bins, none of which is empty.

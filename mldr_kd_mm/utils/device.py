@@ -1,4 +1,4 @@
-"""What differs on a GPU: copies for which the host does not wait, and the precision of products."""
+"""Copies for which the host does not wait, and the precision of matrix products on a GPU."""
 
 from __future__ import annotations
 

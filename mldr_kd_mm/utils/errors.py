@@ -194,7 +194,7 @@ def describe(error: BaseException) -> str:
 def did_you_mean(name: Any, names: Iterable[str], cutoff: float = 0.6) -> str:
     """Return 'did you mean A or B?' for the most similar names; '' if none is similar.
 
-    A long name is also similar if it begins almost with ``name``, as ``vit_tiny_patch16_224`` with
+    A long name is also similar if it almost begins with ``name``, as ``vit_tiny_patch16_224`` with
     ``vit_tinny``, unless the cutoff is 0.8 or more.
 
     Args:

@@ -1,4 +1,4 @@
-"""Log messages, and the console that shows the few that concern the user."""
+"""Log messages, and a console that shows only what concerns the user."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ def tell(message: str) -> None:
 
 @contextmanager
 def quiet_console(quiet: bool = True) -> Iterator[None]:
-    """Leave on the console what concerns the user; the log file gets everything.
+    """Show only what concerns the user on the console; the log file gets everything.
 
     The console shows the messages of :func:`tell`, each warning once, and errors, without the time
     and the name of the logger. Warnings of the OpenMMLab packages and of Python's ``warnings`` are
     in the log file only.
 
     Args:
-        quiet: Whether to do so. False: nothing changes.
+        quiet: Whether to do that. False: nothing changes.
     """
     if not quiet:
         yield

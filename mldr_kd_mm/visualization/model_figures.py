@@ -106,7 +106,7 @@ def relations(
 
 
 def relation_limits(seen: Observations) -> tuple[float, float]:
-    """Return the largest class relation of all heads, and the largest difference to the teacher.
+    """Return the largest class relation of any head, and the largest difference from the teacher.
 
     Args:
         seen: Outputs of the models, with those of a teacher.

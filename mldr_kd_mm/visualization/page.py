@@ -121,7 +121,7 @@ def render(
 
     Args:
         title: Heading.
-        verdict: What the page shows, one sentence a line.
+        verdict: What the page shows, one sentence per line.
         intro: Sentence below it.
         table: Table of the runs.
         notes: Notes below the table, such as reasons for missing figures.

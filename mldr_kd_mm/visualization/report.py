@@ -44,7 +44,7 @@ _COLUMNS = (
     'Epochs',
     'Last accuracy, %',
     'Best accuracy, %',
-    'On the student alone, points',
+    'Gain over the student alone, points',
     "Share of the teacher's lead, %",
     "Teacher's accuracy, %",
     'Agreement with the teacher, %',

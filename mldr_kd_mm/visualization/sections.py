@@ -291,7 +291,7 @@ def _images(series: Sequence[Series]) -> Section:
         'Images',
         'Repaired: images that the student alone classifies wrongly and the distilled student '
         'correctly. Broken: the reverse. Even two runs that differ only in the seed differ on some '
-        'images, so compare the numbers of both kinds.',
+        'images, so compare the two counts.',
         galleries=galleries,
     )
 
@@ -311,10 +311,10 @@ def _thumbnail(each: Series, other: Series, index: int) -> Thumbnail:
 
 def _maps(series: Sequence[Series]) -> Section:
     return Section(
-        'Maps of the features',
-        "t-SNE of the last stage's features, averaged over the map or the tokens; one colour a "
-        f'class, at most {figures.MOST_MAPPED}. Neighbours on a map are similar images to the '
-        'model; distances between far groups mean nothing.',
+        't-SNE of the features',
+        "The last stage's features, averaged over the map or the tokens; one colour per class, at "
+        f'most {figures.MOST_MAPPED}. Neighbouring points are images that the model finds similar; '
+        'distances between groups mean little.',
         [
             _numbered(number, model_figures.feature_maps(each.seen, each.classes, each.name))
             for number, each in enumerate(series)

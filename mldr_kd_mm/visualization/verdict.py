@@ -1,4 +1,4 @@
-"""What a report shows, in words and numbers."""
+"""Verdict of a report: whether distillation helped each student."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def gain(series: Series, baseline: Series | None) -> float | None:
 
 
 def closed(series: Series, baseline: Series | None) -> float | None:
-    """Return the share in percent of the teacher's lead on the student alone that was gained.
+    """Return the percentage of the teacher's lead over the student alone that was gained.
 
     None if it is unknown, or if the teacher has no lead.
     """
@@ -69,7 +69,7 @@ def _judge(series: Series, baseline: Series | None) -> str:
         series.teacher_accuracy(),
     )
     if points is not None:
-        parts.append(f'{points:+.1f} points on the student alone')
+        parts.append(f'{points:+.1f} points over the student alone')
     if share is not None:
         parts.append(f"{share:.0f} % of the teacher's lead")
     if teacher is not None:

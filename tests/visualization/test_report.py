@@ -118,10 +118,10 @@ def test_verdict_is_what_the_runs_logged(made, runs, logged):
     }
     points = last['mldr'] - last['alone']
     page = Page(made)
-    assert page.rows[0]['On the student alone, points'] == f'{points:+.2f}'
-    assert page.rows[1]['On the student alone, points'] == '–'
+    assert page.rows[0]['Gain over the student alone, points'] == f'{points:+.2f}'
+    assert page.rows[1]['Gain over the student alone, points'] == '–'
     (verdict,) = [text for text in page.texts if text.startswith('mldr: ')]
-    assert f'{last["mldr"]:.2f} %, {points:+.1f} points on the student alone' in verdict
+    assert f'{last["mldr"]:.2f} %, {points:+.1f} points over the student alone' in verdict
     assert f'{date.today()}' in page.source and '30 images' in page.source
 
 
@@ -185,7 +185,7 @@ def test_runs_of_different_images_are_not_compared(undrawn, runs, copy_run, tmp_
     config.val_dataloader.dataset.subset.per_class = 2
     config.dump(path)
     page = Page(make_report([runs / 'mldr', other], tmp_path / 'out'))
-    assert page.rows[0]['On the student alone, points'] == '–'
+    assert page.rows[0]['Gain over the student alone, points'] == '–'
     assert any('validate on different images' in text for text in page.texts)
     assert {'accuracy_0.png', 'accuracy_1.png'} < {
         path.name for path in (tmp_path / 'out/figures').iterdir()

@@ -48,7 +48,7 @@ def test_helps_with_seeds():
     assert gain(*series) == pytest.approx(8.7)
     assert closed(*series) == pytest.approx(100 * 8.7 / 9.8)
     assert verdict(series) == [
-        'mldr (2 seeds): distillation helps. 87.50 ± 0.71 %, +8.7 points on the student alone, '
+        'mldr (2 seeds): distillation helps. 87.50 ± 0.71 %, +8.7 points over the student alone, '
         "89 % of the teacher's lead, teacher 88.6 %."
     ]
 

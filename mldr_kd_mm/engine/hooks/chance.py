@@ -1,4 +1,4 @@
-"""Warnings about a model that has learned nothing, or more than its teacher."""
+"""Warnings about accuracies at chance level and about teachers below their students."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mldr_kd_mm.registry import HOOKS
 
 @HOOKS.register_module()
 class ChanceHook(Hook):
-    """Warns about a model no better than a constant prediction, and a teacher below its student.
+    """Warns if a model is no better than a constant prediction, or a teacher below its student.
 
     The top-1 accuracy is compared with that of always predicting the most frequent class of the
     validation set, 100 % / C for C classes of equal size. The accuracy of the teacher is that of

@@ -56,7 +56,7 @@ class NonFiniteHook(Hook):
     and the log reports the step two steps later. With other optimizers the host waits, as with
     torch's GradScaler.
 
-    The ranks agree by one all-reduce in each step, in which a :class:`StopSignalHook` takes part.
+    The ranks agree through one all-reduce per step, which a :class:`StopSignalHook` shares.
 
     Args:
         max_in_a_row: Number of consecutive skipped steps after which the run ends. Resuming resets
@@ -134,7 +134,7 @@ class NonFiniteHook(Hook):
             self._report_known(runner)
 
     def share_all_reduce(self, stop_code: Callable[[], int]) -> bool:
-        """Let a StopSignalHook agree on its code by this hook's all-reduce.
+        """Let a StopSignalHook share this hook's all-reduce.
 
         Call it before the first step, after :meth:`before_train`.
 
@@ -142,7 +142,7 @@ class NonFiniteHook(Hook):
             stop_code: Returns this rank's code, 0 without a signal.
 
         Returns:
-            Whether it is possible; not with several optimizers.
+            Whether that is possible. With several optimizers it is not.
         """
         self._stop_code = stop_code
         return self._optimizer is not None

@@ -1,4 +1,4 @@
-"""What a run shows on the console: its setup, a line an epoch, a progress bar and its result."""
+"""What a run shows on the console: setup, one line per epoch, a progress bar and the result."""
 
 from __future__ import annotations
 
@@ -29,19 +29,18 @@ _LARGEST_ERROR = 5  # points
 
 @HOOKS.register_module()
 class ProgressHook(Hook):
-    """Shows on the console what is trained, how it goes, and what it led to.
+    """Shows the setup, the progress and the result of a run on the console.
 
-    Before training, the setup: the teacher and its accuracy, the student, losses, taps, data and
-    steps. Then one line an epoch with the learning rate,
-    the mean loss over the epoch, of which the student's own loss is a part, the accuracy and the
-    time; a run that counts iterations has one line a validation. At the end the accuracies, the
-    duration and the files. :func:`~mldr_kd_mm.utils.logging.quiet_console` shows these lines, and
-    the log file has them too.
+    The setup lists the teacher and its accuracy, the student, losses, taps, data and steps. Each
+    epoch has one line with the learning rate, the mean loss and the student's own part of it, the
+    accuracy and the time; a run that counts iterations has one line per validation. The result
+    states the duration, the accuracies and the checkpoint. These lines are shown under
+    :func:`~mldr_kd_mm.utils.logging.quiet_console`, and the log file has them too.
 
     If stderr is a terminal, a bar shows steps, loss, accuracy and the remaining time, and a second
-    bar the validation. Lines appear above the bars. A validation set of less than 100 images, where
-    the standard error of an accuracy can be above 5 points, is a warning. The hook does not affect
-    the results of a run.
+    bar the validation. Lines appear above the bars. The hook warns about a validation set of fewer
+    than 100 images, where the standard error of an accuracy can be above 5 points. It does not
+    affect the results of a run.
 
     Args:
         enabled: Whether to log and show anything.
@@ -93,7 +92,7 @@ class ProgressHook(Hook):
                 f'{step:.3g} s per step, measured over {_TIMED_STEPS} steps'
             )
         if is_open():
-            # Of a GPU, the hub has the loss of the last line of the log.
+            # On a GPU, the hub has the loss of the last logged line.
             losses = runner.message_hub.log_scalars.get('train/loss')
             loss = losses.current() if losses else None
             show_bar('train', completed=done, state=self._state(runner, loss))
@@ -152,7 +151,7 @@ class ProgressHook(Hook):
             tell('test  ' + '  '.join(f'{name} {value:.2f}' for name, value in numbers.items()))
 
     def _describe(self, runner: Runner, unit: str, done: int, total: int) -> list[str]:
-        """Return the parts of a line: what was trained since the last, its rate and losses."""
+        """Return the parts of a line: the steps since the last one, their rate and losses."""
         parts = [f'{unit} {done:>{len(str(total))}}/{total}']
         scalars = runner.message_hub.log_scalars
         if 'train/lr' in scalars:

@@ -17,12 +17,12 @@ def create(name: str, num_classes: int, pretrained: bool = False) -> nn.Module:
         pretrained: Whether it starts from the weights in the repository or folder.
 
     Raises:
-        ConfigError: transformers is not installed.
+        ConfigError: If transformers is not installed.
     """
     try:
         from transformers import AutoConfig, AutoModelForImageClassification
     except ImportError as error:
-        raise ConfigError('transformers is not installed: pip install transformers') from error
+        raise ConfigError("needs transformers; run pip install 'transformers>=5,<6'") from error
     if pretrained:
         return AutoModelForImageClassification.from_pretrained(
             name, num_labels=num_classes, ignore_mismatched_sizes=True

@@ -67,16 +67,16 @@ class ModuleClassifier(_WrappedModule):
 
     Args:
         module: ``PACKAGE.MODULE:FUNCTION``. The function, or class, returns an ``nn.Module`` that
-            maps images (B, 3, H, W) to logits (B, C), to a tuple of which the logits are the first,
-            or to an object or a dict with ``logits``, as in Hugging Face's transformers.
+            maps images (B, 3, H, W) to logits (B, C), to a tuple whose first item is the logits, or
+            to an object or a dict with ``logits``, as in Hugging Face's transformers.
         kwargs: Arguments of the function.
         loss: Config of the loss.
         train_cfg: As in mmpretrain's TimmClassifier.
         data_preprocessor: Config of the data preprocessor.
-        init_cfg: As in mmengine's BaseModule. None: keep the weights that the function gives.
+        init_cfg: As in mmengine's BaseModule. None: keep the weights that the function sets.
 
     Raises:
-        ConfigError: ``module`` does not name a function that returns an ``nn.Module``.
+        ConfigError: If ``module`` does not name a function that returns an ``nn.Module``.
 
     Examples:
         >>> config = dict(
@@ -103,7 +103,7 @@ class ModuleClassifier(_WrappedModule):
             raise ConfigError(f'module={module!r}, kwargs={kwargs}: {describe(error)}') from error
         if not isinstance(built, nn.Module):
             kind = type(built).__name__
-            raise ConfigError(f'module={module!r}: must return an nn.Module, returns a {kind}')
+            raise ConfigError(f'module={module!r}: must return an nn.Module, not {kind}')
         super().__init__(built, loss, train_cfg, data_preprocessor, init_cfg)
 
     @staticmethod
@@ -115,8 +115,8 @@ class ModuleClassifier(_WrappedModule):
             field: Its name.
 
         Raises:
-            ConfigError: ``module`` names other code than torchvision's models or what ``--imports``
-                names.
+            ConfigError: If ``module`` is neither a model of torchvision nor from a package that
+                ``--imports`` names.
         """
         package, _, function = str(config.get('module')).partition(':')
         if package == 'mldr_kd_mm.models.backbones.hugging_face':
@@ -144,7 +144,7 @@ class BuiltClassifier(_WrappedModule):
         init_cfg: Ignored.
 
     Raises:
-        ConfigError: The process has no module of that name.
+        ConfigError: If the process has no module of that name.
     """
 
     @checked_arguments
@@ -186,7 +186,7 @@ def find_function(name: str) -> Callable[..., Any]:
         name: ``PACKAGE.MODULE:FUNCTION``, where FUNCTION may be a method, ``CLASS.METHOD``.
 
     Raises:
-        ConfigError: There is no such function.
+        ConfigError: If there is no such function.
     """
     package, _, path = name.partition(':')
     if not package or not path:
@@ -205,7 +205,7 @@ def find_function(name: str) -> Callable[..., Any]:
         found = getattr(found, part)
     if not callable(found):
         kind = type(found).__name__
-        raise ConfigError(f'module={name!r}: must be a function or a class, is a {kind}')
+        raise ConfigError(f'module={name!r}: must be a function or a class, not {kind}')
     return found
 
 
@@ -222,6 +222,6 @@ def _only_logits(module: nn.Module, args: tuple, output: Any) -> Tensor:
         shape = tuple(found.shape) if isinstance(found, Tensor) else type(output).__name__
         raise ConfigError(
             f'{type(module).__name__}: must return logits (B, C), or a tuple, an object or a dict '
-            f'with them, returns {shape}'
+            f'with them, not {shape}'
         )
     return found

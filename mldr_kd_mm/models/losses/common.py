@@ -61,7 +61,7 @@ def gather_batch(tensors: Sequence[Tensor], dim: int = 0) -> list[Tensor]:
 
 
 def _gather_sizes(size: int) -> list[int]:
-    """Return a size of each process, which all need to allocate the joined tensors.
+    """Return the batch size of each process, which all need to allocate the joined tensors.
 
     The processes exchange it on the host, so that none waits for its GPU.
     """
@@ -75,7 +75,7 @@ def _gather_sizes(size: int) -> list[int]:
 
 @functools.cache
 def _host_group(_: ProcessGroup) -> ProcessGroup:
-    """Return a group of all processes that communicates over the host, one for each default."""
+    """Return a group of all processes that communicates over the host, one per default group."""
     return torch.distributed.new_group(backend='gloo')
 
 

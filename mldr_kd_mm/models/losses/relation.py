@@ -27,7 +27,7 @@ to about 1e-12). A C kernel computes the same sums if it was built.
 
 On a GPU the range of the logits, which decides how many polynomials are needed, stays on the
 device: :func:`_linear_on_gpu` always takes 64, and kernels that only start to work if those do not
-suffice then compute the relations. Up to 2,000 entries the Triton kernels of
+suffice then compute the relations. Below 2,000 entries the Triton kernels of
 :mod:`~mldr_kd_mm.models.losses.relation_triton` are faster; they compute value and gradient of all
 heads and of both relations together.
 

@@ -79,7 +79,7 @@ def test_output(form):
     ],
 )
 def test_output_without_logits(form, found):
-    with pytest.raises(ConfigError, match=f'^Net: must return logits.* returns {re.escape(found)}'):
+    with pytest.raises(ConfigError, match=f'^Net: must return logits.* not {re.escape(found)}'):
         build(form=form)(torch.rand(2, 3, 64, 64))
 
 
@@ -89,8 +89,8 @@ def test_output_without_logits(form, found):
         ('torchvision.models.resnet18', 'must be PACKAGE.MODULE:FUNCTION'),
         ('no_such_package.nets:Net', 'no_such_package.nets cannot be imported: No module named'),
         (f'{__name__}:Nett', f'{__name__} has no Nett; did you mean Net'),
-        (f'{__name__}:NOT_CALLABLE', 'must be a function or a class, is a int'),
-        ('builtins:dict', 'must return an nn.Module, returns a dict'),
+        (f'{__name__}:NOT_CALLABLE', 'must be a function or a class, not int'),
+        ('builtins:dict', 'must return an nn.Module, not dict'),
         (f'{__name__}:fails', 'no weights here'),
     ],
 )

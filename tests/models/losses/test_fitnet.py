@@ -109,7 +109,7 @@ class TestGrids:
             assert_close(gradients[:2], gradients[2:], rtol=1e-12, atol=1e-14)
 
     def test_its_backward_pass_is_deterministic_on_a_gpu(self):
-        """That of adaptive pooling raises there under deterministic=True."""
+        """The backward pass of adaptive pooling raises there under deterministic=True."""
         student, teacher = normal(2, 3, 4, 4).requires_grad_(), normal(2, 4, 2, 2)
         with profile() as record:
             FitNetLoss(3, 4).double()(student, teacher).backward()
