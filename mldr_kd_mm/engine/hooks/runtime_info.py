@@ -24,8 +24,8 @@ class DeferredRuntimeInfoHook(RuntimeInfoHook):
     mmengine's hook reads each loss in each step, and its OptimWrapper the norm of the gradients
     (``clip_grad``), so that the host waits for the GPU. This hook keeps the values of a step on the
     GPU, in one tensor, and copies all of them to the message hub when the LoggerHook is due, before
-    a checkpoint and at the end of an epoch. The values are the same; between two logged
-    lines the message hub lacks those of the last steps. Values on the CPU are stored at once.
+    a checkpoint and at the end of an epoch. The values are the same; between two logged lines the
+    message hub lacks those of the last steps. Values on the CPU are stored at once.
     """
 
     def before_train(self, runner: Runner) -> None:
