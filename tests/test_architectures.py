@@ -77,7 +77,13 @@ def test_a_student_of_timm(name):
     assert row(name, style, size, found) in PAGE, 'run: python tests/zoo.py'
 
 
-@pytest.mark.parametrize('name', MMPRETRAIN)
+@pytest.mark.parametrize(
+    'name',
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name in ('MixMIMTransformer', 'ViTSAM')))
+        for name in MMPRETRAIN
+    ],
+)
 def test_a_backbone_of_mmpretrain(name):
     """The stages pass through the neck, and each gets a gradient from it."""
     size = MMPRETRAIN[name][1]

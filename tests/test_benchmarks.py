@@ -3,10 +3,12 @@
 import csv
 import importlib.util
 import json
+import logging
 import os
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -41,7 +43,11 @@ def run(monkeypatch, capsys):
 
     def run(module, *arguments):
         monkeypatch.setattr(sys, 'argv', [module.__file__, *map(str, arguments)])
-        module.main()
+        with warnings.catch_warnings():
+            try:
+                module.main()
+            finally:
+                logging.disable(logging.NOTSET)  # gpu.py hides warnings of its whole process
         return capsys.readouterr().out
 
     return run

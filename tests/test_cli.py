@@ -66,7 +66,9 @@ def test_modules_are_imported_on_request(command, name, tmp_path, monkeypatch):
     assert code == 2 and '--imports of_the_user: cannot be imported: ' in err
 
 
-def test_distill_info_export_report(command, arguments, tmp_path):
+def test_distill_info_export_report(command, arguments, tmp_path, monkeypatch):
+    # Exporting to ONNX takes seconds; the report of test_report.py does it.
+    monkeypatch.setattr('mldr_kd_mm.evaluation.efficiency.find_spec', lambda name: None)
     work_dir = tmp_path / 'run'
 
     code, out, err = command(*arguments, '--work-dir', work_dir, '--baseline')

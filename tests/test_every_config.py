@@ -131,7 +131,10 @@ def train_one_step(cfg, folder, method):
         assert batch['inputs'].shape == (2, *cfg.model.input_size)
     losses = model.train_step(batch, wrapper)
     assert all(value.isfinite() for value in losses.values())
-    assert {name for name in losses if 'loss_' in name} == HEADS.get(method, set())
+    heads = HEADS.get(method, set()) | (
+        {'loss_student'} if cfg.model.type == 'Distiller' else set()
+    )
+    assert {name for name in losses if 'loss_' in name} == heads
     # DistributedDataParallel waits for each gradient.
     assert reached == {name for name, _ in model.named_parameters()}
     with torch.no_grad():

@@ -416,6 +416,7 @@ def test_two_processes_end_with_one_error_or_one_download(tmp_path):
     assert downloads == [2, 0]  # including the download that failed
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not (SHARED_DATA / 'unpack_cifar100.py').exists(),
     reason='needs the packed CIFAR-100 in ../shared/data, which is not part of the project',

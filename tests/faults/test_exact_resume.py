@@ -23,9 +23,7 @@ def straight(tmp_path_factory):
 @pytest.mark.parametrize(
     'processes, iteration',
     [
-        (1, 2),
-        pytest.param(1, 5, marks=pytest.mark.slow),
-        pytest.param(1, 12, marks=pytest.mark.slow),
+        *(pytest.param(1, iteration, marks=pytest.mark.slow) for iteration in (2, 5, 12)),
         (2, 4),
     ],
 )

@@ -30,6 +30,7 @@ from mldr_kd_mm.utils.errors import ConfigError
 from mldr_kd_mm.utils.safe_config import parse_config
 from mldr_kd_mm.utils.stored_config import check_types, registered_names_only, without_weights
 from mldr_kd_mm.visualization.report import _look_at
+from mldr_kd_mm.visualization.series import Entry
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 EVIL_MODULE = """
@@ -161,7 +162,8 @@ def test_no_place_of_a_config_is_built(canary, stored):
     cases = [(part, place) for place in places({}) for part in (parts[0], parts[6])]
     cases += [(part, place) for place in ('teacher', 'backbone', 'random') for part in parts]
     for part, place in cases:
-        entry = _look_at(LoggedRun.read(stored(places(part)[place]), 'run'), 'red', 4, None)
+        entry = Entry(LoggedRun.read(stored(places(part)[place]), 'run'))
+        _look_at(entry, 4, None, None)
         assert entry.seen is None and entry.note, (place, part)
         if part['type'] != 'mmpretrain.evilmod.ResNet':  # becomes mmpretrain's own ResNet
             assert 'is not registered' in entry.note, (place, part, entry.note)

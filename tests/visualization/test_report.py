@@ -324,7 +324,8 @@ def run_report(capsys, *args):
     return 0, *capsys.readouterr()
 
 
-def test_command(copy_run, capsys):
+def test_command(copy_run, capsys, monkeypatch):
+    monkeypatch.setattr('mldr_kd_mm.evaluation.efficiency.find_spec', lambda name: None)
     run = copy_run('mldr', 'run')
     code, out, _ = run_report(capsys, run, '--samples', 10, '--checkpoint', 'epoch_1.pth')
     assert code == 0 and out.splitlines()[-1] == f'{run}/report/report.html'
