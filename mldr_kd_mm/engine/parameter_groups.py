@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
+from mmengine.optim import (
+    DefaultOptimWrapperConstructor,
+    OptimWrapper,
+    ZeroRedundancyOptimizer,
+)
 from mmpretrain.engine import LearningRateDecayOptimWrapperConstructor
 from torch import Tensor, nn
 
@@ -62,7 +66,9 @@ def saved_names(checkpoint: Mapping[str, Any], present: list[list[str]]) -> list
     if names is None and sizes == [len(each) for each in present]:
         names = present
     elif names is None and sizes == [1] * len(trained):
-        in_model = [name for name in checkpoint['state_dict'] if name in {*trained}]
+        # A TimmClassifier saves its weights without the prefix ``model.``.
+        saved = [(name, f'model.{name}') for name in checkpoint['state_dict']]
+        in_model = [name for names in saved for name in names if name in {*trained}]
         return [[name] for name in in_model] if len(in_model) == len(trained) else None
     fits = names is not None and sizes == [len(each) for each in names]
     has_settings_for_all = (len(sizes) == 1) == (len(present) == 1)
@@ -95,8 +101,9 @@ def regroup(checkpoint: dict[str, Any], present: list[list[str]]) -> None:
     ]
     for state in checkpoint.get('param_schedulers') or []:
         for name, values in state.items():
-            if isinstance(values, list) and len(values) == len(saved):  # one for each group
-                state[name] = [values[place] for place in first]
+            # One for each group, and one for the settings of no group, which mmengine logs.
+            if isinstance(values, list) and len(values) in (len(saved), len(saved) + 1):
+                state[name] = [values[place] for place in first] + values[len(saved) :]
 
 
 def _key(settings: Mapping[str, Any]) -> str:
@@ -112,8 +119,10 @@ class _MergesGroups:
 
     def __call__(self, model: nn.Module) -> OptimWrapper:
         wrapper = super().__call__(model)
-        groups = wrapper.optimizer.param_groups
-        groups[:] = merge_groups(groups)
+        # ZeroRedundancyOptimizer has copied its groups into the optimizer of each process.
+        if not isinstance(wrapper.optimizer, ZeroRedundancyOptimizer):
+            groups = wrapper.optimizer.param_groups
+            groups[:] = merge_groups(groups)
         return wrapper
 
 

@@ -6,8 +6,9 @@ import copy
 
 import pytest
 import torch
+import torch.distributed as dist
 from helpers import vit
-from mmengine.optim import LinearLR, build_optim_wrapper
+from mmengine.optim import CosineAnnealingLR, LinearLR, build_optim_wrapper
 from mmengine.registry import DefaultScope
 from torch import nn
 
@@ -19,13 +20,13 @@ KEYS = dict(custom_keys={'head': dict(lr_mult=2.0), 'layers.1': dict(decay_mult=
 LAYERS = dict(layer_decay_rate=0.5, flat_decay_mult=0.0)
 
 
-def build(paramwise, constructor='DefaultOptimWrapperConstructor', model=None):
+def build(paramwise, constructor='DefaultOptimWrapperConstructor', model=None, optimizer=None):
     """Return a model and its optimizer's wrapper."""
     torch.manual_seed(0)
     with DefaultScope.overwrite_default_scope('mldr_kd_mm'):
         model = model or MODELS.build(vit())
         config = dict(
-            optimizer=dict(type='AdamW', lr=0.01, weight_decay=0.05),
+            optimizer=optimizer or dict(type='AdamW', lr=0.01, weight_decay=0.05),
             constructor=constructor,
             paramwise_cfg=copy.deepcopy(paramwise),
         )
@@ -78,6 +79,19 @@ def test_only_equal_settings_are_merged():
     assert [group['params'] for group in groups] == [[1], [2, 3], [4], [5], [6], [7]]
 
 
+def test_groups_that_processes_share_are_not_merged():
+    """ZeroRedundancyOptimizer copies settings to its own optimizer, group by group."""
+    dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        optimizer = dict(type='ZeroRedundancyOptimizer', optimizer_type='AdamW', lr=0.01)
+        _, wrapper = build(KEYS, optimizer=optimizer)
+        groups, inner = wrapper.optimizer.param_groups, wrapper.optimizer.optim.param_groups
+        assert len(inner) > 3
+        assert [group['lr'] for group in groups] == [group['lr'] for group in inner]
+    finally:
+        dist.destroy_process_group()
+
+
 def step(model, wrapper, schedule, seed):
     torch.manual_seed(seed)
     for parameter in model.parameters():
@@ -124,6 +138,37 @@ def test_checkpoint_of_other_groups_goes_on_exactly(saved_by, now):
             step(resumed, again, later, seed)
         pairs = zip(model.parameters(), resumed.parameters(), strict=True)
         assert all(torch.equal(*pair) for pair in pairs)
+
+
+def test_schedules_follow_the_groups():
+    """Each group of a layer has a rate of its own."""
+    constructor = 'LearningRateDecayOptimWrapperConstructor'
+    model, wrapper = build(LAYERS, f'mmpretrain.{constructor}')
+    schedule = CosineAnnealingLR(wrapper, T_max=4, eta_min_ratio=0.1)
+    checkpoint = dict(
+        meta={},
+        state_dict=model.state_dict(),
+        optimizer=wrapper.state_dict(),
+        param_schedulers=[schedule.state_dict()],
+    )
+    checkpoint = copy.deepcopy(checkpoint)
+
+    resumed, again = build(LAYERS, constructor)
+    later = CosineAnnealingLR(again, T_max=4, eta_min_ratio=0.1)
+    expected = later.base_values
+    regroup(checkpoint, group_names(resumed, again.optimizer.param_groups))
+    again.load_state_dict(checkpoint['optimizer'])
+    later.load_state_dict(checkpoint['param_schedulers'][0])
+    assert later.base_values == expected
+    assert len(set(expected)) > 2
+
+
+def test_groups_of_a_timm_classifier():
+    """Its weights in a checkpoint lack the prefix that its parameters have."""
+    groups = [dict(params=[0])] * 3
+    checkpoint = dict(meta={}, state_dict=dict.fromkeys('abc'), optimizer=dict(param_groups=groups))
+    present = [['model.a', 'model.c'], ['model.b']]
+    assert saved_names(checkpoint, present) == [['model.a'], ['model.b'], ['model.c']]
 
 
 @pytest.mark.parametrize(
