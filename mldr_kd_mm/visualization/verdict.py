@@ -77,24 +77,31 @@ def _judge(series: Series, baseline: Series | None) -> str:
     if points is None:
         word = 'no run of the student alone to compare with'
     else:
-        error = math.hypot(_standard_error(series), _standard_error(baseline))
-        word = _word(points, error)
+        word = _word(points, [_standard_error(each) for each in (series, baseline)])
     return f'{series.name}: {word}. {", ".join(parts)}.'
 
 
-def _word(points: float, error: float) -> str:
+def _word(points: float, errors: Sequence[float | None]) -> str:
+    if None in errors:
+        return 'not judged, as the number of validation images is unknown'
+    error = math.hypot(*errors)
     if abs(points) <= 2 * error:
         return f'no clear difference, at a standard error of {error:.1f} points'
     return 'distillation helps' if points > 0 else 'distillation hurts'
 
 
-def _standard_error(series: Series) -> float:
-    """Return the standard error of the mean accuracy in points, from the seeds or the images."""
+def _standard_error(series: Series) -> float | None:
+    """Return the standard error of the mean accuracy in points, from the seeds or the images.
+
+    None if there is one seed and the number of images is unknown.
+    """
     accuracies = series.last_accuracies()
     if len(accuracies) > 1:
         return statistics.stdev(accuracies) / math.sqrt(len(accuracies))
+    if not series.first.images:
+        return None
     share = min(max(accuracies[0] / 100, 0), 1)
-    return 100 * math.sqrt(share * (1 - share) / (series.first.images or 1))
+    return 100 * math.sqrt(share * (1 - share) / series.first.images)
 
 
 def describe_data(series: Sequence[Series]) -> str:

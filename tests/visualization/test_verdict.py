@@ -60,6 +60,7 @@ def test_helps_with_seeds():
         (82.0, 60000, 'distillation helps'),
         (60.0, 600, 'distillation hurts'),
         (100.0, 600, 'distillation helps'),
+        (95.0, None, 'not judged, as the number of validation images is unknown'),
     ],
 )
 def test_one_run_is_judged_by_its_images(accuracy, images, word):
