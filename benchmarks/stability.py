@@ -109,7 +109,7 @@ def train(cfg: Config, steps: int, seed: int) -> tuple[nn.Module, dict[str, Any]
         found['finite_steps'] = step + 1
         if heads is not None:
             target = torch.cat([sample.gt_label for sample in batch['data_samples']])
-            measured = heads.measure(target, values['loss'].item())
+            measured = heads.measure(target, values['loss_student'].item())
             found.setdefault('first', measured)
             found['last'] = measured
     return model, found
