@@ -116,8 +116,9 @@ def _of_torchvision(name: str, num_classes: int, image_size: int | None, field: 
     elif name.startswith('maxvit'):
         kwargs['input_size'] = (size, size)
     elif name in ('googlenet', 'inception_v3'):
-        # Their auxiliary classifiers have a loss of their own.
-        kwargs |= dict(aux_logits=False, init_weights=True)
+        # Their auxiliary classifiers have a loss of their own, and their weights are for images on
+        # [-1, 1], to which they convert ImageNet's normalisation.
+        kwargs |= dict(aux_logits=False, init_weights=True, transform_input=True)
     config = dict(type='ModuleClassifier', module=f'torchvision.models:{name}', kwargs=kwargs)
     normalization = _normalization(transforms.mean, transforms.std)
     return NamedModel(name, config, size, normalization, weights.url, 1000)
@@ -136,8 +137,11 @@ def _of_hugging_face(name: str, num_classes: int, image_size: int | None, field:
         processor = AutoImageProcessor.from_pretrained(name).to_dict()
     except (OSError, ValueError):
         processor = {}  # the repository does not describe its images
-    mean = processor.get('image_mean') or IMAGENET['mean']
-    std = processor.get('image_std') or IMAGENET['std']
+    if processor.get('do_normalize', True):
+        mean = processor.get('image_mean') or IMAGENET['mean']
+        std = processor.get('image_std') or IMAGENET['std']
+    else:  # images on [0, 1]
+        mean, std = [0.0] * 3, [1.0] * 3
     config = dict(
         type='ModuleClassifier',
         module='mldr_kd_mm.models.backbones.hugging_face:create',

@@ -32,6 +32,8 @@ _OF_TORCHVISION = re.compile(
     r'(features\.\d+\.(\d+|block|conv)|encoder\.layers\.encoder_layer_\d+|trunk_output\.block\d+'
     r'|blocks\.\d+\.layers\.\d+\.layers)\..*'
 )
+# Names in torchvision's files of DenseNet, from before its modules had the names of today.
+_OLD_DENSENET = re.compile(r'(denselayer\d+\.(?:norm|conv))\.([12]\.)')
 
 
 class LoadReport(NamedTuple):
@@ -154,8 +156,11 @@ def _try(
 def _conversions(
     model: nn.Module, weights: dict[str, Tensor]
 ) -> Iterator[tuple[dict[str, Tensor], str]]:
-    """Yield the weights as they are, then as timm converts them, each with a note."""
+    """Yield the weights as they are, then with newer names or as timm converts them."""
     yield weights, ''
+    renamed = {_OLD_DENSENET.sub(r'\1\2', name): value for name, value in weights.items()}
+    if renamed.keys() != weights.keys():
+        yield renamed, 'with the newer names of DenseNet'
     converted = _convert(model, weights)
     if converted:
         yield converted, 'converted by timm'

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import Any
 
 import torchvision
@@ -183,7 +184,8 @@ def find_function(name: str) -> Callable[..., Any]:
     """Import a function or a class.
 
     Args:
-        name: ``PACKAGE.MODULE:FUNCTION``, where FUNCTION may be a method, ``CLASS.METHOD``.
+        name: ``PACKAGE.MODULE:FUNCTION``, where FUNCTION may be a method, ``CLASS.METHOD``, but not
+            lead through another module.
 
     Raises:
         ConfigError: If there is no such function.
@@ -203,6 +205,11 @@ def find_function(name: str) -> Callable[..., Any]:
             hint = did_you_mean(part, [key for key in vars(found) if not key.startswith('_')])
             raise ConfigError(f'module={name!r}: {package} has no {path}' + (hint and f'; {hint}'))
         found = getattr(found, part)
+        # A stored config would get from a module that the user trusts to those that it imports.
+        if isinstance(found, ModuleType):
+            raise ConfigError(
+                f'module={name!r}: {part} is a module; must be {found.__name__}:FUNCTION'
+            )
     if not callable(found):
         kind = type(found).__name__
         raise ConfigError(f'module={name!r}: must be a function or a class, not {kind}')

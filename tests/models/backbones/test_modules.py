@@ -92,6 +92,8 @@ def test_output_without_logits(form, found):
         (f'{__name__}:NOT_CALLABLE', 'must be a function or a class, not int'),
         ('builtins:dict', 'must return an nn.Module, not dict'),
         (f'{__name__}:fails', 'no weights here'),
+        (f'{__name__}:json.dumps', 'json is a module; must be json:FUNCTION'),
+        (f'{__name__}:nn.init.os.getcwd', 'nn is a module; must be torch.nn:FUNCTION'),
     ],
 )
 def test_mistakes(module, message):
@@ -156,6 +158,24 @@ class TestTorchvision:
         assert with_pretrained_weights(found, 'student')['init_cfg']['checkpoint'] == found.weights
         assert found.weights.startswith('https://') and found.pretrained_classes == 1000
 
+    def test_older_names_of_densenet(self, tmp_path):
+        kwargs = dict(growth_rate=4, block_config=[1, 1, 1, 2], num_init_features=8)
+        theirs = torchvision.models.DenseNet(**kwargs, num_classes=5)
+        pattern = re.compile(r'(denselayer\d+\.(norm|conv))([12])')
+        old = {pattern.sub(r'\1.\3', name): w for name, w in theirs.state_dict().items()}
+        assert 'features.denseblock4.denselayer2.norm.1.weight' in old
+        torch.save(old, tmp_path / 'weights.pth')
+        model = build('torchvision.models:DenseNet', **kwargs, num_classes=3)
+        report = load_weights(model, str(tmp_path / 'weights.pth'), 'load_from', for_training=True)
+        assert report.missing == ['classifier.weight', 'classifier.bias']
+        ours, theirs = (m.features.denseblock4.denselayer2 for m in (model.model, theirs))
+        assert torch.equal(ours.conv1.weight, theirs.conv1.weight)
+
+    @pytest.mark.parametrize('name', ['googlenet', 'inception_v3'])
+    def test_weights_for_images_of_another_range(self, name):
+        """As torchvision sets it together with the weights."""
+        assert find_model(f'torchvision/{name}', 2).config['kwargs']['transform_input']
+
     def test_unknown_name(self):
         match = "student='torchvision/resnet19': .*did you mean resnet"
         with pytest.raises(ConfigError, match=match):
@@ -189,6 +209,11 @@ class TestHuggingFace:
         probe = tapped.probe(['feature', *stages], (3, 32, 32))
         assert probe.width('logits') == 3 and probe.width('feature') == 16
         assert [probe.layouts[stage].grid for stage in stages] == [(4, 4)] * 4
+
+    def test_images_that_are_not_normalized(self, folder):
+        processor = dict(image_processor_type='ViTImageProcessor', do_normalize=False)
+        (folder / 'preprocessor_config.json').write_text(json.dumps(processor))
+        assert find_model(f'hf/{folder}', 3).normalization == dict(mean=[0.0] * 3, std=[255.0] * 3)
 
     def test_pretrained_weights(self, folder, tmp_path):
         found = find_model(f'hf/{folder}', 3)
