@@ -134,14 +134,10 @@ def _of_hugging_face(name: str, num_classes: int, image_size: int | None, field:
     with named(f"{field}='hf/{name}'"):
         known = AutoConfig.from_pretrained(name)
     try:
-        processor = AutoImageProcessor.from_pretrained(name).to_dict()
+        processor = AutoImageProcessor.from_pretrained(name)
     except (OSError, ValueError):
-        processor = {}  # the repository does not describe its images
-    if processor.get('do_normalize', True):
-        mean = processor.get('image_mean') or IMAGENET['mean']
-        std = processor.get('image_std') or IMAGENET['std']
-    else:  # images on [0, 1]
-        mean, std = [0.0] * 3, [1.0] * 3
+        processor = None  # the repository does not describe its images
+    mean, std = _statistics_of(processor)
     config = dict(
         type='ModuleClassifier',
         module='mldr_kd_mm.models.backbones.hugging_face:create',
@@ -150,6 +146,15 @@ def _of_hugging_face(name: str, num_classes: int, image_size: int | None, field:
     size = image_size or _side(getattr(known, 'image_size', None)) or 224
     label = Path(name).name
     return NamedModel(label, config, size, _normalization(mean, std), 'hf', known.num_labels)
+
+
+def _statistics_of(processor: Any) -> tuple[Sequence[float], Sequence[float]]:
+    """Return the mean and std of the images of a processor of transformers, on [0, 1]."""
+    if not getattr(processor, 'do_normalize', True):
+        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    of_timm = getattr(processor, 'data_config', {})  # of a model of timm in transformers
+    mean = getattr(processor, 'image_mean', None) or of_timm.get('mean', IMAGENET['mean'])
+    return mean, getattr(processor, 'image_std', None) or of_timm.get('std', IMAGENET['std'])
 
 
 def _side(size: Any) -> int | None:

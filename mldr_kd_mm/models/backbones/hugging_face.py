@@ -8,7 +8,7 @@ from mldr_kd_mm.utils.errors import ConfigError
 
 
 def create(name: str, num_classes: int, pretrained: bool = False) -> nn.Module:
-    """Return an image classifier of transformers, for a ModuleClassifier.
+    """Return an image classifier of transformers in float32, for a ModuleClassifier.
 
     Args:
         name: Name of a repository on the Hugging Face hub, or the path of a folder with a
@@ -24,8 +24,11 @@ def create(name: str, num_classes: int, pretrained: bool = False) -> nn.Module:
     except ImportError as error:
         raise ConfigError("needs transformers; run pip install 'transformers>=5,<6'") from error
     if pretrained:
-        return AutoModelForImageClassification.from_pretrained(
+        model = AutoModelForImageClassification.from_pretrained(
             name, num_labels=num_classes, ignore_mismatched_sizes=True
         )
-    config = AutoConfig.from_pretrained(name, num_labels=num_classes)
-    return AutoModelForImageClassification.from_config(config)
+    else:
+        config = AutoConfig.from_pretrained(name, num_labels=num_classes)
+        model = AutoModelForImageClassification.from_config(config)
+    # Both take the precision of the repository, which may be half.
+    return model.float()

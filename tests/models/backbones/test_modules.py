@@ -2,7 +2,10 @@
 
 import json
 import re
+import sys
 from collections import namedtuple
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -11,6 +14,7 @@ from torch import nn
 
 from mldr_kd_mm import ConfigError
 from mldr_kd_mm.apis.models import fetch_pretrained, find_model, with_pretrained_weights
+from mldr_kd_mm.models.backbones import hugging_face
 from mldr_kd_mm.models.taps.recorder import FeatureRecorder
 from mldr_kd_mm.models.taps.tapped_model import TappedModel
 from mldr_kd_mm.models.weights import load_weights
@@ -210,10 +214,36 @@ class TestHuggingFace:
         assert probe.width('logits') == 3 and probe.width('feature') == 16
         assert [probe.layouts[stage].grid for stage in stages] == [(4, 4)] * 4
 
-    def test_images_that_are_not_normalized(self, folder):
-        processor = dict(image_processor_type='ViTImageProcessor', do_normalize=False)
-        (folder / 'preprocessor_config.json').write_text(json.dumps(processor))
-        assert find_model(f'hf/{folder}', 3).normalization == dict(mean=[0.0] * 3, std=[255.0] * 3)
+    @pytest.fixture
+    def stub(self, monkeypatch):
+        """Replace transformers, which may not be installed."""
+        stub = SimpleNamespace(
+            AutoConfig=Mock(), AutoImageProcessor=Mock(), AutoModelForImageClassification=Mock()
+        )
+        monkeypatch.setitem(sys.modules, 'transformers', stub)
+        return stub
+
+    @pytest.mark.parametrize(
+        ('processor', 'mean', 'std'),
+        [
+            (dict(do_normalize=True, image_mean=[0.5] * 3, image_std=[0.2] * 3), 127.5, 51.0),
+            (dict(do_normalize=None, image_mean=None, image_std=None), 0.0, 255.0),  # MobileViT
+            (dict(data_config=dict(mean=(0.5,) * 3, std=(0.2,) * 3)), 127.5, 51.0),  # timm's
+            (dict(do_normalize=True), 123.675, 58.395),
+        ],
+    )
+    def test_normalization(self, stub, processor, mean, std):
+        stub.AutoConfig.from_pretrained.return_value = SimpleNamespace(num_labels=5)
+        stub.AutoImageProcessor.from_pretrained.return_value = SimpleNamespace(**processor)
+        found = find_model('hf/some/model', 3).normalization
+        assert (found['mean'][0], found['std'][0]) == (mean, std)
+
+    @pytest.mark.parametrize('pretrained', [True, False])
+    def test_a_repository_in_half_precision(self, stub, pretrained):
+        models = stub.AutoModelForImageClassification
+        models.from_pretrained.return_value = nn.Linear(2, 2).bfloat16()
+        models.from_config.return_value = nn.Linear(2, 2).half()
+        assert hugging_face.create('some/model', 2, pretrained).weight.dtype == torch.float32
 
     def test_pretrained_weights(self, folder, tmp_path):
         found = find_model(f'hf/{folder}', 3)
