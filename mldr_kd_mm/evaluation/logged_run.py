@@ -214,8 +214,7 @@ class LoggedRun:
             config = self.config.model.to_dict()
             preprocessor = self.config.get('data_preprocessor') or config.get('data_preprocessor')
             if self.has_teacher:
-                student = without_weights(config['student'])
-                config |= dict(student=student, teacher_compile=False)
+                config |= dict(student=without_weights(config['student']))
             else:
                 config = without_weights(config)
             config = self._checked('model', config | dict(data_preprocessor=preprocessor))

@@ -25,7 +25,9 @@ from mldr_kd_mm.utils.errors import ConfigError, describe, printable
 
 _PROGRAMS = ('pickle', 'pkl', 'yaml', 'yml')
 _WEIGHTS = ('checkpoint_path', 'init_cfg', 'pretrained', 'teacher_checkpoint', 'tokenizer_path')
-_IGNORED = ('cache_dir', 'trust_remote_code')
+# torch.compile runs the compiler that its options name.
+_COMPILE = ('losses_compile', 'student_compile', 'teacher_compile')
+_IGNORED = ('cache_dir', 'trust_remote_code', *_COMPILE)
 _LOCAL = ('disk', 'local')  # the backends that import nothing: mmengine's old name and its new one
 # What these modules register unpickles files or runs code from the Hugging Face hub.
 _NOT_BUILT = ('mmpretrain.models.multimodal', 'mmpretrain.models.retrievers', 'transformers')
@@ -61,8 +63,9 @@ def check_types(config: Any, field: str, custom_imports: Any = None) -> Any:
     """Return a copy of a part of a stored config in which every ``type`` is registered.
 
     A dotted path, which lazy configs store, becomes the name of the class that its package has
-    registered. ``trust_remote_code`` and ``cache_dir`` are removed, and no data set downloads its
-    files. A class with a ``check_stored(config, field)`` checks its own arguments.
+    registered. ``trust_remote_code``, ``cache_dir`` and the options of ``torch.compile`` are
+    removed, and no data set downloads its files. A class with a ``check_stored(config, field)``
+    checks its own arguments.
 
     Args:
         config: The part: a dict, a list, a tuple or a plain value.

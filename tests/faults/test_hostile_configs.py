@@ -371,6 +371,15 @@ def test_weights_that_are_replaced_are_not_read():
     assert check_types(named, 'model') == check_types(remote, 'model')
 
 
+def test_nothing_is_compiled():
+    """torch.compile runs the compiler that its options name."""
+    options = dict(options={'cpp.cxx': ('/tmp/program',)})
+    parts = dict.fromkeys(('teacher_compile', 'student_compile', 'losses_compile'), options)
+    model = dict(type='Distiller', student=dict(type='Distiller', **parts), **parts)
+    plain = dict(type='Distiller', student=dict(type='Distiller'))
+    assert check_types(model, 'model') == plain
+
+
 @pytest.mark.parametrize('command', ['report', 'export'])
 def test_imports_are_named_and_need_an_option(command, stored, tmp_path, monkeypatch, capsys):
     module = f'my_models_{command}'
