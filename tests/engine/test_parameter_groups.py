@@ -84,6 +84,7 @@ def test_groups_that_processes_share_are_not_merged():
     dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)
     try:
         optimizer = dict(type='ZeroRedundancyOptimizer', optimizer_type='AdamW', lr=0.01)
+        optimizer['weight_decay'] = 0.05
         _, wrapper = build(KEYS, optimizer=optimizer)
         groups, inner = wrapper.optimizer.param_groups, wrapper.optimizer.optim.param_groups
         assert len(inner) > 3

@@ -44,6 +44,8 @@ class _WrappedModule(TimmClassifier):
         preprocessor = {'type': 'mldr_kd_mm.ClsDataPreprocessor', **(data_preprocessor or {})}
         if train_cfg is not None and 'augments' in train_cfg:
             preprocessor['batch_augments'] = train_cfg
+        # mmengine would not find its scope without a default scope.
+        preprocessor = MODELS.build(preprocessor)
         BaseClassifier.__init__(self, init_cfg=init_cfg, data_preprocessor=preprocessor)
         # A hook instead of a wrapper: the names of the weights and taps stay the module's.
         module.register_forward_hook(_only_logits)

@@ -260,15 +260,15 @@ class _Mixer(nn.Module):
         return selective_scan(u, delta, A, B.mT, C.mT, D, z, dt_proj.bias)
 
 
-def _preprocessor(config: dict | None, train_cfg: dict | None, num_classes: int) -> dict:
-    """Return the preprocessor's config with the batch augmentations of ``train_cfg``."""
-    # mmengine builds it, so the type names its scope.
+def _preprocessor(config: dict | None, train_cfg: dict | None, num_classes: int) -> nn.Module:
+    """Build the preprocessor with the batch augmentations of ``train_cfg``."""
+    # mmengine would not find its scope without a default scope.
     default = {'type': 'mldr_kd_mm.ClsDataPreprocessor', 'num_classes': num_classes}
     config = dict(config or {})
     config = config if 'type' in config else default | config
     if train_cfg is not None and 'augments' in train_cfg:
         config['batch_augments'] = train_cfg
-    return config
+    return MODELS.build(config)
 
 
 def _image_size(img_size: int | tuple[int, int], patch_size: int) -> tuple[int, int]:

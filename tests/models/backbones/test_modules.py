@@ -10,11 +10,14 @@ from unittest.mock import Mock
 import pytest
 import torch
 import torchvision
+from mmengine.registry import DefaultScope, init_default_scope
 from torch import nn
 
 from mldr_kd_mm import ConfigError
 from mldr_kd_mm.apis.models import fetch_pretrained, find_model, with_pretrained_weights
 from mldr_kd_mm.models.backbones import hugging_face
+from mldr_kd_mm.models.builder import build_classifier
+from mldr_kd_mm.models.data_preprocessor import ViewDataPreprocessor
 from mldr_kd_mm.models.taps.recorder import FeatureRecorder
 from mldr_kd_mm.models.taps.tapped_model import TappedModel
 from mldr_kd_mm.models.weights import load_weights
@@ -104,6 +107,17 @@ def test_mistakes(module, message):
     with pytest.raises(ConfigError, match=message) as caught:
         build(module)
     assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('scope', [None, 'mmpretrain', 'mldr_kd_mm'])
+@pytest.mark.parametrize('name', ['torchvision/resnet18', 'vim-tiny'])
+def test_default_scope(name, scope):
+    """``distill`` looks at its models before there is a default scope."""
+    DefaultScope._instance_dict.clear()
+    if scope is not None:
+        init_default_scope(scope)
+    model = build_classifier(find_model(name, 3).config)
+    assert isinstance(model.data_preprocessor, ViewDataPreprocessor)
 
 
 def test_stages_inside_of_a_part():
