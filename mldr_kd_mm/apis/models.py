@@ -103,7 +103,9 @@ def find_model(
 def _of_torchvision(name: str, num_classes: int, image_size: int | None, field: str) -> NamedModel:
     import torchvision
 
-    known = torchvision.models.list_models(torchvision.models)
+    names = torchvision.models.list_models(torchvision.models)
+    # MNASNet only loads files with a version, which the checkpoints of a run do not have.
+    known = [each for each in names if not each.startswith('mnasnet')]
     if name not in known:
         hint = did_you_mean(name, known) or 'list_models(torchvision.models) lists names'
         raise ConfigError(f"{field}='torchvision/{name}': there is no such model; {hint}")

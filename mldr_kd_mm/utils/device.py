@@ -29,11 +29,14 @@ def float32_products(device: torch.device, precision: str) -> AbstractContextMan
         device: The device that computes. On the CPU nothing changes, nor in code that
             ``torch.compile`` compiles, which would break its graph here.
         precision: ``highest``: float32. ``high``: TF32, on GPUs that have it, unless the products
-            are less precise already.
+            are less precise already. A precision that was set by ``torch.backends`` is kept.
     """
     if device.type != 'cuda' or torch.compiler.is_compiling():
         return nullcontext()
-    before = torch.get_float32_matmul_precision()
+    try:
+        before = torch.get_float32_matmul_precision()
+    except RuntimeError:  # It was set by torch.backends, which is not to be mixed with this.
+        return nullcontext()
     if before == precision or (precision == 'high' and before == 'medium'):
         return nullcontext()
     return _float32_products(before, precision)

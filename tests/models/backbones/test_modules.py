@@ -198,6 +198,8 @@ class TestTorchvision:
         match = "student='torchvision/resnet19': .*did you mean resnet"
         with pytest.raises(ConfigError, match=match):
             find_model('torchvision/resnet19', 2, field='student')
+        with pytest.raises(ConfigError, match="'torchvision/mnasnet1_0': there is no such model"):
+            find_model('torchvision/mnasnet1_0', 2)
 
 
 class TestHuggingFace:

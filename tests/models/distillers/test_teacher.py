@@ -618,6 +618,14 @@ class TestCost:
         with teacher._in_precision(torch.device('cpu')):
             assert torch.get_float32_matmul_precision() == 'highest'
 
+    def test_tf32_set_by_the_newer_functions_of_torch(self, monkeypatch):
+        def fails():
+            raise RuntimeError('mix of the legacy and new APIs')
+
+        monkeypatch.setattr(torch, 'get_float32_matmul_precision', fails)
+        with float32_products(torch.device('cuda'), 'highest'):
+            pass
+
     def test_fp32_stays_fp32_beside_a_student_under_autocast(self):
         teacher = teach(resnet())
         expected = teacher(images())['logits']
