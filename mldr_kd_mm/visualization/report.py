@@ -237,6 +237,9 @@ def describe_model(config: dict[str, Any]) -> str:
     """Return the name of a classifier from its config."""
     if config.get('model_name'):
         return str(config['model_name'])
+    if config.get('module'):  # of a ModuleClassifier: the model on the hub, or the function
+        kwargs = config.get('kwargs') or {}
+        return str(kwargs.get('name') or str(config['module']).rpartition(':')[2])
     backbone = config.get('backbone') or config
     details = [backbone.get(key) for key in ('arch', 'model_name', 'depth')]
     details = [str(detail) for detail in details if isinstance(detail, (str, int))]

@@ -312,6 +312,9 @@ def test_describe_model():
     assert describe_model(dict(type='TimmClassifier', model_name='deit_tiny')) == 'deit_tiny'
     vit = dict(type='ImageClassifier', backbone=dict(type='VisionTransformer', arch='deit-small'))
     assert describe_model(vit) == 'VisionTransformer deit-small'
+    module = dict(type='ModuleClassifier', module='torchvision.models:resnet18')
+    assert describe_model(module) == 'resnet18'
+    assert describe_model(module | dict(kwargs=dict(name='some/vit'))) == 'some/vit'
 
 
 def run_report(capsys, *args):
