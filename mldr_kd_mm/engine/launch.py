@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import shlex
 import sys
+import traceback
 from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
@@ -217,7 +218,7 @@ def _exit_code_of(cfg: Config, task: str) -> int:
             print(f'Next: mldr-kd report {shlex.quote(cfg.work_dir)}')
     except SystemExit as stop:  # raised by the StopSignalHook
         return stop.code
-    except (OSError, RuntimeError) as error:
+    except (EOFError, OSError, RuntimeError) as error:
         message = machine_failure(error)
         if message is None:
             raise
@@ -259,7 +260,7 @@ def machine_failure(error: Exception) -> str | None:
     """Describe an error that the machine causes; None for any other error."""
     if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
         return f'{error.filename or "a file"} cannot be read or written: {error.strerror}'
-    if str(error).startswith('DataLoader worker (pid'):
+    if str(error).startswith('DataLoader worker (pid') or _is_of_a_lost_worker(error):
         return f'a data-loader worker was killed ({describe(error)})'
     # gloo raises plain RuntimeErrors.
     if torch.distributed.is_initialized() and (
@@ -269,6 +270,18 @@ def machine_failure(error: Exception) -> str | None:
         reason = describe(error).splitlines()[0]
         return f'another process of this run is gone or cannot be reached ({reason})'
     return None
+
+
+def _is_of_a_lost_worker(error: Exception) -> bool:
+    """Return whether a data-loader worker died while this process fetched a tensor from it.
+
+    torch notices most dead workers, but not before the connection to one breaks.
+    """
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    is_connection = isinstance(error, (ConnectionError, EOFError, FileNotFoundError))
+    return is_connection and any(
+        frame.f_globals.get('__name__') == 'multiprocessing.resource_sharer' for frame in frames
+    )
 
 
 def leave(code: int, over_gloo: bool) -> None:

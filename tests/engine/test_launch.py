@@ -2,7 +2,7 @@
 
 import errno
 import gc
-import multiprocessing
+import multiprocessing.resource_sharer
 import os
 import signal
 import time
@@ -92,6 +92,18 @@ def test_a_killed_worker_ends_the_run_with_one_line(run, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith('error: a data-loader worker was killed (DataLoader worker (pid')
     assert line.endswith('--resume continues from the last checkpoint')
+
+
+def test_a_connection_that_breaks_with_its_worker_is_one_line(run, capsys, tmp_path):
+    sharer = multiprocessing.resource_sharer._resource_sharer
+
+    with pytest.raises(SystemExit) as stopped:
+        run(lambda: sharer.get_connection((str(tmp_path / 'gone'), 0)), start=launch.run)
+    assert stopped.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith('error: a data-loader worker was killed (')
+    with pytest.raises(FileNotFoundError):
+        run(lambda: open(tmp_path / 'gone'), start=launch.run)
 
 
 @pytest.mark.parametrize('number', [errno.ENOSPC, errno.EROFS, errno.EIO])

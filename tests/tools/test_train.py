@@ -24,6 +24,10 @@ def one_line(result):
 
 
 def test_train_resume_and_test(config, tool, tmp_path):
+    def logs():
+        """Return all logs: a run that starts in the same second writes to the log before it."""
+        return ''.join(path.read_text() for path in tmp_path.rglob('*.log'))
+
     assert tool('train', config)[0] == 0
     work_dir = tmp_path / 'here/work_dirs/tiny'
     assert (work_dir / 'epoch_1.pth').exists()
@@ -40,17 +44,14 @@ def test_train_resume_and_test(config, tool, tmp_path):
     for checkpoint in (work_dir / 'epoch_2.pth', exported):
         tested = tmp_path / checkpoint.stem
         assert tool('test', config, checkpoint, '--work-dir', tested)[0] == 0
-        (log,) = tested.glob('*/*.log')
-        assert f'checkpoint={str(checkpoint)!r}: {len(weights)} weights matched' in log.read_text()
+        assert f'checkpoint={str(checkpoint)!r}: {len(weights)} weights matched' in logs()
         (score,) = tested.glob('*/2*.json')
         scores.append(json.loads(score.read_text())['accuracy/top1'])
     assert scores[0] == scores[1]
     other_std = ['--cfg-options', 'data_preprocessor.std=[9.0,9.0,9.0]']
     code, stderr = tool('test', config, work_dir / 'epoch_2.pth', *other_std)
     assert code == 0
-    # A run that starts in the same second writes to the same log.
-    logs = ''.join(path.read_text() for path in tmp_path.rglob('*.log'))
-    assert 'std [127, 127, 127], but is tested with mean [127, ' in logs
+    assert 'std [127, 127, 127], but is tested with mean [127, ' in logs()
     said = one_line(tool('test', config, other))
     assert said.startswith(f'checkpoint={str(other)!r}: 0 weights matched, ')
 
