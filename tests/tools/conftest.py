@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mmengine.logging import MMLogger
 from PIL import Image
 
 TOOLS = Path(__file__).parents[2] / 'tools'
@@ -78,6 +79,8 @@ def tool(read_tool, capfd):
 
     def run_tool(name, *args):
         main = read_tool(name)['main']
+        # A new process has no loggers; those of a run that began in the same second have its name.
+        MMLogger._instance_dict.clear()
         capfd.readouterr()
         try:
             main([str(arg) for arg in args])
