@@ -7,10 +7,12 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from mmengine.logging import MMLogger, print_log
 
+_PACKAGE = Path(__file__).parents[1]
 _OPENMMLAB = ('mmengine', 'mmcv', 'mmpretrain')
 _OF_LOGGING = (__name__, 'logging', 'mmengine.logging.logger')
 
@@ -51,8 +53,8 @@ def quiet_console(quiet: bool = True) -> Iterator[None]:
     """Show only what concerns the user on the console; the log file gets everything.
 
     The console shows the messages of :func:`tell`, each warning once, and errors, without the time
-    and the name of the logger. Warnings of the OpenMMLab packages and of Python's ``warnings`` are
-    in the log file only.
+    and the name of the logger. Warnings of the OpenMMLab packages, and those of Python's
+    ``warnings`` that do not come from this package, are in the log file only.
 
     Args:
         quiet: Whether to do that. False: nothing changes.
@@ -121,4 +123,7 @@ def _write_plainly(handler: logging.Handler, record: logging.LogRecord) -> None:
 
 
 def _log_warning(message: Warning, category: type, filename: str, lineno: int, *_: Any) -> None:
-    print_log(f'{filename}:{lineno}: {category.__name__}: {message}', 'current')
+    if Path(filename).is_relative_to(_PACKAGE):
+        print_log(str(message), 'current', logging.WARNING)
+    else:
+        print_log(f'{filename}:{lineno}: {category.__name__}: {message}', 'current')

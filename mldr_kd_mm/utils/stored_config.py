@@ -31,8 +31,6 @@ _IGNORED = ('cache_dir', 'trust_remote_code', *_COMPILE)
 _LOCAL = ('disk', 'local')  # the backends that import nothing: mmengine's old name and its new one
 # What these modules register unpickles files or runs code from the Hugging Face hub.
 _NOT_BUILT = ('mmpretrain.models.multimodal', 'mmpretrain.models.retrievers', 'transformers')
-
-
 _trusted: set[str] = set()
 
 

@@ -7,6 +7,7 @@ import warnings
 import pytest
 from mmengine.logging import MMLogger, print_log
 
+import mldr_kd_mm.registry
 from mldr_kd_mm.utils.logging import quiet_console, tell
 
 
@@ -38,10 +39,12 @@ def test_what_it_shows(log, capsys):
         print_log('too few images', 'current', logging.WARNING)
         print_log('broken', 'current', logging.ERROR)
         warnings.showwarning('deprecated', FutureWarning, 'torch.py', 1)
+        warnings.showwarning('a slow kernel', UserWarning, mldr_kd_mm.registry.__file__, 1)
         # Another run of the same command repeats neither.
         other = log('two')
         print_log('too few images', 'current', logging.WARNING)
     shown = '[epoch] 1\n[epoch] 1\nwarning: too few images\nerror: broken\n'
+    shown += 'warning: a slow kernel\n'
     assert capsys.readouterr() == (shown, '')
     text = file.read_text()
     for line in ('System environment:', '[epoch] 1', 'of mmengine', 'too few images', 'broken'):
