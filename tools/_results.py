@@ -14,11 +14,12 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
-from _runs import ROOT, mean_and_std
+from _runs import ROOT
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mldr_kd_mm.apis.configs import SCRATCH
+from mldr_kd_mm.evaluation.measures import mean_and_std
 from mldr_kd_mm.utils.atomic_files import atomic_write
 from mldr_kd_mm.utils.errors import ConfigError
 from mldr_kd_mm.version import __version__

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import statistics
 import subprocess
 import sys
 import time
@@ -253,12 +252,6 @@ class _Display:
         self._progress.remove_task(self._bars.pop(run))
         if ended.code == 0:
             self._console.print(f'{run.name}: {run.epochs} epochs, {run.latest_accuracy()}')
-
-
-def mean_and_std(values: Sequence[float], form: str = '.1f') -> str:
-    """Return ``mean ± std`` as text, or the value alone if there is only one."""
-    mean = format(statistics.mean(values), form)
-    return f'{mean} ± {statistics.stdev(values):{form.lstrip("+")}}' if len(values) > 1 else mean
 
 
 def positive(text: str) -> int:

@@ -25,7 +25,6 @@ from _runs import (
     Run,
     RunFailed,
     check_code,
-    mean_and_std,
     positive,
     train_all,
 )
@@ -36,6 +35,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mldr_kd_mm.evaluation.logged_run import ACCURACY
+from mldr_kd_mm.evaluation.measures import mean_and_std
 from mldr_kd_mm.visualization.style import COLORS, INK, apply_style
 
 WORK_DIR = Path('work_dirs/quickstart')
@@ -101,8 +101,8 @@ def make_table(runs: list[QuickRun]) -> Table:
     table.add_column('best epoch', justify='right')
     for method, its_runs in by_method(runs).items():
         accuracies = [list(run.curve(ACCURACY).values()) for run in its_runs]
-        last = mean_and_std([values[-1] for values in accuracies])
-        best = mean_and_std([max(values) for values in accuracies])
+        last = mean_and_std([values[-1] for values in accuracies], '.1f')
+        best = mean_and_std([max(values) for values in accuracies], '.1f')
         table.add_row(LABELS[method], last, best)
     return table
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -275,3 +276,14 @@ def changed_pairs(
 def _check_same_shape(a: Array, b: Array) -> None:
     if a.shape != b.shape:
         raise ConfigError(f'logits: {a.shape} and {b.shape}; must have the same shape')
+
+
+def mean_and_std(values: Sequence[float], form: str = '.2f') -> str:
+    """Return ``87.50 ± 0.50``, or the value alone if there is one.
+
+    Args:
+        values: One value per run.
+        form: Format of the numbers; a sign in it applies to the mean.
+    """
+    mean = format(statistics.mean(values), form)
+    return f'{mean} ± {statistics.stdev(values):{form.lstrip("+")}}' if len(values) > 1 else mean

@@ -20,7 +20,12 @@ from torch.utils.data import Dataset
 
 from mldr_kd_mm.evaluation.efficiency import Efficiency, measure
 from mldr_kd_mm.evaluation.logged_run import ACCURACY, LoggedRun
-from mldr_kd_mm.evaluation.measures import agreement, expected_calibration_error, softmax
+from mldr_kd_mm.evaluation.measures import (
+    agreement,
+    expected_calibration_error,
+    mean_and_std,
+    softmax,
+)
 from mldr_kd_mm.evaluation.observer import Observations, Observer
 from mldr_kd_mm.models.data_preprocessor import statistics as statistics_of
 from mldr_kd_mm.utils.atomic_files import atomic_write
@@ -34,7 +39,7 @@ from mldr_kd_mm.visualization.page import Row, Table, render
 from mldr_kd_mm.visualization.sections import SECTIONS
 from mldr_kd_mm.visualization.series import Entry, Series, alone, group_runs
 from mldr_kd_mm.visualization.style import style_of
-from mldr_kd_mm.visualization.verdict import closed, describe_data, gain, mean_and_std, verdict
+from mldr_kd_mm.visualization.verdict import closed, describe_data, gain, verdict
 
 _COLUMNS = (
     'Run',

@@ -14,6 +14,7 @@ from mldr_kd_mm.evaluation.efficiency import Efficiency
 from mldr_kd_mm.evaluation.logged_run import ACCURACY, LoggedRun
 from mldr_kd_mm.evaluation.observer import Observations
 from mldr_kd_mm.utils.logging import plural
+from mldr_kd_mm.utils.stored_config import without_fields
 
 Curve = dict[int, float]
 
@@ -149,7 +150,7 @@ def data_set(run: LoggedRun) -> str:
     """Return a description of the validation images of a run, equal for equal images."""
     loader = run.config.get('val_dataloader') or {}
     dataset = loader.get('dataset') or {}
-    facts = {name: value for name, value in dataset.items() if name != 'pipeline'}
+    facts = without_fields(dict(dataset), ('pipeline',))
     kind = str(getattr(facts.pop('type', None), '__name__', None) or dataset.get('type'))
     parts = [f'{name}={value}' for name, value in sorted(facts.items()) if _is_telling(value)]
     return f'{kind.rpartition(".")[2]}({", ".join(parts)})'
@@ -173,7 +174,7 @@ def alone(series: Series, others: Sequence[Series]) -> Series | None:
 
 
 def _settings(run: LoggedRun) -> str:
-    fields = ('model', 'train_cfg', 'optim_wrapper', 'param_scheduler', 'custom_hooks')
+    fields = ('model', 'load_from', 'train_cfg', 'optim_wrapper', 'param_scheduler', 'custom_hooks')
     loaders = ('train_dataloader', 'val_dataloader')
     config = run.config.to_dict()
     kept = {name: config.get(name) for name in (*fields, *loaders)}
@@ -198,7 +199,7 @@ def _architecture(run: LoggedRun) -> dict[str, Any]:
 
 
 def _is_telling(value: Any) -> bool:
-    return isinstance(value, (str, int, float, dict)) and value != ''
+    return isinstance(value, (str, int, float, dict, list, tuple)) and value not in ('', [], ())
 
 
 def _mean(curves: Sequence[Curve]) -> Curve:

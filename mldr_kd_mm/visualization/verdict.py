@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
+from mldr_kd_mm.evaluation.measures import mean_and_std
 from mldr_kd_mm.utils.logging import plural
 from mldr_kd_mm.visualization.series import Series, alone, data_set
 
@@ -50,12 +51,6 @@ def closed(series: Series, baseline: Series | None) -> float | None:
         return None
     lead = teacher - statistics.fmean(baseline.last_accuracies())
     return 100 * points / lead if lead > 0 else None
-
-
-def mean_and_std(values: Sequence[float]) -> str:
-    """Return ``87.50 ± 0.50``, or the value alone if there is one."""
-    mean = f'{statistics.fmean(values):.2f}'
-    return f'{mean} ± {statistics.stdev(values):.2f}' if len(values) > 1 else mean
 
 
 def _judge(series: Series, baseline: Series | None) -> str:

@@ -98,6 +98,12 @@ def test_different_images_are_not_compared():
     assert len({data_set(entry('x', 1.0, dataset=dataset).run) for dataset in sizes}) == 1
 
 
+def test_parts_of_a_data_set_are_told_apart():
+    parts = [dict(DIGITS, indices=indices) for indices in ([0, 1], [2, 3])]
+    sets = [*parts, *(dict(type='ConcatDataset', datasets=[part]) for part in parts), DIGITS]
+    assert len({data_set(entry('x', 1.0, dataset=dataset).run) for dataset in sets}) == 5
+
+
 def test_runs_of_one_seed_are_not_grouped():
     series = group(entry('a/run', 80.0), entry('b/run', 80.0), entry('c/run', 80.0, seed=1))
     assert [len(each.entries) for each in series] == [2, 1]
