@@ -239,6 +239,11 @@ def row(name: str, style: str, size: int, found: dict[str, str]) -> str:
     return f'| {name} | {style} | {size} | {taps} |'
 
 
+def collapsed(title: str, table: str) -> str:
+    """Return a table under a title that a click opens, on the site and on GitHub."""
+    return f'<details markdown="1">\n<summary>{title}</summary>\n\n{table}\n\n</details>'
+
+
 def main() -> None:
     """Write the tables into docs/architectures.md, between their markers."""
     page = Path(__file__).parents[1] / 'docs/architectures.md'
@@ -249,17 +254,17 @@ def main() -> None:
             row(family, kind_of(config), 32, stages_of(MODELS.build(config), (3, 32, 32)))
             for family, config in FAMILIES.items()
         ],
-        'mmpretrain backbones': [
+        f'{len(MMPRETRAIN)} mmpretrain backbones': [
             row(name, 'backbone', size, stages_of(backbone(name), (3, size, size)))
             for name, (_, size) in MMPRETRAIN.items()
         ],
-        'timm models': [
+        f'{len(TIMM)} timm models': [
             row(name, style, size, stages_of(MODELS.build(timm(name, **args)), (3, size, size)))
             for name, (style, size, args) in TIMM.items()
         ],
     }
     head = '| Model | Type | Image size | Taps and layouts |\n|---|---|---|---|\n'
-    body = '\n\n'.join(f'### {name}\n\n{head}' + '\n'.join(rows) for name, rows in tables.items())
+    body = '\n\n'.join(collapsed(name, head + '\n'.join(rows)) for name, rows in tables.items())
     page.write_text(f'{before}{_BEGIN}\n\n{body}\n\n{_END}{after}')
 
 
