@@ -370,7 +370,7 @@ def steps(bench: Bench) -> Results:
                     model.losses[0].losses[0].forward = written_out
                 if 'cached' in options:
                     folder = bench.folder / name.replace(', ', '-')
-                    model.teacher_cache = _cache(folder, size)
+                    model.teacher.cache = _cache(folder, size)
                 yield name, measure(bench, step)
             except Exception as error:
                 yield name, f'failed: {describe(error)}'

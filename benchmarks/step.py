@@ -93,7 +93,7 @@ def main() -> None:
 
         def step_with(teacher_cache: TeacherCache | None) -> Step:
             def step() -> None:
-                distiller.teacher_cache = teacher_cache
+                distiller.teacher.cache = teacher_cache
                 step_distilled()
 
             return step

@@ -105,8 +105,7 @@ class Observer:
         for name, output in (('fused', 'fused_logits'), ('fusion_weights', 'fusion_weights')):
             if output in outputs:
                 given[name] = outputs[output]
-        images = model.teacher.resize(model.to_teacher(inputs))
-        given['teacher'], teacher_stages = self._teacher(images)
+        given['teacher'], teacher_stages = self._teacher(model.teacher.prepare(inputs))
         for side, recorded in (('student', stages), ('teacher', teacher_stages)):
             given |= {f'{side}.{name}': _pool(feature) for name, feature in recorded.items()}
         return given

@@ -169,7 +169,7 @@ def _models(
     images = _preprocess(model.data_preprocessor, dataset[0])
     if run.has_teacher:
         teacher = model.teacher
-        size = teacher.resize(model.to_teacher(images)).shape[1:]
+        size = teacher.prepare(images).shape[1:]
         yield _sized('teacher', run.config.model.teacher, size), teacher.model, size
     student = model.student if run.has_teacher else model
     yield _sized('student', run.student, images.shape[1:]), student, images.shape[1:]

@@ -27,7 +27,7 @@ def test_both_models_by_hand():
     labels = [int(sample.gt_label) for sample in data['data_samples']]
     assert seen.labels[8:].tolist() == labels
     np.testing.assert_allclose(seen.student[8:], model.student(data['inputs']), atol=1e-5)
-    teacher = model.teacher.model(model.to_teacher(data['inputs']))
+    teacher = model.teacher.model(model.teacher.prepare(data['inputs']))
     np.testing.assert_allclose(seen.teacher[8:], teacher, atol=1e-5)
 
     with model.tapped_student.recorder(model.student) as record:

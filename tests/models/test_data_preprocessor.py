@@ -358,7 +358,8 @@ class TestStatistics:
         for teacher, checkpoint in ((by_timm, None), (by_file, str(tmp_path))):
             distiller = MODELS.build(mldr(teacher=teacher, teacher_checkpoint=checkpoint))
             data = batch(2)['inputs'].float()
-            seen = distiller.to_teacher(distiller.data_preprocessor(dict(inputs=data))['inputs'])
+            images = distiller.data_preprocessor(dict(inputs=data))['inputs']
+            seen = distiller.teacher.prepare(images)
             mean, std = (torch.tensor(known[k]).view(3, 1, 1) for k in ('mean', 'std'))
             assert_close(seen, (data / 255 - mean) / std, rtol=1e-4, atol=1e-4)
 

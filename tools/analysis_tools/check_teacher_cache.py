@@ -64,7 +64,7 @@ class Compare(Hook):
 
     def _compare(self, runner: Runner, indices: list) -> None:
         model = unwrap_model(runner.model)
-        found = model.teacher_cache.read([index.view for index in indices])
+        found = model.teacher.cache.read([index.view for index in indices])
         if None in found.values():
             return
         loader = runner.train_dataloader

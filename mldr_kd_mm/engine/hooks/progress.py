@@ -259,7 +259,7 @@ def _facts_of_distiller(runner: Runner, model: Distiller, config: Any) -> Iterat
     taps = model.tapped_student.recorder.taps
     if isinstance(taps, Mapping):
         yield 'taps', ', '.join(f'{name} {path}' for name, path in taps.items())
-    if model.teacher_cache is not None:
+    if model.teacher.cache is not None:
         yield 'teacher cache', 'outputs are recorded once and read afterwards'
 
 
@@ -281,7 +281,7 @@ def _type(config: Mapping) -> str:
 def _cached(runner: Runner) -> str:
     """Return whether the teacher cache is recorded or read; empty without a cache."""
     model = unwrap_model(runner.model)
-    if getattr(model, 'teacher_cache', None) is None:
+    if not isinstance(model, Distiller) or model.teacher.cache is None:
         return ''
     views = runner.train_dataloader.batch_sampler.sampler.views
     return 'recording the teacher' if runner.epoch < views else 'reading the teacher'

@@ -78,7 +78,7 @@ class TeacherCacheHook(Hook):
             ),
             mixing=_mixing(model.data_preprocessor, runner.train_dataloader),
         )
-        model.teacher_cache = TeacherCache(self.dir, fingerprint, _outputs(model, items[0]))
+        model.teacher.cache = TeacherCache(self.dir, fingerprint, _outputs(model, items[0]))
 
     def _check(self, model: Distiller, loader: DataLoader) -> None:
         sampler = _sampler(loader)

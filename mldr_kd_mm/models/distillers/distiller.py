@@ -15,18 +15,16 @@ from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
 from mldr_kd_mm.models.builder import build_classifier, build_neck, nest
-from mldr_kd_mm.models.data_preprocessor import Renormalize, with_statistics
+from mldr_kd_mm.models.data_preprocessor import with_statistics
 from mldr_kd_mm.models.distillers.batch import check_labels, read_labels, refuse_one_image
 from mldr_kd_mm.models.distillers.loss_entry import build_entries
 from mldr_kd_mm.models.distillers.student import Student
-from mldr_kd_mm.models.distillers.teacher import Teacher
-from mldr_kd_mm.models.distillers.teacher_cache import TeacherCache
+from mldr_kd_mm.models.distillers.teacher import Member, Teacher
 from mldr_kd_mm.models.necks.outputs import FUSION_WEIGHTS, check_outputs, named_outputs
 from mldr_kd_mm.models.taps.recorder import build_recorder
 from mldr_kd_mm.models.taps.stages import STAGES, VECTORS, fixed_size
 from mldr_kd_mm.models.taps.tapped_model import Probe
 from mldr_kd_mm.registry import MODELS
-from mldr_kd_mm.structures.view import get_views
 from mldr_kd_mm.utils.errors import ConfigError, check_config, check_sizes, checked_arguments, named
 
 # Arguments of torch.compile that select CUDA graphs.
@@ -129,9 +127,7 @@ class Distiller(BaseClassifier):
         self._compiled: Callable[..., dict[str, Tensor]] | None = None
         for field, options in self._compile.items():
             _check_type(field, options, 'True, False or a dict', bool, dict)
-        # Hooks set these.
-        self.teacher_cache: TeacherCache | None = None
-        self.distillation_stopped = False
+        self.distillation_stopped = False  # StopDistillHook sets it.
 
         with _own_rng(self):
             recorder = build_recorder(student_recorder, 'student_recorder')
@@ -145,10 +141,7 @@ class Distiller(BaseClassifier):
                     build_recorder(teacher_recorder, 'teacher_recorder'),
                     teacher_input_size and teacher_input_size[1:],
                     teacher_precision,
-                )
-            with named('data_preprocessor'):
-                self.to_teacher = Renormalize(
-                    self.data_preprocessor, self.teacher.model.data_preprocessor
+                    self.data_preprocessor,
                 )
             self.losses = build_entries(losses)
             size = input_size or (3, *(fixed_size(self.student) or (224, 224)))
@@ -247,7 +240,7 @@ class Distiller(BaseClassifier):
         if self.distillation_stopped:
             return self._loss_alone(inputs, data_samples)
         self._start_cuda_graphs(inputs.is_cuda)
-        teacher = self._read_teacher(inputs, data_samples)
+        teacher = self.teacher.read(inputs, self._teacher_names, data_samples)
         with refuse_one_image(len(inputs)):
             losses, student = self.tapped_student.loss(inputs, data_samples, self._student_names)
             needs = {name for entry in self.losses for name in entry.needs}
@@ -334,6 +327,11 @@ class Distiller(BaseClassifier):
         """Leave out compiled code, which cannot be pickled."""
         return super().__getstate__() | dict(_compiled=None)
 
+    @property
+    def teachers(self) -> list[Member]:
+        """Each teacher, with the tensors that the losses read of it."""
+        return self.teacher.members(self._teacher_names)
+
     def run_teacher(self, inputs: Tensor) -> dict[str, Tensor]:
         """Run the teacher on a batch that was preprocessed for the student.
 
@@ -343,12 +341,12 @@ class Distiller(BaseClassifier):
         Returns:
             Name -> tensor (B, ...), for each tensor of the teacher that the losses read.
         """
-        record = self.teacher(self.to_teacher(inputs), self._teacher_names)
+        record = self.teacher(inputs, self._teacher_names)
         return {name: record[name] for name in self._teacher_names}
 
     def predict_teacher(self, inputs: Tensor, data_samples: list[DataSample]) -> list[DataSample]:
         """Predict with the teacher, for a batch that was preprocessed for the student."""
-        return self.teacher.predict(self.to_teacher(inputs), data_samples)
+        return self.teacher.predict(inputs, data_samples)
 
     def init_weights(self) -> None:
         """Initialise the student exactly as it would be alone, then the neck and the losses."""
@@ -380,18 +378,6 @@ class Distiller(BaseClassifier):
         ]
         return losses | (dict(loss_stopped=sum(unused)) if unused else {})
 
-    def _read_teacher(self, inputs: Tensor, data_samples: list[DataSample]) -> dict[str, Tensor]:
-        """Return the teacher's tensors, from its cache if there is one."""
-        if self.teacher_cache is None:
-            return self.run_teacher(inputs)
-        views = get_views(data_samples)
-        if views is None:
-            raise ConfigError(
-                'teacher_cache: the batch has no views; train_dataloader.sampler must be a '
-                "'ViewSampler', and the pipeline must end with PackInputs"
-            )
-        return self.teacher_cache(views, inputs.device, partial(self.run_teacher, inputs))
-
     def _connect(self, size: Sequence[int], neck: dict | None) -> None:
         """Find the tensors to record, and build the neck and the losses for them."""
         student, has_neck = self.tapped_student, neck is not None
@@ -404,7 +390,7 @@ class Distiller(BaseClassifier):
             self.neck, outputs = build_neck(neck, self.neck_inputs, of_student, of_teacher)
             check_outputs(outputs, len(self.neck_inputs), student.names)
             for entry in self.losses:
-                entry.check_names((*student.names, *outputs), self.teacher.recorder.names)
+                entry.check_names((*student.names, *outputs), self.teacher.names)
             of_student = of_student._replace(tensors=of_student.tensors | outputs)
         for entry in self.losses:
             entry.build(of_student, of_teacher)
@@ -433,7 +419,7 @@ class Distiller(BaseClassifier):
         if has_neck or student & {*STAGES}:
             stages = self.tapped_student.find_stages(size)
         if teacher & {*STAGES}:
-            self.teacher.find_stages(self._teacher_size(size))
+            self.teacher.find_stages(size)
         recorder = self.tapped_student.recorder
         if has_neck:
             if not self.tapped_student.has_head:
@@ -450,7 +436,7 @@ class Distiller(BaseClassifier):
         unknown = student if has_neck else ()
         available = self.tapped_student.names
         for entry in self.losses:
-            entry.check_names((*available, *unknown), self.teacher.recorder.names)
+            entry.check_names((*available, *unknown), self.teacher.names)
         stages = stages if has_neck else []
         recorded = {*stages, *({'logits', *student} & {*available})}
         return stages, sorted(recorded), sorted(teacher)
@@ -479,7 +465,7 @@ class Distiller(BaseClassifier):
         ):
             names.append('feature')  # The neck may take its width from this feature.
         with named('teacher'):
-            teacher = self.teacher.probe(names, self._teacher_size(size))
+            teacher = self.teacher.probe(names, size)
         if self.tapped_student.has_head and 'logits' in self._teacher_names:
             classes = student.width('logits'), teacher.width('logits')
             if classes[0] != classes[1]:
@@ -488,9 +474,6 @@ class Distiller(BaseClassifier):
                     'equal to compare logits'
                 )
         return student, teacher
-
-    def _teacher_size(self, size: Sequence[int]) -> tuple[int, ...]:
-        return (3, *(self.teacher.size or size[1:]))
 
 
 def _given(**fields: Any) -> dict[str, Any]:

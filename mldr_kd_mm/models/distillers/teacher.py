@@ -7,21 +7,26 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from mmengine.logging import print_log
 from mmpretrain.models import BaseClassifier
+from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
 from mldr_kd_mm.models.builder import build_classifier
+from mldr_kd_mm.models.data_preprocessor import Renormalize
+from mldr_kd_mm.models.distillers.teacher_cache import TeacherCache
 from mldr_kd_mm.models.taps import stages
 from mldr_kd_mm.models.taps.recorder import FeatureRecorder
-from mldr_kd_mm.models.taps.tapped_model import TappedModel
+from mldr_kd_mm.models.taps.tapped_model import Probe, TappedModel
 from mldr_kd_mm.models.weights import load_weights
+from mldr_kd_mm.structures.view import get_views
 from mldr_kd_mm.utils.device import float32_products
-from mldr_kd_mm.utils.errors import ConfigError, MissingFileError
+from mldr_kd_mm.utils.errors import ConfigError, MissingFileError, named
 
 PRECISIONS = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
 
@@ -31,6 +36,9 @@ class Teacher(TappedModel):
 
     It is not an ``nn.Module``: the state dict, parameters, EMA copies, DDP buckets and optimizer of
     a Distiller do not contain the teacher, and copies of the Distiller share it.
+
+    All images that it gets have gone through the student's data preprocessor; it renormalises and
+    resizes them itself.
 
     Args:
         classifier: Config of an mmpretrain classifier, or a built one, which is then frozen and
@@ -45,6 +53,10 @@ class Teacher(TappedModel):
         precision: ``fp32``, ``bf16`` or ``fp16``; the latter two by autocast. None: the student's
             precision, which is half precision under ``--amp``, and TF32 for float32 products on
             GPUs that have it.
+        preprocessor: Data preprocessor that its images have gone through. None: its own.
+
+    Attributes:
+        cache: Cache of its outputs, which TeacherCacheHook sets.
 
     Raises:
         MissingFileError: If the checkpoint does not exist.
@@ -58,6 +70,7 @@ class Teacher(TappedModel):
         recorder: FeatureRecorder,
         size: Sequence[int] | None = None,
         precision: str | None = None,
+        preprocessor: nn.Module | None = None,
     ) -> None:
         if precision not in (None, *PRECISIONS):
             raise ConfigError(
@@ -69,6 +82,7 @@ class Teacher(TappedModel):
         self.config = _description(classifier) if is_built else classifier
         self.has_weights = is_built or checkpoint is not None
         self.precision = precision
+        self.cache: TeacherCache | None = None
         self._is_shared = False
         self._forward: Callable[..., Any] = self.model
         self._unchecked: tuple[Tensor, torch.cuda.Event] | None = None
@@ -83,10 +97,22 @@ class Teacher(TappedModel):
                 advice = 'train it with a config of configs/teachers, or set another path or URL'
                 raise MissingFileError(f'{error}; {advice}') from None
         self.model.requires_grad_(False).eval()
+        own = self.model.data_preprocessor
+        with named('data_preprocessor'):
+            self.renormalize = Renormalize(own if preprocessor is None else preprocessor, own)
         # Overlapping convolutions are faster in this memory format, much faster on tensor cores.
         self._is_channels_last = any(_overlaps(module) for module in self.model.modules())
         self.model.to(memory_format=self.memory_format)
         _warn_of_slow_precision(precision)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names that can be recorded."""
+        return self.recorder.names
+
+    def members(self, names: Collection[str] = ()) -> list[Member]:
+        """Return the teacher itself, which reads all of these names."""
+        return [Member('teacher', self, list(names))]
 
     @property
     def memory_format(self) -> torch.memory_format:
@@ -100,7 +126,7 @@ class Teacher(TappedModel):
         """Run the teacher.
 
         Args:
-            images: (B, 3, H, W), normalised as the teacher's config specifies.
+            images: (B, 3, H, W), preprocessed for the student.
             names: Tensors to return.
 
         Returns:
@@ -110,7 +136,7 @@ class Teacher(TappedModel):
             ConfigError: If a logit of a finite image is not finite. On a GPU the next call raises
                 it.
         """
-        taps, inputs = self._taps(names), self._prepare(images)
+        taps, inputs = self._taps(names), self.prepare(images)
         with self._in_precision(images.device):
             model = self._model_for(inputs)
             with self.recorder(model, taps) as record:
@@ -122,10 +148,37 @@ class Teacher(TappedModel):
         self._check_finite(record['logits'], images)
         return record
 
+    def read(
+        self, images: Tensor, names: Collection[str], data_samples: Sequence[DataSample]
+    ) -> dict[str, Tensor]:
+        """Read tensors from the cache, or run the teacher if there is none.
+
+        Args:
+            images: (B, 3, H, W), preprocessed for the student.
+            names: Tensors to return.
+            data_samples: The batch's samples, whose views are looked up in the cache.
+
+        Returns:
+            Name -> arranged tensor (B, ...).
+
+        Raises:
+            ConfigError: If there is a cache and the samples have no views.
+        """
+        run = partial(self, images, names)
+        if self.cache is None:
+            return run()
+        views = get_views(data_samples)
+        if views is None:
+            raise ConfigError(
+                'teacher_cache: the batch has no views; train_dataloader.sampler must be a '
+                "'ViewSampler', and the pipeline must end with PackInputs"
+            )
+        return self.cache(views, images.device, run)
+
     @torch.no_grad()
-    def predict(self, images: Tensor, data_samples: list) -> list:
+    def predict(self, images: Tensor, data_samples: list[DataSample]) -> list[DataSample]:
         """Predict as mmpretrain's classifiers do: set ``pred_label`` and ``pred_score``."""
-        inputs = self._prepare(images)
+        inputs = self.prepare(images)
         with self._in_precision(images.device):
             return self._run(self._model_for(inputs), inputs, data_samples, mode='predict')
 
@@ -165,10 +218,38 @@ class Teacher(TappedModel):
         if self._is_shared:
             teacher = copy.copy(self)
             teacher.model = teacher._forward = copy.deepcopy(self.model)
+            teacher.renormalize = copy.deepcopy(self.renormalize)
             teacher._is_shared = False
         teacher.model._apply(function)
+        teacher.renormalize._apply(function)
         teacher._cast = None
         return teacher
+
+    def find_stages(self, input_size: Sequence[int]) -> list[str]:
+        """Find the taps of the stages; see :meth:`TappedModel.find_stages`.
+
+        Args:
+            input_size: (3, H, W) of the student's images.
+        """
+        return super().find_stages(self._own_size(input_size))
+
+    def probe(
+        self, names: Collection[str], input_size: Sequence[int], arranged: Collection[str] = ()
+    ) -> Probe:
+        """Run the teacher once on an empty image; see :meth:`TappedModel.probe`.
+
+        Args:
+            names: Tensors to record.
+            input_size: (3, H, W) of the student's image.
+            arranged: Names that must be maps or tokens.
+        """
+        return super().probe(names, self._own_size(input_size), arranged)
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Renormalise and resize images (B, 3, H, W) for the network."""
+        # FSDP only moves its own modules.
+        images = self.resize(self.renormalize.to(images.device)(images))
+        return images.contiguous(memory_format=self.memory_format)
 
     def resize(self, images: Tensor) -> Tensor:
         """Resize images (B, 3, H, W) to the teacher's size."""
@@ -193,8 +274,8 @@ class Teacher(TappedModel):
             )
         self._forward = torch.compile(self.model, **options)
 
-    def _prepare(self, images: Tensor) -> Tensor:
-        return self.resize(images).contiguous(memory_format=self.memory_format)
+    def _own_size(self, input_size: Sequence[int]) -> tuple[int, ...]:
+        return (3, *(self.size or input_size[1:]))
 
     def _run(self, model: nn.Module, images: Tensor, *args: Any, **kwargs: Any) -> Any:
         return (self._forward if model is self.model else model)(images, *args, **kwargs)
@@ -258,6 +339,14 @@ class Teacher(TappedModel):
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what cannot be pickled: CUDA events and compiled code."""
         return vars(self) | dict(_unchecked=None, _forward=self.model, _cast=None)
+
+
+class Member(NamedTuple):
+    """A teacher, what to call it, and the tensors that are read of it."""
+
+    label: str
+    teacher: Teacher
+    names: list[str]
 
 
 def _description(model: nn.Module) -> dict[str, str]:

@@ -10,16 +10,17 @@ import torch
 from helpers import batch, mldr, train
 from mmengine.runner import IterBasedTrainLoop
 
-from mldr_kd_mm import ConfigError, Distiller
+from mldr_kd_mm import ConfigError
 from mldr_kd_mm.engine.hooks import StopDistillHook
+from mldr_kd_mm.models.distillers.teacher import Teacher
 from mldr_kd_mm.registry import MODELS
 
 RKD = dict(loss=dict(type='RKDLoss'), student='feature', teacher='feature', name='rkd')
 
 
 def test_the_student_trains_alone_after_it(tmp_path, monkeypatch):
-    calls, run = [], Distiller.run_teacher
-    monkeypatch.setattr(Distiller, 'run_teacher', lambda *args: calls.append(1) or run(*args))
+    calls, read = [], Teacher.read
+    monkeypatch.setattr(Teacher, 'read', lambda *args: calls.append(1) or read(*args))
     runner = train(
         mldr(losses=[RKD, *mldr()['losses']]),
         tmp_path / 'run',

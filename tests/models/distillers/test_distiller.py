@@ -160,9 +160,7 @@ class TestTeacher:
         assert own
         assert not own & {id(p) for p in distiller.parameters()}
         assert not any('teacher' in key for key in distiller.state_dict())
-        assert not any(
-            'teacher' in name for name, _ in distiller.named_modules() if name != 'to_teacher'
-        )
+        assert not any('teacher' in name for name, _ in distiller.named_modules())
         wrapper = build_optim_wrapper(distiller, dict(optimizer=dict(type='SGD', lr=0.1)))
         groups = wrapper.optimizer.param_groups
         assert not own & {id(p) for group in groups for p in group['params']}
@@ -175,7 +173,7 @@ class TestTeacher:
     def test_follows_to(self, distiller):
         distiller.to(torch.float64)
         assert next(distiller.teacher.model.parameters()).dtype == torch.float64
-        assert distiller.to_teacher.scale.dtype == torch.float64
+        assert distiller.teacher.renormalize.scale.dtype == torch.float64
 
     def test_stays_in_eval_without_gradients(self, distiller):
         distiller.train()
