@@ -205,6 +205,24 @@ def test_combination_with_rsd():
     assert both.neck == mldr.neck
 
 
+def test_rsd_on_logits_replaces_the_terms_of_ofa():
+    rsd, ofa, logits = (
+        load(f'_base_/methods/{name}').method for name in ('rsd', 'ofa', 'rsd_logits')
+    )
+    (entry,) = logits.losses
+    assert entry.loss == dict(rsd.losses[0].loss, decoupler=False)
+    assert entry.weight == rsd.losses[0].weight
+    assert entry.student == ofa.losses[0].student
+    assert logits.neck == ofa.neck
+
+
+def test_fbt_is_ofa_on_the_logits_and_infonce():
+    ofa, contrast = load('_base_/methods/fbt').method.losses
+    assert ofa.loss == METHODS['ofa']
+    assert contrast.loss == dict(type='InfoNCELoss', temperature=0.07, dim=128)
+    assert (ofa.teacher, contrast.teacher) == ('logits', 'feature')
+
+
 def test_pair_is_trained_as_its_student_alone(subtests):
     shared = (
         'optim_wrapper',

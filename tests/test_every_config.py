@@ -19,7 +19,20 @@ from mldr_kd_mm.registry import MODELS
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = [f'configs/{name}' for name in list_configs()]
-METHODS = ('kd', 'dkd', 'dist', 'ofa', 'rkd', 'cc', 'crd', 'fitnet', 'ls', 'rsd')
+METHODS = (
+    'kd',
+    'dkd',
+    'dist',
+    'ofa',
+    'rkd',
+    'cc',
+    'crd',
+    'fitnet',
+    'ls',
+    'rsd',
+    'rsd_logits',
+    'fbt',
+)
 # Every pair takes a step with MLDR-KD, and every teacher's architecture takes one. A student alone
 # is the pair's student under the pair's recipe, see test_configs.py.
 FOLDERS = ('mldr', 'quickstart', 'teachers')
@@ -54,6 +67,8 @@ NUM_CLASSES = {
 HEADS = {method: {f'loss_{method}_logits'} for method in ('kd', 'dkd', 'dist', 'ls')}
 HEADS |= {method: {f'loss_{method}_feature'} for method in ('rkd', 'cc', 'crd', 'rsd')}
 HEADS |= {
+    'rsd_logits': {f'loss_rsd_{head}' for head in ('logits', *STAGES)},
+    'fbt': {'loss_ofa_logits', 'loss_infonce_feature'},
     'fitnet': {f'loss_fitnet_{stage}' for stage in STAGES},
     'ofa': {f'loss_ofa_{head}' for head in ('logits', *STAGES)},
     'mldr': {f'loss_dfra_{head}' for head in ('logits', *STAGES, 'fused')},

@@ -31,6 +31,7 @@ model = dict(
 train_dataloader = dict(batch_size=50, dataset=dict(subset=dict(per_class=50)))
 train_cfg = dict(max_epochs=25, val_interval=5)
 optim_wrapper = dict(optimizer=dict(lr=0.02))
+auto_scale_lr = dict(base_batch_size=50)
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-2, by_epoch=True, begin=0, end=4),
     dict(type='CosineAnnealingLR', T_max=25 - 3 - 1, eta_min=4e-4, by_epoch=True, begin=3, end=25),

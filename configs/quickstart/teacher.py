@@ -11,3 +11,4 @@ model = _base_.deit_small
 
 # Higher than the recipe's, for a smaller model and a short run.
 optim_wrapper = dict(optimizer=dict(lr=2e-3))
+auto_scale_lr = dict(base_batch_size=50)

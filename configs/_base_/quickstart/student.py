@@ -13,6 +13,7 @@ train_dataloader = dict(batch_size=20, dataset=dict(subset=dict(per_class=10)))
 
 train_cfg = dict(max_epochs=80, val_interval=5)
 optim_wrapper = dict(optimizer=dict(lr=0.01))
+auto_scale_lr = dict(base_batch_size=20)
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-2, by_epoch=True, begin=0, end=4),
     dict(type='CosineAnnealingLR', T_max=80 - 3 - 1, eta_min=2e-4, by_epoch=True, begin=3, end=80),

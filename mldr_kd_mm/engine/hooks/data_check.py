@@ -39,6 +39,8 @@ class DataCheckHook(Hook):
     - No image is in both the training and the validation folder; if the validation set has
       ``split='train'``, it is a warning.
     - With ``auto_scale_lr.enable``, the batch is not larger than the training set.
+    - A batch, over all processes and accumulated steps, of another size than the one that the
+      learning rate is for (``auto_scale_lr.base_batch_size``) is a warning.
     - Images that :class:`~mldr_kd_mm.datasets.ImageFolder` holds out are recorded in
       ``split.json`` in the work directory. In a resumed run, no image that was trained is now in
       the validation set. A teacher that was trained on images of the validation set is a warning.
@@ -58,8 +60,10 @@ class DataCheckHook(Hook):
             raise ConfigError(
                 'train_cfg: the run has no training step; raise max_epochs, max_iters'
             )
-        if (runner.cfg.get('auto_scale_lr') or {}).get('enable'):
+        scaling = runner.cfg.get('auto_scale_lr') or {}
+        if scaling.get('enable'):
             _check_batch(loader)
+        warn_of_batch(runner, scaling)
         if runner.val_loop is None:
             return
         train, val = loader.dataset, runner.val_dataloader.dataset
@@ -197,6 +201,30 @@ def _check_batch(loader: DataLoader) -> None:
             f'auto_scale_lr.enable: train_dataloader.batch_size={loader.batch_size} is more than '
             f'the {images} training images of a process, for which the learning rate would be too '
             'high; lower batch_size, or disable it'
+        )
+
+
+def warn_of_batch(runner: Runner, scaling: Mapping[str, Any]) -> None:
+    """Warn if the learning rate is for batches of another size.
+
+    Args:
+        runner: The Runner. The size counts all of its processes and accumulated steps.
+        scaling: The config's ``auto_scale_lr``. Without ``base_batch_size`` nothing is known.
+    """
+    images, expected = runner.train_dataloader.batch_size, scaling.get('base_batch_size')
+    if images is None or expected is None:
+        return
+    ranks, steps = get_world_size(), getattr(runner.optim_wrapper, '_accumulative_counts', 1)
+    remedy = 'add --auto-scale-lr, unless you chose the rate for it'
+    if scaling.get('enable'):
+        # mmengine scales the rate with the processes, but not with the accumulated steps.
+        expected, remedy = images * ranks, 'set a rate for it'
+    batch = images * ranks * steps
+    if batch != expected:
+        accumulated = f' x {steps} accumulated steps' if steps > 1 else ''
+        runner.logger.warning(
+            f'train_dataloader.batch_size={images} x {plural(ranks, "rank")}{accumulated}: the '
+            f'learning rate is for {expected} images a step, not {batch}; {remedy}'
         )
 
 

@@ -21,6 +21,10 @@ class RSDLoss(nn.Module):
 
     .. math:: \sum_i (P_{ii} - 1)^2 + \kappa \sum_{i \ne j} P_{ij}^2.
 
+    Logits can take the place of features, for one or several heads at once: the method
+    ``rsd_logits``, which needs no decoupler. RSD's paper is reported to do so with all logits that
+    OFA compares; that paper could not be read.
+
     A batch of one cannot be standardised and gives 0 (and the decoupler's BatchNorm refuses it in
     training).
 
@@ -57,6 +61,7 @@ class RSDLoss(nn.Module):
                 f'teacher {teacher_width}'
             )
         self.kappa = kappa
+        self.has_decoupler = decoupler
         self.decoupler = nn.Identity()
         if decoupler:
             self.decoupler = nn.Sequential(
@@ -71,34 +76,35 @@ class RSDLoss(nn.Module):
         """Compute the loss.
 
         Args:
-            student: Features (B, D_s).
+            student: Features (B, D_s), or without a decoupler (K, B, D_s) of K heads.
             teacher: Features (B, D_t); no gradient flows into them.
 
         Returns:
-            A scalar.
+            A scalar, or (K,), one value per head.
 
         Raises:
-            ConfigError: If the features are not vectors (B, D) of equal batch size, or their widths
+            ConfigError: If the features are not vectors of equal batch size, or their widths
                 differ.
         """
-        check_features(student, teacher)
+        check_features(student if student.dim() != 3 or self.has_decoupler else student[0], teacher)
         student = self.decoupler(student)
-        if student.shape != teacher.shape:
+        if student.shape[-1] != teacher.shape[-1]:
             raise ConfigError(
                 f'features: student {tuple(student.shape)}, teacher {tuple(teacher.shape)}: '
                 'must have equal widths'
             )
-        if len(student) == 1:
-            return 0 * student.sum()
-        correlation = _standardize(teacher).T @ _standardize(student) / len(student)
-        diagonal = correlation.diagonal()
-        others = correlation.square().sum() - diagonal.square().sum()
-        return (diagonal - 1).square().sum() + self.kappa * others
+        if len(teacher) == 1:
+            return 0 * student.sum((-2, -1))
+        correlation = _standardize(teacher).T @ _standardize(student) / len(teacher)
+        diagonal = correlation.diagonal(dim1=-2, dim2=-1)
+        others = correlation.square().sum((-2, -1)) - diagonal.square().sum(-1)
+        return (diagonal - 1).square().sum(-1) + self.kappa * others
 
 
 def _standardize(features: Tensor) -> Tensor:
-    """Standardise each dimension over the batch: (B, D) -> (B, D)."""
-    centred = features - features.mean(0)
+    """Standardise each dimension over the batch: (..., B, D) -> (..., B, D)."""
+    centred = features - features.mean(-2, keepdim=True)
     # The square root has no gradient at 0, the deviation of a dead unit.
-    deviation = torch.sqrt(centred.square().mean(0) + torch.finfo(features.dtype).tiny)
+    variance = centred.square().mean(-2, keepdim=True)
+    deviation = torch.sqrt(variance + torch.finfo(features.dtype).tiny)
     return centred / (deviation + 1e-5)

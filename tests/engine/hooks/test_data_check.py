@@ -12,7 +12,7 @@ from mmengine.runner import TestLoop as Loop
 from torch.utils.data import DataLoader, TensorDataset
 
 from mldr_kd_mm.datasets import ImageFolder
-from mldr_kd_mm.engine.hooks import DataCheckHook
+from mldr_kd_mm.engine.hooks import DataCheckHook, data_check
 from mldr_kd_mm.engine.hooks.data_check import RECORD, check_same_classes
 from mldr_kd_mm.utils.errors import ConfigError
 
@@ -31,6 +31,7 @@ def check(
     work_dir='.',
     max_iters=9,
     teacher=None,
+    accumulative_counts=1,
     **config,
 ):
     """Call the hook as a run does; return its warnings."""
@@ -45,6 +46,7 @@ def check(
         work_dir=str(work_dir),
         _resume=resume,
         _load_from=load_from,
+        optim_wrapper=SimpleNamespace(_accumulative_counts=accumulative_counts),
     )
     runner.model = SimpleNamespace(teacher=SimpleNamespace(checkpoint=teacher))
     runner.logger = SimpleNamespace(warning=warnings.append)
@@ -71,6 +73,34 @@ class TestSteps:
             check(loader, auto_scale_lr=dict(enable=True, base_batch_size=2))
         check(loader, auto_scale_lr=dict(enable=False, base_batch_size=2))
         check(DataLoader(dataset(7), batch_size=7), auto_scale_lr=dict(enable=True))
+
+
+class TestBatch:
+    def test_of_the_recipe(self):
+        for scaling in (dict(base_batch_size=4), dict(), dict(base_batch_size=64, enable=True)):
+            assert check(DataLoader(dataset(8), batch_size=4), auto_scale_lr=scaling) == []
+
+    @pytest.mark.parametrize(
+        ('accumulative_counts', 'enable', 'message'),
+        [
+            (1, False, 'batch_size=4 x 1 rank: the learning rate is for 64 images a step, not 4; '),
+            (8, False, 'x 8 accumulated steps: the learning rate is for 64 images a step, not 32;'),
+            (8, True, 'rate is for 4 images a step, not 32; set a rate for it'),
+        ],
+    )
+    def test_of_another_size(self, accumulative_counts, enable, message):
+        scaling = dict(base_batch_size=64, enable=enable)
+        loader = DataLoader(dataset(8), batch_size=4)
+        (warning,) = check(loader, accumulative_counts=accumulative_counts, auto_scale_lr=scaling)
+        assert message in warning
+        assert ('--auto-scale-lr' in warning) is not enable
+
+    def test_of_two_ranks(self, monkeypatch):
+        monkeypatch.setattr(data_check, 'get_world_size', lambda: 2)
+        loader = DataLoader(dataset(8), batch_size=4)
+        (warning,) = check(loader, auto_scale_lr=dict(base_batch_size=4))
+        assert 'batch_size=4 x 2 ranks: the learning rate is for 4 images a step, not 8' in warning
+        assert check(loader, auto_scale_lr=dict(base_batch_size=8)) == []
 
 
 def loader_of_digits(**kwargs):

@@ -22,6 +22,7 @@ from mldr_kd_mm.registry import MODELS
 METHODS = sorted((Path(__file__).parents[3] / 'configs/_base_/methods').glob('*.py'))
 BATCH, CLASSES, STUDENT_WIDTH, TEACHER_WIDTH, SAMPLES = 5, 7, 4, 6, 20
 WIDTHS = dict(student_width=STUDENT_WIDTH, teacher_width=TEACHER_WIDTH)
+EQUAL_WIDTHS = dict(student_width=TEACHER_WIDTH, teacher_width=TEACHER_WIDTH)
 
 # Arguments that make a loss smaller or its test stricter than its defaults.
 ARGUMENTS = dict(
@@ -30,14 +31,13 @@ ARGUMENTS = dict(
     DFRALoss=dict(temperature=2.0),
     DISTLoss=dict(temperature=2.0),
     DKDLoss=dict(temperature=2.0),
+    InfoNCELoss=dict(dim=8),
     KDLoss=dict(temperature=4.0),
     OFALoss=dict(eps=1.5),
 )
 VARIANTS = {
     'DFRALoss standardised': dict(type='DFRALoss', standardize=True),
-    'RSDLoss without decoupler': dict(
-        type='RSDLoss', decoupler=False, student_width=TEACHER_WIDTH, teacher_width=TEACHER_WIDTH
-    ),
+    'RSDLoss without decoupler': dict(type='RSDLoss', decoupler=False, **EQUAL_WIDTHS),
 }
 
 
@@ -50,7 +50,8 @@ def takes_labels(name: str) -> bool:
 
 
 def with_widths(config: dict) -> dict:
-    return (WIDTHS if takes(config['type'], 'student_width') else {}) | config
+    widths = WIDTHS if config.get('decoupler', True) else EQUAL_WIDTHS
+    return (widths if takes(config['type'], 'student_width') else {}) | config
 
 
 def shipped_losses() -> list[dict]:
@@ -118,8 +119,9 @@ def test_shipped_methods():
     """Every loss of configs/_base_/methods takes its tensors and gives a finite value."""
     assert {config['type'] for config in SHIPPED} <= {*losses.__all__}
     for config in SHIPPED:
+        name = config['type'] + (' without decoupler' if 'decoupler' in config else '')
         loss = MODELS.build(with_widths(config))
-        value = loss(*inputs(config['type'], dtype=torch.float32), **labels(loss))
+        value = loss(*inputs(name, dtype=torch.float32), **labels(loss))
         assert value.isfinite() and value > 0, config
 
 
@@ -274,7 +276,9 @@ class TestBatchOfOne:
         assert student.grad.isfinite().all()
         assert all(parameter.grad.isfinite().all() for parameter in loss.parameters())
 
-    @pytest.mark.parametrize('name', ['RKDLoss', 'CCLoss', 'RSDLoss without decoupler', 'DISTLoss'])
+    @pytest.mark.parametrize(
+        'name', ['RKDLoss', 'CCLoss', 'RSDLoss without decoupler', 'DISTLoss', 'InfoNCELoss']
+    )
     def test_where_samples_are_compared_is_zero(self, name):
         loss = losses.DISTLoss(beta=0.0) if name == 'DISTLoss' else build(name).double()
         student, teacher = inputs(name, batch=1)

@@ -88,6 +88,18 @@ def test_a_dead_unit_is_finite():
     assert student.grad[:, others].any()
 
 
+def test_heads_are_compared_one_by_one():
+    """Three heads at once give the value and the gradient of each."""
+    students, teacher = normal(3, 6, 4).requires_grad_(), normal(6, 4, seed=1)
+    values = plain(4)(students, teacher)
+    assert_close(values, torch.stack([plain(4)(student, teacher) for student in students]))
+    weights = torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64)
+    (gradient,) = torch.autograd.grad(values @ weights, students)
+    for head, weight, student in zip(gradient, weights, students, strict=True):
+        (own,) = torch.autograd.grad(weight * plain(4)(student, teacher), student)
+        assert_close(head, own)
+
+
 class TestDecoupler:
     def test_layers(self):
         decoupler = RSDLoss(student_width=6, teacher_width=10).decoupler
@@ -119,6 +131,11 @@ class TestDecoupler:
 
 
 class TestErrors:
+    def test_heads_with_a_decoupler(self):
+        loss = RSDLoss(student_width=4, teacher_width=4)
+        with pytest.raises(ConfigError, match=r'^features: student \(2, 3, 4\), .* \(B, D\)'):
+            loss(torch.zeros(2, 3, 4), torch.zeros(3, 4))
+
     def test_features_of_other_widths(self):
         with pytest.raises(ConfigError, match='^features: student .*: must have equal widths$'):
             plain(4)(torch.zeros(3, 4), torch.zeros(3, 5))

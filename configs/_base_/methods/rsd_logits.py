@@ -1,0 +1,17 @@
+"""RSD's loss on the final and the four stages' logits, in place of OFA's terms.
+
+The weight is that of RSD on features.
+"""
+
+_base_ = 'ofa.py'
+
+method = _base_.method
+method.losses = [
+    dict(
+        loss=dict(type='RSDLoss', kappa=0.01, decoupler=False),
+        student=['logits', 'stage_logits'],
+        teacher='logits',
+        weight=0.1,
+        name='rsd',
+    )
+]

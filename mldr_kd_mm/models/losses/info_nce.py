@@ -1,0 +1,77 @@
+"""InfoNCE between the features of student and teacher."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mldr_kd_mm.models.losses.common import check_features, check_widths, full_precision
+from mldr_kd_mm.registry import MODELS
+from mldr_kd_mm.utils.errors import check_above_zero, check_positive
+
+_MAX_SCALE = 100.0
+
+
+@MODELS.register_module()
+class InfoNCELoss(nn.Module):
+    r"""Find each sample's teacher feature among those of the batch by the student's feature.
+
+    Linear layers and L2 normalisation give embeddings :math:`v_s, v_t`. With a learned temperature
+    :math:`\tau` the loss, averaged over the samples i of the batch, is
+
+    .. math::
+        -\log \frac{\exp(v_{s,i}^\top v_{t,i} / \tau)}{\sum_j \exp(v_{s,i}^\top v_{t,j} / \tau)}.
+
+    Each process contrasts the samples of its own batch. A batch of one gives 0.
+
+    Source: FBT (arXiv 2410.12342), which adds this term to OFA's, without its fusion network. It is
+    third-hand: neither the paper nor code could be read, so the width of the embeddings, the
+    direction (from the student to the teacher) and the weight are this project's choice.
+
+    Args:
+        temperature: Initial temperature; above 0. At least 0.01 is kept in training.
+        dim: Width of the embeddings.
+        student_width: Width D_s. None: the Distiller sets it.
+        teacher_width: Width D_t. None: the Distiller sets it.
+
+    Raises:
+        ConfigError: If an argument is out of range, or a width is missing.
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.07,
+        dim: int = 128,
+        student_width: int | None = None,
+        teacher_width: int | None = None,
+    ) -> None:
+        super().__init__()
+        check_above_zero(temperature=temperature)
+        check_positive(dim=dim)
+        check_widths(student_width, teacher_width)
+        self.embed_student = nn.Linear(student_width, dim)
+        self.embed_teacher = nn.Linear(teacher_width, dim)
+        self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
+
+    @full_precision
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Compute the loss.
+
+        Args:
+            student: Features (B, D_s).
+            teacher: Features (B, D_t); no gradient flows into them.
+
+        Returns:
+            A scalar.
+
+        Raises:
+            ConfigError: If the features are not vectors (B, D) of equal batch size.
+        """
+        check_features(student, teacher)
+        student = F.normalize(self.embed_student(student), dim=-1)
+        teacher = F.normalize(self.embed_teacher(teacher), dim=-1)
+        similarities = self.log_scale.exp().clamp_max(_MAX_SCALE) * student @ teacher.T
+        return -F.log_softmax(similarities, -1).diagonal().mean()
