@@ -99,7 +99,7 @@ def benchmark_tables() -> str:
         others = [method for method in methods if method not in ablations]
         sections.append(
             f'## {name}\n\n`{pair}`. Teacher: {float(teacher["teacher"]):.2f} %, '
-            f'`{teacher["teacher_checkpoint"]}`, SHA-256 {teacher["teacher_sha256"][:12]}….\n\n'
+            f'`{teacher["teacher_checkpoint"]}`, SHA-256 {teacher["teacher_sha256"][:12]}…\n\n'
             f'{methods_table(of_pair, others)}\n'
             f'Ablations of MLDR-KD:\n\n{methods_table(of_pair, ["mldr", *ablations])}'
         )
@@ -130,11 +130,11 @@ def trained_tables() -> str:
     rows, sections = read('results'), []
     for pair, name in PAIRS.items():
         of_pair = [row for row in rows if row['pair'] == pair]
-        table = [['Method', 'Paper', 'Ours', 'Config', 'Log'], [':--', '--:', '--:', ':--', ':--']]
+        table = [['Config', 'Paper', 'Ours', 'Log'], [':--', '--:', '--:', ':--']]
         for method in dict.fromkeys(row['method'] for row in of_pair):
             log = f'{pair.replace("cifar100-20cls", "c20")}/{method}'
             ours = accuracy(rows, pair, method)
-            table.append([f'`{method}`', '', ours, f'`--method {method}`', f'`{log}`'])
+            table.append([f'`--method {method}`', '', ours, f'`{log}`'])
         epochs, seeds = ({row[key] for row in of_pair} for key in ('epochs', 'seed'))
         sections.append(
             f'**{name}**: `configs/pairs/{pair}.py`, {"/".join(epochs)} epochs, {len(seeds)} '
