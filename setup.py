@@ -56,6 +56,6 @@ setup(
     install_requires=requirements('runtime'),
     extras_require={
         name: requirements(name)
-        for name in ('docs', 'huggingface', 'mamba', 'onnx', 'quickstart', 'test')
+        for name in ('docs', 'huggingface', 'mamba', 'onnx', 'quickstart', 'search', 'test')
     },
 )

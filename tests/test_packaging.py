@@ -122,7 +122,7 @@ def test_lowest_versions_are_the_lower_bounds():
         return [Requirement(line) for line in lines if line and not line.startswith('#')]
 
     lowest = {pin.name: pin.specifier for pin in read('lowest') if pin.name != 'protobuf'}
-    wanted = [*read('runtime'), *read('onnx'), *read('quickstart')]
+    wanted = [*read('runtime'), *read('onnx'), *read('quickstart'), *read('search')]
     assert lowest.keys() == {requirement.name for requirement in wanted}
     for requirement in wanted:
         (bound,) = (str(part)[2:] for part in requirement.specifier if part.operator == '>=')

@@ -20,11 +20,13 @@ from matplotlib.figure import Figure
 
 from mldr_kd_mm.apis.configs import SCRATCH
 from mldr_kd_mm.evaluation.measures import mean_and_std
+from mldr_kd_mm.evaluation.statistics import paired_difference, rank_groups
 from mldr_kd_mm.utils.atomic_files import atomic_write
 from mldr_kd_mm.utils.errors import ConfigError
 from mldr_kd_mm.version import __version__
 from mldr_kd_mm.visualization.style import COLORS, INK, apply_style
 
+KD = 'kd'
 MODULES = ('torch', 'timm', 'mmengine', 'mmcv', 'mmpretrain')
 
 
@@ -173,8 +175,11 @@ def markdown(results: Sequence[Result]) -> str:
             '# Benchmark',
             '',
             'Top-1 accuracy on the validation set in %, mean ± standard deviation over the seeds.',
-            "The difference is the mean of the seeds' differences from the student alone",
-            '(scratch), after the last epoch.',
+            f'"vs {SCRATCH}", the student alone, and "vs {KD}" are mean differences after the last',
+            'epoch over the seeds of both methods, with a 95 % confidence interval (paired t). A',
+            'difference is certain if its interval excludes 0. Methods that share a letter under',
+            '"group" do not differ: paired t-tests of all pairs of methods, at 5 % after the',
+            'adjustment of Holm.',
             '',
             *tables,
             *footer(results),
@@ -188,15 +193,19 @@ def pair_table(pair: str, results: Sequence[Result]) -> str:
     methods = group(results, 'method')
     lines = [f'## {pair}', '', teacher_line(results), '']
     lines += [
-        '| method | last epoch | best epoch | difference | seeds | minutes per run | peak memory |',
-        '|:--|--:|--:|--:|--:|--:|--:|',
+        f'| method | last epoch | best epoch | vs {SCRATCH} | vs {KD} | group | seeds '
+        '| minutes per run | peak memory |',
+        '|:--|--:|--:|--:|--:|:--|--:|--:|--:|',
     ]
+    last = {name: {r.seed: r.last for r in its_own} for name, its_own in methods.items()}
+    groups = rank_groups(last)
     for method, its_own in methods.items():
         cells = [
             method,
             mean_and_std([result.last for result in its_own], '.2f'),
             mean_and_std([result.best for result in its_own], '.2f'),
-            difference_to_scratch(its_own, methods.get(SCRATCH, [])),
+            *(difference(last, method, reference) for reference in (SCRATCH, KD)),
+            groups[method],
             str(len(its_own)),
             f'{statistics.mean(result.seconds for result in its_own) / 60:.1f}',
             f'{max(result.memory for result in its_own):,.0f} MB',
@@ -224,12 +233,12 @@ def teacher_accuracy(results: Sequence[Result]) -> float | None:
     return statistics.mean(measured) if measured else None
 
 
-def difference_to_scratch(results: Sequence[Result], scratch: Sequence[Result]) -> str:
-    """Return the mean and standard deviation of the differences, seed by seed, as text."""
-    alone = {result.seed: result.last for result in scratch}
-    differences = [r.last - alone[r.seed] for r in results if r.seed in alone]
-    is_scratch = bool(results) and results[0].method == SCRATCH
-    return mean_and_std(differences, '+.2f') if differences and not is_scratch else ''
+def difference(last: dict[str, dict[int, float]], method: str, reference: str) -> str:
+    """Return the paired difference of two methods as text; empty if there is none."""
+    if method == reference or reference not in last:
+        return ''
+    found = paired_difference(last[method], last[reference])
+    return '' if found is None else str(found)
 
 
 def footer(results: Sequence[Result]) -> list[str]:

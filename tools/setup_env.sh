@@ -40,7 +40,8 @@ install_default() {
     echo "installing the packages into $env ($size, a few minutes):"
     # setuptools builds the project itself below.
     pip_install 'setuptools>=77.0.3' -r requirements/runtime.txt -r requirements/test.txt \
-        -r requirements/quickstart.txt -r requirements/onnx.txt -r requirements/docs.txt
+        -r requirements/quickstart.txt -r requirements/onnx.txt -r requirements/search.txt \
+        -r requirements/docs.txt
     # mmcv requires opencv-python, which needs the system's libGL and glib. The headless build is the
     # same module without the parts that need them.
     local opencv

@@ -13,6 +13,8 @@ import re
 import statistics
 from pathlib import Path
 
+from mldr_kd_mm.evaluation.statistics import paired_difference, rank_groups
+
 ROOT = Path(__file__).parents[2]
 TOKEN_STUDENT = 'resnet18_to_vit_cifar100-20cls'
 CNN_STUDENT = 'vit_to_resnet18_cifar100-20cls'
@@ -78,9 +80,9 @@ def fill(text: str, *tables: str) -> str:
 def summary_table() -> str:
     """Return the accuracy of the CNN student alone, with KD and with MLDR-KD."""
     rows = read('results')
-    table = [['', 'Top-1 accuracy, %', 'Gain, points'], [':--', '--:', '--:']]
+    table = [['', 'Top-1 accuracy, %', 'Gain, points (95 % interval)'], [':--', '--:', '--:']]
     for method, label in SUMMARY.items():
-        gain = '' if method == 'scratch' else difference(rows, CNN_STUDENT, method)
+        gain = difference(rows, CNN_STUDENT, method)
         table.append([label, accuracy(rows, CNN_STUDENT, method), gain])
     return markdown(table)
 
@@ -108,17 +110,22 @@ def benchmark_tables() -> str:
 
 def methods_table(rows: Rows, methods: list[str]) -> str:
     """Return a table of one row per method, of the runs of a pair."""
-    table = [['Method', 'Last epoch', 'Best epoch', 'Difference', 'Minutes per run']]
-    table.append([':--', *['--:'] * 4])
+    table = [
+        ['Method', 'Last epoch', 'Best epoch', 'vs alone', 'vs KD', 'Group', 'Minutes per run']
+    ]
+    table.append([':--', *['--:'] * 4, ':--', '--:'])
+    pair = rows[0]['pair']
+    groups = rank_groups({name: of for name, of in by_seed(rows, pair).items() if name in methods})
     for method in methods:
-        pair = rows[0]['pair']
         seconds = [float(row['seconds']) for row in rows if row['method'] == method]
         table.append(
             [
                 f'`{method}`',
                 accuracy(rows, pair, method),
                 accuracy(rows, pair, method, 'best'),
-                '' if method == 'scratch' else difference(rows, pair, method),
+                difference(rows, pair, method),
+                difference(rows, pair, method, 'kd'),
+                groups[method],
                 f'{statistics.mean(seconds) / 60:.1f}',
             ]
         )
@@ -158,11 +165,21 @@ def untrained_tables() -> str:
     return '\n'.join(sections)
 
 
-def difference(rows: Rows, pair: str, method: str) -> str:
-    """Return the mean and standard deviation of the per-seed differences from the student alone."""
-    last = {(r['method'], r['seed']): float(r['last']) for r in rows if r['pair'] == pair}
-    values = [x - last['scratch', seed] for (name, seed), x in last.items() if name == method]
-    return f'{statistics.mean(values):+.2f} ± {statistics.stdev(values):.2f}'
+def difference(rows: Rows, pair: str, method: str, reference: str = 'scratch') -> str:
+    """Return the mean per-seed difference of two methods with its 95 % interval."""
+    if method == reference:
+        return ''
+    results = by_seed(rows, pair)
+    return str(paired_difference(results[method], results[reference]))
+
+
+def by_seed(rows: Rows, pair: str) -> dict[str, dict[str, float]]:
+    """Return method -> seed -> accuracy after the last epoch of a pair."""
+    results: dict[str, dict[str, float]] = {}
+    for row in rows:
+        if row['pair'] == pair:
+            results.setdefault(row['method'], {})[row['seed']] = float(row['last'])
+    return results
 
 
 def changes_table() -> str:
@@ -170,18 +187,19 @@ def changes_table() -> str:
     rows = read('results') + read('tries')
     table = [['Change', 'Last epoch', 'Compared with MLDR-KD'], [':--', '--:', '--:']]
     for change, method in CHANGES.items():
-        gain = '' if method == 'mldr' else f'{mean(rows, method) - mean(rows, "mldr"):+.2f}'
+        gain = difference(rows, TOKEN_STUDENT, method, 'mldr')
         table.append([change, accuracy(rows, TOKEN_STUDENT, method), gain])
     return markdown(table)
 
 
 def learning_rate_table() -> str:
     """Return the results of twice the learning rate on the token student."""
-    rows, before = read('tries_learning_rate'), read('results')
+    rows = read('tries_learning_rate')
+    now, before = (by_seed(of, TOKEN_STUDENT) for of in (rows, read('results')))
     table = [['Method', 'Last epoch', 'Compared with 1e-3'], [':--', '--:', '--:']]
-    for name, now in {'student alone': 'scratch', 'OFA': 'ofa', 'MLDR-KD': 'mldr'}.items():
-        gain = mean(rows, now) - mean(before, now)
-        table.append([name, accuracy(rows, TOKEN_STUDENT, now), f'{gain:+.2f}'])
+    for name, method in {'student alone': 'scratch', 'OFA': 'ofa', 'MLDR-KD': 'mldr'}.items():
+        gain = paired_difference(now[method], before[method])
+        table.append([name, accuracy(rows, TOKEN_STUDENT, method), str(gain)])
     return markdown(table)
 
 

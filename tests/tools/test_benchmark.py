@@ -26,6 +26,8 @@ import torch
 from mmengine.config import Config
 from rich.console import Console
 
+from mldr_kd_mm.evaluation.statistics import paired_difference
+
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / 'tools/benchmark.py'
 WORK_DIR = Path('work_dirs/benchmark')
@@ -193,15 +195,16 @@ def test_markdown_is_what_the_runs_logged(finished):
     text = (root / WORK_DIR / 'results.md').read_text()
     assert text in stdout
 
-    def summary(values, form='.2f'):
-        return f'{statistics.mean(values):{form}} ± {statistics.stdev(values):.2f}'
+    def summary(values):
+        return f'{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}'
 
     curves = {run: logged(root / PAIR / run[0] / f'seed{run[1]}', 'accuracy/top1') for run in RUNS}
-    difference = [curves['dfra', seed][-1] - curves['scratch', seed][-1] for seed in (0, 1)]
-    for method, expected in [('scratch', ''), ('dfra', summary(difference, '+.2f'))]:
+    last = {name: {s: curves[name, s][-1] for s in (0, 1)} for name in ('scratch', 'dfra')}
+    difference = str(paired_difference(last['dfra'], last['scratch']))
+    for method, expected in [('scratch', ''), ('dfra', difference)]:
         last = summary([curves[method, seed][-1] for seed in (0, 1)])
         best = summary([max(curves[method, seed]) for seed in (0, 1)])
-        assert f'| {method} | {last} | {best} | {expected} | 2 | ' in text
+        assert f'| {method} | {last} | {best} | {expected} |  | a | 2 | ' in text
     (accuracy,) = logged(root / TEACHER, 'accuracy/top1')
     assert f'Teacher: {accuracy:.2f} %, {TEACHER}/epoch_1.pth, SHA-256 ' in text
     assert f'    python tools/benchmark.py {" ".join(COMMAND)}\n' in text
@@ -248,7 +251,7 @@ def test_table_only(benchmarked, tool):
     assert rows(WORK_DIR) == table
     text = (WORK_DIR / 'results.md').read_text()
     seeds = {
-        method: re.search(rf'^\| {method} .*', text, re.M)[0].split('|')[5].strip()
+        method: re.search(rf'^\| {method} .*', text, re.M)[0].split('|')[7].strip()
         for method in ('scratch', 'dfra')
     }
     assert seeds == dict(scratch='2', dfra='1')
@@ -790,12 +793,15 @@ def test_table(benchmark, read_tool):
     ]
     text = markdown(results)
     table = [line for line in text.splitlines() if line.startswith('| ')][1:]
-    assert table[0] == '| scratch | 51.00 ± 1.41 | 52.00 ± 1.41 |  | 2 | 1.5 | 2,048 MB |'
+    assert table[0] == (
+        '| scratch | 51.00 ± 1.41 | 52.00 ± 1.41 |  | -4.00 [-16.71, +8.71] | a | 2 | 1.5 '
+        '| 2,048 MB |'
+    )
     # Seeds 0 and 1 differ from the student alone by 3 and 5; seed 7 has no partner.
     assert table[1] == (
-        '| kd | 69.67 ± 25.48 | 70.67 ± 25.48 | +4.00 ± 1.41 | 3 | 1.8 | 3,000 MB |'
+        '| kd | 69.67 ± 25.48 | 70.67 ± 25.48 | +4.00 [-8.71, +16.71] |  | a | 3 | 1.8 | 3,000 MB |'
     )
-    assert table[2] == '| mldr | 58.00 | 59.00 | +6.00 | 1 | 1.5 | 2,048 MB |'
+    assert table[2] == '| mldr | 58.00 | 59.00 | +6.00 | +1.00 | a | 1 | 1.5 | 2,048 MB |'
     header = '| method |'
     assert text.count(header) == 2
     assert 'Teacher: 80.00 %, SHA-256 abc.' in text
