@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 import json
 import os
@@ -13,29 +12,17 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import torch
-from mmengine.registry import DefaultScope
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from mldr_kd_mm.apis.configs import read_config
-from mldr_kd_mm.apis.model_card import input_metadata, model_card
-from mldr_kd_mm.apis.preprocessing import Preprocessing, image_size
-from mldr_kd_mm.apis.run_record import RunRecord, mapping
-from mldr_kd_mm.apis.student_config import RebuiltStudent, write_config, write_timm_folder
-from mldr_kd_mm.models.builder import build_classifier
-from mldr_kd_mm.models.taps.stages import fixed_size
-from mldr_kd_mm.models.weights import fill
+from mldr_kd_mm.apis.description import StudentDescription
+from mldr_kd_mm.apis.model_card import model_card
+from mldr_kd_mm.apis.run_record import RunRecord
+from mldr_kd_mm.apis.student import RebuiltStudent, read_run_config, rebuild_student
+from mldr_kd_mm.apis.student_config import write_config, write_timm_folder
 from mldr_kd_mm.utils.checkpoint import load_checkpoint, student_state_dict
-from mldr_kd_mm.utils.errors import ConfigError, check_file, check_sizes, named, printable
-from mldr_kd_mm.utils.safe_config import parse_config
-from mldr_kd_mm.utils.stored_config import (
-    check_types,
-    default_scope,
-    registered_names_only,
-    without_fields,
-    without_weights,
-)
+from mldr_kd_mm.utils.errors import ConfigError, check_file, printable
 
 TOLERANCE = 1e-4
 """Largest allowed difference between the logits of an exported graph and the student's, relative to
@@ -51,7 +38,6 @@ _FOLDER_FILES = (
     'config.py',
     *(f'model{suffix}' for suffix in _GRAPHS),
 )
-_FOR_TRAINING = ('batch_augments', 'train_cfg')
 
 
 class ExportError(RuntimeError):
@@ -123,7 +109,7 @@ def export_student(
     record = RunRecord.read(content, checkpoint)
     run, student, notes = {}, None, []
     try:
-        run = _read_run_config(record, config)
+        run = read_run_config(record, config)
         student = rebuild_student(run, weights)
     except ConfigError as error:
         if graphs or is_folder:
@@ -136,6 +122,7 @@ def export_student(
             f'{student.preprocessing.deviation}'
         )
 
+    metadata = StudentDescription.of(record, run, student).to_metadata() if student else {}
     paths = _paths(Path(out), is_folder, graphs, student)
     target = paths['card'].parent
     if not overwrite:
@@ -145,9 +132,8 @@ def export_student(
         folder = Path(name)
         written = {}
         if 'weights' in paths:
-            written |= _write_student(folder, paths, weights, record, run, student)
+            written |= _write_student(folder, paths, weights, record, run, student, metadata)
         if graphs:
-            metadata = input_metadata(record, run, student)
             texts, remarks = _write_graphs(folder, paths, graphs, student, metadata)
             written |= texts
             notes += remarks
@@ -212,16 +198,17 @@ def _write_student(
     record: RunRecord,
     run: Mapping[str, Any],
     student: RebuiltStudent | None,
+    metadata: dict[str, str],
 ) -> dict[str, str]:
     """Write weights and config into a folder; return a description of each."""
     written = {'weights': f"{len(weights)} tensors, the student's weights"}
     if 'config' in paths and student.is_timm:
         write_timm_folder(folder, student, record.classes)
-        return written | {'config': 'architecture, preprocessing and class names for timm'}
-    _write_weights(folder / paths['weights'].name, weights, record)
-    if 'config' in paths:
+        written['config'] = 'architecture, preprocessing and class names for timm'
+    elif 'config' in paths:
         write_config(folder / paths['config'].name, run, student)
         written['config'] = 'architecture and preprocessing for mmpretrain'
+    _write_weights(folder / paths['weights'].name, weights, record, metadata)
     return written
 
 
@@ -245,47 +232,6 @@ def _write_graphs(
     return written, [] if is_dynamic else [fixed]
 
 
-def rebuild_student(run: Mapping[str, Any], weights: dict[str, Tensor]) -> RebuiltStudent:
-    """Build the student that a run's config describes, and load its weights.
-
-    Args:
-        run: The run's config.
-        weights: The student's weights, complete.
-
-    Returns:
-        The student.
-
-    Raises:
-        ConfigError: The config has no student, its ``type`` is not registered, or the weights do
-            not fit it.
-    """
-    model = mapping(run, 'model')
-    config = _inference_config(mapping(model, 'student'))
-    if not config:
-        raise ConfigError('model.student: the config has no student')
-    shared = mapping(model, 'data_preprocessor') or mapping(run, 'data_preprocessor')
-    own = mapping(config, 'data_preprocessor')
-    config['data_preprocessor'] = _inference_config({**shared, **own})
-    config = check_types(config, 'model.student', run.get('custom_imports'))
-    with (
-        DefaultScope.overwrite_default_scope(default_scope(run)),
-        named('model.student'),
-        registered_names_only(),
-    ):
-        classifier = build_classifier(copy.deepcopy(config)).eval()  # some models modify configs
-        report, mistake = fill(classifier, weights)
-        if mistake or report.unexpected:
-            raise ConfigError(f'model.student: the weights do not fit it: {mistake or report}')
-        size = model.get('input_size') or (3, *(fixed_size(classifier) or (224, 224)))
-        if (pixels := image_size(run)) is not None:  # a CNN's input_size may be left out
-            size = (3, *pixels)
-        check_sizes(3, input_size=size)
-        with torch.no_grad():
-            num_classes = classifier(torch.zeros(1, *size), mode='tensor').shape[1]
-    preprocessing = Preprocessing.of(run, classifier, size)
-    return RebuiltStudent(classifier, config, tuple(size), num_classes, preprocessing)
-
-
 def _check_finite(weights: Mapping[str, Tensor], student: RebuiltStudent | None) -> None:
     """Refuse a student whose weights, or logits of a random image, are NaN or infinite."""
     bad = [name for name, value in weights.items() if not value.isfinite().all()]
@@ -307,25 +253,17 @@ def _logits_of_noise(student: RebuiltStudent) -> Tensor:
     return student.model(images, mode='tensor')
 
 
-def _read_run_config(record: RunRecord, path: str | None) -> dict[str, Any]:
-    if path is not None:
-        return read_config(path).to_dict()
-    if record.config is None:
-        raise ConfigError("checkpoint: meta['cfg'] is missing; give the config's path (--config)")
-    return parse_config(record.config)
-
-
-def _inference_config(config: Any) -> Any:
-    """Copy a config without the fields that only training uses."""
-    return without_fields(without_weights(config), _FOR_TRAINING)
-
-
-def _write_weights(path: Path, weights: dict[str, Tensor], record: RunRecord) -> None:
+def _write_weights(
+    path: Path, weights: dict[str, Tensor], record: RunRecord, metadata: dict[str, str]
+) -> None:
+    """Write weights and the description of the student."""
     if path.suffix == '.safetensors':
-        save_file(weights, path, metadata={'format': 'pt'})
+        save_file(weights, path, metadata={'format': 'pt', **metadata})
         return
     # mmpretrain's init_model reads the class names from here.
     meta = {'dataset_meta': dict(record.dataset_meta)} if record.dataset_meta else {}
+    if metadata:
+        meta['student'] = metadata
     torch.save({'state_dict': weights, 'meta': meta}, path)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,8 @@ from mldr_kd_mm.apis.run_record import (
     plain,
     type_name,
 )
-from mldr_kd_mm.apis.student_config import RebuiltStudent, registered_modules
+from mldr_kd_mm.apis.student import RebuiltStudent
+from mldr_kd_mm.apis.student_config import registered_modules
 from mldr_kd_mm.datasets.cifar import CIFAR_LICENCE
 from mldr_kd_mm.datasets.tiny_imagenet import IMAGENET_LICENCE
 from mldr_kd_mm.registry import DATASETS
@@ -38,31 +38,6 @@ _MMPRETRAIN_DATA = {
 }
 # Machine-specific paths, and fields that have their own line in the card.
 _NOT_SHOWN = {'type', 'data_root', 'data_prefix', 'ann_file', 'checkpoint_path', 'pipeline'}
-
-
-def input_metadata(
-    record: RunRecord, run: Mapping[str, Any], student: RebuiltStudent
-) -> dict[str, str]:
-    """Describe the student's input and output as JSON texts, for the metadata of exported graphs.
-
-    Args:
-        record: Facts of the run.
-        run: The run's config.
-        student: The student.
-
-    Returns:
-        Name -> JSON. Mean and standard deviation are in pixel values, 0 to 255.
-    """
-    facts = dict(
-        input_size=student.input_size,
-        channel_order=student.preprocessing.channel_order,
-        mean=student.preprocessing.mean,
-        std=student.preprocessing.std,
-        pipeline=dicts(dataset_of(run, 'val_dataloader').get('pipeline')),
-        output='logits',
-        classes=list(record.classes) or None,
-    )
-    return {name: json.dumps(value, default=str) for name, value in facts.items()}
 
 
 def model_card(
@@ -132,16 +107,16 @@ def _student_facts(
     if student is None:
         yield f'Parameters, input, normalisation: {NOT_RECORDED}'
         return
-    metadata = input_metadata(record, run, student)
+    preprocessing = student.preprocessing
     parameters = sum(parameter.numel() for parameter in student.model.parameters())
     channels, height, width = student.input_size
-    order = json.loads(metadata['channel_order']) or f'channel order {NOT_RECORDED}'
+    order = preprocessing.channel_order or f'channel order {NOT_RECORDED}'
     yield f'Parameters: {parameters:,}'
     yield f'Input: {channels} x {height} x {width}, {order}'
     yield f'Preprocessing: {_listed(_pipeline(run))}'
     yield (
-        f'Normalisation: (pixel - mean) / std of pixels from 0 to 255, mean {metadata["mean"]}, '
-        f'std {metadata["std"]}'
+        f'Normalisation: (pixel - mean) / std of pixels from 0 to 255, mean '
+        f'{preprocessing.mean}, std {preprocessing.std}'
     )
     names = escaped(', '.join(record.classes)) if record.classes else f'names {NOT_RECORDED}'
     yield f'Output: logits (before softmax) of {student.num_classes} classes: {names}'

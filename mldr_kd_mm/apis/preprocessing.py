@@ -26,7 +26,9 @@ class Preprocessing(NamedTuple):
         scale: (H, W) that the image is resized to before its centre is cropped.
         crop_mode: ``'center'`` keeps the aspect ratio, so that the short edge gets its ``scale``;
             ``'squash'`` does not.
-        interpolation: Name of Pillow's filter.
+        interpolation: Name of the filter.
+        backend: Library that resizes in the validation, ``'pillow'`` or ``'cv2'``; None if the
+            steps of the validation are others than resizing and cropping the centre.
         mean: Mean of each channel, of pixel values from 0 to 255.
         std: Standard deviation of each channel.
         channel_order: RGB or BGR, or None if the config does not tell.
@@ -37,6 +39,7 @@ class Preprocessing(NamedTuple):
     scale: tuple[int, ...]
     crop_mode: str
     interpolation: str
+    backend: str | None
     mean: list[float]
     std: list[float]
     channel_order: str | None
@@ -58,19 +61,33 @@ class Preprocessing(NamedTuple):
         mean, std = (values.flatten().tolist() for values in statistics(model.data_preprocessor))
         found = _resizing([step for step in steps if type_name(step) not in _LOADING], size)
         order = _channel_order(run, model)
+        backend = 'cv2' if any(map(_is_resized_by_opencv, steps)) else 'pillow'
         if found is None:
             names = ', '.join(plain(type_name(step)) for step in steps) or 'not recorded'
             deviation = f'its steps are {names}'
-            found = size, 'center', 'bilinear'
+            found, backend = (size, 'center', 'bilinear'), None
         elif order != 'RGB':
             deviation = f'the channel order is {order or "not recorded"}, here RGB'
         elif any(step.get('color_type', 'color') != 'color' for step in steps):
             deviation = 'it reads images in another way'
-        elif any(_is_resized_by_opencv(step) for step in steps):
+        elif backend == 'cv2':
             deviation = 'it resizes with OpenCV, here Pillow does'
         else:
             deviation = ''
-        return cls(size, *found, mean, std, order, deviation)
+        return cls(size, *found, backend, mean, std, order, deviation)
+
+    @property
+    def resize(self) -> dict[str, Any] | None:
+        """How the validation resizes, or None if it does more than resize and crop the centre."""
+        if self.backend is None:
+            return None
+        return dict(
+            scale=list(self.scale),
+            crop_mode=self.crop_mode,
+            crop_pct=_crop_fraction(self.size, self.scale),
+            interpolation=self.interpolation,
+            backend=self.backend,
+        )
 
     def timm_arguments(self) -> dict[str, Any]:
         """Return the arguments of ``timm.data.create_transform``."""

@@ -7,69 +7,20 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from pprint import pformat
-from typing import Any, NamedTuple
+from typing import Any
 
 from mmengine.registry import Registry
 from timm.models import save_for_hf
-from torch import nn
 
-from mldr_kd_mm.apis.preprocessing import Preprocessing
 from mldr_kd_mm.apis.run_record import dataset_of, type_name
+from mldr_kd_mm.apis.student import RebuiltStudent
 from mldr_kd_mm.registry import MODELS, TRANSFORMS
 from mldr_kd_mm.utils.errors import ConfigError, named
 from mldr_kd_mm.utils.stored_config import check_types
 
-# Arguments of a TimmClassifier that are not timm's, or that name other weights.
-_NOT_TIMMS = (
-    'type',
-    'model_name',
-    'loss',
-    'with_cp',
-    'data_preprocessor',
-    'pretrained_cfg',
-    'pretrained_cfg_overlay',
-)
 # What timm has to know about the network besides its preprocessing. The rest describes weights.
 _OF_THE_NETWORK = ('architecture', 'first_conv', 'classifier', 'fixed_input_size')
 _ALWAYS_IMPORTED = ('mmcv', 'mmengine', 'mmpretrain', 'torch', 'torchvision')
-
-
-class RebuiltStudent(NamedTuple):
-    """A student, rebuilt from the config of its run.
-
-    Attributes:
-        model: The classifier with its weights, in evaluation mode.
-        config: Its config, without the fields that only training uses.
-        input_size: (3, H, W) of its images.
-        num_classes: Number of logits.
-        preprocessing: Preprocessing of its images.
-    """
-
-    model: nn.Module
-    config: dict[str, Any]
-    input_size: tuple[int, ...]
-    num_classes: int
-    preprocessing: Preprocessing
-
-    @property
-    def is_timm(self) -> bool:
-        """Whether timm builds it."""
-        return type_name(self.config) == 'TimmClassifier'
-
-    @property
-    def is_built(self) -> bool:
-        """Whether code other than timm's or mmpretrain's builds it."""
-        return type_name(self.config) in ('BuiltClassifier', 'ModuleClassifier')
-
-    @property
-    def timm_arguments(self) -> dict[str, Any]:
-        """The arguments of ``timm.create_model`` besides the name."""
-        # Some models of timm accept any argument, and a name that is none would be code in a card.
-        return {
-            name: value
-            for name, value in self.config.items()
-            if name.isidentifier() and name not in _NOT_TIMMS and value is not None
-        }
 
 
 def registered_modules(registry: Registry) -> dict[str, type]:

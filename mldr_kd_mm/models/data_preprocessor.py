@@ -188,7 +188,7 @@ class Statistics(NamedTuple):
         pairs = zip(
             [*self.mean, *self.std], [*(given.mean or ()), *(given.std or ())], strict=False
         )
-        return _are_valid(given) and all(math.isclose(*pair, abs_tol=0.01) for pair in pairs)
+        return are_valid(given) and all(math.isclose(*pair, abs_tol=0.01) for pair in pairs)
 
 
 def with_statistics(
@@ -314,7 +314,7 @@ def _has_statistics(preprocessor: Mapping[str, Any]) -> bool:
 def _describe(mean: Sequence[float] | None, std: Sequence[float] | None) -> str:
     if mean is None and std is None:
         return 'no normalisation'
-    if not _are_valid(Statistics(mean, std, '')):  # for the preprocessor to report
+    if not are_valid(Statistics(mean, std, '')):  # for the preprocessor to report
         return f'mean {mean}, std {std}'
     values = (', '.join(f'{value:.4g}' for value in each) for each in (mean, std))
     return 'mean [{}], std [{}]'.format(*values)
@@ -360,7 +360,7 @@ def _of_config(config: Mapping[str, Any], source: str) -> Statistics | None:
     found = Statistics(
         fields.get('mean'), fields.get('std'), source, reads_bgr and not fields.get('to_rgb')
     )
-    return found if _are_valid(found) else None
+    return found if are_valid(found) else None
 
 
 def _of_openmmlab(checkpoint: str) -> Statistics | None:
@@ -426,11 +426,14 @@ def read_pretrained_cfg(known: Mapping[str, Any], source: str) -> Statistics | N
         source = f'{source}, which were trained with {known["interpolation"]} resizing'
     mean, std = ([round(255 * v, 3) for v in known.get(key) or ()] for key in ('mean', 'std'))
     found = Statistics(mean, std, source)
-    return found if _are_valid(found) else None
+    return found if are_valid(found) else None
 
 
-def _are_valid(found: Statistics) -> bool:
+def are_valid(found: Statistics) -> bool:
+    """Return whether statistics, which may be of an untrusted file, can normalise images."""
     return all(
-        isinstance(values, (list, tuple)) and len(values) == 3 and all(map(is_number, values))
+        isinstance(values, (list, tuple))
+        and len(values) == 3
+        and all(is_number(value) and math.isfinite(value) for value in values)
         for values in (found.mean, found.std)
-    ) and all(0 < value < math.inf for value in found.std)
+    ) and all(value > 0 for value in found.std)

@@ -175,7 +175,7 @@ def load_checkpoint(
     """
     file = None
     try:
-        file = _local_file(path)
+        file = local_file(path)
         if file.is_dir():
             raise MissingFileError(f'{field}={path!r}: is a folder; {_list_checkpoints(file)}')
         if not file.is_file():
@@ -419,7 +419,12 @@ def _is_left_out(value: Any) -> bool:
     return isinstance(value, (_Discarded, PickledDType))
 
 
-def _local_file(path: str) -> Path:
+def local_file(path: str) -> Path:
+    """Return the file of a checkpoint, see :func:`load_checkpoint`; one elsewhere is downloaded.
+
+    Args:
+        path: Path, URL or hub name. A folder stands for the file of weights in it.
+    """
     if _HUB.match(path):
         return _download_from_hub(_HUB.sub('', path, count=1))
     if '://' in path:
@@ -446,10 +451,10 @@ def read_description(path: str, name: str) -> str | None:
 
             repository, _, revision = _HUB.sub('', path, count=1).partition('@')
             file = Path(hf_hub_download(repository, name, revision=revision or None))
-        elif '://' in path or _local_file(path).name not in _FOLDER_FILES:
+        elif '://' in path or local_file(path).name not in _FOLDER_FILES:
             return None
         else:
-            file = _local_file(path).with_name(name)
+            file = local_file(path).with_name(name)
         return read_text(file, MAX_CONFIG_BYTES)
     except Exception:  # of the network, too
         return None

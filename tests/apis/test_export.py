@@ -19,6 +19,7 @@ from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
 from mmpretrain.models import BaseClassifier
 from PIL import Image
+from safetensors import safe_open
 from timm import create_model
 from timm.data import create_transform, resolve_model_data_config
 from torch import nn
@@ -26,6 +27,7 @@ from torch.testing import assert_close
 from zoo import FAMILIES, image_classifier, timm
 
 from mldr_kd_mm.apis import preprocessing
+from mldr_kd_mm.apis.description import StudentDescription
 from mldr_kd_mm.apis.export import ExportError, export_student
 from mldr_kd_mm.registry import MODELS
 from mldr_kd_mm.utils.errors import ConfigError
@@ -185,18 +187,33 @@ class TestGraphs:
         val = dict(dataset=dict(type='CustomDataset', data_root='/home/me', pipeline=pipeline))
         checkpoint, _ = save_run(tmp_path, student, val_dataloader=val)
         out = tmp_path / 'student.pth'
+        set_classes(checkpoint, *'abcdefghij')
         export_student(checkpoint, str(out), onnx=True, torch_export=True)
+        export_student(checkpoint, str(tmp_path / 'b.safetensors'))
         properties = onnx.load(out.with_suffix('.onnx')).metadata_props
         texts = {entry.key: entry.value for entry in properties}
         assert {key: json.loads(text) for key, text in texts.items()} == dict(
+            model=student | dict(data_preprocessor=normalisation | dict(num_classes=10)),
+            default_scope='mldr_kd_mm',
             input_size=[3, 32, 32],
             channel_order='RGB',
             mean=[1, 2, 3],
             std=[4, 5, 6],
             pipeline=pipeline,
+            resize=dict(
+                scale=[32, 32],
+                crop_mode='squash',
+                crop_pct=1,
+                interpolation='bilinear',
+                backend='cv2',
+            ),
+            classes=[*'abcdefghij'],
+            input='normalised',
             output='logits',
-            classes=None,
         )
+        assert torch.load(out)['meta']['student'] == texts
+        with safe_open(tmp_path / 'b.safetensors', 'pt') as file:
+            assert file.metadata() == {'format': 'pt'} | texts
         beside = {'metadata.json': ''}
         torch.export.load(out.with_suffix('.pt2'), extra_files=beside)
         assert json.loads(beside['metadata.json']) == texts
@@ -426,6 +443,32 @@ def test_timm_finds_the_scale(size):
         fraction = preprocessing._crop_fraction(size, (scale, scale))
         assert math.floor(size[0] / fraction) == scale
     assert preprocessing._crop_fraction((224, 224), (256, 256)) == 0.875
+
+
+def test_a_description_is_read_as_it_was_written():
+    written = StudentDescription(
+        dict(type='a'), 'b', [3, 4, 5], 'BGR', [1.0] * 3, [2.0] * 3, [], None, ['x', 'y']
+    )
+    texts = written.to_metadata()
+    assert StudentDescription.from_metadata(texts | dict(format='pt'), 'file') == written
+    assert written.class_names(3) == ['x', 'y', '2'] and written.class_names(1) == ['x']
+    for missing in (None, {}, {key: texts[key] for key in texts if key != 'model'}):
+        with pytest.raises(ConfigError, match='file: does not describe .* mldr-kd export CHECK'):
+            StudentDescription.from_metadata(missing, 'file')
+    for name, text in [
+        ('mean', '[1, 2]'),
+        ('mean', '[1, 2, NaN]'),
+        ('std', '[1, 2, 0]'),
+        ('input_size', '"all"'),
+        ('input_size', '{'),
+        ('model', '3'),
+        ('pipeline', '[3]'),
+        ('classes', '"xy"'),
+        ('classes', '[' * 100_000),
+        ('output', '[]'),
+    ]:
+        with pytest.raises(ConfigError, match='file: its description is damaged; export it again'):
+            StudentDescription.from_metadata(texts | {name: text}, 'file')
 
 
 class TestUntrustedConfig:

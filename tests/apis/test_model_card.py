@@ -10,8 +10,9 @@ import torch
 from helpers import mldr, train
 from mmengine.config import Config
 
+from mldr_kd_mm.apis.description import StudentDescription
 from mldr_kd_mm.apis.export import export_student, rebuild_student
-from mldr_kd_mm.apis.model_card import input_metadata, model_card
+from mldr_kd_mm.apis.model_card import model_card
 from mldr_kd_mm.apis.run_record import RunRecord
 from mldr_kd_mm.evaluation.logged_run import ACCURACY, curve, read_records
 from mldr_kd_mm.models.builder import build_classifier
@@ -48,7 +49,7 @@ def card_of_config(name, **content) -> tuple[dict[str, str], dict]:
     record = RunRecord.from_checkpoint(content)
     text = model_card(record, run, student, {'student.pth': (Path(__file__), 'weights')})
     items = dict(re.findall('^- (.+?): (.*)$', text, re.MULTILINE)) | {'': text}
-    return items, input_metadata(record, run, student)
+    return items, StudentDescription.of(record, run, student).to_metadata()
 
 
 def test_what_a_run_recorded(work_dir, tmp_path):
