@@ -10,6 +10,7 @@ from mldr_kd_mm.models.losses.info_nce import InfoNCELoss
 from mldr_kd_mm.models.losses.kd import KDLoss
 from mldr_kd_mm.models.losses.logit_standardization import LogitStandardizationLoss
 from mldr_kd_mm.models.losses.ofa import OFALoss
+from mldr_kd_mm.models.losses.queue import QueueLoss
 from mldr_kd_mm.models.losses.rkd import RKDLoss
 from mldr_kd_mm.models.losses.rsd import RSDLoss
 
@@ -24,6 +25,7 @@ __all__ = [
     'KDLoss',
     'LogitStandardizationLoss',
     'OFALoss',
+    'QueueLoss',
     'RKDLoss',
     'RSDLoss',
 ]

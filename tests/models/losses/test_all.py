@@ -34,6 +34,7 @@ ARGUMENTS = dict(
     InfoNCELoss=dict(dim=8),
     KDLoss=dict(temperature=4.0),
     OFALoss=dict(eps=1.5),
+    QueueLoss=dict(size=8),
 )
 VARIANTS = {
     'DFRALoss standardised': dict(type='DFRALoss', standardize=True),
@@ -167,8 +168,8 @@ class TestGradient:
     @every_loss
     def test_is_that_of_the_value(self, name):
         loss = build(name).double()
-        # In training mode each call of CRD changes its bank.
-        loss.train(name != 'CRDLoss')
+        # In training mode each call of these changes their bank or queue.
+        loss.train(name not in ('CRDLoss', 'QueueLoss'))
         student, teacher = inputs(name)
         assert torch.autograd.gradcheck(
             lambda s: loss(s, teacher, **labels(loss)), student.requires_grad_()
@@ -244,7 +245,7 @@ def test_order_of_samples_does_not_matter(name):
     loss = build(name).double()
     order = [3, 0, 4, 1, 2]
     expected = loss(*inputs(name), **labels(loss))
-    shuffled = loss(
+    shuffled = build(name).double()(
         *(tensor[order] for tensor in inputs(name)),
         **{key: label[order] for key, label in labels(loss).items()},
     )

@@ -1,0 +1,26 @@
+"""Embed: RSD on the penultimate features, and their relations to a queue of the teacher's.
+
+No logits and no labels: --method embed takes the heads of teacher and student off, and validates by
+a vote of the nearest labelled images (docs/unlabeled.md).
+"""
+
+has_head = False
+
+method = dict(
+    losses=[
+        dict(
+            loss=dict(type='RSDLoss', kappa=0.01),
+            student='feature',
+            teacher='feature',
+            weight=0.1,
+            name='rsd',
+        ),
+        dict(
+            loss=dict(type='QueueLoss', size=8192, temperature=0.07),
+            student='feature',
+            teacher='feature',
+            weight=1.0,
+            name='queue',
+        ),
+    ]
+)
