@@ -56,7 +56,7 @@ RUNNERS = ChildRegistry(mmpretrain_registry.RUNNERS)
 RUNNER_CONSTRUCTORS = ChildRegistry(mmpretrain_registry.RUNNER_CONSTRUCTORS)
 # mmpretrain has no registry for strategies.
 STRATEGIES = ChildRegistry(mmengine_registry.STRATEGIES, 'mldr_kd_mm.engine.strategies')
-LOOPS = ChildRegistry(mmpretrain_registry.LOOPS)
+LOOPS = ChildRegistry(mmpretrain_registry.LOOPS, 'mldr_kd_mm.engine.knn_loop')
 HOOKS = ChildRegistry(mmpretrain_registry.HOOKS, 'mldr_kd_mm.engine.hooks')
 LOG_PROCESSORS = ChildRegistry(mmpretrain_registry.LOG_PROCESSORS)
 OPTIMIZERS = ChildRegistry(mmpretrain_registry.OPTIMIZERS)

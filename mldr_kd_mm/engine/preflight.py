@@ -33,7 +33,7 @@ from mmengine.runner.priority import get_priority
 from mmengine.structures import BaseDataElement
 from mmengine.utils.dl_utils import set_multi_processing
 from mmengine.visualization import Visualizer
-from mmpretrain.models import ImageClassifier
+from mmpretrain.models import BaseClassifier
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -43,10 +43,12 @@ from mldr_kd_mm.engine.hooks.data_check import (
     check_same_classes,
     check_steps,
 )
+from mldr_kd_mm.engine.knn_loop import KNNLoop, KNNTestLoop, bank_config, check_bank_of
 from mldr_kd_mm.engine.launch import is_rank_0
 from mldr_kd_mm.engine.parts import building, check_arguments, find_fields, find_type, part
 from mldr_kd_mm.models.distillers.batch import check_has_labels, refuse_one_image
 from mldr_kd_mm.models.distillers.weights import load_into
+from mldr_kd_mm.models.taps.stages import has_head
 from mldr_kd_mm.models.weights import use_counted_loading
 from mldr_kd_mm.registry import (
     DATASETS,
@@ -234,6 +236,9 @@ def _check_group(cfg: Config, group: str) -> None:
         length = 'max_epochs' if config.by_epoch else 'max_iters'
         check_positive(**{f'{field}.{length}': config.get(length)})
     check_arguments(loop, [name for name in config if name != 'by_epoch'], field)
+    if loop in (KNNLoop, KNNTestLoop):
+        bank = config.get('bank_dataloader') or bank_config(cfg, group)
+        check_bank_of(_build_loader(bank, f'{field}.bank_dataloader').dataset, group)
     if 'val_interval' in config:
         check_positive(**{f'{field}.val_interval': config.val_interval})
     if 'val_begin' in config:
@@ -431,7 +436,7 @@ def _try_loss(cfg: Config, model: BaseModel, batch: Any) -> None:
     samples = batch.get('data_samples') if isinstance(batch, Mapping) else None
     check_has_labels(samples or (), 'train_dataloader.dataset')
     student = getattr(model, 'student', model)
-    if isinstance(student, ImageClassifier) and not student.with_head:
+    if isinstance(student, BaseClassifier) and not has_head(student):
         return
     weights = find_fields(cfg.model, 'class_weight', 'model')
     paths = [path for path, value in weights if isinstance(value, (list, tuple))]

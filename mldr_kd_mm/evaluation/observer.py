@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mldr_kd_mm.evaluation.measures import Array, Labels
 from mldr_kd_mm.models.distillers.distiller import Distiller
 from mldr_kd_mm.models.taps.recorder import FeatureRecorder
-from mldr_kd_mm.models.taps.stages import stage_names
+from mldr_kd_mm.models.taps.stages import has_head, stage_names
 from mldr_kd_mm.models.taps.tapped_model import TappedModel
 from mldr_kd_mm.utils.errors import ConfigError
 
@@ -46,12 +46,17 @@ class Observer:
 
     Args:
         model: A Distiller, whose student and teacher are both observed, or a classifier.
+
+    Raises:
+        ConfigError: If the student has no head.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._gathered: dict[str, list[Tensor]] = defaultdict(list)
         self._is_pair = isinstance(model, Distiller)
+        if not (model.tapped_student.has_head if self._is_pair else has_head(model)):
+            raise ConfigError('the student has no head, and thus no predictions to compare')
         if self._is_pair:
             self._student = _Stages(model.tapped_student, model.neck_inputs)
             self._teacher = _Stages(model.teacher)
@@ -105,7 +110,9 @@ class Observer:
         for name, output in (('fused', 'fused_logits'), ('fusion_weights', 'fusion_weights')):
             if output in outputs:
                 given[name] = outputs[output]
-        given['teacher'], teacher_stages = self._teacher(model.teacher.prepare(inputs))
+        logits, teacher_stages = self._teacher(model.teacher.prepare(inputs))
+        if logits is not None:
+            given['teacher'] = logits
         for side, recorded in (('student', stages), ('teacher', teacher_stages)):
             given |= {f'{side}.{name}': _pool(feature) for name, feature in recorded.items()}
         return given
@@ -127,12 +134,12 @@ class _Stages:
         self._wanted = wanted
         self._names: Sequence[str] | None = None
 
-    def __call__(self, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the logits (B, C) and the stages, empty if the model has none."""
+    def __call__(self, images: Tensor) -> tuple[Tensor | None, dict[str, Tensor]]:
+        """Return the logits (B, C), None without a head, and the stages, empty if it has none."""
         if self._names is None:
             self._names = self._find(images.shape[1:])
         record = self._tapped(images, self._names)
-        return record['logits'], {name: record[name] for name in self._names}
+        return record.get('logits'), {name: record[name] for name in self._names}
 
     def _find(self, size: Sequence[int]) -> Sequence[str]:
         try:

@@ -31,7 +31,7 @@ class FigureHook(Hook):
 
     Training is unaffected: the model does not change and no random number is drawn. A figure that
     cannot be drawn is a warning. Nothing is drawn if the model is not a :class:`Distiller` or is
-    sharded over processes.
+    sharded over processes, or if the student or the teacher has no head.
 
     Args:
         interval: Draw at the first validation, every ``interval`` validations after it, and at the
@@ -103,10 +103,12 @@ class FigureHook(Hook):
 
 
 def _distiller(runner: Runner) -> Distiller | None:
-    """Return the model if it is a Distiller and not sharded."""
+    """Return the model if it is a Distiller of models with heads and not sharded."""
     model = runner.model
     model = model.module if isinstance(model, DistributedDataParallel) else model
-    return model if isinstance(model, Distiller) else None
+    if not isinstance(model, Distiller):
+        return None
+    return model if model.tapped_student.has_head and model.teacher.has_head else None
 
 
 def _is_last(runner: Runner) -> bool:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import torch
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from mmpretrain.structures import DataSample
 
 from mldr_kd_mm.engine.hooks.progress import ProgressHook
+from mldr_kd_mm.engine.knn_loop import KNNLoop
 from mldr_kd_mm.models.distillers.distiller import Distiller
 from mldr_kd_mm.registry import HOOKS
 from mldr_kd_mm.utils.dist import unwrap_model
@@ -21,7 +26,8 @@ class TeacherAccuracyHook(Hook):
     This reveals wrong weights, classes or normalisation of the teacher at once. The metrics are
     also stored in the message hub as ``teacher_metrics``, and thus in each checkpoint. The hook
     does nothing in a resumed run, without a validation set, or if the model is not a
-    :class:`Distiller`.
+    :class:`Distiller`. A teacher without a head is evaluated by a
+    :class:`~mldr_kd_mm.engine.knn_loop.KNNLoop` alone, and then as the student is.
 
     Args:
         enabled: Whether to evaluate the teacher. The default runtime has this hook; turn it off
@@ -39,6 +45,9 @@ class TeacherAccuracyHook(Hook):
         has_teacher = isinstance(model, Distiller)
         if not (self.enabled and has_teacher and runner.val_loop) or runner.iter > 0:
             return
+        if not (model.teacher.has_head or isinstance(runner.val_loop, KNNLoop)):
+            runner.logger.info('The teacher has no head; its accuracy is not measured')
+            return
         # The loader draws a seed from the global generator, which must not affect training.
         with torch.random.fork_rng(devices=[]):
             metrics = self._evaluate(runner, model)
@@ -51,9 +60,16 @@ class TeacherAccuracyHook(Hook):
     @torch.no_grad()
     def _evaluate(self, runner: Runner, model: Distiller) -> dict[str, float]:
         loop = runner.val_loop
+        if isinstance(loop, KNNLoop):
+            predict = loop.fit(model.data_preprocessor, model.embed_teacher)
+        else:
+            predict = partial(_predict, model)
         shows = any(isinstance(hook, ProgressHook) and hook.enabled for hook in runner.hooks)
         for data in track(loop.dataloader, 'teacher') if shows else loop.dataloader:
-            batch = model.data_preprocessor(data, False)
-            samples = model.predict_teacher(batch['inputs'], batch['data_samples'])
-            loop.evaluator.process(data_samples=samples, data_batch=data)
+            loop.evaluator.process(data_samples=predict(data), data_batch=data)
         return loop.evaluator.evaluate(len(loop.dataloader.dataset))
+
+
+def _predict(model: Distiller, data: Any) -> list[DataSample]:
+    batch = model.data_preprocessor(data, False)
+    return model.predict_teacher(batch['inputs'], batch['data_samples'])

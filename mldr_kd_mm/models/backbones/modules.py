@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -17,6 +18,7 @@ from torchvision.models import list_models
 from mldr_kd_mm.registry import MODELS
 from mldr_kd_mm.utils.errors import (
     ConfigError,
+    check_switch,
     checked_arguments,
     describe,
     did_you_mean,
@@ -40,6 +42,7 @@ class _WrappedModule(TimmClassifier):
         train_cfg: dict | None,
         data_preprocessor: dict | None,
         init_cfg: dict | None = None,
+        has_head: bool = True,
     ) -> None:
         preprocessor = {'type': 'mldr_kd_mm.ClsDataPreprocessor', **(data_preprocessor or {})}
         if train_cfg is not None and 'augments' in train_cfg:
@@ -48,7 +51,9 @@ class _WrappedModule(TimmClassifier):
         preprocessor = MODELS.build(preprocessor)
         BaseClassifier.__init__(self, init_cfg=init_cfg, data_preprocessor=preprocessor)
         # A hook instead of a wrapper: the names of the weights and taps stay the module's.
-        module.register_forward_hook(_only_logits)
+        module.register_forward_hook(partial(_only, 'logits' if has_head else 'pooler_output'))
+        if not has_head:
+            self.has_head = False
         self.model = module
         self.loss_module = MODELS.build(loss or dict(type='CrossEntropyLoss'))
         self._register_state_dict_hook(self._remove_state_dict_prefix)
@@ -73,6 +78,8 @@ class ModuleClassifier(_WrappedModule):
             maps images (B, 3, H, W) to logits (B, C), to a tuple whose first item is the logits, or
             to an object or a dict with ``logits``, as in Hugging Face's transformers.
         kwargs: Arguments of the function.
+        has_head: Whether the module gives logits. False: it gives a feature (B, D), as
+            ``pooler_output`` if it is an object or a dict.
         loss: Config of the loss.
         train_cfg: As in mmpretrain's TimmClassifier.
         data_preprocessor: Config of the data preprocessor.
@@ -94,11 +101,13 @@ class ModuleClassifier(_WrappedModule):
         self,
         module: str,
         kwargs: dict | None = None,
+        has_head: bool = True,
         loss: dict | None = None,
         train_cfg: dict | None = None,
         data_preprocessor: dict | None = None,
         init_cfg: dict | None = None,
     ) -> None:
+        check_switch(has_head=has_head)
         function = find_function(module)
         try:
             built = function(**(kwargs or {}))
@@ -107,7 +116,7 @@ class ModuleClassifier(_WrappedModule):
         if not isinstance(built, nn.Module):
             kind = type(built).__name__
             raise ConfigError(f'module={module!r}: must return an nn.Module, not {kind}')
-        super().__init__(built, loss, train_cfg, data_preprocessor, init_cfg)
+        super().__init__(built, loss, train_cfg, data_preprocessor, init_cfg, has_head)
 
     @staticmethod
     def check_stored(config: Mapping[str, Any], field: str) -> None:
@@ -218,19 +227,19 @@ def find_function(name: str) -> Callable[..., Any]:
     return found
 
 
-def _only_logits(module: nn.Module, args: tuple, output: Any) -> Tensor:
-    """Return the logits of what a module returns; a forward hook."""
+def _only(name: str, module: nn.Module, args: tuple, output: Any) -> Tensor:
+    """Return the logits of what a module returns, or another tensor by name; a forward hook."""
     found = output
     if isinstance(output, Mapping):
-        found = output.get('logits')
-    elif hasattr(output, 'logits'):
-        found = output.logits
+        found = output.get(name)
+    elif hasattr(output, name):
+        found = getattr(output, name)
     elif isinstance(output, (tuple, list)) and output:
         found = output[0]
     if not isinstance(found, Tensor) or found.ndim != 2:
         shape = tuple(found.shape) if isinstance(found, Tensor) else type(output).__name__
         raise ConfigError(
-            f'{type(module).__name__}: must return logits (B, C), or a tuple, an object or a dict '
+            f'{type(module).__name__}: must return {name} (B, C), or a tuple, an object or a dict '
             f'with them, not {shape}'
         )
     return found

@@ -30,18 +30,20 @@ def read_labels(data_samples: Sequence[DataSample], names: Collection[str]) -> d
     return {name: read[name](data_samples) for name in names}
 
 
-def check_labels(_: nn.Module, args: tuple, num_classes: int) -> None:
+def check_labels(_: nn.Module, args: tuple, num_classes: int | None) -> None:
     """Check the labels of a batch, as a forward pre-hook of the data preprocessor.
 
     There the labels are still on the host. On the GPU the check would make every step wait.
 
     Args:
         args: The batch from the data loader, and whether the model is trained on it.
-        num_classes: Number of classes of the models.
+        num_classes: Number of classes of the models. None: they have no head, and read no label.
 
     Raises:
         ConfigError: If a label is out of range, or missing in training.
     """
+    if num_classes is None:
+        return
     samples = args[0].get('data_samples') or ()
     if args[1:] == (True,):
         check_has_labels(samples, 'train_dataloader')

@@ -52,8 +52,9 @@ class Distiller(BaseClassifier):
     and ``loss_<name>_<head>`` for each entry of ``losses``; and ``fusion_stage1`` ..., the mean
     weights of the neck's fusion, if it has any.
 
-    A student without a head, an ImageClassifier with ``head=None``, is trained by the losses alone.
-    They read its stages, other taps and ``feature``, the output of its neck.
+    A student without a head (an ImageClassifier with ``head=None``, a model of timm with
+    ``num_classes=0``) is trained by the losses alone. They read its stages, other taps and
+    ``feature``, its output. The teacher needs no head either, unless a loss reads its ``logits``.
 
     Args:
         teacher: Config of an mmpretrain classifier, or a built one, which is frozen and keeps its
@@ -188,10 +189,18 @@ class Distiller(BaseClassifier):
         """
         if not self.tapped_student.has_head:
             raise ConfigError(
-                'student: has no head and cannot predict; set val_dataloader, val_cfg and '
-                'val_evaluator to None'
+                "student: has no head and cannot predict; set val_cfg=dict(type='KNNLoop'), or "
+                'val_dataloader, val_cfg and val_evaluator to None'
             )
         return self.student.predict(inputs, data_samples, **kwargs)
+
+    def embed(self, inputs: Tensor) -> Tensor:
+        """Return the student's ``feature`` (B, D) of images preprocessed for the student."""
+        return self.tapped_student(inputs, ['feature'])['feature']
+
+    def embed_teacher(self, inputs: Tensor) -> Tensor:
+        """Return the teacher's ``feature`` (B, D) of images preprocessed for the student."""
+        return self.teacher(inputs, ['feature'])['feature']
 
     @property
     def with_neck(self) -> bool:
@@ -384,7 +393,8 @@ class Distiller(BaseClassifier):
         names = self._find_names(size, has_neck)
         self.neck_inputs, self._student_names, self._teacher_names = names
         of_student, of_teacher = self._probe(size, neck)
-        num_classes = (of_student if student.has_head else of_teacher).width('logits')
+        with_head = [probe for probe in (of_student, of_teacher) if 'logits' in probe.tensors]
+        num_classes = with_head[0].width('logits') if with_head else None
         self.neck = None
         if has_neck:
             self.neck, outputs = build_neck(neck, self.neck_inputs, of_student, of_teacher)

@@ -95,8 +95,9 @@ class LossEntry(nn.Module):
                 if name not in available:
                     is_msdf = side == 'student' and name in (STAGE_LOGITS, 'fused_logits')
                     hint = "; neck=dict(type='MSDFNeck') adds it" if is_msdf else ''
+                    what = f'the {side} has no head' if name == 'logits' else 'unknown tensor'
                     raise ConfigError(
-                        f'losses: {self.name}: {side}={name!r}: unknown tensor; '
+                        f'losses: {self.name}: {side}={name!r}: {what}; '
                         f'available: {", ".join(available)}{hint}'
                     )
 
@@ -183,7 +184,14 @@ class LossEntry(nn.Module):
         parameters = list(inspect.signature(self.losses[0].forward).parameters)
         self.needs = {'target', 'index'} & set(parameters[2:])
         if getattr(self.losses[0], 'compares_logits', False):
-            num_classes = (student if 'logits' in student.tensors else teacher).width('logits')
+            with_logits = [probe for probe in (student, teacher) if 'logits' in probe.tensors]
+            if not with_logits:
+                kind = type(self.losses[0]).__name__
+                raise ConfigError(
+                    f'{kind} compares logits, and neither the teacher nor the student has a head; '
+                    'use a loss of features, such as RSDLoss'
+                )
+            num_classes = with_logits[0].width('logits')
             self._check_logits('student', self.student, student, num_classes)
             self._check_logits('teacher', self.teacher, teacher, num_classes)
         self._try(student, teacher)

@@ -24,8 +24,8 @@ class Student(TappedModel):
     """A classifier in training, and the recorder of its taps.
 
     ``logits`` are what the student predicts. Some students compute something else in training, such
-    as ArcFace's logits with a margin; call :meth:`find_logits` before you record their logits. An
-    ImageClassifier without a head has features, but neither logits nor a loss of its own.
+    as ArcFace's logits with a margin; call :meth:`find_logits` before you record their logits. A
+    student without a head has features, but neither logits nor a loss of its own.
 
     Args:
         model: The classifier.
@@ -34,21 +34,10 @@ class Student(TappedModel):
 
     def __init__(self, model: nn.Module, recorder: FeatureRecorder) -> None:
         super().__init__(model, recorder)
-        self.has_head = not isinstance(model, ImageClassifier) or model.with_head
         kinds = {kind.__name__ for kind in type(getattr(model, 'head', None)).__mro__}
         # The original mmpretrain has no RegressionHead to import.
         self.predicts_one_class = not kinds & {'MultiLabelClsHead', 'RegressionHead'}
         self._repeats_head = False
-
-    @property
-    def names(self) -> list[str]:
-        """All names that can be recorded."""
-        return [name for name in self.recorder.names if name != 'logits' or self.has_head]
-
-    def __call__(self, images: Tensor, names: Collection[str]) -> dict[str, Tensor]:
-        """Run the model; see :class:`TappedModel`. ``logits`` is only there if it has a head."""
-        record = super().__call__(images, names)
-        return {name: tensor for name, tensor in record.items() if name in self.names}
 
     def loss(
         self, inputs: Tensor, data_samples: list[DataSample], names: Collection[str]
@@ -135,7 +124,7 @@ class Student(TappedModel):
     def _loss(self, inputs: Tensor, data_samples: list[DataSample]) -> dict[str, Tensor]:
         model = self.model
         if not self.has_head:
-            model.extract_feat(inputs)
+            model(inputs, mode='tensor')
             return {}
         if not self._repeats_head:
             return model.loss(inputs, data_samples)

@@ -21,6 +21,7 @@ from mldr_kd_mm.models.builder import build_classifier
 from mldr_kd_mm.models.data_preprocessor import Renormalize
 from mldr_kd_mm.models.distillers.teacher_cache import TeacherCache
 from mldr_kd_mm.models.taps import stages
+from mldr_kd_mm.models.taps.layout import tensors_of
 from mldr_kd_mm.models.taps.recorder import FeatureRecorder
 from mldr_kd_mm.models.taps.tapped_model import Probe, TappedModel
 from mldr_kd_mm.models.weights import load_weights
@@ -105,11 +106,6 @@ class Teacher(TappedModel):
         self.model.to(memory_format=self.memory_format)
         _warn_of_slow_precision(precision)
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """All names that can be recorded."""
-        return self.recorder.names
-
     def members(self, names: Collection[str] = ()) -> list[Member]:
         """Return the teacher itself, which reads all of these names."""
         return [Member('teacher', self, list(names))]
@@ -130,22 +126,24 @@ class Teacher(TappedModel):
             names: Tensors to return.
 
         Returns:
-            Name -> arranged tensor (B, ...). ``logits`` is always there.
+            Name -> arranged tensor (B, ...). ``logits`` is there if the teacher has a head.
 
         Raises:
-            ConfigError: If a logit of a finite image is not finite. On a GPU the next call raises
-                it.
+            ConfigError: If a logit of a finite image is not finite, or a feature of a teacher
+                without a head. On a GPU the next call raises it.
         """
         taps, inputs = self._taps(names), self.prepare(images)
         with self._in_precision(images.device):
             model = self._model_for(inputs)
             with self.recorder(model, taps) as record:
-                logits = self._run(model, inputs, mode='tensor')
+                output = self._run(model, inputs, mode='tensor')
         self._arrange(record)
-        record = {'logits': logits, **record}
+        record = {**(dict(logits=output) if self.has_head else {}), **record}
         if self.precision is not None:
             record = {name: tensor.float() for name, tensor in record.items()}
-        self._check_finite(record['logits'], images)
+        checked = 'logits' if self.has_head else next(iter(record), None)
+        if checked is not None:
+            self._check_finite(checked, record[checked], images)
         return record
 
     def read(
@@ -177,7 +175,15 @@ class Teacher(TappedModel):
 
     @torch.no_grad()
     def predict(self, images: Tensor, data_samples: list[DataSample]) -> list[DataSample]:
-        """Predict as mmpretrain's classifiers do: set ``pred_label`` and ``pred_score``."""
+        """Predict as mmpretrain's classifiers do: set ``pred_label`` and ``pred_score``.
+
+        Raises:
+            ConfigError: If the teacher has no head.
+        """
+        if not self.has_head:
+            raise ConfigError(
+                'teacher: has no head and cannot predict; its feature can be compared'
+            )
         inputs = self.prepare(images)
         with self._in_precision(images.device):
             return self._run(self._model_for(inputs), inputs, data_samples, mode='predict')
@@ -303,14 +309,14 @@ class Teacher(TappedModel):
         """Select the names to tap. The model's output is its logits unless the config taps them."""
         return [name for name in names if name != 'logits' or name in self.recorder.taps]
 
-    def _check_finite(self, logits: Tensor, images: Tensor) -> None:
+    def _check_finite(self, name: str, values: Tensor, images: Tensor) -> None:
         """Refuse NaN and Inf. On a GPU this checks the previous call, so that nothing waits."""
         # An image that is not finite is not the teacher's fault: NonFiniteHook skips its step.
         # Times 0, a finite value is 0 and any other one NaN, in few kernels.
-        sums = (each.flatten(1).sum(1, dtype=torch.float32) * 0 for each in (logits, images))
+        sums = (each.flatten(1).sum(1, dtype=torch.float32) * 0 for each in (values, images))
         is_wrong, is_unsound = (each.isnan() for each in sums)
         wrong = (is_wrong > is_unsound).sum()
-        if logits.is_cuda:
+        if values.is_cuda:
             arrived = torch.cuda.Event()
             current = wrong.to('cpu', non_blocking=True), arrived
             arrived.record()
@@ -321,7 +327,7 @@ class Teacher(TappedModel):
             arrived.synchronize()
         if wrong:
             raise ConfigError(
-                f'teacher logits: {int(wrong)} of {len(logits)} samples are not finite; check the '
+                f'teacher {name}: {int(wrong)} of {len(values)} samples are not finite; check the '
                 "teacher's weights and, in half precision, their range"
             )
 
@@ -373,10 +379,11 @@ def _cast_weights(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def _agree(model: nn.Module, other: nn.Module, images: Tensor) -> bool:
-    """Return whether two models give the same logits; on a GPU the host waits for them."""
-    expected = model(images, mode='tensor')
+    """Return whether two models give the same output; on a GPU the host waits for it."""
+    expected = tensors_of(model(images, mode='tensor'))
     try:
-        return torch.equal(expected, other(images, mode='tensor'))
+        found = tensors_of(other(images, mode='tensor'))
+        return all(map(torch.equal, expected, found))
     except RuntimeError:  # A part of the model that runs in float32 has weights in half precision.
         return False
 

@@ -42,17 +42,33 @@ def logits_tap(model: nn.Module) -> str:
     return ''
 
 
+def has_head(model: nn.Module) -> bool:
+    """Return whether a classifier gives logits, rather than a feature.
+
+    These have no head: an ImageClassifier with ``head=None``, a model of timm with
+    ``num_classes=0``, and a ModuleClassifier with ``has_head=False``.
+    """
+    if isinstance(model, ImageClassifier):
+        return model.with_head
+    if isinstance(model, TimmClassifier):
+        return getattr(model, 'has_head', getattr(model.model, 'num_classes', None) != 0)
+    return True
+
+
 def feature_tap(model: nn.Module) -> str:
     """Return the tap of the penultimate feature (B, D), the input of the last linear layer.
 
-    The feature of an ImageClassifier without a head is the output of its neck, or of its backbone.
+    The feature of a model without a head is its output; of an ImageClassifier that of its neck, or
+    of its backbone.
 
     Raises:
-        ConfigError: If the model has no linear layer.
+        ConfigError: If the model has a head, but no linear layer.
     """
     if isinstance(model, ImageClassifier) and not model.with_head:
         return 'neck' if model.with_neck else 'backbone'
     prefix = logits_tap(model)
+    if not has_head(model):
+        return prefix
     if isinstance(model, TimmClassifier) and hasattr(model.model, 'get_classifier'):
         classifier = model.model.get_classifier()
         # A distilled DeiT has two classifiers, which read tokens of the same width.

@@ -9,11 +9,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mldr_kd_mm.models.taps.layout import Layout
+from mldr_kd_mm.models.taps.layout import Layout, tensors_of
 from mldr_kd_mm.models.taps.recorder import FeatureRecorder
 from mldr_kd_mm.models.taps.stages import (
     VECTORS,
     evaluation_mode,
+    has_head,
     stage_layout,
     stage_names,
     tap_layout,
@@ -43,9 +44,11 @@ class TappedModel:
     """A classifier, the recorder of its taps and the layouts of its stages.
 
     Recorded tensors are arranged: a stage is a map (B, C, H, W) or tokens (B, N, C), see
-    :meth:`mldr_kd_mm.models.taps.layout.Layout.arrange`, and ``feature`` is a vector (B, D). A tap
-    of any other name is arranged too if it is a map or tokens.
-    Call :meth:`probe` before you record taps: it finds their layouts.
+    :meth:`mldr_kd_mm.models.taps.layout.Layout.arrange`, and ``feature`` is a vector (B, D), the
+    mean of the positions if the model gives several. A tap of any other name is arranged too if it
+    is a map or tokens. Call :meth:`probe` before you record taps: it finds their layouts.
+
+    A model without a head has no ``logits``, see :func:`mldr_kd_mm.models.taps.stages.has_head`.
 
     This is not an ``nn.Module``. A module that holds one does not register the model as its child.
 
@@ -57,7 +60,13 @@ class TappedModel:
     def __init__(self, model: nn.Module, recorder: FeatureRecorder) -> None:
         self.model = model
         self.recorder = recorder
+        self.has_head = has_head(model)
         self.layouts: dict[str, Layout] = {}
+
+    @property
+    def names(self) -> list[str]:
+        """All names that can be recorded."""
+        return [name for name in self.recorder.names if name != 'logits' or self.has_head]
 
     def __call__(self, images: Tensor, names: Collection[str]) -> dict[str, Tensor]:
         """Run the model.
@@ -67,11 +76,11 @@ class TappedModel:
             names: Tensors to record.
 
         Returns:
-            Name -> arranged tensor (B, ...). ``logits`` is always there.
+            Name -> arranged tensor (B, ...). ``logits`` is there if the model has a head.
         """
         with self.record(names) as record:
-            logits = self.model(images, mode='tensor')
-        return {'logits': logits, **record}
+            output = self.model(images, mode='tensor')
+        return {**(dict(logits=output) if self.has_head else {}), **record}
 
     @contextmanager
     def record(self, names: Collection[str]) -> Iterator[dict[str, Tensor]]:
@@ -120,7 +129,8 @@ class TappedModel:
             arranged: Names that must be maps or tokens, as stages among ``names`` must be.
 
         Returns:
-            The arranged tensors, ``logits`` among them, and the layouts of the taps.
+            The arranged tensors, ``logits`` among them if the model has a head, and the layouts of
+            the taps.
 
         Raises:
             ConfigError: If the path of a tap is wrong, or a tensor that must be a map or tokens is
@@ -147,6 +157,24 @@ class TappedModel:
         for name, layout in self.layouts.items():
             if name in record:
                 record[name] = layout.arrange(record[name])
-        # The last linear layer of a few classifiers is a 1x1 convolution.
         if 'feature' in record:
-            record['feature'] = record['feature'].flatten(1)
+            record['feature'] = _as_vector(record['feature'])
+
+
+def output_of(model: nn.Module, images: Tensor) -> Tensor:
+    """Return a classifier's logits (B, C), or its feature (B, D) if it has no head.
+
+    Args:
+        model: The classifier.
+        images: (B, 3, H, W).
+    """
+    output = model(images, mode='tensor')
+    return output if has_head(model) else _as_vector(tensors_of(output)[-1])
+
+
+def _as_vector(feature: Tensor) -> Tensor:
+    """Return a feature (B, D): the mean of a map (B, D, H, W) or of tokens (B, N, D)."""
+    # The last linear layer of a few classifiers is a 1x1 convolution.
+    if feature.dim() == 4:
+        return feature.flatten(2).mean(2)
+    return feature.mean(1) if feature.dim() == 3 else feature

@@ -210,7 +210,7 @@ class TestStudentWithoutHead:
         [
             (
                 dict(losses=[dict(loss=dict(type='KDLoss'))]),
-                "losses: kd: student='logits': unknown tensor; available: feature, stage1",
+                "losses: kd: student='logits': the student has no head; available: feature, stage1",
             ),
             (
                 dict(losses=[dict(loss=dict(type='KDLoss'), student='feature')]),
