@@ -1,4 +1,4 @@
-"""The command ``mldr-kd``: distill, export, report, info.
+"""The command ``mldr-kd``: distill, export, probe, report, info.
 
 The top of this module has only cheap imports, so that ``--help``, ``--version`` and errors about
 options appear at once. A command imports the rest when it runs.
@@ -6,6 +6,7 @@ options appear at once. A command imports the rest when it runs.
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace, RawDescriptionHelpFormatter
@@ -66,6 +67,14 @@ timm.create_model('local-dir:student', pretrained=True). A student of mmpretrain
 there. The suffix of a file selects its format: .pth, .safetensors, .onnx or .pt2. A model card is
 written too. Existing files are never overwritten.
 """
+_PROBE = """Measure how well the features of a student tell the classes of a folder apart.
+
+    mldr-kd probe work_dirs/RUN --data my/images
+
+For students without a head (mldr-kd distill --method embed) and any other. The features of the
+validation images are classified by a vote of the nearest training images, and by a logistic
+regression on the training images. The last line is JSON.
+"""
 _REPORT = """Compare runs on one HTML page: training curves, and figures of the models' predictions.
 
     mldr-kd report work_dirs/ONE_RUN work_dirs/ANOTHER --out report
@@ -104,6 +113,8 @@ def make_parser() -> ArgumentParser:
 
     _add_distill(add('distill', _run_distill, 'train a student on a folder of images', _DISTILL))
     _add_export(add('export', _run_export, 'export the student of a run', _EXPORT))
+    about = 'measure the features of a student on labelled images'
+    _add_probe(add('probe', _run_probe, about, _PROBE))
     _add_report(add('report', _run_report, 'compare runs on one HTML page', _REPORT))
     about = 'describe a checkpoint, a folder, a model or this installation'
     info = add('info', _run_info, about, _INFO)
@@ -367,6 +378,39 @@ def _run_export(args: Namespace) -> None:
         print(f'note: {note}')
     for path, description in exported.files.items():
         print(f'{path}: {description}')
+
+
+def _add_probe(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add('student', help='work directory of a run, or a checkpoint')
+    add('--data', required=True, metavar='PATH', help='folder of labelled images')
+    add(
+        '--val-fraction',
+        type=float,
+        default=0.1,
+        help='fraction to hold out if the folder has no val/ or test/; default: 0.1',
+    )
+    add('--seed', type=int, default=0, help='seed of the held-out images; default: 0')
+    add('--batch-size', type=int, default=128, metavar='N', help='images per batch; default: 128')
+    add(
+        '--workers',
+        type=int,
+        metavar='N',
+        help='data-loading processes; default: one per core, up to 8',
+    )
+    _add_imports(parser)
+
+
+def _run_probe(args: Namespace) -> None:
+    from mldr_kd_mm.apis.probe import probe
+    from mldr_kd_mm.utils.logging import log_warnings_only
+
+    with log_warnings_only():
+        probed = probe(**vars(args))
+    print(f'images:       {probed.train_images} for training, {probed.val_images} for validation')
+    print(f'kNN:          {probed.knn:.2f} %')
+    print(f'linear probe: {probed.linear:.2f} %')
+    print(json.dumps(probed._asdict()))
 
 
 def _add_report(parser: ArgumentParser) -> None:

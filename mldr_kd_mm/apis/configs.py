@@ -222,7 +222,9 @@ def compose(
         method: The name of a file in ``configs/_base_/methods``, the path of a file with
             ``method = dict(losses=[...], ...)``, that dict itself, or ``'scratch'``, which trains
             the student alone. The other fields of a file, such as ``custom_imports``, are added to
-            the config. For a CNN student the name ``ofa`` stands for ``ofa_cnn``.
+            the config. ``has_head = False`` in a file takes the heads of both models off, and
+            validates with a :class:`~mldr_kd_mm.engine.knn_loop.KNNLoop`. For a CNN student the
+            name ``ofa`` stands for ``ofa_cnn``.
         num_samples: Number of training images, for a loss that stores an entry for each of them
             (CRD). None: the number in the method's config.
 
@@ -239,12 +241,45 @@ def compose(
         composed.model = student_alone(composed)
         return composed
     fields = _read_method(method, pair)
-    addition = fields.pop('method')
+    addition, has_head = fields.pop('method'), fields.pop('has_head', True)
     if num_samples is not None:
         _set_num_samples(addition, num_samples)
     composed.merge_from_dict(fields)
     composed.merge_from_dict({'model': addition})
+    if not has_head:
+        _without_heads(composed)
     return composed
+
+
+def needs_head(method: str | Mapping[str, Any]) -> bool:
+    """Return whether teacher and student need a head with the classes of the images.
+
+    The file of a method for models without a head has ``has_head = False``.
+
+    Args:
+        method: The method, see :func:`compose`.
+
+    Raises:
+        ConfigError: If there is no such method.
+    """
+    if not isinstance(method, str) or method == SCRATCH:
+        return True
+    fields = read_config(find_config(METHODS, method, 'method'), 'method')
+    return bool(fields.get('has_head', True))
+
+
+def _without_heads(cfg: Config) -> None:
+    """Take the heads off the models of a pair, and validate the student's feature."""
+    for part in ('teacher', 'student'):
+        models = cfg.model[part] if isinstance(cfg.model[part], list) else [cfg.model[part]]
+        for model in models:
+            if 'backbone' in model:
+                model['head'] = None
+            elif str(model.get('type')).endswith('TimmClassifier'):
+                model['num_classes'] = 0
+    for stage, loop in (('val', 'KNNLoop'), ('test', 'KNNTestLoop')):
+        if cfg.get(f'{stage}_cfg') is not None:
+            cfg.merge_from_dict({f'{stage}_cfg.type': loop})
 
 
 def student_alone(pair: Mapping[str, Any]) -> dict[str, Any]:

@@ -37,7 +37,8 @@ class StudentDescription:
         classes: Names of the classes; None if unknown.
         input: ``'normalised'``: float32 (N, 3, H, W), ``(pixel - mean) / std``; or ``'uint8'``:
             RGB images (N, height, width, 3) of any size, which the graph prepares itself.
-        output: ``'logits'`` or ``'probabilities'``, (N, classes).
+        output: ``'logits'`` or ``'probabilities'``, (N, classes), or ``'feature'``, (N, width), of
+            a student without a head.
     """
 
     model: dict[str, Any]
@@ -73,7 +74,8 @@ class StudentDescription:
             std=preprocessing.std,
             pipeline=dicts(dataset_of(run, 'val_dataloader').get('pipeline')),
             resize=preprocessing.resize,
-            classes=list(record.classes) or None,
+            classes=(list(record.classes) or None) if student.num_classes else None,
+            output=student.output,
         )
 
     def to_metadata(self) -> dict[str, str]:
@@ -124,7 +126,7 @@ class StudentDescription:
             and all(isinstance(step, dict) for step in self.pipeline)
             and isinstance(self.classes, (list, type(None)))
             and self.input in ('normalised', 'uint8')
-            and self.output in ('logits', 'probabilities')
+            and self.output in ('logits', 'probabilities', 'feature')
         )
 
 

@@ -30,7 +30,7 @@ from mldr_kd_mm.engine.preflight import preflight
 from mldr_kd_mm.engine.work_dir import claim_work_dirs
 from mldr_kd_mm.evaluation.logged_run import ACCURACY
 from mldr_kd_mm.utils.checkpoint import read_weights
-from mldr_kd_mm.utils.errors import check_choice, check_switch
+from mldr_kd_mm.utils.errors import ConfigError, check_choice, check_switch
 from mldr_kd_mm.utils.logging import plural, quiet_console, tell
 
 EXPORTS = ('last', 'best')
@@ -146,6 +146,10 @@ def distill(
     pretrained weights are for other classes. Training starts from these weights. A teacher that an
     earlier run has trained in the work directory with the same images and options is reused.
 
+    With ``method='embed'`` neither model has a head and the student learns the teacher's feature,
+    without labels. The teacher keeps its weights, and accuracies are those of a vote of the nearest
+    training images (:class:`~mldr_kd_mm.engine.knn_loop.KNNLoop`).
+
     Args:
         teacher: ``timm/NAME``, ``mmpretrain/NAME``, or a bare NAME, which is looked up in timm,
             then in ``configs/_base_/models``, then in mmpretrain. Also ``torchvision/NAME``, or
@@ -226,6 +230,11 @@ def distill(
     check_choice(EXPORTS, export=export)
     with quiet_console(not verbose):
         parsed = parse_options(teacher, student, data, method, epochs, **options)
+        if baseline and not parsed.has_head:
+            raise ConfigError(
+                f'baseline=True: must be False, as method={method!r} trains a student without a '
+                'head, which learns nothing alone'
+            )
         return _distill(parsed, baseline, export, resume, overwrite)
 
 

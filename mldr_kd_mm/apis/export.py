@@ -21,6 +21,7 @@ from mldr_kd_mm.apis.model_card import model_card
 from mldr_kd_mm.apis.run_record import RunRecord
 from mldr_kd_mm.apis.student import RebuiltStudent, read_run_config, rebuild_student
 from mldr_kd_mm.apis.student_config import write_config, write_timm_folder
+from mldr_kd_mm.models.taps.tapped_model import output_of
 from mldr_kd_mm.utils.checkpoint import load_checkpoint, student_state_dict
 from mldr_kd_mm.utils.errors import ConfigError, check_file, printable
 
@@ -203,7 +204,7 @@ def _write_student(
     """Write weights and config into a folder; return a description of each."""
     written = {'weights': f"{len(weights)} tensors, the student's weights"}
     if 'config' in paths and student.is_timm:
-        write_timm_folder(folder, student, record.classes)
+        write_timm_folder(folder, student, record.classes if student.num_classes else ())
         written['config'] = 'architecture, preprocessing and class names for timm'
     elif 'config' in paths:
         write_config(folder / paths['config'].name, run, student)
@@ -227,7 +228,8 @@ def _write_graphs(
         write = _write_onnx if kind == '.onnx' else _write_torch_export
         graph = write(program, folder / paths[kind].name, metadata)
         difference = _difference(graph, student, (1, 3) if is_dynamic else (1,))
-        written[kind] = f"logits differ from the student's by at most {difference:.1e}"
+        verb = 'differ' if student.num_classes else 'differs'
+        written[kind] = f"{student.output} {verb} from the student's by at most {difference:.1e}"
     fixed = "the graph's batch size is 1, because the student's code fixes it"
     return written, [] if is_dynamic else [fixed]
 
@@ -237,8 +239,8 @@ def _check_finite(weights: Mapping[str, Tensor], student: RebuiltStudent | None)
     bad = [name for name, value in weights.items() if not value.isfinite().all()]
     if bad:
         what = f'{len(bad)} of its tensors, such as {printable(bad[0])},'
-    elif student and not _logits_of_noise(student).isfinite().all():
-        what = 'its logits'
+    elif student and not _output_of_noise(student).isfinite().all():
+        what = f'its {student.output}'
     else:
         return
     raise ExportError(
@@ -248,9 +250,9 @@ def _check_finite(weights: Mapping[str, Tensor], student: RebuiltStudent | None)
 
 
 @torch.no_grad()
-def _logits_of_noise(student: RebuiltStudent) -> Tensor:
+def _output_of_noise(student: RebuiltStudent) -> Tensor:
     images = torch.randn(1, *student.input_size, generator=torch.Generator().manual_seed(0))
-    return student.model(images, mode='tensor')
+    return output_of(student.model, images)
 
 
 def _write_weights(
@@ -267,20 +269,20 @@ def _write_weights(
     torch.save({'state_dict': weights, 'meta': meta}, path)
 
 
-class _Logits(nn.Module):
-    """A classifier's logits as a function of the images alone."""
+class _Network(nn.Module):
+    """A classifier's logits, or its feature, as a function of the images alone."""
 
     def __init__(self, classifier: nn.Module) -> None:
         super().__init__()
         self.classifier = classifier
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.classifier(images, mode='tensor')
+        return output_of(self.classifier, images)
 
 
 def _capture(student: RebuiltStudent) -> ExportedProgram:
     """Export the student with a dynamic batch size if possible, otherwise with batch size 1."""
-    graph = _Logits(student.model)
+    graph = _Network(student.model)
 
     def capture(batch: int, shapes: tuple | None) -> ExportedProgram:
         images = torch.zeros(batch, *student.input_size)
@@ -321,7 +323,7 @@ def _write_onnx(
             program,
             dynamo=True,
             input_names=['images'],
-            output_names=['logits'],
+            output_names=[json.loads(metadata['output'])],
             dynamic_shapes={'images': {0: 'batch'}} if _has_dynamic_batch(program) else None,
             verbose=False,
         ).model_proto
@@ -346,7 +348,7 @@ def _difference(
     largest = 0.0
     for batch in batches:
         images = torch.randn(batch, *student.input_size, generator=generator)
-        logits = student.model(images, mode='tensor')
+        logits = output_of(student.model, images)
         with _explained('the graph'):
             difference = (graph(images) - logits).abs().max().item()
         # Large logits, such as those of a student that has hardly trained, are less precise.

@@ -68,14 +68,16 @@ def model_card(
         'Data': _data_facts(run),
         'Files': _file_facts(files),
     }
-    lines = [_front_matter(mapping(model, 'student')), f'# {_title(run, model)}', '']
+    has_head = student is None or bool(student.num_classes)
+    front_matter = _front_matter(mapping(model, 'student'), has_head)
+    lines = [front_matter, f'# {_title(run, model)}', '']
     for title, items in sections.items():
         lines += [f'## {title}', '', *(f'- {item}' for item in items), '']
     if student:
         lines += [
             '## Load the student',
             '',
-            *_code(student, files, is_folder, bool(record.classes)),
+            *_code(student, files, is_folder, has_head and bool(record.classes)),
         ]
     return '\n'.join(lines).rstrip() + '\n'
 
@@ -86,14 +88,15 @@ def _title(run: Mapping[str, Any], model: Mapping[str, Any]) -> str:
     return escaped(f'{student} distilled from {teacher} on {data}')
 
 
-def _front_matter(student: Mapping[str, Any]) -> str:
+def _front_matter(student: Mapping[str, Any], has_head: bool) -> str:
+    task = 'image-classification' if has_head else 'image-feature-extraction'
     data = ModelCardData(
         license='other',
         library_name={'TimmClassifier': 'timm', 'ImageClassifier': 'mmpretrain'}.get(
             type_name(student)
         ),
-        pipeline_tag='image-classification',
-        tags=['image-classification', 'knowledge-distillation'],
+        pipeline_tag=task,
+        tags=[task, 'knowledge-distillation'],
     )
     return f'---\n{data.to_yaml()}\n---\n'
 
@@ -118,6 +121,9 @@ def _student_facts(
         f'Normalisation: (pixel - mean) / std of pixels from 0 to 255, mean '
         f'{preprocessing.mean}, std {preprocessing.std}'
     )
+    if not student.num_classes:
+        yield f'Output: a feature of width {student.width}, no classes'
+        return
     names = escaped(', '.join(record.classes)) if record.classes else f'names {NOT_RECORDED}'
     yield f'Output: logits (before softmax) of {student.num_classes} classes: {names}'
 
@@ -233,8 +239,10 @@ def _code(
         code += [f'{of_code}: {escaped(deviation)}.', '']
     if student.is_built:
         code += _fenced(_built_lines(student, *weights)) if weights else []
+    elif is_folder and student.is_timm:
+        code += _fenced(_timm_folder(has_names))
     elif is_folder:
-        code += _fenced(_timm_folder(has_names) if student.is_timm else _MMPRETRAIN_FOLDER)
+        code += _fenced(_MMPRETRAIN_FOLDER if student.num_classes else _MMPRETRAIN_BACKBONE)
     if graphs or not is_folder:
         code += [_INPUT, '', *_fenced(student.preprocessing.code())]
     if weights and not is_folder and not student.is_built:
@@ -242,7 +250,11 @@ def _code(
         code += _fenced([*load(student, *weights), *_RUN])
     for name in graphs:
         code += _fenced(_onnx_lines(name) if name.endswith('.onnx') else _torch_export_lines(name))
-    return code
+    if student.num_classes:
+        return code
+    return [
+        line.replace('(N, classes)', '(N, width)').replace('logits', 'feature') for line in code
+    ]
 
 
 def _fenced(lines: Iterable[str]) -> list[str]:
@@ -260,6 +272,13 @@ _MMPRETRAIN_FOLDER = [
     "inferencer = ImageClassificationInferencer('config.py', pretrained='model.pth')",
     "(result,) = inferencer('image.jpg')",
     "print(result.get('pred_class', result['pred_label']), result['pred_score'])",
+]
+
+
+_MMPRETRAIN_BACKBONE = [
+    'from mmpretrain import get_model',
+    '',
+    "model = get_model('config.py', pretrained='model.pth')",
 ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import importlib.util
 import logging
 import os
@@ -18,7 +19,13 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 from torch import nn
 
-from mldr_kd_mm.apis.configs import SCRATCH, compose, config_path, student_alone
+from mldr_kd_mm.apis.configs import (
+    SCRATCH,
+    compose,
+    config_path,
+    needs_head,
+    student_alone,
+)
 from mldr_kd_mm.apis.models import NamedModel, find_model, recipe_of, with_pretrained_weights
 from mldr_kd_mm.datasets import ImageFolder
 from mldr_kd_mm.datasets.splits import skip_wrappers
@@ -134,8 +141,16 @@ class Options:
         """Refuse options for the training of a teacher that is not trained."""
         if self.trains_teacher:
             return
+        has_weights = self.teacher_checkpoint is not None or self.teacher_pretrained
+        if not self.has_head and isinstance(self.teacher, str) and not has_weights:
+            raise ConfigError(
+                f'teacher_pretrained=False: must be True, or teacher_checkpoint given, as '
+                f'method={self.method!r} does not train the teacher'
+            )
         if self.teacher_checkpoint is not None:
             reason = 'teacher_checkpoint'
+        elif not self.has_head:
+            reason = f'method={self.method!r} compares features without labels'
         else:
             reason = 'teacher_epochs=0' if self.teacher_epochs == 0 else 'a module is the teacher'
         for field in ('teacher_init', 'teacher_lr', 'teacher_epochs'):
@@ -145,10 +160,15 @@ class Options:
                     f'{field}={value!r}: must not be set, as the teacher is not trained ({reason})'
                 )
 
+    @functools.cached_property
+    def has_head(self) -> bool:
+        """Whether teacher and student predict the classes of the folder."""
+        return needs_head(self.method)
+
     @property
     def trains_teacher(self) -> bool:
         """Whether the teacher is trained on the folder first."""
-        if self.teacher_checkpoint is not None or self.teacher_epochs == 0:
+        if self.teacher_checkpoint is not None or self.teacher_epochs == 0 or not self.has_head:
             return False
         # A module that the user has built has weights.
         return self.teacher_epochs is not None or not isinstance(self.teacher, nn.Module)
@@ -212,8 +232,15 @@ def find_models(options: Options, num_classes: int) -> tuple[NamedModel, NamedMo
     """Return the teacher and the student.
 
     Raises:
-        ConfigError: If one does not exist.
+        ConfigError: If one does not exist, or not without its head.
     """
+    for field, model in (('teacher', options.teacher), ('student', options.student)):
+        is_of_others = isinstance(model, str) and model.startswith(('hf/', 'torchvision/'))
+        if is_of_others and not options.has_head:
+            raise ConfigError(
+                f'{field}={model!r}: cannot be built without its head; use a model of timm or '
+                'mmpretrain, or a ModuleClassifier with has_head=False'
+            )
     sizes = dict(teacher=options.teacher_size, student=options.student_size)
     teacher, student = (
         find_model(getattr(options, field), num_classes, size or options.image_size, field)
@@ -296,7 +323,8 @@ def _student_model(options: Options, student: NamedModel) -> dict[str, Any]:
     model = copy.deepcopy(student.config)
     if options.student_pretrained:
         model = with_pretrained_weights(student, 'student')
-    if model.get('type') in ('TimmClassifier', 'BuiltClassifier', 'ModuleClassifier'):
+    has_loss = model.get('type') in ('TimmClassifier', 'BuiltClassifier', 'ModuleClassifier')
+    if has_loss and options.has_head:
         model.setdefault('loss', _LABEL_SMOOTHING)
     if _mixes_images(options, student):
         model.setdefault('train_cfg', _MIXING)
@@ -312,7 +340,8 @@ def _teacher_fields(
     if options.trains_teacher:
         checkpoint = str(work_dir / 'teacher' / f'epoch_{options.epochs_of_teacher}.pth')
     elif checkpoint is None and isinstance(options.teacher, str) and options.teacher_pretrained:
-        _check_pretrained_classes(teacher, num_classes)
+        if options.has_head:
+            _check_pretrained_classes(teacher, num_classes)
         model = with_pretrained_weights(teacher, 'teacher')
     is_stated = checkpoint is not None and own_statistics(model, checkpoint) is not None
     if teacher.normalization != student.normalization and not is_stated:
@@ -335,7 +364,8 @@ def _check_pretrained_classes(teacher: NamedModel, num_classes: int) -> None:
 
 def _mixes_images(options: Options, model: NamedModel) -> bool:
     """Whether training uses mixup and cutmix, which belong to the Transformer recipe."""
-    return options.augmentation == 'recipe' and recipe_of(model) != 'cnn'
+    is_usual = options.augmentation == 'recipe' and options.has_head  # they mix labels, too
+    return is_usual and recipe_of(model) != 'cnn'
 
 
 def _run_config(

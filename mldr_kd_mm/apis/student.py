@@ -14,7 +14,8 @@ from mldr_kd_mm.apis.configs import read_config
 from mldr_kd_mm.apis.preprocessing import Preprocessing, image_size
 from mldr_kd_mm.apis.run_record import RunRecord, mapping, type_name
 from mldr_kd_mm.models.builder import build_classifier
-from mldr_kd_mm.models.taps.stages import fixed_size
+from mldr_kd_mm.models.taps.stages import fixed_size, has_head
+from mldr_kd_mm.models.taps.tapped_model import output_of
 from mldr_kd_mm.models.weights import fill
 from mldr_kd_mm.utils.errors import ConfigError, check_sizes, named
 from mldr_kd_mm.utils.safe_config import parse_config
@@ -46,8 +47,9 @@ class RebuiltStudent(NamedTuple):
         model: The classifier with its weights, in evaluation mode.
         config: Its config, without the fields that only training uses.
         input_size: (3, H, W) of its images.
-        num_classes: Number of logits.
+        num_classes: Number of logits; 0 without a head.
         preprocessing: Preprocessing of its images.
+        width: Number of its logits, or of the channels of its feature without a head.
     """
 
     model: nn.Module
@@ -55,6 +57,12 @@ class RebuiltStudent(NamedTuple):
     input_size: tuple[int, ...]
     num_classes: int
     preprocessing: Preprocessing
+    width: int = 0
+
+    @property
+    def output(self) -> str:
+        """What it gives: ``'logits'``, or ``'feature'`` without a head."""
+        return 'logits' if self.num_classes else 'feature'
 
     @property
     def is_timm(self) -> bool:
@@ -106,9 +114,10 @@ def rebuild_student(run: Mapping[str, Any], weights: dict[str, Tensor]) -> Rebui
             size = (3, *pixels)
         check_sizes(3, input_size=size)
         with torch.no_grad():
-            num_classes = classifier(torch.zeros(1, *size), mode='tensor').shape[1]
+            width = output_of(classifier, torch.zeros(1, *size)).shape[1]
+    num_classes = width if has_head(classifier) else 0
     preprocessing = Preprocessing.of(run, classifier, size)
-    return RebuiltStudent(classifier, config, tuple(size), num_classes, preprocessing)
+    return RebuiltStudent(classifier, config, tuple(size), num_classes, preprocessing, width)
 
 
 def build_student(config: dict[str, Any], weights: dict[str, Tensor], scope: str) -> nn.Module:

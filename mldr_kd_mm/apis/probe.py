@@ -1,0 +1,157 @@
+"""Measure how well the features of a student tell the classes of a folder of images apart."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from mmengine.dataset import pseudo_collate
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from mldr_kd_mm.apis.preprocessing import Preprocessing
+from mldr_kd_mm.apis.run_record import RunRecord
+from mldr_kd_mm.apis.student import RebuiltStudent, read_run_config, rebuild_student
+from mldr_kd_mm.datasets import ImageFolder
+from mldr_kd_mm.evaluation.knn import NEIGHBOURS, KNNClassifier, embed_all, embedder
+from mldr_kd_mm.evaluation.linear_probe import LinearProbe
+from mldr_kd_mm.evaluation.logged_run import find_checkpoints
+from mldr_kd_mm.utils.checkpoint import load_checkpoint, student_state_dict
+from mldr_kd_mm.utils.errors import ConfigError, check_positive, is_number
+from mldr_kd_mm.utils.progress import track
+from mldr_kd_mm.utils.run_identity import Origin
+
+
+class Probed(NamedTuple):
+    """Accuracies on the validation images of classifiers of a student's features, in percent.
+
+    Attributes:
+        knn: Of a vote of the 20 nearest training images.
+        linear: Of a logistic regression on the training images.
+        train_images: Number of training images.
+        val_images: Number of validation images.
+    """
+
+    knn: float
+    linear: float
+    train_images: int
+    val_images: int
+
+
+def probe(
+    student: str,
+    data: str,
+    val_fraction: float = 0.1,
+    seed: int = 0,
+    batch_size: int = 128,
+    workers: int | None = None,
+) -> Probed:
+    """Classify a folder of images by the features of a student.
+
+    The student is not changed. Its feature of each image, without augmentation, is classified by
+    the nearest training images (:class:`~mldr_kd_mm.evaluation.knn.KNNClassifier`) and by a linear
+    classifier (:class:`~mldr_kd_mm.evaluation.linear_probe.LinearProbe`).
+
+    Args:
+        student: Work directory of a run, whose newest checkpoint is read, or path of a checkpoint.
+        data: Folder of images with one folder per class, see :func:`mldr_kd_mm.distill`.
+        val_fraction: Fraction of the images to hold out if the folder has no validation images.
+        seed: Seed of the choice of the held-out images.
+        batch_size: Images per batch.
+        workers: Number of processes that load images. None: one per core, at most 8.
+
+    Returns:
+        The accuracies.
+
+    Raises:
+        ConfigError: If the student cannot be built, or the folder does not have images of at least
+            two classes.
+    """
+    check_positive(batch_size=batch_size)
+    if workers is not None and not (is_number(workers, int) and workers >= 0):
+        raise ConfigError(f'workers={workers!r}: must be a non-negative integer')
+    folder = dict(data_root=data, val_fraction=val_fraction, seed=seed)
+    images = [ImageFolder(split=split, **folder) for split in ('train', 'val')]
+    opened = open_student(student)
+    pipeline = _pipeline(opened.preprocessing)
+    workers = min(8, os.cpu_count()) if workers is None else workers
+    loaders = [
+        DataLoader(
+            ImageFolder(split=split, pipeline=pipeline, **folder),
+            batch_size,
+            num_workers=workers,
+            collate_fn=pseudo_collate,
+        )
+        for split in ('train', 'val')
+    ]
+    knn, linear = measure(opened.model, loaders)
+    return Probed(knn, linear, *map(len, images))
+
+
+def measure(model: nn.Module, loaders: Sequence[DataLoader]) -> tuple[float, float]:
+    """Classify images by the features of a model.
+
+    Args:
+        model: The classifier; it is moved to the GPU, if there is one.
+        loaders: Loaders of the training and of the validation images.
+
+    Returns:
+        The accuracies of the nearest neighbours and of the linear classifier, in percent.
+
+    Raises:
+        ConfigError: If a feature is not finite.
+    """
+    model = model.to('cuda' if torch.cuda.is_available() else 'cpu').eval()
+    (train, labels), (val, truth) = (
+        embed_all(track(loader, name), model.data_preprocessor, embedder(model))
+        for loader, name in zip(loaders, ('training images', 'validation images'), strict=True)
+    )
+    if not (train.isfinite().all() and val.isfinite().all()):
+        raise ConfigError('student: gives features that are NaN or infinite; training has diverged')
+    classify = KNNClassifier(train, labels, NEIGHBOURS)
+    nearest = torch.cat([classify(part).argmax(1) for part in val.split(128)])
+    return _percent(nearest, truth), _percent(LinearProbe(train, labels)(val), truth)
+
+
+def _percent(predicted: Tensor, truth: Tensor) -> float:
+    return 100 * float((predicted == truth).double().mean())
+
+
+def open_student(path: str) -> RebuiltStudent:
+    """Build the student of a run.
+
+    Args:
+        path: Work directory of the run, or path of a checkpoint.
+
+    Raises:
+        ConfigError: If there is no checkpoint of a run, or the student cannot be built.
+    """
+    if os.path.isdir(path):
+        checkpoints = (file for file in find_checkpoints(Path(path)) if Origin.read(file))
+        found = next(checkpoints, None)
+        if found is None:
+            raise ConfigError(f'student={path!r}: must be the work directory of a run, or a file')
+        path = str(found)
+    content = load_checkpoint(path, 'student')
+    record = RunRecord.read(content, path)
+    if record.config is None:
+        raise ConfigError(f'student={path!r}: must be a checkpoint of a run; it has no config')
+    opened = rebuild_student(read_run_config(record), student_state_dict(content))
+    # Files are read as BGR; the run may have read arrays of RGB.
+    opened.model.data_preprocessor.to_rgb = opened.preprocessing.channel_order != 'BGR'
+    return opened
+
+
+def _pipeline(preprocessing: Preprocessing) -> list[dict[str, Any]]:
+    """Return the pipeline that prepares files as the validation of a run did."""
+    size, scale = preprocessing.size[::-1], preprocessing.scale[::-1]
+    how = dict(backend=preprocessing.backend or 'pillow', interpolation=preprocessing.interpolation)
+    if preprocessing.crop_mode == 'squash':
+        resize = dict(type='Resize', scale=scale, **how)
+    else:
+        resize = dict(type='ResizeEdge', scale=min(scale), **how)
+    crop = dict(type='CenterCrop', crop_size=size)
+    return [dict(type='LoadImageFromFile'), resize, crop, dict(type='PackInputs')]

@@ -1,0 +1,145 @@
+"""``distill(method='embed')``, its exported backbone, its report, and ``probe``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from helpers import image_folder
+from torch.testing import assert_close
+
+from mldr_kd_mm import ConfigError, distill, distill_config
+from mldr_kd_mm.apis.probe import open_student, probe
+from mldr_kd_mm.cli import main
+from mldr_kd_mm.evaluation.linear_probe import LinearProbe
+from mldr_kd_mm.utils.checkpoint import load_checkpoint
+from mldr_kd_mm.visualization.report import make_report
+
+OPTIONS = dict(
+    teacher='timm/test_vit', student='test_resnet', method='embed', image_size=32, workers=0
+)
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    return str(image_folder(tmp_path_factory.mktemp('images'), {'train': 12, 'val': 6}))
+
+
+@pytest.fixture(scope='module')
+def teacher(tmp_path_factory):
+    """Return weights of a teacher with a head for other classes."""
+    path = tmp_path_factory.mktemp('teacher') / 'teacher.pth'
+    torch.manual_seed(0)
+    torch.save(timm.create_model('test_vit', num_classes=7, img_size=32).state_dict(), path)
+    return str(path)
+
+
+@pytest.fixture(scope='module')
+def result(folder, teacher, tmp_path_factory):
+    work_dir = str(tmp_path_factory.mktemp('runs') / 'embed')
+    return distill(**OPTIONS, data=folder, teacher_checkpoint=teacher, epochs=2, work_dir=work_dir)
+
+
+class TestDistill:
+    def test_models_have_no_head_and_see_no_label(self, folder, teacher):
+        cfg = distill_config(**OPTIONS, data=folder, teacher_checkpoint=teacher, epochs=2)
+        assert cfg.model.teacher.num_classes == cfg.model.student.num_classes == 0
+        assert 'loss' not in cfg.model.student and 'train_cfg' not in cfg.model.student
+        assert cfg.val_cfg == dict(type='KNNLoop') and cfg.test_cfg == dict(type='KNNTestLoop')
+        of_ours = distill_config(
+            **OPTIONS | dict(teacher='vit_32px', student='vit_32px'),
+            data=folder,
+            teacher_checkpoint=teacher,
+        )
+        assert of_ours.model.teacher.head is of_ours.model.student.head is None
+
+    def test_result(self, result):
+        """Colours tell the classes, also to features that were never trained."""
+        assert result.teacher_accuracy > 90 and result.accuracy > 60
+        assert result.baseline_accuracy is None
+        state = load_checkpoint(result.checkpoint)['state_dict']
+        queue = state['losses.1.losses.0.queue']
+        assert queue.shape == (8192, 64) and int(queue.any(1).sum()) == 72
+
+    def test_exported_folder_is_the_backbone(self, result):
+        model = timm.create_model(f'local-dir:{result.folder}', pretrained=True).eval()
+        assert model.num_classes == 0
+        images = torch.randn(2, 3, 32, 32)
+        student = open_student(result.work_dir).model
+        assert_close(model(images), student(images, mode='tensor'))
+        card = Path(result.folder, 'README.md').read_text()
+        assert f'Output: a feature of width {model.num_features}, no classes' in card
+        assert 'image-feature-extraction' in card and 'label_names' not in card
+        another = timm.create_model(f'local-dir:{result.folder}', pretrained=True, num_classes=5)
+        assert another(images).shape == (2, 5)
+
+    def test_report_shows_the_accuracies_without_predictions(self, result, tmp_path):
+        page = make_report([result.work_dir], tmp_path).read_text()
+        assert 'no figures of its models: the student has no head' in page
+        assert f'{result.accuracy:.2f}' in page and f'{result.teacher_accuracy:.2f}' in page
+
+    @pytest.mark.parametrize(
+        ('wrong', 'message'),
+        [
+            (dict(baseline=True), 'baseline=True: must be False, as method='),
+            (dict(teacher_checkpoint=None, teacher_pretrained=False), 'teacher_pretrained=False: '),
+            (dict(teacher_checkpoint=None, teacher_epochs=3), 'teacher_epochs=3: must not be set'),
+            (dict(teacher='torchvision/resnet18'), "teacher='torchvision/resnet18': cannot be"),
+            (dict(student='hf/nobody/nothing'), "student='hf/nobody/nothing': cannot be built"),
+        ],
+        ids=str,
+    )
+    def test_wrong_options(self, wrong, message, folder, teacher):
+        options = OPTIONS | dict(teacher_checkpoint=teacher) | wrong
+        with pytest.raises(ConfigError) as caught:
+            distill(**options, data=folder, work_dir='never')
+        assert str(caught.value).startswith(message) and not Path('never').exists()
+
+
+class TestProbe:
+    def test_measures_a_run(self, result, folder, capsys):
+        probed = probe(result.work_dir, folder, workers=0)
+        # The vote is that of the validation after the last epoch.
+        assert probed.knn == pytest.approx(result.accuracy, abs=1e-3)
+        assert probed.linear > 60 and probed[2:] == (36, 18)
+        main(['probe', result.checkpoint, '--data', folder, '--workers', '0'])
+        printed = capsys.readouterr().out.splitlines()
+        assert json.loads(printed[-1]) == pytest.approx(probed._asdict())
+
+    def test_wrong_students(self, tmp_path, folder, teacher):
+        for student, message in (
+            (tmp_path, 'must be the work directory of a run, or a file'),
+            (teacher, 'must be a checkpoint of a run; it has no config'),
+        ):
+            with pytest.raises(ConfigError, match=f'^student={str(student)!r}: {message}'):
+                probe(str(student), folder)
+
+    def test_folder_of_one_class(self, result, tmp_path):
+        data = image_folder(tmp_path / 'one', {'train': 3, 'val': 2}, classes='a')
+        with pytest.raises(ConfigError, match='has one class, .a.; must have') as caught:
+            probe(result.work_dir, str(data))
+        assert '\n' not in str(caught.value)
+
+
+class TestLinearProbe:
+    def test_is_the_logistic_regression_of_scikit_learn(self):
+        linear_model = pytest.importorskip('sklearn.linear_model')
+        random = np.random.default_rng(0)
+        labels = random.integers(0, 3, 90)
+        features = random.normal(size=(90, 5)) + labels[:, None] * [3, 0, -2, 0, 0]
+        features[:, 3] = 1.0  # a dead unit
+        std = np.where(features.std(0) > 0, features.std(0), 1)
+        standardised = (features - features.mean(0)) / std
+        expected = linear_model.LogisticRegression(max_iter=1000, tol=1e-10).fit(
+            standardised, labels
+        )
+        found = LinearProbe(torch.from_numpy(features), torch.from_numpy(labels))
+        assert_close(
+            found.linear.weight.detach(), torch.from_numpy(expected.coef_), rtol=1e-3, atol=1e-4
+        )
+        predicted = found(torch.from_numpy(features)).numpy()
+        assert (predicted == expected.predict(standardised)).all()
