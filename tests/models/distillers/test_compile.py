@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from helpers import batch, mldr, resnet, vit
+from helpers import train as run
 from torch.testing import assert_close
 
 from mldr_kd_mm import ConfigError
@@ -64,3 +65,19 @@ def test_cuda_graphs_need_a_gpu(field, options):
 def test_is_a_bool_or_a_dict(field):
     with pytest.raises(ConfigError, match=f'^{field}=1: must be True, False or a dict$'):
         built(**{field: 1})
+
+
+@pytest.mark.slow
+def test_a_resumed_run_is_exact(tmp_path, monkeypatch):
+    # With torch's default of weights_only=True the original mmengine cannot read its checkpoints.
+    monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '1')
+    compiled = dict(backend='aot_eager')
+    fields = ('teacher_compile', 'student_compile', 'losses_compile')
+    model = mldr(**dict.fromkeys(fields, compiled))
+    whole = run(model, tmp_path / 'whole', max_epochs=2)
+    run(model, tmp_path / 'first', max_epochs=1)
+    checkpoint = str(tmp_path / 'first' / 'epoch_1.pth')
+    resumed = run(model, tmp_path / 'rest', max_epochs=2, resume=True, load_from=checkpoint)
+    expected, found = whole.model.state_dict(), resumed.model.state_dict()
+    assert {*expected} == {*found}
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
