@@ -144,7 +144,7 @@ def make_configs(args: argparse.Namespace, row: dict[str, Any]) -> tuple[Config,
         clip_grad=row['clip_grad'],
     )
     images = read_training_images(options)
-    models = find_models(options, len(images.CLASSES))
+    models = find_models(options, images.num_classes)
     cfg = student_config(options, images, *models)
     cfg.optim_wrapper.optimizer.lr *= row['rate']
     if not row['hooks']:

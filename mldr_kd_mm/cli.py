@@ -53,6 +53,7 @@ With your own teacher and another method:
 
 Compare with the student alone: add --baseline
 Offline:         add --no-teacher-pretrained
+Without labels:  add --unlabeled more/images; with a --teacher-checkpoint, --data may be left out
 On several GPUs: add --print-config > my_config.py, then run
                  bash tools/dist_train.sh my_config.py GPUS
 """
@@ -149,7 +150,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def _greet(args: Namespace) -> None:
     """Print the task before the imports, which take several seconds."""
-    what = f'{args.teacher} -> {args.student} with {args.method} on {args.data}'
+    data = ' and '.join(filter(None, [args.data, args.unlabeled]))
+    what = f'{args.teacher} -> {args.student} with {args.method} on {data}'
     print(f'mldr-kd {__version__}: {what}, loading PyTorch', flush=True)
 
 
@@ -178,7 +180,23 @@ def _add_distill(parser: ArgumentParser) -> None:
     )
     add('--teacher', required=True, help=f'teacher: {model}')
     add('--student', required=True, help='student, in the same form as the teacher')
-    add('--data', required=True, metavar='PATH', help='folder or zip file of images')
+    add(
+        '--data',
+        metavar='PATH',
+        help='folder or zip file of labelled images; default: none, only --unlabeled',
+    )
+    add(
+        '--unlabeled',
+        metavar='PATH',
+        help='images without labels: a folder or zip file, or a text file of paths; default: none',
+    )
+    add(
+        '--unlabeled-ratio',
+        type=float,
+        metavar='RATIO',
+        help='unlabelled part of each batch; default: a half, or less if there are fewer '
+        'unlabelled images than labelled ones',
+    )
     add(
         '--method',
         default='mldr',
@@ -345,8 +363,11 @@ def _run_distill(args: Namespace) -> None:
     result = distill(**options, **run_options)
     if result.teacher_accuracy is not None:
         print(f'teacher:    {result.teacher_accuracy:.2f} %')
-    best = '' if run_options['export'] == 'best' else f': {result.best_accuracy:.2f} %'
-    print(f'student:    {result.accuracy:.2f} % (best epoch{best})')
+    if result.accuracy is None:
+        print('student:    accuracy not measured, as there are no validation images')
+    else:
+        best = '' if run_options['export'] == 'best' else f': {result.best_accuracy:.2f} %'
+        print(f'student:    {result.accuracy:.2f} % (best epoch{best})')
     runs = [result.work_dir]
     if result.baseline_accuracy is not None:
         print(f'baseline:   {result.baseline_accuracy:.2f} %, the student without a teacher')
@@ -354,7 +375,8 @@ def _run_distill(args: Namespace) -> None:
     print(f'checkpoint: {result.checkpoint}')
     print(f'exported:   {result.student}')
     print(f'folder:     {result.folder}')
-    print(f'next:       mldr-kd report {shlex.join(runs)}')
+    if result.accuracy is not None:
+        print(f'next:       mldr-kd report {shlex.join(runs)}')
 
 
 def _add_export(parser: ArgumentParser) -> None:

@@ -100,6 +100,7 @@ PLACES = [
     ),
     (r'python benchmarks/loss_scale\.py', 'test_benchmarks.py::test_loss_scale'),
     (r'python tools/analysis_tools/report\.py', 'visualization/test_report.py::test_command'),
+    (r'mldr-kd distill .*--unlabeled more_birds', 'test_unlabeled_page.py::test_commands'),
     (r'mldr-kd \w+ .*digits', 'test_tutorial.py::test_from_two_names_to_a_student'),
     (r'(mldr-kd --version|python -m mldr_kd_mm)', 'test_cli.py::test_answers_at_once'),
     (r'mldr-kd info', 'test_cli.py::test_info_of_models'),

@@ -58,8 +58,9 @@ class Distilled(NamedTuple):
     Attributes:
         work_dir: Directory of the checkpoints and logs.
         accuracy: Top-1 accuracy of the exported student, in percent: that of the validation after
-            the last epoch, or after the best one if ``export='best'``.
-        best_accuracy: Highest top-1 accuracy of the student in any epoch, in percent.
+            the last epoch, or after the best one if ``export='best'``. None if there are no
+            validation images.
+        best_accuracy: Highest top-1 accuracy of the student in any epoch, in percent, or None.
         teacher_accuracy: Top-1 accuracy of the teacher, in percent; None if it was not measured.
         checkpoint: Path of the last checkpoint, from which training can be resumed.
         student: Path of the exported student's weights.
@@ -71,8 +72,8 @@ class Distilled(NamedTuple):
     """
 
     work_dir: str
-    accuracy: float
-    best_accuracy: float
+    accuracy: float | None
+    best_accuracy: float | None
     teacher_accuracy: float | None
     checkpoint: str
     student: str
@@ -84,7 +85,7 @@ class Distilled(NamedTuple):
 def distill_config(
     teacher: str | dict | nn.Module,
     student: str | dict | nn.Module,
-    data: str,
+    data: str | None = None,
     method: str | dict = 'mldr',
     epochs: int = 100,
     **options: Any,
@@ -99,7 +100,7 @@ def distill_config(
     Args:
         teacher: Name, config path or config of the teacher, see :func:`distill`.
         student: Name, config path or config of the student.
-        data: Folder or zip file of images.
+        data: Folder or zip file of labelled images, see :func:`distill`.
         method: Name, path or dict of the method.
         epochs: Number of training epochs of the student.
         **options: The other options of :func:`distill`, except those that are
@@ -113,14 +114,14 @@ def distill_config(
     """
     parsed = parse_options(teacher, student, data, method, epochs, **options)
     images = read_training_images(parsed)
-    return student_config(parsed, images, *find_models(parsed, len(images.CLASSES)))
+    return student_config(parsed, images, *find_models(parsed, images.num_classes))
 
 
 @_show_options
 def distill(
     teacher: str | dict | nn.Module,
     student: str | dict | nn.Module,
-    data: str,
+    data: str | None = None,
     method: str | dict = 'mldr',
     epochs: int = 100,
     *,
@@ -162,7 +163,10 @@ def distill(
         data: A folder with ``train/`` and ``val/`` (or ``test/``), each with one folder per class;
             or with the class folders alone, of which ``val_fraction`` is held out; see
             :class:`~mldr_kd_mm.datasets.ImageFolder`. Or a zip file of such a folder, which is
-            unpacked beside it once.
+            unpacked beside it once. With ``unlabeled`` it may have ``val/`` alone, or be None: the
+            teacher must then have its weights (``teacher_checkpoint``, ``teacher_epochs=0`` or a
+            module), and without ``data`` the student gets the teacher's classes and no accuracy is
+            measured.
         method: Name of a config in ``configs/_base_/methods``, path of a file of that form, or the
             ``method`` dict of one.
         epochs: Number of training epochs of the student. The warm-up is shortened with it.
@@ -178,6 +182,12 @@ def distill(
         **options: The keyword arguments below.
 
     Keyword Args:
+        unlabeled (str | None): Images without labels, on which the student learns from the teacher
+            alone: a folder, a zip file of one, or a text file with the path of an image on each
+            line; see :class:`~mldr_kd_mm.datasets.UnlabeledFolder`.
+        unlabeled_ratio (float | None): Unlabelled part of each batch, if there are labelled images
+            too; an epoch shows each labelled image once. None: a half, or less if there are fewer
+            unlabelled images than labelled ones.
         teacher_checkpoint (str | None): Path, URL or ``hf-hub:`` name of teacher weights for the
             classes of the folder. None: train the teacher first.
         teacher_init (str | None): Path, URL or ``hf-hub:`` name of teacher weights for other
@@ -245,13 +255,18 @@ def _distill(
     if parsed.teacher_init is not None:
         read_weights(parsed.teacher_init, 'teacher_init')  # find a wrong file early
     images = read_training_images(parsed)
-    teacher_model, student_model = find_models(parsed, len(images.CLASSES))
+    if baseline and images.labeled is None:
+        raise ConfigError('baseline=True: must not be set without labelled images to train on')
+    if export == 'best' and images.val is None:
+        raise ConfigError("export='best': must be 'last' without validation images")
+    teacher_model, student_model = find_models(parsed, images.num_classes)
     cfg = student_config(parsed, images, teacher_model, student_model)
     # Find a mistake in the student's config before the teacher is trained.
     checked = copy.deepcopy(cfg)
     if parsed.trains_teacher:
         checked.model.teacher_checkpoint = None
-    preflight(checked, *_FIELDS)
+    fields = _FIELDS if images.val is not None else _FIELDS[:-1]
+    preflight(checked, *fields)
     runs = [(cfg, resume)]
     if baseline:
         baseline_cfg = baseline_config(cfg)
@@ -298,8 +313,10 @@ def _result(cfg: Config, hub: MessageHub, export: str) -> Distilled:
     )
 
 
-def _accuracies(hub: MessageHub) -> dict[str, float]:
+def _accuracies(hub: MessageHub) -> dict[str, float | None]:
     """Return the top-1 accuracy of a run after its last and its best epoch, in percent."""
+    if f'val/{ACCURACY}' not in hub.log_scalars:
+        return dict(last=None, best=None)
     history = hub.log_scalars[f'val/{ACCURACY}'].data[0]
     return dict(last=float(history[-1]), best=float(max(history)))
 

@@ -37,7 +37,15 @@ _MMPRETRAIN_DATA = {
     'ImageNet': {'name': 'ImageNet-1K', 'licence': IMAGENET_LICENCE},
 }
 # Machine-specific paths, and fields that have their own line in the card.
-_NOT_SHOWN = {'type', 'data_root', 'data_prefix', 'ann_file', 'checkpoint_path', 'pipeline'}
+_NOT_SHOWN = {
+    'type',
+    'data_root',
+    'data_prefix',
+    'ann_file',
+    'checkpoint_path',
+    'metainfo',
+    'pipeline',
+}
 
 
 def model_card(
@@ -177,6 +185,9 @@ def _losses(model: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _accuracy(record: RunRecord, run: Mapping[str, Any]) -> Iterator[str]:
+    if 'val_dataloader' in run and run['val_dataloader'] is None:
+        yield 'Accuracy: not measured, as the run had no labelled images to validate on'
+        return
     dataset = dataset_of(run, 'val_dataloader')
     yield f'Validated on: {_call(dataset) if dataset else NOT_RECORDED}'
     if not record.metrics:
@@ -217,6 +228,10 @@ def _data_facts(run: Mapping[str, Any]) -> Iterator[str]:
     info = _data_info(dataset)
     yield f'Data set: {escaped(info["name"])}'
     yield f'Trained on: {_call(dataset)}'
+    unlabeled = mapping(run, 'train_dataloader', 'dataset', 'unlabeled')
+    if unlabeled:
+        ratio = mapping(run, 'train_dataloader', 'sampler').get('unlabeled_ratio')
+        yield f'And on images without labels: {_call(unlabeled)}, {plain(ratio)} of each batch'
     yield f'Licence of the data: {info["licence"]}'
     yield f"Licence of the teacher's weights: {NOT_RECORDED}"
 

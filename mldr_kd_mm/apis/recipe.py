@@ -8,6 +8,7 @@ import functools
 import importlib.util
 import logging
 import os
+import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,11 +28,16 @@ from mldr_kd_mm.apis.configs import (
     student_alone,
 )
 from mldr_kd_mm.apis.models import NamedModel, find_model, recipe_of, with_pretrained_weights
-from mldr_kd_mm.datasets import ImageFolder
-from mldr_kd_mm.datasets.splits import skip_wrappers
+from mldr_kd_mm.apis.run_record import RunRecord
+from mldr_kd_mm.datasets import ImageFolder, UnlabeledFolder
+from mldr_kd_mm.datasets.splits import find_split_folders, skip_wrappers
+from mldr_kd_mm.datasets.unlabeled import check_ratio, mixed_length
 from mldr_kd_mm.engine.arguments import set_gradient_clipping, set_learning_rate
+from mldr_kd_mm.models.builder import build_classifier
 from mldr_kd_mm.models.data_preprocessor import own_statistics
+from mldr_kd_mm.models.weights import count_classes
 from mldr_kd_mm.utils.archive import unpack_zip
+from mldr_kd_mm.utils.checkpoint import load_checkpoint
 from mldr_kd_mm.utils.errors import (
     ConfigError,
     check_above_zero,
@@ -40,8 +46,9 @@ from mldr_kd_mm.utils.errors import (
     check_switch,
     describe,
     is_number,
+    named,
 )
-from mldr_kd_mm.utils.logging import tell
+from mldr_kd_mm.utils.logging import log_warnings_only, plural, tell
 
 AUGMENTATIONS = ('recipe', 'light')
 VISUALIZERS = {
@@ -56,6 +63,7 @@ VISUALIZERS = {
 }
 """Name of a tracking package -> the backend of mmengine's visualizer that logs to it."""
 
+_ANY_NUMBER = 1000  # of classes, of a model that is built to find its own number
 _LABEL_SMOOTHING = dict(type='LabelSmoothLoss', label_smooth_val=0.1, mode='original')
 _MIXING = dict(augments=[dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)])
 # The default batch size is reduced until an epoch has this many steps, but not below this size.
@@ -75,10 +83,12 @@ class Options:
 
     teacher: str | dict | nn.Module
     student: str | dict | nn.Module
-    data: str
+    data: str | None = None
     method: str | dict = 'mldr'
     epochs: int = 100
     _: dataclasses.KW_ONLY
+    unlabeled: str | None = None
+    unlabeled_ratio: float | None = None
     teacher_checkpoint: str | None = None
     teacher_init: str | None = None
     teacher_epochs: int | None = None
@@ -126,16 +136,35 @@ class Options:
                     f'visualizer={self.visualizer!r}: is not installed; run pip install '
                     f'{self.visualizer}'
                 )
-        if not isinstance(self.data, (str, os.PathLike)):
-            raise ConfigError(
-                f'data={self.data!r}: must be the path of a folder or a zip file of images'
-            )
+        self._check_images()
         if not isinstance(self.method, (str, Mapping)) or self.method == SCRATCH:
             raise ConfigError(
                 f'method={self.method!r}: must be a name, a path, or a dict with losses'
             )
         if self.amp and not torch.cuda.is_available():
             raise ConfigError('amp=True: needs a GPU, but torch finds none; leave it out')
+
+    def _check_images(self) -> None:
+        if self.data is None and self.unlabeled is None:
+            raise ConfigError(
+                'data: must be the path of a folder or a zip file of images, unless unlabeled '
+                'gives images without labels'
+            )
+        for field in ('data', 'unlabeled'):
+            value = getattr(self, field)
+            if value is not None and not isinstance(value, (str, os.PathLike)):
+                listed = ', or of a text file of their paths' if field == 'unlabeled' else ''
+                raise ConfigError(
+                    f'{field}={value!r}: must be the path of a folder or a zip file of images'
+                    f'{listed}'
+                )
+        if self.unlabeled_ratio is not None:
+            check_ratio(self.unlabeled_ratio)
+            if self.data is None or self.unlabeled is None:
+                raise ConfigError(
+                    f'unlabeled_ratio={self.unlabeled_ratio!r}: must not be set without both data '
+                    'and unlabeled, which it mixes'
+                )
 
     def _check_teacher(self) -> None:
         """Refuse options for the training of a teacher that is not trained."""
@@ -189,43 +218,164 @@ def parse_options(*args: Any, **options: Any) -> Options:
     for name in options:
         if name not in fields:
             raise ConfigError(f'distill() has no argument {name!r}; it takes {", ".join(fields)}')
-    return _unpack_data(Options(*args, **options))
+    parsed = Options(*args, **options)
+    folders = {field: _unpack(parsed, field) for field in ('data', 'unlabeled')}
+    return dataclasses.replace(parsed, **folders)
 
 
-def _unpack_data(options: Options) -> Options:
-    """Unpack a zip file of images once, and let the options name the folder."""
-    path = Path(options.data).expanduser()
-    if not path.is_file():
-        return options
-    if not zipfile.is_zipfile(path):
-        raise ConfigError(f'data={str(path)!r}: must be a folder or a zip file of images')
+def _unpack(options: Options, field: str) -> str | None:
+    """Unpack a zip file of images once; return the path of the folder, or of what is given."""
+    given = getattr(options, field)
+    if given is None:
+        return None
+    path = Path(given).expanduser()
+    is_zip = path.is_file() and zipfile.is_zipfile(path)
+    if not is_zip and (field == 'unlabeled' or not path.is_file()):
+        return str(given)
+    if not is_zip:
+        raise ConfigError(f'{field}={str(path)!r}: must be a folder or a zip file of images')
     try:
         folder = skip_wrappers(unpack_zip(path))
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f'data={str(path)!r}: cannot be unpacked: {describe(error)}; unpack it yourself and '
+            f'{field}={str(path)!r}: cannot be unpacked: {describe(error)}; unpack it yourself and '
             'give the folder'
         ) from error
-    tell(f'data={str(path)!r}: unpacked, reading {str(folder)!r}')
-    return dataclasses.replace(options, data=str(folder))
+    tell(f'{field}={str(path)!r}: unpacked, reading {str(folder)!r}')
+    return str(folder)
 
 
-def read_training_images(options: Options) -> ImageFolder:
-    """Return the training images, after checking that there are validation images.
+@dataclass(frozen=True)
+class TrainingImages:
+    """The images of a run.
+
+    Attributes:
+        labeled: The labelled training images; None if there are none.
+        val: The validation images; None if there are none.
+        unlabeled: The training images without labels; None if there are none.
+        classes: Names of the classes; empty if they are not known.
+        num_classes: Number of classes.
+        unlabeled_ratio: Unlabelled part of a batch; None unless there are both kinds.
+    """
+
+    labeled: ImageFolder | None
+    val: ImageFolder | None
+    unlabeled: UnlabeledFolder | None
+    classes: tuple[str, ...]
+    num_classes: int
+    unlabeled_ratio: float | None = None
+
+    @property
+    def num_samples(self) -> int:
+        """Number of training images."""
+        return sum(len(part) for part in (self.labeled, self.unlabeled) if part is not None)
+
+    @property
+    def epoch_length(self) -> int:
+        """Number of images in an epoch, on one process."""
+        if self.unlabeled is None:
+            return len(self.labeled)
+        if self.labeled is None:
+            return len(self.unlabeled)
+        return mixed_length(len(self.labeled), self.unlabeled_ratio)
+
+
+def read_training_images(options: Options) -> TrainingImages:
+    """Return the images, after checking that there are validation images if labels are given.
 
     Raises:
-        ConfigError: If the folder does not hold images of at least two classes.
+        ConfigError: If the folder of labelled images does not hold at least two classes, that of
+            unlabelled ones no image, or the classes of the teacher are not known.
     """
+    labeled, val = _read_labeled(options)
+    if labeled is None and options.trains_teacher:
+        raise ConfigError(
+            'teacher: there are no labelled images to train it on; give teacher_checkpoint, or '
+            'teacher_epochs=0 for pretrained weights of your classes'
+        )
+    unlabeled = _read_unlabeled(options)
+    if val is not None:
+        classes, count = tuple(val.CLASSES), len(val.CLASSES)
+    else:
+        classes, count = _classes_of_teacher(options)
+    ratio = None
+    if labeled is not None and unlabeled is not None:
+        # By default no image is shown twice in an epoch.
+        share = len(unlabeled) / (len(labeled) + len(unlabeled))
+        ratio = options.unlabeled_ratio or max(min(0.5, share), 1e-4)
+    if unlabeled is not None:
+        part = '' if ratio is None else f', {100 * ratio:.4g} % of each batch'
+        tell(f'unlabeled={options.unlabeled!r}: {plural(len(unlabeled), "image")}{part}')
+    if val is None:
+        tell(
+            'no validation images: the accuracy is not measured; to measure it, give data=FOLDER '
+            'with val/CLASS/'
+        )
+    return TrainingImages(labeled, val, unlabeled, classes, count, ratio)
+
+
+def _read_labeled(options: Options) -> tuple[ImageFolder | None, ImageFolder | None]:
+    """Return the training and the validation images of ``data``."""
+    if options.data is None:
+        return None, None
     settings = dict(
         data_root=str(options.data), val_fraction=options.val_fraction, seed=options.seed
     )
-    train, val = (ImageFolder(split=split, **settings) for split in ('train', 'val'))
+    root = Path(options.data).expanduser()
+    has_training = options.unlabeled is None or find_split_folders(root).train is not None
+    train = ImageFolder(split='train', **settings) if has_training else None
+    val = ImageFolder(split='val', **settings)
     source = f'from {val.val_folder.name}/' if val.val_folder else 'held out of them'
     tell(
-        f'data={str(options.data)!r}: {len(train.CLASSES)} classes, {len(train)} training images, '
-        f'{len(val)} validation images {source}'
+        f'data={str(options.data)!r}: {len(val.CLASSES)} classes, {len(train or ())} training '
+        f'images, {len(val)} validation images {source}'
     )
-    return train
+    return train, val
+
+
+def _read_unlabeled(options: Options) -> UnlabeledFolder | None:
+    if options.unlabeled is None:
+        return None
+    try:
+        return UnlabeledFolder(**_unlabeled_fields(options))
+    except ConfigError as error:
+        raise ConfigError(re.sub('^(data_root|ann_file)', 'unlabeled', str(error))) from error
+
+
+def _unlabeled_fields(options: Options) -> dict[str, str]:
+    is_list = Path(options.unlabeled).expanduser().is_file()
+    return {'ann_file' if is_list else 'data_root': str(options.unlabeled)}
+
+
+def _classes_of_teacher(options: Options) -> tuple[tuple[str, ...], int]:
+    """Return the names of the teacher's classes, none if they are not known, and their number.
+
+    Raises:
+        ConfigError: The number is not known either.
+    """
+    if not options.has_head:
+        return (), _ANY_NUMBER  # heads of any size are taken off
+    checkpoint, size = options.teacher_checkpoint, options.teacher_size or options.image_size
+    content = load_checkpoint(checkpoint, 'teacher_checkpoint') if checkpoint else {}
+    if names := RunRecord.from_checkpoint(content).classes:
+        return names, len(names)
+    teacher = find_model(options.teacher, _ANY_NUMBER, size, 'teacher')
+    if checkpoint is None and teacher.pretrained_classes is not None:
+        return (), teacher.pretrained_classes
+    with torch.random.fork_rng(devices=[]), log_warnings_only(), named('teacher'):
+        model = build_classifier(copy.deepcopy(teacher.config)).eval()
+        if checkpoint is not None:
+            count = count_classes(model, content, f'teacher_checkpoint={checkpoint!r}')
+        else:
+            with torch.no_grad():
+                images = torch.zeros(1, 3, teacher.image_size, teacher.image_size)
+                count = model(images, mode='tensor').shape[1]
+    if count is None:
+        raise ConfigError(
+            f'teacher_checkpoint={checkpoint!r}: does not tell its number of classes; give '
+            'data=FOLDER with val/CLASS/'
+        )
+    return (), count
 
 
 def find_models(options: Options, num_classes: int) -> tuple[NamedModel, NamedModel]:
@@ -256,13 +406,13 @@ def default_work_dir(options: Options, teacher: NamedModel, student: NamedModel)
 
 
 def student_config(
-    options: Options, images: ImageFolder, teacher: NamedModel, student: NamedModel
+    options: Options, images: TrainingImages, teacher: NamedModel, student: NamedModel
 ) -> Config:
     """Return the config of the distillation run.
 
     Args:
         options: The options.
-        images: The training images.
+        images: The images.
         teacher: The teacher.
         student: The student.
 
@@ -278,25 +428,26 @@ def student_config(
         cfg.custom_hooks = [dict(type='mldr_kd_mm.AdaptiveClipHook')]
     cfg.model = dict(
         type='Distiller',
-        **_teacher_fields(options, len(images.CLASSES), teacher, student, work_dir),
+        **_teacher_fields(options, images.num_classes, teacher, student, work_dir),
         student=_student_model(options, student),
         input_size=(3, student.image_size, student.image_size),
     )
-    return compose(cfg, options.method, num_samples=len(images))
+    return compose(cfg, options.method, num_samples=images.num_samples)
 
 
 def teacher_config(
-    options: Options, images: ImageFolder, teacher: NamedModel, cfg: Config
+    options: Options, images: TrainingImages, teacher: NamedModel, cfg: Config
 ) -> Config:
     """Return the config of the run that trains the teacher first.
 
     Args:
         options: The options.
-        images: The training images.
+        images: The images.
         teacher: The teacher.
         cfg: The config of the distillation run, which reads the teacher's checkpoint.
     """
     work_dir = Path(cfg.model.teacher_checkpoint).parent
+    images = dataclasses.replace(images, unlabeled=None)
     cfg = _run_config(
         options, images, teacher, options.epochs_of_teacher, work_dir, options.teacher_lr
     )
@@ -310,11 +461,17 @@ def teacher_config(
 def baseline_config(cfg: Config) -> Config:
     """Return the config of the run that trains the student alone, under the same recipe.
 
+    It is trained on the labelled images.
+
     Args:
         cfg: The config of the distillation run.
     """
     cfg = copy.deepcopy(cfg)
     cfg.model = student_alone(cfg)
+    dataset = cfg.train_dataloader.dataset
+    if 'labeled' in dataset:
+        cfg.train_dataloader.dataset = dataset.labeled
+        cfg.train_dataloader.sampler = dict(type='mldr_kd_mm.ViewSampler', shuffle=True)
     cfg.work_dir = str(Path(cfg.work_dir, 'baseline'))
     return cfg
 
@@ -370,7 +527,7 @@ def _mixes_images(options: Options, model: NamedModel) -> bool:
 
 def _run_config(
     options: Options,
-    images: ImageFolder,
+    images: TrainingImages,
     trained: NamedModel,
     epochs: int,
     work_dir: Path,
@@ -378,7 +535,7 @@ def _run_config(
 ) -> Config:
     """Return the config of a run without its model."""
     recipe = recipe_of(trained)
-    batch_size = _batch_size(options, len(images))
+    batch_size = _batch_size(options, images.epoch_length)
     cfg = Config(
         {
             **_base('default_runtime'),
@@ -435,40 +592,69 @@ def _default_batch_size(images: int) -> int:
 
 
 def _data_fields(
-    options: Options, images: ImageFolder, trained: NamedModel, recipe: str, batch_size: int
+    options: Options, images: TrainingImages, trained: NamedModel, recipe: str, batch_size: int
 ) -> dict[str, Any]:
     """Return the fields of a config that describe data, augmentation and validation."""
     base = _base('datasets/folder_224')
     train_pipeline, test_pipeline = _pipelines(options, base, trained.image_size, recipe)
-    folder = dict(
-        type='mldr_kd_mm.ImageFolder',
-        data_root=str(options.data),
-        val_fraction=options.val_fraction,
-        seed=options.seed,
-    )
     workers = min(8, os.cpu_count()) if options.workers is None else options.workers
     loading = dict(batch_size=batch_size, num_workers=workers)
-    val_dataloader = dict(
-        base['val_dataloader'],
+    train_dataloader = dict(
+        base['train_dataloader'],
         **loading,
-        dataset=dict(folder, split='val', pipeline=test_pipeline),
+        # BatchNorm cannot be trained on a last batch of one.
+        drop_last=images.epoch_length % batch_size == 1,
+        dataset=_training_set(options, images, train_pipeline),
     )
-    evaluator = dict(type='Accuracy', topk=(1, 5) if len(images.CLASSES) > 5 else (1,))
-    return dict(
+    if images.labeled is not None and images.unlabeled is not None:
+        train_dataloader['sampler'] = dict(
+            type='mldr_kd_mm.MixedSampler', unlabeled_ratio=images.unlabeled_ratio
+        )
+    fields = dict(
         data_preprocessor=dict(
-            base['data_preprocessor'], num_classes=len(images.CLASSES), **trained.normalization
+            base['data_preprocessor'], num_classes=images.num_classes, **trained.normalization
         ),
-        train_dataloader=dict(
-            base['train_dataloader'],
-            **loading,
-            # BatchNorm cannot be trained on a last batch of one.
-            drop_last=len(images) % batch_size == 1,
-            dataset=dict(folder, split='train', pipeline=train_pipeline),
-        ),
+        train_dataloader=train_dataloader,
+    )
+    if images.val is None:
+        parts = ('dataloader', 'cfg', 'evaluator')
+        nothing = {f'{group}_{part}': None for group in ('val', 'test') for part in parts}
+        # An exported student reads its preprocessing from here.
+        return fields | nothing | dict(test_pipeline=test_pipeline)
+    folder = _labeled_folder(options, 'val', test_pipeline)
+    val_dataloader = dict(base['val_dataloader'], **loading, dataset=folder)
+    evaluator = dict(type='Accuracy', topk=(1, 5) if images.num_classes > 5 else (1,))
+    return fields | dict(
         val_dataloader=val_dataloader,
         val_evaluator=evaluator,
         test_dataloader=copy.deepcopy(val_dataloader),
         test_evaluator=dict(evaluator),
+    )
+
+
+def _training_set(options: Options, images: TrainingImages, pipeline: list[dict]) -> dict[str, Any]:
+    """Return the config of the training set: labelled images, unlabelled ones or both."""
+    labeled = _labeled_folder(options, 'train', pipeline)
+    if images.unlabeled is None:
+        return labeled
+    unlabeled = dict(
+        type='mldr_kd_mm.UnlabeledFolder', **_unlabeled_fields(options), pipeline=pipeline
+    )
+    if images.labeled is not None:
+        return dict(type='mldr_kd_mm.MixedDataset', labeled=labeled, unlabeled=unlabeled)
+    if images.classes:
+        unlabeled['metainfo'] = dict(classes=images.classes)
+    return unlabeled
+
+
+def _labeled_folder(options: Options, split: str, pipeline: list[dict]) -> dict[str, Any]:
+    return dict(
+        type='mldr_kd_mm.ImageFolder',
+        data_root=str(options.data),
+        val_fraction=options.val_fraction,
+        seed=options.seed,
+        split=split,
+        pipeline=pipeline,
     )
 
 

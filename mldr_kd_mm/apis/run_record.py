@@ -146,13 +146,19 @@ def mapping(content: Any, *keys: str) -> Mapping[str, Any]:
 def dataset_of(run: Mapping[str, Any], loader: str) -> Mapping[str, Any]:
     """Return the config of the data set of a loader, without wrappers such as RepeatDataset.
 
+    Of a MixedDataset it is the labelled part. Without a validation set, that of ``val_dataloader``
+    has just the ``pipeline`` for images in use, if the run's config has a ``test_pipeline``.
+
     Args:
         run: The run's config.
         loader: Name of the loader's field.
     """
     dataset = mapping(run, loader, 'dataset')
-    while mapping(dataset, 'dataset'):
-        dataset = mapping(dataset, 'dataset')
+    # A run without labelled images has no validation set.
+    if not dataset and loader == 'val_dataloader' and run.get('test_pipeline'):
+        return dict(pipeline=run['test_pipeline'])
+    while inner := mapping(dataset, 'dataset') or mapping(dataset, 'labeled'):
+        dataset = inner
     return dataset
 
 

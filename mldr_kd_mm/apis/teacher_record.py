@@ -10,8 +10,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from mldr_kd_mm.apis.recipe import Options
-from mldr_kd_mm.datasets import ImageFolder
+from mldr_kd_mm.apis.recipe import Options, TrainingImages
 from mldr_kd_mm.utils.atomic_files import atomic_write
 from mldr_kd_mm.utils.errors import ConfigError
 from mldr_kd_mm.utils.limits import read_text
@@ -21,7 +20,7 @@ RECORD = 'teacher.json'
 """Name of the record in the work directory of a teacher."""
 
 
-def teacher_fingerprint(options: Options, images: ImageFolder, cfg: Config) -> str:
+def teacher_fingerprint(options: Options, images: TrainingImages, cfg: Config) -> str:
     """Return a hash of what decides a teacher's weights: images, model and options.
 
     Images count as in :meth:`~mldr_kd_mm.datasets.ImageFolder.fingerprint`, wherever their folder
@@ -29,14 +28,14 @@ def teacher_fingerprint(options: Options, images: ImageFolder, cfg: Config) -> s
 
     Args:
         options: The options of the run.
-        images: The training images.
+        images: The images, of which the labelled ones count.
         cfg: Config of the run that trains the teacher.
 
     Returns:
         64 hexadecimal digits.
     """
     cfg = copy.deepcopy(cfg)
-    cfg.train_dataloader.dataset.data_root = images.fingerprint()
+    cfg.train_dataloader.dataset.data_root = images.labeled.fingerprint()
     start = options.teacher_init
     start = hash_file(start) if start and os.path.isfile(start) else start
     facts = [fingerprint(cfg, processes=1), options.teacher_pretrained, start]

@@ -8,7 +8,9 @@ import math
 import os
 import re
 import warnings
-from typing import Any
+from collections import Counter
+from pathlib import Path
+from typing import Any, NoReturn
 
 import cv2
 from mmcv import imfrombytes
@@ -19,6 +21,7 @@ from PIL import Image
 
 from mldr_kd_mm.utils.errors import ConfigError, check_choice, check_positive, printable
 from mldr_kd_mm.utils.limits import MAX_PIXELS
+from mldr_kd_mm.utils.logging import plural
 
 EXTENSIONS = (
     '.bmp',
@@ -93,6 +96,64 @@ class FolderDataset(BaseDataset):
     def extra_repr(self) -> list[str]:
         """Return the lines that ``repr`` adds."""
         return [f'Root of dataset: \t{self.data_root}', f'Split: \t{self.split}']
+
+
+def find_images(
+    folder: Path, owners: dict[str, tuple[Path, str]], others: Counter[str]
+) -> list[Path]:
+    """Return the sorted paths of all images in and below a folder.
+
+    Args:
+        folder: The folder, such as that of a class.
+        owners: Folder on disk -> the folder and the path in which it was read; new ones are added.
+        others: Number of other files by suffix; new ones are added.
+
+    Raises:
+        ConfigError: A folder cannot be listed, or a link leads to one that another folder has read.
+    """
+    images = []
+    for place, folders, files in os.walk(folder, onerror=_stop, followlinks=True):
+        real = os.path.realpath(place)
+        owner = owners.setdefault(real, (folder, place))
+        if owner[0] != folder:
+            raise ConfigError(
+                f"data_root: '{place}' and '{owner[1]}' are the same folder, through a link; "
+                'remove the link'
+            )
+        if owner[1] != place:  # a second link to a folder of the same class
+            folders.clear()
+            continue
+        # Sorted, so that the same of two links to a folder counts on every machine.
+        folders[:] = sorted(name for name in folders if not name.startswith('.'))
+        for path in (Path(place, name) for name in files if not name.startswith('.')):
+            if not path.is_file():
+                others['broken links'] += 1
+            elif path.suffix.lower() in EXTENSIONS:
+                images.append(path)
+            else:
+                others[path.suffix.lower() or 'without a suffix'] += 1
+    return sorted(images)
+
+
+def warn_of_unread(folder: Path, others: Counter[str]) -> None:
+    """Warn of the files that are not read, so that no image is missed in silence.
+
+    Args:
+        folder: The folder that was searched.
+        others: Number of the files by suffix.
+    """
+    if others:
+        counts = ', '.join(f'{count} {printable(kind)}' for kind, count in others.most_common(8))
+        print_log(
+            f"data_root: not read: {plural(others.total(), 'file')} in '{folder}' ({counts}); "
+            f'images must end in {", ".join(EXTENSIONS)}',
+            'current',
+            logging.WARNING,
+        )
+
+
+def _stop(error: OSError) -> NoReturn:
+    raise ConfigError(f"data_root: '{error.filename}' cannot be listed: {error.strerror}")
 
 
 def _check_header(path: str, max_pixels: int | None, remedy: str) -> None:

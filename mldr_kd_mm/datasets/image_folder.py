@@ -7,11 +7,11 @@ import logging
 import os
 from collections import Counter
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from mmengine.logging import print_log
 
-from mldr_kd_mm.datasets.folder import EXTENSIONS, FolderDataset
+from mldr_kd_mm.datasets.folder import EXTENSIONS, FolderDataset, find_images, warn_of_unread
 from mldr_kd_mm.datasets.splits import (
     check_not_splits,
     find_split_folders,
@@ -19,7 +19,7 @@ from mldr_kd_mm.datasets.splits import (
     visible_folders,
 )
 from mldr_kd_mm.registry import DATASETS
-from mldr_kd_mm.utils.errors import ConfigError, is_number, printable
+from mldr_kd_mm.utils.errors import ConfigError, is_number
 from mldr_kd_mm.utils.logging import plural
 from mldr_kd_mm.utils.run_identity import hash_file
 
@@ -40,6 +40,8 @@ class ImageFolder(FolderDataset):
 
         data_root/
           <class>/.../<image>
+
+    With ``val/`` alone, ``split='val'`` can be read and ``'train'`` cannot.
 
     The names of the splits count in any case: ``train`` or ``training``; ``val``, ``valid``,
     ``validation``, ``dev``, ``eval`` or ``evaluation``; and ``test`` or ``testing``, which is used
@@ -62,7 +64,8 @@ class ImageFolder(FolderDataset):
         **kwargs: ``pipeline`` and other arguments of mmpretrain's BaseDataset.
 
     Attributes:
-        train_folder: Folder of the classes with the training images.
+        train_folder: Folder of the classes with the training images, or None if there is only
+            ``val_folder``.
         val_folder: Folder of the classes with the validation images, or None if they are held out
             of ``train_folder``.
 
@@ -91,15 +94,23 @@ class ImageFolder(FolderDataset):
         self.train_folder, self.val_folder, unused = find_split_folders(Path(self.data_root))
         if unused:
             _warn(f'data_root={self.data_root!r}: not used: {", ".join(f"{n}/" for n in unused)}')
+        if self.train_folder is None and self.split == 'train':
+            raise ConfigError(
+                f"data_root={self.data_root!r}: has '{self.val_folder.name}' but no train/; move "
+                'the folders of the classes into train/'
+            )
         # Links must not lead to the images of another class or split.
         owners: dict[str, tuple[Path, str]] = {}
-        images = _images_by_class(self.train_folder, owners)
-        if self.val_folder is not None:
-            held_out = _images_by_class(self.val_folder, owners)
-            _check_same_classes(self.train_folder, images, self.val_folder, held_out)
-            chosen = held_out if self.split == 'val' else images
+        train, val = (
+            None if folder is None else _images_by_class(folder, owners)
+            for folder in (self.train_folder, self.val_folder)
+        )
+        if val is None:
+            chosen = {name: self._part(paths, name) for name, paths in train.items()}
         else:
-            chosen = {name: self._part(paths, name) for name, paths in images.items()}
+            if train is not None:
+                _check_same_classes(self.train_folder, train, self.val_folder, val)
+            chosen = val if self.split == 'val' else train
         self._metainfo['classes'] = tuple(chosen)
         return [
             {'img_path': str(path), 'gt_label': label}
@@ -154,8 +165,14 @@ def _images_by_class(folder: Path, owners: dict[str, tuple[Path, str]]) -> dict[
         raise ConfigError(f"data_root: '{broken}' is a broken link; repair or remove it")
     classes = visible_folders(folder)
     others: Counter[str] = Counter()
-    images = {path.name: _images(path, owners, others) for path in classes}
-    _warn_of_unread(folder, others)
+    images = {path.name: find_images(path, owners, others) for path in classes}
+    loose = sum(path.suffix.lower() in EXTENSIONS for path in folder.iterdir() if path.is_file())
+    if loose:
+        _warn(
+            f"data_root: not read: {plural(loose, 'image')} in '{folder}' outside the folders of "
+            'classes'
+        )
+    warn_of_unread(folder, others)
     if not any(images.values()):
         raise ConfigError(
             f"data_root: there are no images in '{folder}'; must have a folder for each class with "
@@ -175,58 +192,6 @@ def _images_by_class(folder: Path, owners: dict[str, tuple[Path, str]]) -> dict[
     if warning:
         _warn(warning)
     return images
-
-
-def _images(folder: Path, owners: dict[str, tuple[Path, str]], others: Counter[str]) -> list[Path]:
-    """Return the sorted paths of all images in and below a class folder.
-
-    Args:
-        folder: The class folder.
-        owners: See :func:`_images_by_class`.
-        others: Number of other files by suffix; new ones are added.
-    """
-    images = []
-    for place, folders, files in os.walk(folder, onerror=_stop, followlinks=True):
-        real = os.path.realpath(place)
-        owner = owners.setdefault(real, (folder, place))
-        if owner[0] != folder:
-            raise ConfigError(
-                f"data_root: '{place}' and '{owner[1]}' are the same folder, through a link; "
-                'remove the link'
-            )
-        if owner[1] != place:  # a second link to a folder of the same class
-            folders.clear()
-            continue
-        # Sorted, so that the same of two links to a folder counts on every machine.
-        folders[:] = sorted(name for name in folders if not name.startswith('.'))
-        for path in (Path(place, name) for name in files if not name.startswith('.')):
-            if not path.is_file():
-                others['broken links'] += 1
-            elif path.suffix.lower() in EXTENSIONS:
-                images.append(path)
-            else:
-                others[path.suffix.lower() or 'without a suffix'] += 1
-    return sorted(images)
-
-
-def _stop(error: OSError) -> NoReturn:
-    raise ConfigError(f"data_root: '{error.filename}' cannot be listed: {error.strerror}")
-
-
-def _warn_of_unread(folder: Path, others: Counter[str]) -> None:
-    """Name the files that are not read, so that no image is missed in silence."""
-    loose = sum(path.suffix.lower() in EXTENSIONS for path in folder.iterdir() if path.is_file())
-    if loose:
-        _warn(
-            f"data_root: not read: {plural(loose, 'image')} in '{folder}' outside the folders of "
-            'classes'
-        )
-    if others:
-        counts = ', '.join(f'{count} {printable(kind)}' for kind, count in others.most_common(8))
-        _warn(
-            f"data_root: not read: {plural(others.total(), 'file')} in '{folder}' ({counts}); "
-            f'images must end in {", ".join(EXTENSIONS)}'
-        )
 
 
 def _warn(text: str) -> None:

@@ -23,13 +23,13 @@ class SplitFolders(NamedTuple):
     """Folders of the two splits.
 
     Attributes:
-        train: Folder of the classes with the training images.
+        train: Folder of the classes with the training images; None if there is only ``val``.
         val: Folder of the classes with the validation images; None if a part of ``train`` is held
             out.
         unused: Names of the other folders beside them, such as ``test``.
     """
 
-    train: Path
+    train: Path | None
     val: Path | None
     unused: tuple[str, ...] = ()
 
@@ -62,20 +62,17 @@ def find_split_folders(root: Path) -> SplitFolders:
     flat = [folder for folder in named if folder not in splits and _has_images(folder)]
     unlabelled = [folder for folder in flat if folder.name.lower() in TEST_NAMES]
     train = _only(root, splits, TRAIN_NAMES)
+    # The best epoch is chosen by the validation, so a test set is the last resort.
+    val = _only(root, splits, VAL_NAMES) or _only(root, splits, TEST_NAMES)
+    others = [folder for folder in folders if folder not in (train, val)]
     if train is None:
-        raise ConfigError(
-            f"data_root='{root}': has {_names(splits)} but no train/; move the folders of the "
-            'classes into train/'
-        )
+        return SplitFolders(None, val, tuple(folder.name for folder in others))
     if flat != unlabelled:
         raise ConfigError(
             f"data_root='{root}': {_names([each for each in flat if each not in unlabelled])} must "
             f'hold a folder of images for each class, as {_names(splits)} does; if it is a class, '
             f'move all classes into {train.name}/'
         )
-    # The best epoch is chosen by the validation, so a test set is the last resort.
-    val = _only(root, splits, VAL_NAMES) or _only(root, splits, TEST_NAMES)
-    others = [folder for folder in folders if folder not in (train, val)]
     classes = [folder for folder in others if folder not in named and _has_images(folder)]
     if classes and val is None:
         raise ConfigError(

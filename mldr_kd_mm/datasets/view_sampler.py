@@ -45,7 +45,7 @@ class ViewSampler(DefaultSampler):
     def __iter__(self) -> Iterator[ViewIndex]:
         """Iterate over the indices of this rank."""
         start, self._start = self._start, 0
-        for index in islice(super().__iter__(), start, None):
+        for index in islice(self._indices(), start, None):
             yield ViewIndex(View(self.seed, self.epoch, index))
 
     def set_epoch(self, epoch: int) -> None:
@@ -59,6 +59,10 @@ class ViewSampler(DefaultSampler):
             position: Number of samples to skip.
         """
         self._start = position
+
+    def _indices(self) -> Iterator[int]:
+        """Return the indices of this rank in the epoch."""
+        return super().__iter__()
 
 
 def seed_by_view(dataset: Any) -> None:

@@ -155,8 +155,8 @@ def bank_config(cfg: Mapping[str, Any], stage: str = 'val') -> dict[str, Any]:
     """
     loader = copy.deepcopy(cfg.get(f'{stage}_dataloader'))
     dataset = (cfg.get('train_dataloader') or {}).get('dataset')
-    while isinstance(dataset, Mapping) and 'dataset' in dataset:  # of a wrapper
-        dataset = dataset['dataset']
+    while isinstance(dataset, Mapping) and {'dataset', 'labeled'} & {*dataset}:  # of a wrapper
+        dataset = dataset['dataset' if 'dataset' in dataset else 'labeled']
     pipeline = isinstance(loader, Mapping) and (loader.get('dataset') or {}).get('pipeline')
     if not pipeline or not isinstance(dataset, Mapping) or 'pipeline' not in dataset:
         raise ConfigError(

@@ -37,16 +37,19 @@ from mmpretrain.models import BaseClassifier
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from mldr_kd_mm.datasets import MixedDataset
 from mldr_kd_mm.engine.arguments import RUNNER_FIELDS
 from mldr_kd_mm.engine.hooks.data_check import (
     check_disjoint,
     check_same_classes,
     check_steps,
+    check_unlabeled,
 )
 from mldr_kd_mm.engine.knn_loop import KNNLoop, KNNTestLoop, bank_config, check_bank_of
 from mldr_kd_mm.engine.launch import is_rank_0
 from mldr_kd_mm.engine.parts import building, check_arguments, find_fields, find_type, part
 from mldr_kd_mm.models.distillers.batch import check_has_labels, refuse_one_image
+from mldr_kd_mm.models.distillers.distiller import Distiller
 from mldr_kd_mm.models.distillers.weights import load_into
 from mldr_kd_mm.models.taps.stages import has_head
 from mldr_kd_mm.models.weights import use_counted_loading
@@ -64,6 +67,7 @@ from mldr_kd_mm.registry import (
     VISBACKENDS,
     VISUALIZERS,
 )
+from mldr_kd_mm.structures.view import ViewIndex
 from mldr_kd_mm.utils.checkpoint import load_checkpoint
 from mldr_kd_mm.utils.errors import (
     ConfigError,
@@ -356,6 +360,7 @@ def _check_data(
     if batch is None:
         return loader
     if group == 'train':
+        check_unlabeled(loader.dataset, model)
         _try_loss(cfg, model, batch)
     elif 'type' not in cfg[f'{group}_cfg']:  # another loop may compute metrics in its own way
         metrics = _try_metrics(cfg, group, model, batch, loader)
@@ -390,6 +395,8 @@ def _first_batch(config: Any, field: str, loader: DataLoader) -> Any:
     if not indices:
         return None
     dataset = loader.dataset
+    if isinstance(dataset, MixedDataset):
+        indices[-1] = _last_index(dataset, indices[0])
     try:
         fetch = getattr(dataset, '__getitems__', None)  # as torch does
         batch = loader.collate_fn(fetch(indices) if fetch else [dataset[i] for i in indices])
@@ -409,6 +416,12 @@ def _first_batch(config: Any, field: str, loader: DataLoader) -> Any:
                 'set by dict(_delete_=True, ...)'
             )
         raise ConfigError(message) from error
+
+
+def _last_index(dataset: MixedDataset, first: int) -> int:
+    """Return the index of an image without a label, with a view if another index has one."""
+    index = len(dataset) - 1
+    return ViewIndex(first.view._replace(index=index)) if isinstance(first, ViewIndex) else index
 
 
 def _check_schedulers(cfg: Config, wrapper: OptimWrapper, loader: DataLoader) -> None:
@@ -444,9 +457,11 @@ def _try_loss(cfg: Config, model: BaseModel, batch: Any) -> None:
     model.train()
     with named(f'{label}: the loss of the first images'), refuse_one_image(_IMAGES):
         data = model.data_preprocessor(batch, True)
-        # As BaseModel calls itself.
-        is_named = isinstance(data, Mapping)
-        losses = student(**data, mode='loss') if is_named else student(*data, mode='loss')
+        if isinstance(model, Distiller):
+            losses = model.tapped_student.own_loss(**data)
+        else:  # as BaseModel calls itself
+            is_named = isinstance(data, Mapping)
+            losses = model(**data, mode='loss') if is_named else model(*data, mode='loss')
         model.parse_losses(losses)
 
 

@@ -20,6 +20,7 @@ from mmpretrain.structures import DataSample, batch_label_to_onehot
 from torch import Tensor, nn
 
 from mldr_kd_mm.registry import BATCH_AUGMENTS, MODELS
+from mldr_kd_mm.structures.label import split_by_label
 from mldr_kd_mm.structures.view import View, get_views, hash_views
 from mldr_kd_mm.utils.checkpoint import load_checkpoint, read_description
 from mldr_kd_mm.utils.device import to_device
@@ -44,6 +45,9 @@ class ViewDataPreprocessor(ClsDataPreprocessor):
     of (seed, epoch, indices of the batch) and leave the global random state unchanged. Otherwise
     it behaves like mmpretrain's. Under the default scope ``mldr_kd_mm`` it is also registered as
     ``ClsDataPreprocessor``.
+
+    Images without a label (:class:`~mldr_kd_mm.datasets.UnlabeledFolder`) are mixed with each other
+    alone, and labelled ones likewise, so that no image gets a label of an unknown class.
     """
 
     def forward(self, data: dict, training: bool = False) -> dict:
@@ -55,11 +59,13 @@ class ViewDataPreprocessor(ClsDataPreprocessor):
         if not samples or not isinstance(samples[0], DataSample):
             return super().forward(data, training)
         inputs = super().forward(dict(inputs=data['inputs']))['inputs']
-        scores = self._move_labels(samples)
-        if training and self.batch_augments is not None and scores is not None:
-            inputs, scores = self._augment(inputs, scores, get_views(samples))
+        rows, _ = split_by_label(samples)
+        labelled = [samples[row] for row in rows]
+        scores = self._move_labels(labelled) if labelled else None
+        if training and self.batch_augments is not None and (scores is not None or not labelled):
+            inputs, scores = self._augment(inputs, scores, samples)
         if scores is not None:
-            for sample, score in zip(samples, scores, strict=True):
+            for sample, score in zip(labelled, scores, strict=True):
                 sample.set_gt_score(score)
         return dict(inputs=inputs, data_samples=samples)
 
@@ -87,6 +93,23 @@ class ViewDataPreprocessor(ClsDataPreprocessor):
         return batch_label_to_onehot(labels, np.cumsum(sizes)[:-1].tolist(), num_classes)
 
     def _augment(
+        self, inputs: Tensor, scores: Tensor | None, samples: Sequence[DataSample]
+    ) -> tuple[Tensor, Tensor | None]:
+        """Mix the labelled and the unlabelled images of a batch, each among themselves."""
+        labelled, unlabelled = split_by_label(samples)
+        if not unlabelled:
+            return self._mix(inputs, scores, get_views(samples))
+        mixed = torch.empty_like(inputs)
+        no_scores = inputs.new_zeros(len(unlabelled), 1)
+        for rows, own in ((labelled, scores), (unlabelled, no_scores)):
+            if rows:
+                index = to_device(torch.tensor(rows), inputs.device)
+                views = get_views([samples[row] for row in rows])
+                mixed[index], own = self._mix(inputs[index], own, views)
+                scores = own if rows is labelled else scores
+        return mixed, scores
+
+    def _mix(
         self, inputs: Tensor, scores: Tensor, views: Sequence[View] | None
     ) -> tuple[Tensor, Tensor]:
         if views is None:

@@ -166,6 +166,25 @@ def _conversions(
         yield converted, 'converted by timm'
 
 
+def count_classes(model: nn.Module, content: dict[str, Any], label: str) -> int | None:
+    """Return the number of classes of a checkpoint's head.
+
+    Args:
+        model: The classifier that the checkpoint is of, for any number of classes.
+        content: Content of the checkpoint.
+        label: What to call the checkpoint in error messages.
+
+    Returns:
+        The number; None if the file has no such head.
+
+    Raises:
+        ConfigError: If it has no weights.
+    """
+    weights, _ = find_weights(content, label)
+    head = weights.get(f'{_shared_prefix(model, weights, label)}{_head_of(model)}.weight')
+    return None if head is None else len(head)
+
+
 def _shared_prefix(model: nn.Module, weights: Mapping[str, Tensor], label: str) -> str:
     """Return the prefix under which a file has most of a model's weights; '' if there is none."""
     own = set(model.state_dict())

@@ -33,6 +33,7 @@ from mldr_kd_mm.apis.recipe import (
 )
 from mldr_kd_mm.apis.teacher_record import is_recorded, record_teacher, teacher_fingerprint
 from mldr_kd_mm.engine.hooks import StopSignalHook
+from mldr_kd_mm.engine.knn_loop import bank_config
 from mldr_kd_mm.registry import MODELS
 from mldr_kd_mm.utils.checkpoint import load_checkpoint, student_state_dict
 
@@ -461,7 +462,7 @@ class TestReusedTeacher:
     def test_what_counts(self, folder, tmp_path):
         options = parse_options(**ALONE, data=folder, epochs=2)
         images = read_training_images(options)
-        teacher, _ = find_models(options, len(images.CLASSES))
+        teacher, _ = find_models(options, images.num_classes)
         cfg = Config(dict(model=dict(teacher_checkpoint='teacher/epoch.pth')))
         cfg = teacher_config(options, images, teacher, cfg)
         here = teacher_fingerprint(options, images, cfg)
@@ -613,3 +614,87 @@ def test_a_misfit_is_found_before_the_teacher_is_trained(folder, tmp_path):
     with pytest.raises(ConfigError, match="teacher='stage9': unknown tensor"):
         distill(**ALONE, data=folder, method=method, work_dir=str(tmp_path / 'run'))
     assert not (tmp_path / 'run').exists()
+
+
+class TestUnlabeled:
+    """Images without labels; test_unlabeled_page.py trains on them."""
+
+    def read(self, **options):
+        return read_training_images(parse_options(**{**ALONE, **options}))
+
+    @pytest.fixture
+    def others(self, tmp_path):
+        return str(image_folder(tmp_path / 'others', {'': 2}))
+
+    @pytest.mark.parametrize(
+        ('options', 'message'),
+        [
+            (dict(), '^data: must be the path of a folder or a zip file of images, unless unlabel'),
+            (dict(unlabeled=3), 'unlabeled=3: must be the path of a folder or a zip file .* text'),
+            (dict(unlabeled='x', unlabeled_ratio=0.5), 'unlabeled_ratio=0.5: must not be set with'),
+            (
+                dict(data='x', unlabeled='x', unlabeled_ratio=1.0),
+                'unlabeled_ratio=1.0: must be a number between 0 and 1',
+            ),
+            (dict(unlabeled='x'), 'teacher: there are no labelled images to train it on; give te'),
+            (dict(unlabeled='no', teacher_epochs=0), "^unlabeled: 'no' cannot be listed"),
+        ],
+        ids=str,
+    )
+    def test_errors(self, options, message):
+        with pytest.raises(ConfigError, match=message):
+            self.read(**options)
+
+    def test_wrong_images(self, folder, tmp_path):
+        (tmp_path / 'list.txt').write_text('no.png')
+        with pytest.raises(ConfigError, match="^unlabeled='.*list.txt': line 1 names"):
+            self.read(data=folder, unlabeled=str(tmp_path / 'list.txt'))
+        with pytest.raises(ConfigError, match='^unlabeled=.*: there are no images in or below it'):
+            self.read(data=folder, unlabeled=str(tmp_path))
+
+    def test_what_needs_labels(self, others, tmp_path):
+        options = dict(ALONE, teacher_epochs=0, unlabeled=others, work_dir=str(tmp_path / 'run'))
+        for given, message in (
+            (dict(baseline=True), 'baseline=True: must not be set without labelled images'),
+            (dict(export='best'), "export='best': must be 'last' without validation images"),
+        ):
+            with pytest.raises(ConfigError, match=message):
+                distill(**options, **given)
+
+    def test_images_of_the_validation(self, folder, tmp_path):
+        """Found before the teacher is trained."""
+        options = dict(ALONE, data=folder, unlabeled=folder, epochs=1)
+        with pytest.raises(ConfigError, match='12 of its 12 images are also in the unlabelled set'):
+            distill(**options, work_dir=str(tmp_path / 'run'))
+        assert not (tmp_path / 'run').exists()
+
+    def test_classes_of_the_teacher(self, others, tmp_path):
+        """From the names in a checkpoint, its head, pretrained weights, or the module itself."""
+        model = timm.create_model('test_vit', num_classes=4)
+        path = str(tmp_path / 'teacher.pth')
+        torch.save(model.state_dict(), path)
+        found = self.read(teacher_checkpoint=path, unlabeled=others)
+        assert (found.num_classes, found.classes, found.epoch_length) == (4, (), 6)
+        meta = dict(dataset_meta=dict(classes=list('wxyz')))
+        torch.save(dict(state_dict=model.state_dict(), meta=meta), path)
+        assert self.read(teacher_checkpoint=path, unlabeled=others).classes == tuple('wxyz')
+        assert self.read(teacher_epochs=0, unlabeled=others).num_classes == 1000
+        assert self.read(teacher=model, unlabeled=others, image_size=160).num_classes == 4
+
+    def test_without_a_head(self, folder, others):
+        """`embed` needs no classes; the labelled part of the images is its bank."""
+        options = dict(SMALL, method='embed', unlabeled=others)
+        assert distill_config(**options).val_cfg is None
+        bank = bank_config(distill_config(**options, data=folder))
+        assert bank['dataset']['type'] == 'mldr_kd_mm.ImageFolder'
+
+    def test_parts_of_a_batch(self, folder, others):
+        """By default no image is shown twice in an epoch; 48 images have labels."""
+        found = self.read(data=folder, unlabeled=others)
+        assert (found.unlabeled_ratio, found.epoch_length) == (pytest.approx(6 / 54, abs=1e-4), 54)
+        cfg = distill_config(**ALONE, data=folder, unlabeled=others, unlabeled_ratio=0.75)
+        assert cfg.train_dataloader.sampler.unlabeled_ratio == 0.75
+        assert cfg.train_dataloader.dataset.type == 'mldr_kd_mm.MixedDataset'
+        alone = baseline_config(cfg)
+        assert alone.train_dataloader.dataset == cfg.train_dataloader.dataset.labeled
+        assert alone.train_dataloader.sampler.type == 'mldr_kd_mm.ViewSampler'

@@ -16,6 +16,7 @@ from zoo import FAMILIES
 from mldr_kd_mm.apis.configs import load_config
 from mldr_kd_mm.models import losses
 from mldr_kd_mm.registry import MODELS
+from mldr_kd_mm.structures.label import mark_unlabeled
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 SGD = dict(optimizer=dict(type='SGD', lr=0.01, momentum=0.9, fused=True))
@@ -55,6 +56,24 @@ def step_of(config, optim_wrapper=SGD):
             model.train_step(data, wrapper)
     assert gpu.step.launches.total() > 100
     return gpu.step
+
+
+@pytest.mark.parametrize('labelled', [[1, 2], []])
+def test_images_without_labels(labelled, monkeypatch):
+    """Mixed with labelled ones, with mixup and CutMix of both kinds, and alone."""
+
+    def partly(size, batch=batch):
+        data = batch(size)
+        for row, sample in enumerate(data['data_samples']):
+            if row not in labelled:
+                del sample.gt_label
+                mark_unlabeled(sample)
+        return data
+
+    monkeypatch.setitem(globals(), 'batch', partly)
+    augments = [dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)]
+    student = resnet(train_cfg=dict(augments=augments))
+    check('images without labels', step_of(mldr(student=student)))
 
 
 def check(case, step):

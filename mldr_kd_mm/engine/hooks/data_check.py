@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ from mmengine.dist import get_world_size, is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.runner import BaseLoop, Runner
+from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from mldr_kd_mm.datasets import ImageFolder
+from mldr_kd_mm.datasets import ImageFolder, UnlabeledFolder
 from mldr_kd_mm.datasets.folder import FolderDataset
+from mldr_kd_mm.models.distillers.distiller import Distiller
 from mldr_kd_mm.registry import HOOKS
 from mldr_kd_mm.utils.atomic_files import atomic_write
 from mldr_kd_mm.utils.dist import unwrap_model
@@ -38,6 +41,7 @@ class DataCheckHook(Hook):
       and the set that it is tested on.
     - No image is in both the training and the validation folder; if the validation set has
       ``split='train'``, it is a warning.
+    - If images have no label, the model is a Distiller whose losses need none.
     - With ``auto_scale_lr.enable``, the batch is not larger than the training set.
     - A batch, over all processes and accumulated steps, of another size than the one that the
       learning rate is for (``auto_scale_lr.base_batch_size``) is a warning.
@@ -64,12 +68,14 @@ class DataCheckHook(Hook):
         if scaling.get('enable'):
             _check_batch(loader)
         warn_of_batch(runner, scaling)
+        check_unlabeled(loader.dataset, unwrap_model(runner.model))
         if runner.val_loop is None:
             return
         train, val = loader.dataset, runner.val_dataloader.dataset
         check_same_classes(train, val)
         check_disjoint(train, val)
-        if isinstance(train, ImageFolder) and isinstance(val, ImageFolder) and not train.val_folder:
+        train = next((part for part in _parts(train) if isinstance(part, ImageFolder)), None)
+        if train is not None and isinstance(val, ImageFolder) and not train.val_folder:
             names = val.names()
             _check_split(runner, train.names(), names)
             _check_teacher(runner, names)
@@ -102,37 +108,72 @@ def check_same_classes(train: Any, val: Any) -> None:
     _compare('train_dataloader.dataset', _classes(train), 'val_dataloader.dataset', _classes(val))
 
 
+def check_unlabeled(train: Any, model: nn.Module) -> None:
+    """Check that a model can be trained on a data set whose images have no labels.
+
+    Args:
+        train: The training set. Nothing is checked if all its images have labels.
+        model: The model.
+
+    Raises:
+        ConfigError: A loss needs the label of each image.
+    """
+    part = next((each for each in _parts(train) if isinstance(each, UnlabeledFolder)), None)
+    if part is None:
+        return
+    source = f'train_dataloader.dataset={type(part).__name__}'
+    if not isinstance(model, Distiller):
+        raise ConfigError(
+            f'{source}: must be a labelled data set, as {type(model).__name__} has no teacher to '
+            'learn from without labels'
+        )
+    model.check_needs_no_label(source)
+
+
 def check_disjoint(train: Any, val: Any) -> None:
     """Check that training and validation folders have no image in common.
 
     Args:
-        train: The training set.
+        train: The training set, whose unlabelled images count, too.
         val: The validation set. Its ``split='train'``, the default, makes it a warning.
 
     Raises:
         ConfigError: They share images, as with different fractions or seeds of held-out images.
     """
-    train, val = map(_without_wrappers, (train, val))
-    if not (isinstance(train, FolderDataset) and isinstance(val, FolderDataset)):
+    val = next(_parts(val), None)
+    if val is None:
         return
-    if _choice(train) == _choice(val) and train.split != val.split:
-        return  # two parts of one choice; comparing the paths of a million images takes seconds
-    shared = _paths(train) & _paths(val)
-    if not shared:
-        return
+    for part in _parts(train):
+        if _choice(part) == _choice(val) and part.split != val.split:
+            continue  # two parts of one choice; comparing the paths of a million images is slow
+        shared = _paths(part) & _paths(val)
+        if shared:
+            _report_shared(part, val, shared)
+
+
+def _report_shared(train: FolderDataset, val: FolderDataset, shared: set[str]) -> None:
+    is_unlabeled = isinstance(train, UnlabeledFolder)
     text = (
         f'val_dataloader.dataset: {len(shared)} of its {plural(len(val), "image")} are also in the '
-        f'training set, such as {printable(min(shared))!r}, so the accuracy would be too high; '
+        f'{"unlabelled" if is_unlabeled else "training"} set, such as '
+        f'{printable(min(shared))!r}, so the accuracy would be too high; '
     )
+    if is_unlabeled:
+        raise ConfigError(f'{text}leave them out of the unlabelled images')
     if val.split != 'train':
         raise ConfigError(f'{text}give both data sets the same val_fraction and seed')
     print_log(f"{text}set split='val' for other images", 'current', logging.WARNING)
 
 
-def _without_wrappers(dataset: Any) -> Any:
-    while not isinstance(dataset, FolderDataset) and hasattr(dataset, 'dataset'):
-        dataset = dataset.dataset
-    return dataset
+def _parts(dataset: Any) -> Iterator[FolderDataset]:
+    """Yield the folders that a data set consists of, without wrappers such as RepeatDataset."""
+    if isinstance(dataset, FolderDataset):
+        yield dataset
+        return
+    inner = getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]
+    for part in inner if isinstance(inner, (list, tuple)) else ():
+        if part is not None:
+            yield from _parts(part)
 
 
 def _choice(dataset: FolderDataset) -> tuple:
@@ -142,7 +183,10 @@ def _choice(dataset: FolderDataset) -> tuple:
 
 
 def _paths(dataset: FolderDataset) -> set[str]:
-    return {os.path.abspath(dataset.get_data_info(i)['img_path']) for i in range(len(dataset))}
+    """Return the paths of the images, with links to folders resolved."""
+    resolve = functools.cache(os.path.realpath)
+    paths = (dataset.get_data_info(index)['img_path'] for index in range(len(dataset)))
+    return {os.path.join(resolve(folder), name) for folder, name in map(os.path.split, paths)}
 
 
 def _compare(wanted: str, classes: Sequence, field: str, others: Sequence) -> None:

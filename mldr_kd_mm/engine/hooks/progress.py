@@ -203,6 +203,8 @@ def _facts(runner: Runner) -> Iterator[tuple[str, str]]:
     if get_world_size() > 1:
         batch += f' x {get_world_size()} processes'
     yield 'data', f'{len(loader.dataset)} images, batches of {batch}'
+    if runner.val_loop is None:
+        yield 'validation', 'none: the accuracy is not measured'
     steps = f'{runner.max_iters} in {plural(runner.max_epochs, "epoch")}'
     done = f', {runner.iter} of them done' if runner.iter else ''
     yield 'steps', f'{steps}{done}, on {get_device()} with {type(runner.optim_wrapper).__name__}'

@@ -9,6 +9,7 @@ import torch
 from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
+from mldr_kd_mm.structures.label import is_unlabeled
 from mldr_kd_mm.utils.errors import ConfigError
 
 
@@ -24,7 +25,7 @@ def read_labels(data_samples: Sequence[DataSample], names: Collection[str]) -> d
         ``index``: positions of the samples in the training set (B,), on the CPU.
 
     Raises:
-        ConfigError: If the samples have no index.
+        ConfigError: If the samples have no index, or one has no label.
     """
     read = dict(target=_target, index=_index)
     return {name: read[name](data_samples) for name in names}
@@ -57,7 +58,7 @@ def check_labels(_: nn.Module, args: tuple, num_classes: int | None) -> None:
 
 
 def check_has_labels(data_samples: Sequence[DataSample], field: str) -> None:
-    """Check that each sample of a training batch has a label.
+    """Check that each sample of a training batch has a label, or is marked as unlabelled.
 
     Args:
         data_samples: The samples.
@@ -67,14 +68,29 @@ def check_has_labels(data_samples: Sequence[DataSample], field: str) -> None:
         ConfigError: If a sample has none.
     """
     for sample in data_samples:
-        is_labelled = 'gt_label' in sample or 'gt_score' in sample
-        if isinstance(sample, DataSample) and not is_labelled:
+        is_known = 'gt_label' in sample or 'gt_score' in sample or is_unlabeled(sample)
+        if isinstance(sample, DataSample) and not is_known:
             name = sample.get('img_path') or sample.get('sample_idx')
             which = 'an image' if name is None else f'image {name!r}'
             raise ConfigError(
                 f'{field}: {which} has no label; load_data_list() must give each image a gt_label, '
-                'and the pipeline must keep it until PackInputs'
+                'and the pipeline must keep it until PackInputs; UnlabeledFolder reads images '
+                'without labels'
             )
+
+
+def check_none_unlabeled(data_samples: Sequence[DataSample]) -> None:
+    """Check that no sample of a batch is unlabelled.
+
+    Raises:
+        ConfigError: If one is.
+    """
+    count = sum(map(is_unlabeled, data_samples))
+    if count:
+        raise ConfigError(
+            f'train_dataloader.dataset: {count} of {len(data_samples)} images of a batch have no '
+            'label, which the model or a loss needs'
+        )
 
 
 @contextmanager
@@ -96,6 +112,7 @@ def refuse_one_image(batch_size: int) -> Iterator[None]:
 
 
 def _target(data_samples: Sequence[DataSample]) -> Tensor:
+    check_none_unlabeled(data_samples)
     if 'gt_score' in data_samples[0]:
         return torch.stack([sample.gt_score for sample in data_samples])
     return torch.cat([sample.gt_label for sample in data_samples])

@@ -56,6 +56,9 @@ class Distiller(BaseClassifier):
     ``num_classes=0``) is trained by the losses alone. They read its stages, other taps and
     ``feature``, its output. The teacher needs no head either, unless a loss reads its ``logits``.
 
+    Images without a label (:class:`~mldr_kd_mm.datasets.UnlabeledFolder`) are compared with the
+    teacher's tensors only: the student's own loss is the mean over the labelled images.
+
     Args:
         teacher: Config of an mmpretrain classifier, or a built one, which is frozen and keeps its
             weights and data preprocessor.
@@ -258,6 +261,18 @@ class Distiller(BaseClassifier):
             losses |= compare(self, student, teacher, labels)
         return losses
 
+    def check_needs_no_label(self, source: str) -> None:
+        """Refuse losses that need a label for each image.
+
+        Args:
+            source: The field and type of the data set that gives none, for the error.
+
+        Raises:
+            ConfigError: If there is such a loss.
+        """
+        for entry in self.losses:
+            entry.check_needs_no_label(source)
+
     def parse_losses(self, losses: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum the losses as mmengine does, in fewer operations.
 
@@ -277,6 +292,18 @@ class Distiller(BaseClassifier):
         values = {name: value.mean() if value.dim() else value for name, value in losses.items()}
         total = torch.stack([value for name, value in values.items() if 'loss' in name]).sum()
         return total, dict(loss=total) | values
+
+    def record_student(self, inputs: Tensor) -> dict[str, Tensor]:
+        """Run the student and the neck.
+
+        Args:
+            inputs: Images (B, 3, H, W), preprocessed for the student.
+
+        Returns:
+            Name -> tensor, for each tensor of both that the losses read.
+        """
+        record = self.tapped_student(inputs, self._student_names)
+        return record | self.run_neck(record)
 
     def run_neck(self, record: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Run the neck on recorded tensors of the student.
@@ -378,7 +405,7 @@ class Distiller(BaseClassifier):
         DistributedDataParallel waits for a gradient of each parameter.
         """
         with refuse_one_image(len(inputs)):
-            losses = self.student.loss(inputs, data_samples)
+            losses = self.tapped_student.own_loss(inputs, data_samples)
         unused = [
             parameter.flatten()[:0].sum()
             for module in (self.neck, self.losses)

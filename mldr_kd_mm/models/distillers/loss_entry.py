@@ -136,6 +136,22 @@ class LossEntry(nn.Module):
                 f"the student's {head} does not predict; use a loss of features"
             )
 
+    def check_needs_no_label(self, source: str) -> None:
+        """Refuse a loss that needs a label for each image.
+
+        Args:
+            source: The field and type of the data set that gives none, for the error.
+
+        Raises:
+            ConfigError: If the loss reads ``target``.
+        """
+        if 'target' in self.needs:
+            raise ConfigError(
+                f'losses: {self.name}: {type(self.losses[0]).__name__} needs a label for each '
+                f'image, which {source} does not give; use a loss that only compares the models, '
+                'such as DFRALoss, KDLoss or DISTLoss'
+            )
+
     def forward(
         self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], **labels: Tensor
     ) -> dict[str, Tensor]:

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from mldr_kd_mm.models.taps.recorder import FeatureRecorder
 from mldr_kd_mm.models.taps.stages import evaluation_mode, logits_tap
 from mldr_kd_mm.models.taps.tapped_model import TappedModel
+from mldr_kd_mm.structures.label import split_by_label
+from mldr_kd_mm.utils.device import to_device
 from mldr_kd_mm.utils.errors import ConfigError, describe
 
 
@@ -42,19 +44,43 @@ class Student(TappedModel):
     def loss(
         self, inputs: Tensor, data_samples: list[DataSample], names: Collection[str]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Compute the student's own loss.
+        """Compute the student's own loss, and record tensors.
 
         Args:
             inputs: Images (B, 3, H, W).
             data_samples: Labels of the batch.
-            names: Tensors to record.
+            names: Tensors to record, of all images.
 
         Returns:
-            The losses, none without a head, and the recorded tensors.
+            The losses, see :meth:`own_loss`, and the recorded tensors.
         """
         with self.record(names) as record:
-            losses = self._loss(inputs, data_samples)
+            losses = self.own_loss(inputs, data_samples)
         return losses, record
+
+    def own_loss(self, inputs: Tensor, data_samples: list[DataSample]) -> dict[str, Tensor]:
+        """Compute the student's own loss of the labelled images; the network sees all.
+
+        Args:
+            inputs: Images (B, 3, H, W).
+            data_samples: Labels of the batch.
+
+        Returns:
+            The losses, none without a head. The loss is exactly 0 if no image has a label.
+
+        Raises:
+            ConfigError: If some images have no label and the classifier has no ``loss_module``.
+        """
+        if not self.has_head:
+            self.model(inputs, mode='tensor')
+            return {}
+        labelled, unlabelled = split_by_label(data_samples)
+        if not labelled:
+            # All weights on the way to the logits get gradients of 0, as DDP requires.
+            return dict(loss=self.model(inputs, mode='tensor').flatten()[:0].sum())
+        if unlabelled:
+            return self._loss_of_part(inputs, data_samples, labelled)
+        return self._loss_of_all(inputs, data_samples)
 
     def compile(self, **options: Any) -> None:
         """Run the network, with its taps, through ``torch.compile`` from now on.
@@ -121,17 +147,64 @@ class Student(TappedModel):
                 'that it predicts; compute them in a module of their own'
             )
 
-    def _loss(self, inputs: Tensor, data_samples: list[DataSample]) -> dict[str, Tensor]:
+    def _loss_of_part(
+        self, inputs: Tensor, data_samples: list[DataSample], rows: list[int]
+    ) -> dict[str, Tensor]:
+        """Compute the loss of the samples at these rows."""
+        module = getattr(getattr(self.model, 'head', self.model), 'loss_module', None)
+        if not isinstance(module, nn.Module):
+            raise ConfigError(
+                f'student: {type(self.model).__name__} has no loss_module, so its loss cannot '
+                'leave out images without labels; use another student, or labelled images alone'
+            )
+        # A label is needed in each place; those of the unlabelled samples are dropped again.
+        samples = [data_samples[rows[0]]] * len(data_samples)
+        for row in rows:
+            samples[row] = data_samples[row]
+        index = to_device(torch.tensor(rows), inputs.device)
+        with _only_rows(module, index, len(samples)):
+            losses = self._loss_of_all(inputs, samples)
+        # The head's accuracy of the batch would count the others.
+        return {name: value for name, value in losses.items() if 'loss' in name}
+
+    def _loss_of_all(self, inputs: Tensor, data_samples: list[DataSample]) -> dict[str, Tensor]:
         model = self.model
-        if not self.has_head:
-            model(inputs, mode='tensor')
-            return {}
         if not self._repeats_head:
             return model.loss(inputs, data_samples)
         features = model.extract_feat(inputs)
         losses = model.head.loss(features, data_samples)
         model.head(features)  # The last call is recorded.
         return losses
+
+
+@contextmanager
+def _only_rows(loss_module: nn.Module, index: Tensor, batch_size: int) -> Iterator[None]:
+    """Let a loss see only some rows of the predictions and labels of a batch.
+
+    Args:
+        loss_module: The loss. The number of images by which it divides becomes that of the rows.
+        index: The rows.
+        batch_size: Number of images in the batch.
+    """
+
+    def select(value: Any) -> Any:
+        if isinstance(value, Tensor) and value.dim() and len(value) == batch_size:
+            return value[index]
+        if isinstance(value, (list, tuple)):
+            return type(value)(map(select, value))
+        return value
+
+    def replace(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict]:
+        kwargs = {name: select(value) for name, value in kwargs.items()}
+        if kwargs.get('avg_factor') is not None:
+            kwargs['avg_factor'] = kwargs['avg_factor'] * len(index) / batch_size
+        return tuple(map(select, args)), kwargs
+
+    handle = loss_module.register_forward_pre_hook(replace, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextmanager
