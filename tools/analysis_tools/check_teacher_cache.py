@@ -73,7 +73,7 @@ class Compare(Hook):
         with runner.optim_wrapper.optim_context(model):
             exact = model.run_teacher(inputs)
         for name, values in found.items():
-            expected = exact[name].float().cpu()
+            expected = model.teacher.cache.as_stored(name, exact[name])
             error = (values.float() - expected).abs().max() / expected.abs().max()
             self.errors[name] = max(self.errors.get(name, 0.0), error.item())
         self.compared += len(indices)

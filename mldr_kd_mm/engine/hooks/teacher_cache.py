@@ -12,17 +12,27 @@ from mmengine.hooks import Hook
 from mmengine.optim import AmpOptimWrapper
 from mmengine.runner import Runner
 from mmpretrain.engine import SwitchRecipeHook
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from mldr_kd_mm.datasets import ViewSampler
+from mldr_kd_mm.datasets import MixedSampler, ViewSampler
 from mldr_kd_mm.models.data_preprocessor import ViewDataPreprocessor
+from mldr_kd_mm.models.distillers.batch import read_labels
 from mldr_kd_mm.models.distillers.distiller import Distiller
-from mldr_kd_mm.models.distillers.teacher_cache import DTYPES, FORMAT, TeacherCache
+from mldr_kd_mm.models.distillers.encodings import TopKLogits
+from mldr_kd_mm.models.distillers.loss_entry import LossEntry
+from mldr_kd_mm.models.distillers.teacher_cache import (
+    DTYPES,
+    FORMAT,
+    TeacherCache,
+    format_bytes,
+)
+from mldr_kd_mm.models.taps.stages import evaluation_mode
 from mldr_kd_mm.registry import HOOKS
 from mldr_kd_mm.structures.view import View, ViewIndex
 from mldr_kd_mm.utils.dist import unwrap_model
-from mldr_kd_mm.utils.errors import ConfigError
+from mldr_kd_mm.utils.errors import ConfigError, check_above_zero, check_positive
+from mldr_kd_mm.utils.logging import tell
 
 _NUM_IMAGES = 16
 """Number of images, evenly spaced, whose hash identifies data set and pipeline."""
@@ -42,16 +52,32 @@ class TeacherCacheHook(Hook):
     Args:
         dir: Folder of the cache, on a disk that all processes share. None: no cache.
         dtype: ``'fp32'`` stores the exact outputs, ``'fp16'`` takes half the space.
+        top_k: Number of logits to store for each image, the largest; the other classes share their
+            probability evenly (:class:`~mldr_kd_mm.models.distillers.encodings.TopKLogits`). For
+            1,000 classes and more. None: all logits. Other tensors are stored whole.
+        max_change: Largest relative change of a loss, and of its gradient, by ``top_k``. It is
+            measured before training on images of the training set.
 
     Raises:
-        ConfigError: ``dtype`` is unknown.
+        ConfigError: ``dtype`` is unknown, or a number is out of range.
     """
 
-    def __init__(self, dir: str | None = None, dtype: str = 'fp32') -> None:
+    def __init__(
+        self,
+        dir: str | None = None,
+        dtype: str = 'fp32',
+        top_k: int | None = None,
+        max_change: float = 0.01,
+    ) -> None:
         if dtype not in DTYPES:
             raise ConfigError(f"teacher_cache: dtype={dtype!r}: must be 'fp32' or 'fp16'")
+        if top_k is not None:
+            check_positive(**{'teacher_cache: top_k': top_k})
+        check_above_zero(**{'teacher_cache: max_change': max_change})
         self.dir = dir
         self.dtype = dtype
+        self.top_k = top_k
+        self.max_change = max_change
 
     def before_train(self, runner: Runner) -> None:
         """Open the cache.
@@ -78,7 +104,57 @@ class TeacherCacheHook(Hook):
             ),
             mixing=_mixing(model.data_preprocessor, runner.train_dataloader),
         )
-        model.teacher.cache = TeacherCache(self.dir, fingerprint, _outputs(model, items[0]))
+        outputs = _outputs(model, items[0])
+        if self.top_k is not None:
+            outputs = self._with_top_k(model, outputs, items)
+        model.teacher.cache = TeacherCache(self.dir, fingerprint, outputs)
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Log the size and the error of a sparse cache when it is full."""
+        cache = getattr(getattr(unwrap_model(runner.model), 'teacher', None), 'cache', None)
+        if cache is None or self.top_k is None or runner.epoch + 1 != cache.entries[0]:
+            return
+        for name, errors in cache.errors.items():
+            if errors:
+                size, full = map(format_bytes, cache.sizes(name))
+                runner.logger.info(
+                    f'teacher_cache: {name}: {size} instead of {full}; of {len(errors)} samples, '
+                    f'{100 * np.mean(errors):.2g} % of the probability lies with other classes '
+                    f'than the teacher gives it to, at most {100 * max(errors):.2g} %'
+                )
+
+    def _with_top_k(
+        self, model: Distiller, outputs: dict[str, dict], items: Sequence[dict]
+    ) -> dict[str, dict]:
+        """Return the outputs with the number of logits to store.
+
+        Raises:
+            ConfigError: No loss reads logits, there are too few classes, or a loss changes too
+                much.
+        """
+        if 'logits' not in outputs:
+            raise ConfigError(
+                f'teacher_cache: top_k={self.top_k}: must be None, as no loss reads the '
+                "teacher's logits"
+            )
+        (num_classes,) = outputs['logits']['shape']
+        if self.top_k >= num_classes:
+            raise ConfigError(
+                f'teacher_cache: top_k={self.top_k}: must be below the number of classes, '
+                f'{num_classes}'
+            )
+        encoding = TopKLogits((num_classes,), self.top_k, np.dtype(DTYPES[self.dtype]))
+        changes = loss_changes(model, items, encoding)
+        text = ', '.join(f'{name} {100 * change:.2g} %' for name, change in changes.items())
+        wrong = [name for name, change in changes.items() if not change <= self.max_change]
+        if wrong:
+            raise ConfigError(
+                f'teacher_cache: top_k={self.top_k}: changes losses by more than '
+                f'max_change={self.max_change}: {text}; raise top_k, or set it to None for '
+                f'{", ".join(wrong)}'
+            )
+        tell(f'teacher_cache: top_k={self.top_k}: changes losses of {len(items)} images: {text}')
+        return outputs | dict(logits=outputs['logits'] | dict(top_k=self.top_k))
 
     def _check(self, model: Distiller, loader: DataLoader) -> None:
         sampler = _sampler(loader)
@@ -95,6 +171,63 @@ class TeacherCacheHook(Hook):
                 f'teacher_cache: data_preprocessor.type={type(preprocessor).__name__!r} mixes at '
                 "random: must be 'mldr_kd_mm.ViewDataPreprocessor'"
             )
+
+
+def loss_changes(model: Distiller, items: Sequence[dict], encoding: TopKLogits) -> dict[str, float]:
+    """Measure how much sparse logits of the teacher change each loss that reads them.
+
+    The student's tensors are random numbers, so that the result does not change while it learns.
+
+    Args:
+        model: The model.
+        items: Images of the training set.
+        encoding: The sparse form.
+
+    Returns:
+        Name of the loss -> the relative change of its value, or of its gradient with respect to the
+        student's tensors if that is larger.
+    """
+    batch = {name: [item[name] for item in items] for name in ('inputs', 'data_samples')}
+    data = model.data_preprocessor(batch, False)
+    with torch.no_grad(), evaluation_mode(model):
+        teacher = model.run_teacher(data['inputs'])
+        student = model.record_student(data['inputs'])
+    random = torch.Generator().manual_seed(0)
+    student = {
+        name: torch.randn(tensor.shape, generator=random).to(tensor.device)
+        for name, tensor in student.items()
+    }
+    exact = teacher['logits'].float()
+    packed = encoding.pack(exact.cpu().numpy())
+    sparse = torch.from_numpy(encoding.unpack(packed)).to(exact.device)
+    changes = {}
+    for entry in model.losses:
+        if 'logits' in entry.teacher:
+            labels = read_labels(data['data_samples'], entry.needs)
+            results = [
+                _value_and_gradient(entry, student, teacher | dict(logits=logits), labels)
+                for logits in (exact, sparse)
+            ]
+            pairs = zip(*results, strict=True)
+            changes[entry.name] = max(_relative_change(*pair) for pair in pairs)
+    return changes
+
+
+def _value_and_gradient(
+    entry: LossEntry,
+    student: dict[str, Tensor],
+    teacher: dict[str, Tensor],
+    labels: dict[str, Tensor],
+) -> tuple[Tensor, Tensor]:
+    leaves = {name: tensor.clone().requires_grad_() for name, tensor in student.items()}
+    with evaluation_mode(entry):
+        value = sum(entry(leaves, teacher, **labels).values())
+    gradients = torch.autograd.grad(value, [*leaves.values()], allow_unused=True)
+    return value.detach(), torch.cat([each.flatten() for each in gradients if each is not None])
+
+
+def _relative_change(before: Tensor, after: Tensor) -> float:
+    return float((after - before).norm() / before.norm().clamp_min(1e-12))
 
 
 def _check_recipes(hooks: Sequence[Hook]) -> None:
@@ -129,7 +262,7 @@ def _data(loader: DataLoader, items: list[dict], config: dict) -> dict:
         views=sampler.views,
         seed=sampler.seed,
         samples=len(loader.dataset),
-        dataset=_without(config.get('dataset', {}), 'data_root'),
+        dataset=_without_roots(config.get('dataset', {})),
         labels=_hash(np.asarray(labels, np.int64)),
         images=_hash(*(np.ascontiguousarray(item['inputs']) for item in items)),
     )
@@ -176,6 +309,7 @@ def _mixing(preprocessor: nn.Module, loader: DataLoader) -> dict | None:
     if mixer is None:
         return None
     sampler = _sampler(loader)
+    is_mixed = isinstance(sampler, MixedSampler)
     return dict(
         augments=[dict(type=type(a).__name__, **vars(a)) for a in mixer.augments if a is not None],
         probs=mixer.probs,
@@ -184,6 +318,7 @@ def _mixing(preprocessor: nn.Module, loader: DataLoader) -> dict | None:
         processes=sampler.world_size,
         shuffle=sampler.shuffle,
         round_up=sampler.round_up,
+        **(dict(unlabeled_ratio=sampler.unlabeled_ratio) if is_mixed else {}),
     )
 
 
@@ -191,6 +326,15 @@ def _precision(optim_wrapper: Any) -> str:
     if not isinstance(optim_wrapper, AmpOptimWrapper):
         return 'float32'
     return f'autocast, {getattr(optim_wrapper, "cast_dtype", None) or "default"}'
+
+
+def _without_roots(config: dict) -> dict:
+    """Return the config of a data set, or of several in one, without the folders of the images."""
+    return {
+        name: _without_roots(value) if isinstance(value, dict) else value
+        for name, value in config.items()
+        if name != 'data_root'
+    }
 
 
 def _without(config: dict, key: str) -> dict:

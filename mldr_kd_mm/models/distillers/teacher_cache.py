@@ -20,6 +20,12 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor
 
+from mldr_kd_mm.models.distillers.encodings import (
+    Dense,
+    TopKLogits,
+    encoding_of,
+    probability_error,
+)
 from mldr_kd_mm.structures.view import View, hash_views
 from mldr_kd_mm.utils.atomic_files import atomic_write
 from mldr_kd_mm.utils.device import to_device
@@ -33,6 +39,7 @@ FORMAT = 2
 DTYPES = dict(fp16=np.float16, fp32=np.float32)
 FINGERPRINT = 'fingerprint.json'
 LOCK = 'lock'
+_NUM_ERRORS = 10_000  # of samples, for the summary of a sparse cache
 
 
 class TeacherCache:
@@ -53,8 +60,10 @@ class TeacherCache:
         fingerprint: What the outputs depend on: name -> plain value. It must have ``views``,
             ``samples`` and ``dtype``, ``'fp16'`` or ``'fp32'``. If ``mixing`` is not None, an
             output also depends on the batch in which its image was mixed.
-        outputs: Name -> ``dict(tap=..., shape=[...])``, the tap and the shape for one sample. Names
-            that are not in the folder yet are added to it.
+        outputs: Name -> ``dict(tap=..., shape=[...])``, the tap and the shape for one sample, and
+            ``top_k`` for logits of which only the largest are stored, see
+            :class:`~mldr_kd_mm.models.distillers.encodings.TopKLogits`. Names that are not in the
+            folder yet are added to it.
 
     Raises:
         ConfigError: If the folder holds outputs for other settings, a file is incomplete, the
@@ -78,12 +87,13 @@ class TeacherCache:
             name: _Array(
                 self.folder / name,
                 self.entries,
-                output['shape'],
-                self.dtype,
+                encoding_of(output, self.dtype),
                 zlib.crc32(f'{identity} {name}'.encode()),
             )
             for name, output in outputs.items()
         }
+        self.errors: dict[str, list[float]] = {name: [] for name in outputs}
+        """Name -> error of each sample that was stored in another form, up to a number of them."""
         self._has_warned = False
         self._is_read_only = not all(array.is_writable for array in self._arrays.values())
 
@@ -118,26 +128,41 @@ class TeacherCache:
             for name, array in self._arrays.items()
         }
 
+    def as_stored(self, name: str, values: Tensor) -> Tensor:
+        """Return an output (B, ...) as it would be read after it was stored."""
+        encoding = self._arrays[name].encoding
+        packed = encoding.pack(values.detach().float().cpu().numpy())
+        return torch.from_numpy(encoding.unpack(packed)).float()
+
+    def sizes(self, name: str) -> tuple[int, int]:
+        """Return the bytes of an output's files, and those of a file of all its numbers."""
+        encoding = self._arrays[name].encoding
+        full = Dense(encoding.shape, encoding.dtype)
+        return tuple(sum(_sizes(self.entries, each)) for each in (encoding, full))
+
     def _write(self, views: Sequence[View], outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         found = {}
         if self._is_read_only:
             self._warn_that_it_is_read_only()
         for name, array in self._arrays.items():
-            exact = outputs[name].float().cpu().numpy()
-            with np.errstate(over='ignore'):
-                values = exact.astype(self.dtype)
-            if values.shape[1:] != array.shape:
+            exact, encoding = outputs[name].float().cpu().numpy(), array.encoding
+            if exact.shape[1:] != encoding.shape:
                 raise ConfigError(
-                    f'teacher_cache: {name} has shape {values.shape[1:]}, before '
-                    f'{array.shape}; all images must have the same size'
+                    f'teacher_cache: {name} has shape {exact.shape[1:]}, before '
+                    f'{encoding.shape}; all images must have the same size'
                 )
+            with np.errstate(over='ignore'):
+                packed = encoding.pack(exact)
+            values = encoding.unpack(packed)
             if self.dtype == np.float16 and not np.isfinite(values).all():
                 raise ConfigError(
                     f"teacher_cache: dtype='fp16': must be 'fp32', as {name} has the value "
                     f'{np.abs(exact).max():.4g}'
                 )
             if not self._is_read_only:
-                array.write(_places(views, self.entries), values, self._key(views))
+                array.write(_places(views, self.entries), packed, self._key(views))
+            if isinstance(encoding, TopKLogits) and len(self.errors[name]) < _NUM_ERRORS:
+                self.errors[name] += probability_error(exact, values).tolist()
             found[name] = torch.from_numpy(values)
         return found
 
@@ -176,8 +201,8 @@ class TeacherCache:
             # Another run may have created the files in the meantime.
             stored = self._stored_outputs(outputs)
             for name in outputs.keys() - stored.keys():
-                shape = outputs[name]['shape']
-                _Array.make(self.folder / name, self.entries, shape, self.dtype)
+                encoding = encoding_of(outputs[name], self.dtype)
+                _Array.make(self.folder / name, self.entries, encoding)
             # Written last and atomically: without it the other files do not count.
             content = dict(fingerprint=self.fingerprint, outputs=stored | outputs)
             with atomic_write(self.folder / FINGERPRINT) as file:
@@ -202,7 +227,7 @@ class TeacherCache:
                 f'{"; ".join(differences[:4])}{more}; set another dir, or delete this one'
             )
         for name, output in stored.items():
-            _Array.check(self.folder / name, self.entries, output['shape'], self.dtype)
+            _Array.check(self.folder / name, self.entries, encoding_of(output, self.dtype))
         return stored
 
     def _check_free(self) -> None:
@@ -220,20 +245,20 @@ class TeacherCache:
         """Log the sizes; raise if the disk has too little space for new outputs."""
         needed = 0
         for name, output in outputs.items():
-            size = sum(_sizes(self.entries, output['shape'], self.dtype))
+            size = sum(_sizes(self.entries, encoding_of(output, self.dtype)))
             needed += 0 if name in stored else size
             print_log(
                 f'teacher_cache: {"read" if name in stored else "record"} {name} '
                 f'{tuple(output["shape"])} in {self.folder}: {self.entries[0]} views of '
-                f'{self.entries[1]} samples, {_bytes(size)}',
+                f'{self.entries[1]} samples, {format_bytes(size)}',
                 'current',
             )
         folders = (self.folder, *self.folder.absolute().parents)
         free = shutil.disk_usage(next(path for path in folders if path.is_dir())).free
         if needed > free:
             raise ConfigError(
-                f'teacher_cache: dir={str(self.folder)!r}: needs {_bytes(needed)}, the disk has '
-                f"{_bytes(free)} left; use fewer views, dtype='fp16' or another disk"
+                f'teacher_cache: dir={str(self.folder)!r}: needs {format_bytes(needed)}, the disk '
+                f"has {format_bytes(free)} left; use fewer views, dtype='fp16' or another disk"
             )
 
     def __deepcopy__(self, memo: dict) -> TeacherCache:
@@ -251,29 +276,27 @@ class _Array:
         self,
         path: Path,
         entries: tuple[int, int],
-        shape: Sequence[int],
-        dtype: np.dtype,
+        encoding: Dense | TopKLogits,
         identity: int,
     ) -> None:
-        self.shape = tuple(shape)
-        self.dtype = dtype
+        self.encoding = encoding
         self.identity = identity
         self._values, self._marks = map(_open, _files(path))
         self.is_writable = self._values.writable() and self._marks.writable()
 
     @staticmethod
-    def make(path: Path, entries: tuple[int, int], shape: Sequence[int], dtype: np.dtype) -> None:
+    def make(path: Path, entries: tuple[int, int], encoding: Dense | TopKLogits) -> None:
         """Create files in which no entry is valid."""
-        for file_path, size in zip(_files(path), _sizes(entries, shape, dtype), strict=True):
+        for file_path, size in zip(_files(path), _sizes(entries, encoding), strict=True):
             file_path.unlink(missing_ok=True)  # The target of a link stays.
             with open(file_path, 'xb') as file:
                 # Reserve the space, so that the disk cannot fill up while entries are recorded.
                 os.posix_fallocate(file.fileno(), 0, size)
 
     @staticmethod
-    def check(path: Path, entries: tuple[int, int], shape: Sequence[int], dtype: np.dtype) -> None:
+    def check(path: Path, entries: tuple[int, int], encoding: Dense | TopKLogits) -> None:
         """Refuse links and incomplete files."""
-        for file, size in zip(_files(path), _sizes(entries, shape, dtype), strict=True):
+        for file, size in zip(_files(path), _sizes(entries, encoding), strict=True):
             if file.is_symlink():
                 raise ConfigError(
                     f'teacher_cache: {file} is a link, which would be written through; delete '
@@ -292,20 +315,20 @@ class _Array:
         _read(self._marks, places, marks)
         if not marks.all():
             return None
-        values = np.empty((len(places), *self.shape), self.dtype)
-        _read(self._values, places, values)
-        valid = np.array_equal(marks, self._checksums(places, values, key))
-        return torch.from_numpy(values) if valid else None
+        packed = np.empty((len(places), self.encoding.num_bytes), np.uint8)
+        _read(self._values, places, packed)
+        valid = np.array_equal(marks, self._checksums(places, packed, key))
+        return torch.from_numpy(self.encoding.unpack(packed)) if valid else None
 
-    def write(self, places: Sequence[int], values: np.ndarray, key: int) -> None:
-        """Write entries, and then their checksums."""
-        _write(self._values, places, values)
-        _write(self._marks, places, self._checksums(places, values, key))
+    def write(self, places: Sequence[int], packed: np.ndarray, key: int) -> None:
+        """Write packed entries (B, N), and then their checksums."""
+        _write(self._values, places, packed)
+        _write(self._marks, places, self._checksums(places, packed, key))
 
-    def _checksums(self, places: Sequence[int], values: np.ndarray, key: int) -> np.ndarray:
+    def _checksums(self, places: Sequence[int], packed: np.ndarray, key: int) -> np.ndarray:
         """Return the checksums of entries (B,). They are never 0, which marks an empty entry."""
         starts = (zlib.crc32(struct.pack('<QI', place, key), self.identity) for place in places)
-        marks = [zlib.crc32(v.tobytes(), s) or 1 for v, s in zip(values, starts, strict=True)]
+        marks = [zlib.crc32(v.tobytes(), s) or 1 for v, s in zip(packed, starts, strict=True)]
         return np.array(marks, np.uint32)
 
 
@@ -344,6 +367,7 @@ def _read_fingerprint(path: Path) -> tuple[dict[str, Any], dict[str, dict]]:
         content = json.loads(read_text(path))
         known, stored = content['fingerprint'], content['outputs']
         sizes = [size for output in stored.values() for size in output['shape']]
+        sizes += [output['top_k'] for output in stored.values() if 'top_k' in output]
         names_are_plain = all(Path(name).name == name for name in stored)
         sizes_are_sizes = all(type(size) is int and size > 0 for size in sizes)
         if not (isinstance(known, dict) and names_are_plain and sizes_are_sizes):
@@ -359,9 +383,9 @@ def _files(path: Path) -> tuple[Path, Path]:
     return path.with_name(f'{path.name}.bin'), path.with_name(f'{path.name}.crc')
 
 
-def _sizes(entries: tuple[int, int], shape: Sequence[int], dtype: np.dtype) -> tuple[int, int]:
+def _sizes(entries: tuple[int, int], encoding: Dense | TopKLogits) -> tuple[int, int]:
     count = math.prod(entries)
-    return count * math.prod(shape) * dtype.itemsize, count * np.dtype(np.uint32).itemsize
+    return count * encoding.num_bytes, count * np.dtype(np.uint32).itemsize
 
 
 def _places(views: Sequence[View], entries: tuple[int, int]) -> list[int]:
@@ -374,7 +398,8 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f'{text[:57]}...'
 
 
-def _bytes(number: int) -> str:
+def format_bytes(number: float) -> str:
+    """Return a number of bytes with its unit."""
     for unit in ('B', 'kB', 'MB', 'GB'):
         if number < 1000:
             return f'{number:.4g} {unit}'

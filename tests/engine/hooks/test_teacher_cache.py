@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers import NORMALIZATION, mldr, resnet, run_ranks, runner_config, vit
@@ -17,7 +19,8 @@ from mmpretrain.engine import SwitchRecipeHook
 
 from mldr_kd_mm import ConfigError
 from mldr_kd_mm.engine.hooks import TeacherCacheHook
-from mldr_kd_mm.engine.hooks.teacher_cache import _check_recipes
+from mldr_kd_mm.engine.hooks.teacher_cache import _check_recipes, _some_items, loss_changes
+from mldr_kd_mm.models.distillers.encodings import TopKLogits
 from mldr_kd_mm.registry import MODELS
 
 PIPELINE = [
@@ -378,6 +381,70 @@ def test_is_left_out_for_other_models(tmp_path):
     config['model'] = resnet(data_preprocessor=dict(NORMALIZATION))
     Runner.from_cfg(Config(config)).train()
     assert not (tmp_path / 'cache').exists()
+
+
+class TestTopK:
+    """A cache of the largest logits."""
+
+    LOSSES = [dict(loss=dict(type='KDLoss', temperature=1.0), name='kd'), LOSSES[1]]
+
+    def configure(self, folder, teacher, name='run', losses=LOSSES, **settings):
+        config = configure(folder / name, teacher, folder / 'cache', losses=losses, max_epochs=3)
+        config['default_hooks']['teacher_cache'] |= dict(top_k=4, max_change=0.9) | settings
+        return config
+
+    def test_records_what_it_reads(self, teacher, tmp_path):
+        """Both runs see the same sparse logits; the feature is stored whole."""
+        runs = []
+        for name in 'ab':
+            runs.append(Run(self.configure(tmp_path, teacher, name)))
+            runs[-1].runner.train()
+        first, second = runs
+        assert (first.calls, second.calls) == (2 * OPENING + 2 * 5, 2 * OPENING)
+        assert_same(first.weights, second.weights)
+        sizes = {path.name: path.stat().st_size for path in (tmp_path / 'cache').glob('*.bin')}
+        assert sizes == {'logits.bin': 2 * 40 * (5 * 4 + 4 * 2), 'feature.bin': 2 * 40 * 64 * 4}
+        (log,) = (tmp_path / 'a').glob('*/*.log')
+        text = log.read_text()
+        assert 'top_k=4: changes losses of 16 images: kd ' in text
+        said = re.search(r'logits: 2.56 kB instead of 3.52 kB; of 80 samples, (\S+) % of', text)
+        assert 0 < float(said[1]) < 30
+        (log,) = (tmp_path / 'b').glob('*/*.log')
+        assert 'instead of' not in log.read_text()  # nothing was recorded
+
+    @pytest.mark.parametrize(
+        ('settings', 'message'),
+        [
+            (dict(max_change=1e-4), r'top_k=4: changes losses by more than max_change=0.0001: kd '),
+            (dict(top_k=10), 'top_k=10: must be below the number of classes, 10'),
+            (dict(losses=LOSSES[1:]), "top_k=4: must be None, as no loss reads the teacher's logi"),
+            (dict(top_k=0), 'teacher_cache: top_k=0: must be a positive integer'),
+            (dict(max_change=-1), 'teacher_cache: max_change=-1: must be a positive number'),
+        ],
+        ids=str,
+    )
+    def test_refuses(self, teacher, tmp_path, settings, message):
+        with pytest.raises(ConfigError, match=message):
+            Run(self.configure(tmp_path, teacher, **settings)).open_cache()
+        assert not (tmp_path / 'cache').exists()
+
+    def test_is_another_cache(self, recorded, teacher, tmp_path):
+        config = self.configure(tmp_path, teacher, dir=str(recorded[1]))
+        with pytest.raises(ConfigError, match=r'outputs\.logits\.top_k'):
+            Run(config).open_cache()
+
+    def test_changes_of_losses(self, teacher, tmp_path):
+        """Without a temperature the change is small, with one it is not; only logits count."""
+        losses = [dict(loss=dict(type='KDLoss', temperature=t), name=f'kd{t}') for t in (1.0, 8.0)]
+        run = Run(self.configure(tmp_path, teacher, losses=[*losses, *LOSSES[1:]]))
+        loader = run.runner.build_dataloader(run.runner.cfg.train_dataloader, seed=0)
+        model, items = run.runner.model, _some_items(loader)
+        changes = [
+            loss_changes(model, items, TopKLogits((10,), k, np.dtype(np.float32))) for k in (9, 4)
+        ]
+        assert [*changes[0]] == ['kd1.0', 'kd8.0']
+        # Nine logits and the mass of the others are all ten.
+        assert max(changes[0].values()) < 1e-3 < min(changes[1].values())
 
 
 def test_shipped_configs_need_only_a_folder_and_a_number():
