@@ -662,9 +662,13 @@ FAULTS = [
         'test_teacher_cache.py',
         [
             (
+                'return torch.from_numpy(self.encoding.unpack(packed)) if valid else None',
+                'return torch.from_numpy(self.encoding.unpack(packed))',
+            ),
+            (
                 'return torch.from_numpy(values) if valid else None',
                 'return torch.from_numpy(values)',
-            )
+            ),
         ],
     ),
     Fault(
@@ -682,7 +686,37 @@ FAULTS = [
         'test_teacher_cache.py',
         [('weights=_hash(names, *values)', 'weights=_hash(names)')],
     ),
+    Fault(
+        'cache: rest of sparse logits is their mean',
+        'test_encodings.py',
+        [('np.log(mass) - np.log(self.num_classes - self.k)', 'np.log(mass)')],
+    ),
+    Fault(
+        'unlabelled: the own loss divides by all images',
+        'test_unlabeled.py',
+        [("kwargs['avg_factor'] * len(index) / batch_size", "kwargs['avg_factor']")],
+    ),
+    Fault(
+        'unlabelled: mixed with labelled images',
+        'test_unlabeled.py',
+        [
+            (
+                '        if not unlabelled:\n            return self._mix',
+                '        if True:\n            return self._mix',
+            )
+        ],
+    ),
     # Data sets.
+    Fault(
+        'mixed: each epoch begins with the same unlabelled images',
+        'test_unlabeled.py',
+        [('        place += self.rank\n', '        place = self.rank\n')],
+    ),
+    Fault(
+        'mixed: unlabelled images are not shared out',
+        'test_unlabeled.py',
+        [('            place += self.world_size\n', '            place += 1\n')],
+    ),
     Fault(
         'CIFAR: MD5 not compared',
         'test_cifar.py',
