@@ -12,6 +12,7 @@ from mmengine.registry import init_default_scope
 
 from mldr_kd_mm import cli
 from mldr_kd_mm.apis.info import describe
+from mldr_kd_mm.engine.preflight import preflight
 from mldr_kd_mm.registry import DATA_SAMPLERS, DATASETS
 
 ROOT = Path(__file__).parents[1]
@@ -29,22 +30,32 @@ def test_commands(tmp_path, monkeypatch, capsys):
     image_folder(tmp_path / 'birds', {'train': 6, 'val': 2})
     image_folder(tmp_path / 'few_birds', {'val': 2})
     image_folder(tmp_path / 'more_birds', {'a/b': 4})
-    outputs, told = [], []
+    told = []
     monkeypatch.setattr('mldr_kd_mm.apis.recipe.tell', told.append)
-    for command in (block for block in blocks('bash') if '--unlabeled more_birds' in block):
+    pages = [block for block in blocks('bash') if '--unlabeled more_birds' in block]
+    assert len(pages) == 3
+
+    def run(command, *options):
         command = re.sub(r'--epochs \d+', '--epochs 1', command.replace('\\\n', ' '))
         for name, small in NAMES.items():
             command = command.replace(name, small)
-        cli.main(command.split()[1:] + SMALL)
-        outputs.append('\n'.join(told) + capsys.readouterr().out)
         told.clear()
-    mixed, alone, measured = outputs
-    assert "unlabeled='more_birds': 12 images, 40 % of each batch" in mixed
-    assert 'no validation images: the accuracy is not measured' in alone
+        cli.main([*command.split()[1:], *SMALL, *options])
+        return capsys.readouterr().out
+
+    mixed = run(pages[0])
+    assert "unlabeled='more_birds': 12 images, 40 % of each batch" in told
+    assert re.search(r'student:    [\d.]+ %', mixed)
+    alone = run(pages[1])
+    assert any(line.startswith('no validation images: the accuracy is not meas') for line in told)
     assert 'student:    accuracy not measured' in alone and 'next:' not in alone
     (log,) = tmp_path.glob('alone/2*/*.log')
     assert re.search('validation +none: the accuracy is not measured', log.read_text())
-    assert re.search(r'student:    [\d.]+ %', measured) and 'teacher: training' not in measured
+    # The third command only adds a validation to the second.
+    measured = Config.fromstring(run(pages[2], '--print-config'), '.py')
+    assert measured.val_dataloader.dataset.data_root == 'few_birds'
+    assert measured.train_dataloader.dataset.type == 'mldr_kd_mm.UnlabeledFolder'
+    preflight(measured, 'model', 'train_cfg', 'train_dataloader', 'val_dataloader')
     # The exported student knows the teacher's classes, and how its images are prepared.
     model = timm.create_model('local-dir:alone/student', pretrained=True)
     assert [*model.pretrained_cfg['label_names']] == ['a', 'b', 'c']
