@@ -1,4 +1,4 @@
-"""The command ``mldr-kd``: distill, export, probe, report, info.
+"""The command ``mldr-kd``: distill, predict, export, probe, report, info.
 
 The top of this module has only cheap imports, so that ``--help``, ``--version`` and errors about
 options appear at once. A command imports the rest when it runs.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import sys
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable
 from functools import partial
@@ -23,7 +24,8 @@ _USAGE = """Train a small image classifier from a larger one of a different arch
         --data my/images --work-dir run
     mldr-kd info run
     mldr-kd report run
-    mldr-kd export run/epoch_100.pth student
+    mldr-kd predict run/student my/photos
+    mldr-kd export run/epoch_100.pth student.onnx
 
 `mldr-kd COMMAND --help` lists the options of a command.
 """
@@ -56,6 +58,16 @@ Offline:         add --no-teacher-pretrained
 Without labels:  add --unlabeled more/images; with a --teacher-checkpoint, --data may be left out
 On several GPUs: add --print-config > my_config.py, then run
                  bash tools/dist_train.sh my_config.py GPUS
+"""
+_PREDICT = """Predict the classes of images with a student.
+
+    mldr-kd predict run/student my/photos
+    mldr-kd predict run/student photo.jpg 'more/**/*.png' --top-k 3
+    mldr-kd predict student.onnx my/photos --out predictions.csv
+
+STUDENT is an exported folder or file (.pth, .safetensors, .onnx), or a checkpoint of a run. Images
+are prepared as in the run's validation. A file that is no image is named, the others are predicted,
+and the exit code is 1.
 """
 _EXPORT = """Export the student of a run to files that load without mldr-kd.
 
@@ -113,6 +125,7 @@ def make_parser() -> ArgumentParser:
         return command
 
     _add_distill(add('distill', _run_distill, 'train a student on a folder of images', _DISTILL))
+    _add_predict(add('predict', _run_predict, 'predict the classes of images', _PREDICT))
     _add_export(add('export', _run_export, 'export the student of a run', _EXPORT))
     about = 'measure the features of a student on labelled images'
     _add_probe(add('probe', _run_probe, about, _PROBE))
@@ -375,8 +388,61 @@ def _run_distill(args: Namespace) -> None:
     print(f'checkpoint: {result.checkpoint}')
     print(f'exported:   {result.student}')
     print(f'folder:     {result.folder}')
+    if options['method'] != 'embed':  # such a student has no classes
+        print(f'next:       mldr-kd predict {shlex.quote(result.folder)} IMAGES')
     if result.accuracy is not None:
         print(f'next:       mldr-kd report {shlex.join(runs)}')
+
+
+def _add_predict(parser: ArgumentParser) -> None:
+    parser.add_argument(
+        'student', help='exported folder, .pth, .safetensors or .onnx, or a checkpoint of a run'
+    )
+    parser.add_argument(
+        'images', nargs='+', help='folders, with all folders in them; files; quoted patterns'
+    )
+    parser.add_argument(
+        '--out', metavar='FILE', help='file to write, .csv or .json; default: a table on the screen'
+    )
+    parser.add_argument(
+        '--top-k', type=int, default=1, metavar='N', help='classes per image; default: 1'
+    )
+    parser.add_argument(
+        '--batch-size', type=int, default=32, metavar='N', help='images at once; default: 32'
+    )
+    parser.add_argument('--device', help='such as cpu or cuda; default: a GPU if there is one')
+    _add_imports(parser)
+
+
+def _run_predict(args: Namespace) -> None:
+    from mldr_kd_mm.apis.predict import check_table, predict, to_table, write_predictions
+    from mldr_kd_mm.utils.logging import log_warnings_only, plural
+
+    if args.out:
+        check_table(args.out)
+    with log_warnings_only():
+        results = predict(args.student, args.images, args.top_k, args.batch_size, args.device)
+    failed = [result for result in results if result.error]
+    read = [result for result in results if not result.error]
+    if args.out and read:
+        write_predictions(args.out, read)
+        print(f'{args.out}: {plural(len(read), "image")}')
+    elif read:
+        _print_table(list(to_table(read)))
+    for result in failed:
+        print(f'error: {result.error}', file=sys.stderr)
+    if failed:
+        print(f'{len(failed)} of {len(results)} files cannot be read', file=sys.stderr)
+        sys.exit(1)
+
+
+def _print_table(rows: list[list[str]]) -> None:
+    """Print rows in aligned columns; a name may have characters that no terminal shows."""
+    texts = [[''.join(filter(str.isprintable, text)) for text in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+    for row in texts:
+        cells = (f'{text:<{width}}' for text, width in zip(row, widths, strict=True))
+        print('  '.join(cells).rstrip())
 
 
 def _add_export(parser: ArgumentParser) -> None:

@@ -57,11 +57,11 @@ def arguments(folder):
     return ['distill', *models.split(), '--data', str(folder), '--workers', '0', '--epochs', '1']
 
 
-@pytest.mark.parametrize('name', ['export', 'report', 'info'])
+@pytest.mark.parametrize('name', ['export', 'report', 'info', 'predict'])
 def test_modules_are_imported_on_request(command, name, tmp_path, monkeypatch):
     (tmp_path / 'of_the_user.py').write_text('raise SystemError("was imported")')
     monkeypatch.syspath_prepend(tmp_path)
-    out = [tmp_path / 'out.pth'] if name == 'export' else []
+    out = [tmp_path / 'out.pth'] if name in ('export', 'predict') else []
     code, _, err = command(name, tmp_path / 'x.pth', *out, '--imports', 'of_the_user')
     assert code == 2 and '--imports of_the_user: cannot be imported: ' in err
 
@@ -74,7 +74,7 @@ def test_distill_info_export_report(command, arguments, tmp_path, monkeypatch):
     code, out, err = command(*arguments, '--work-dir', work_dir, '--baseline')
     assert code == 0, err
     assert len(out.splitlines()) <= 45 and out.startswith('mldr-kd ')
-    lines = (line.split(':', 1) for line in out.splitlines()[-7:])
+    lines = (line.split(':', 1) for line in out.splitlines()[-8:])
     results = {name: value.strip() for name, value in lines}
     assert [*results] == [
         'teacher',
@@ -85,6 +85,7 @@ def test_distill_info_export_report(command, arguments, tmp_path, monkeypatch):
         'folder',
         'next',
     ]
+    assert f'next:       mldr-kd predict {work_dir}/student IMAGES\n' in out
     assert shlex.split(results['next']) == [
         'mldr-kd',
         'report',
@@ -112,6 +113,11 @@ def test_distill_info_export_report(command, arguments, tmp_path, monkeypatch):
     code, out, _ = command('export', work_dir / 'epoch_1.pth', student)
     assert code == 0 and str(student) in out
     assert command('export', work_dir / 'epoch_1.pth', student)[0] == 2
+
+    code, out, _ = command(
+        'predict', work_dir / 'student', Path(arguments[arguments.index('--data') + 1], '*/1?.png')
+    )
+    assert code == 0 and out.splitlines()[0].split() == ['path', 'class', 'probability']
 
     code, out, _ = command('report', work_dir, '--samples', '4', '--out', tmp_path / 'report')
     assert code == 0 and out.splitlines()[-1] == f'{tmp_path / "report/report.html"}'

@@ -105,6 +105,7 @@ PLACES = [
     (r'(mldr-kd --version|python -m mldr_kd_mm)', 'test_cli.py::test_answers_at_once'),
     (r'mldr-kd info', 'test_cli.py::test_info_of_models'),
     (r'mldr-kd probe', 'apis/test_probe.py::test_measures_a_run'),
+    (r'mldr-kd predict', 'apis/test_predict.py::TestCommand::test_a_table'),
     (r'mldr-kd export', 'test_cli.py::test_distill_info_export_report'),
     (r'mldr-kd distill', 'test_cli.py::test_distill_info_export_report'),
     # Packages and tests.

@@ -14,6 +14,7 @@ with redirect_stdout(StringIO()):
 # ruff: noqa: E402
 from mldr_kd_mm.apis.configs import base_fields, config_path, list_configs
 from mldr_kd_mm.apis.distill import Distilled, distill, distill_config
+from mldr_kd_mm.apis.predict import Prediction, predict
 from mldr_kd_mm.models import losses
 from mldr_kd_mm.models.distillers.distiller import Distiller
 from mldr_kd_mm.models.losses import *  # noqa: F403
@@ -27,10 +28,12 @@ __all__ = [
     'Distiller',
     'FeatureRecorder',
     'MSDFNeck',
+    'Prediction',
     'base_fields',
     'config_path',
     'distill',
     'distill_config',
     'list_configs',
+    'predict',
     *losses.__all__,
 ]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -247,7 +248,7 @@ def _code(
     """Return Python that loads each file from the card's folder and runs it on an image."""
     weights = [name for name in files if name.endswith(('.pth', '.safetensors'))]
     graphs = [name for name in files if name.endswith(('.pt2', '.onnx'))]
-    code = []
+    code = _predict_lines(weights, graphs, is_folder) if student.num_classes else []
     deviation = student.preprocessing.deviation
     if deviation and (student.is_timm or graphs or not is_folder):
         of_code = "The validation's images differ slightly from those of this code"
@@ -270,6 +271,16 @@ def _code(
     return [
         line.replace('(N, classes)', '(N, width)').replace('logits', 'feature') for line in code
     ]
+
+
+def _predict_lines(weights: Sequence[str], graphs: Sequence[str], is_folder: bool) -> list[str]:
+    """Return the command that predicts with a file of the card's folder."""
+    names = ['.'] if is_folder else [*weights, *graphs]
+    students = [name for name in names if not name.endswith('.pt2')]
+    if not students:
+        return []
+    command = f'mldr-kd predict {shlex.quote(students[0])} IMAGES'
+    return ['With mldr-kd, for files and folders of images:', '', '```bash', command, '```', '']
 
 
 def _fenced(lines: Iterable[str]) -> list[str]:

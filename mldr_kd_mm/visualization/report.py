@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import shlex
 import statistics
 from collections.abc import Iterator, Sequence
 from datetime import date
@@ -19,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mldr_kd_mm.evaluation.efficiency import Efficiency, measure
-from mldr_kd_mm.evaluation.logged_run import ACCURACY, LoggedRun
+from mldr_kd_mm.evaluation.logged_run import ACCURACY, LoggedRun, find_checkpoints
 from mldr_kd_mm.evaluation.measures import (
     agreement,
     expected_calibration_error,
@@ -106,7 +107,7 @@ def make_report(
         verdict(series),
         f'{plural(len(runs), "run")}, validated on {describe_data(series)}. The figures of the '
         f'models use up to {samples:,} samples of the validation set. Made by mldr_kd_mm '
-        f'{__version__} on {date.today()}{commit and ", commit "}{commit}.',
+        f'{__version__} on {date.today()}{commit and ", commit "}{commit}.{_next_step(runs)}',
         Table(_COLUMNS, [Row(each.color, _summary(each, series)) for each in series]),
         [f'{e.run.name}: {e.note}' for each in series for e in each.entries if e.note],
         sections,
@@ -114,6 +115,16 @@ def make_report(
     with atomic_write(out / 'report.html') as file:
         file.write(page.encode())
     return out / 'report.html'
+
+
+def _next_step(runs: Sequence[LoggedRun]) -> str:
+    """Return how to use the first student, or nothing if it has not been saved."""
+    for run in runs:
+        exported = run.work_dir / 'student'
+        places = [exported] if exported.is_dir() else find_checkpoints(run.work_dir)
+        for place in places if run.has_teacher else ():
+            return f' To use a student: mldr-kd predict {shlex.quote(str(place))} IMAGES.'
+    return ''
 
 
 def _short_names(paths: Sequence[Path]) -> list[str]:

@@ -9,17 +9,16 @@ import sys
 from html import escape
 from pathlib import Path
 
-import numpy
 import onnx
 import onnxruntime
 import pytest
 import torch
-from helpers import mldr, resnet, timm_resnet, vit
+from helpers import resnet, timm_resnet, vit
 from mmengine.config import Config
-from mmengine.dataset import Compose, pseudo_collate
 from mmpretrain.models import BaseClassifier
 from PIL import Image
 from safetensors import safe_open
+from saved_run import STATISTICS, of_the_run, save_run, set_classes, validation, write_image
 from timm import create_model
 from timm.data import create_transform, resolve_model_data_config
 from torch import nn
@@ -32,9 +31,7 @@ from mldr_kd_mm.apis.export import ExportError, export_student
 from mldr_kd_mm.registry import MODELS
 from mldr_kd_mm.utils.errors import ConfigError
 
-ON_LOGITS = [dict(loss=dict(type='KDLoss'), student='logits', teacher='logits')]
 MKDIR = dict(type='os.mkdir', path='CANARY')
-LOGITS_ALONE = dict(neck=None, losses=ON_LOGITS)
 
 
 class _Odd(BaseClassifier):
@@ -81,24 +78,6 @@ class LooksAtTheImages(_Odd):
     def forward(self, inputs, data_samples=None, mode='tensor'):
         logits = self.fc(self.extract_feat(inputs))
         return logits if logits.sum() > 0 else -logits
-
-
-def save_run(folder, student, pixels=32, **config):
-    """Write a checkpoint like that of a run; return its path and the Distiller."""
-    torch.manual_seed(0)
-    model = mldr(student=student, input_size=(3, pixels, pixels), **LOGITS_ALONE)
-    text = Config(dict(model=model, **config)).pretty_text
-    distiller = MODELS.build(model)
-    with torch.no_grad():
-        for parameter in distiller.student.parameters():  # some layers start at zero
-            parameter.add_(torch.randn_like(parameter), alpha=0.05)
-        for module in distiller.student.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.momentum = None  # the statistics become plain averages
-        distiller.student(torch.randn(8, 3, pixels, pixels))
-    path = folder / 'run.pth'
-    torch.save({'state_dict': distiller.state_dict(), 'meta': {'cfg': text}}, path)
-    return str(path), distiller.eval()
 
 
 @torch.no_grad()
@@ -290,35 +269,6 @@ PIPELINES = {
         dict(type='CenterCrop', crop_size=32),
     ],
 }
-STATISTICS = dict(mean=[120.0, 110.0, 99.0], std=[58.0, 57.0, 61.0], to_rgb=True)
-
-
-def validation(*steps):
-    """Return the fields of a config whose validation images go through these steps."""
-    pipeline = [dict(type='LoadImageFromFile'), *steps, dict(type='PackInputs')]
-    dataset = dict(type='ImageFolder', pipeline=pipeline)
-    return dict(val_dataloader=dict(dataset=dataset), data_preprocessor=STATISTICS)
-
-
-def write_image(path, width, height):
-    pixels = numpy.random.default_rng(width).integers(0, 255, (5, 7, 3), dtype=numpy.uint8)
-    Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC).save(path)
-    return str(path)
-
-
-def of_the_run(distiller, config, path):
-    """Return an image as the run's validation prepares it, and the student's logits."""
-    pipeline = Compose(config['val_dataloader']['dataset']['pipeline'])
-    batch = pseudo_collate([pipeline(dict(img_path=path))])
-    images = distiller.student.data_preprocessor(batch)['inputs']
-    with torch.no_grad():
-        return images, distiller.student(images)
-
-
-def set_classes(checkpoint, *names):
-    content = torch.load(checkpoint)
-    content['meta']['dataset_meta'] = dict(classes=names)
-    torch.save(content, checkpoint)
 
 
 class TestFolder:

@@ -1,0 +1,311 @@
+"""Predict the classes of images with a student."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from mldr_kd_mm.apis.description import StudentDescription
+from mldr_kd_mm.apis.run_record import RunRecord, mapping
+from mldr_kd_mm.apis.student import build_student, read_run_config, rebuild_student
+from mldr_kd_mm.apis.student_images import StudentImages, find_images
+from mldr_kd_mm.utils.atomic_files import atomic_write
+from mldr_kd_mm.utils.checkpoint import (
+    find_weights,
+    load_checkpoint,
+    local_file,
+    student_state_dict,
+)
+from mldr_kd_mm.utils.errors import (
+    REMOTE,
+    ConfigError,
+    MissingFileError,
+    check_positive,
+    named,
+)
+from mldr_kd_mm.utils.progress import track
+from mldr_kd_mm.utils.stored_config import check_types, default_scope
+
+TABLES = ('.csv', '.json')
+"""Suffixes of the files that :func:`write_predictions` writes."""
+
+_MAX_THREADS = 8
+
+
+class Prediction(NamedTuple):
+    """Result for one image.
+
+    Attributes:
+        path: Path of the image.
+        classes: Names of the most probable classes, the most probable first; empty if the image
+            cannot be read. A class without a name has its number.
+        probabilities: Their probabilities.
+        error: Why the image cannot be read; empty if it can.
+    """
+
+    path: str
+    classes: tuple[str, ...] = ()
+    probabilities: tuple[float, ...] = ()
+    error: str = ''
+
+
+class _Network(NamedTuple):
+    """A student that is ready to run.
+
+    Attributes:
+        description: Its description.
+        run: Maps its input to its output, both on the CPU.
+        batch_size: The only batch size that it takes; None if it takes any.
+    """
+
+    description: StudentDescription
+    run: Callable[[Tensor], Tensor]
+    batch_size: int | None = None
+
+
+def predict(
+    student: str | Path,
+    images: str | Path | Sequence[str | Path],
+    top_k: int = 1,
+    batch_size: int = 32,
+    device: str | None = None,
+) -> list[Prediction]:
+    """Predict the classes of images with a student.
+
+    ::
+
+        from mldr_kd_mm import predict
+
+        for result in predict('run/student', 'photos', top_k=3):
+            print(result.path, result.classes, result.probabilities)
+
+    Images are prepared as in the validation of the run, so the student has the accuracy that was
+    measured there. Loading a student executes none of its code, and nothing is downloaded.
+
+    Args:
+        student: Path of an exported folder, ``.pth``, ``.safetensors`` or ``.onnx`` file, or of a
+            checkpoint of a distillation run.
+        images: Folders, which are searched with all folders in them; files; or patterns such as
+            ``'photos/**/*.jpg'``.
+        top_k: Number of classes to return for each image, at most all.
+        batch_size: Number of images that the network gets at once.
+        device: Device of the network, such as ``'cuda'``. None: a GPU if there is one.
+
+    Returns:
+        A result for each image. A file that cannot be read as an image has an ``error``.
+
+    Raises:
+        MissingFileError: There is no such student, or no such image.
+        ConfigError: An argument is invalid, there are no images, or the student cannot be loaded.
+    """
+    check_positive(top_k=top_k, batch_size=batch_size)
+    paths = find_images(images)
+    network = _load(os.fspath(student), device)
+    if network.description.output == 'feature':
+        raise ConfigError(
+            f'student={os.fspath(student)!r}: has no head and predicts no classes; measure its '
+            'features with mldr-kd probe'
+        )
+    dataset = StudentImages(paths, network.description)
+    size = 1 if network.description.input == 'uint8' else network.batch_size or batch_size
+    results: list[Prediction] = []
+    for batch in _read(dataset, size):
+        outcomes = _classify(network, dataset, batch, top_k)
+        results += [
+            Prediction(path, *outcome)
+            for path, outcome in zip(paths[len(results) :], outcomes, strict=False)
+        ]
+    return results
+
+
+def write_predictions(path: str | Path, predictions: Sequence[Prediction]) -> None:
+    """Write the predictions for the images that could be read.
+
+    Args:
+        path: Path of a ``.csv`` file with the columns ``path``, ``class``, ``probability``,
+            ``class_2``, ``probability_2``, ...; or of a ``.json`` file with a list of
+            ``{"path": ..., "classes": [{"class": ..., "probability": ...}, ...]}``.
+        predictions: The predictions.
+
+    Raises:
+        ConfigError: The path has another suffix.
+        OSError: The file cannot be written.
+    """
+    check_table(path)
+    rows = [result for result in predictions if not result.error]
+    with atomic_write(path) as file:
+        # The name of a file may have bytes that are not UTF-8.
+        text = io.TextIOWrapper(file, 'utf-8', 'surrogateescape', newline='')
+        if Path(path).suffix == '.json':
+            json.dump([_to_dict(row) for row in rows], text, indent=1)
+        else:
+            csv.writer(text).writerows(to_table(rows))
+        text.flush()
+        text.detach()
+
+
+def check_table(path: str | Path) -> None:
+    """Check that predictions can be written to a file.
+
+    Args:
+        path: Path of the file.
+
+    Raises:
+        ConfigError: It cannot be written there, or has the suffix of another format.
+    """
+    if Path(path).suffix not in TABLES:
+        raise ConfigError(f'out={str(path)!r}: must end with {" or ".join(TABLES)}')
+    if not Path(path).parent.is_dir():
+        raise MissingFileError(f'out={str(path)!r}: there is no such folder; create it first')
+
+
+def to_table(predictions: Sequence[Prediction]) -> Iterator[list[Any]]:
+    """Yield a header and a row of path, class, probability, second class, ... for each image.
+
+    Args:
+        predictions: Predictions for images that could be read.
+    """
+    count = max((len(each.classes) for each in predictions), default=1)
+    ranks = ['', *(f'_{rank}' for rank in range(2, count + 1))]
+    yield ['path', *(f'{name}{rank}' for rank in ranks for name in ('class', 'probability'))]
+    for each in predictions:
+        pairs = zip(each.classes, each.probabilities, strict=True)
+        yield [each.path, *(item for name, value in pairs for item in (name, f'{value:.6f}'))]
+
+
+def _to_dict(prediction: Prediction) -> dict[str, Any]:
+    pairs = zip(prediction.classes, prediction.probabilities, strict=True)
+    classes = [{'class': name, 'probability': value} for name, value in pairs]
+    return {'path': prediction.path, 'classes': classes}
+
+
+def _read(dataset: StudentImages, size: int) -> Iterator[list[Tensor | ConfigError]]:
+    """Yield batches of images; threads decode the next one meanwhile."""
+    batches = [range(start, len(dataset))[:size] for start in range(0, len(dataset), size)]
+    with ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1)) as threads:
+        upcoming = threads.map(dataset.read, batches[0])
+        for number, _ in enumerate(track(batches, 'predict'), 1):
+            images = list(upcoming)
+            upcoming = threads.map(dataset.read, batches[number] if batches[number:] else ())
+            yield images
+
+
+def _classify(
+    network: _Network, dataset: StudentImages, batch: list[Tensor | ConfigError], top_k: int
+) -> list[tuple]:
+    """Return classes, probabilities and error for each image of a batch."""
+    images = [image for image in batch if isinstance(image, Tensor)]
+    rows = iter(())
+    if images:
+        output = network.run(dataset.normalise(torch.stack(images))).float()
+        if not output.isfinite().all():
+            raise ConfigError('student: its output is NaN or infinite; train it again')
+        is_probability = network.description.output == 'probabilities'
+        best = (output if is_probability else output.softmax(1)).topk(min(top_k, output.shape[1]))
+        names = network.description.class_names(output.shape[1])
+        rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    outcomes = []
+    for image in batch:
+        if isinstance(image, Tensor):
+            numbers, probabilities = next(rows)
+            outcomes.append((tuple(names[number] for number in numbers), tuple(probabilities), ''))
+        else:
+            outcomes.append(((), (), str(image)))
+    return outcomes
+
+
+def _load(path: str, device: str | None) -> _Network:
+    """Load a student."""
+    if REMOTE.match(path):
+        raise ConfigError(f'student={path!r}: must be a file or a folder; download it first')
+    if path.endswith('.pt2'):
+        raise ConfigError(
+            f'student={path!r}: must be a folder, .pth, .safetensors or .onnx; export one of these'
+        )
+    if path.endswith('.onnx'):
+        return _load_graph(path, device)
+    content = load_checkpoint(path, 'student')
+    description, classifier = _of_run(content, path) or _of_export(content, path)
+    place = _usable(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+    classifier.to(place)
+
+    @torch.inference_mode()
+    def run(images: Tensor) -> Tensor:
+        return classifier(images.to(place), mode='tensor').cpu()
+
+    return _Network(description, run)
+
+
+def _of_run(content: dict[str, Any], path: str) -> tuple[StudentDescription, nn.Module] | None:
+    """Return the student of a checkpoint of a run, or None if it is no such checkpoint."""
+    if not any(str(name).startswith('student.') for name in mapping(content, 'state_dict')):
+        return None
+    record = RunRecord.read(content, path)
+    run = read_run_config(record)
+    student = rebuild_student(run, student_state_dict(content))
+    return StudentDescription.of(record, run, student), student.model
+
+
+def _of_export(content: dict[str, Any], path: str) -> tuple[StudentDescription, nn.Module]:
+    """Return the student of an exported file of weights."""
+    file = local_file(path)
+    metadata = mapping(content, 'meta').get('student')
+    if file.suffix == '.safetensors':
+        with safe_open(file, 'pt') as opened:
+            metadata = opened.metadata()
+    label = f'student={path!r}'
+    description = StudentDescription.from_metadata(metadata, label)
+    scope = default_scope(dict(default_scope=description.default_scope))
+    weights = find_weights(content, label).tensors
+    return description, build_student(check_types(description.model, 'model'), weights, scope)
+
+
+def _load_graph(path: str, device: str | None) -> _Network:
+    """Load an ONNX file."""
+    if not os.path.isfile(path):
+        raise MissingFileError(f'student={path!r}: there is no such file')
+    label = f'student={path!r}'
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise ConfigError(f'{label}: needs onnxruntime; run pip install onnxruntime') from error
+    providers = onnxruntime.get_available_providers()
+    kinds = {'cpu': 'CPUExecutionProvider', 'cuda': 'CUDAExecutionProvider'}
+    if device is not None:
+        with named(f'device={device!r}'):
+            provider = kinds.get(torch.device(device).type)
+        if provider not in providers:
+            raise ConfigError(f'device={device!r}: the installed onnxruntime does not support it')
+        providers = [provider]
+    else:
+        providers = [kinds[kind] for kind in ('cuda', 'cpu') if kinds[kind] in providers]
+    with named(label):
+        session = onnxruntime.InferenceSession(path, providers=providers)
+        (images,) = session.get_inputs()
+    metadata = session.get_modelmeta().custom_metadata_map
+    description = StudentDescription.from_metadata(metadata, label)
+
+    def run(batch: Tensor) -> Tensor:
+        with named(label):
+            return torch.from_numpy(session.run(None, {images.name: batch.numpy()})[0])
+
+    size = images.shape[0]
+    return _Network(description, run, size if isinstance(size, int) else None)
+
+
+def _usable(device: str) -> torch.device:
+    """Return a device that works."""
+    with named(f'device={device!r}'):
+        place = torch.device(device)
+        torch.zeros(1, device=place)
+    return place

@@ -1,0 +1,178 @@
+"""Image files, found and prepared for a student as in its validation."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.registry import DefaultScope
+from torch import Tensor
+
+from mldr_kd_mm.apis.description import StudentDescription
+from mldr_kd_mm.apis.run_record import type_name
+from mldr_kd_mm.datasets.folder import EXTENSIONS, FolderDataset
+from mldr_kd_mm.utils.errors import ConfigError, MissingFileError, describe, named
+from mldr_kd_mm.utils.limits import MAX_PIXELS
+from mldr_kd_mm.utils.stored_config import check_types, default_scope, registered_names_only
+
+_LOAD = dict(type='LoadImageFromFile')
+_PACKING = ('PackInputs', 'PackPlanes')
+
+
+def find_images(images: str | Path | Sequence[str | Path]) -> list[str]:
+    """Return the paths of images, each once.
+
+    Args:
+        images: Folders, which are searched with all folders in them for files with the suffix of an
+            image; files; and patterns such as ``'photos/*.jpg'`` or ``'photos/**/*.jpg'``. Hidden
+            files are found only if they are named.
+
+    Raises:
+        MissingFileError: A path does not exist, or no file matches a pattern.
+        ConfigError: There are no images.
+    """
+    given = [images] if isinstance(images, (str, Path)) else list(images)
+    found: dict[str, None] = {}
+    for each in given:
+        for path in _expand(os.fspath(each)):
+            found.update(dict.fromkeys(_walk(path) if os.path.isdir(path) else [path]))
+    if not found:
+        places = ', '.join(repr(os.fspath(each)) for each in given)
+        raise ConfigError(
+            f'images={places}: there are no images; files must end in {", ".join(EXTENSIONS)}'
+        )
+    return list(found)
+
+
+def _expand(given: str) -> list[str]:
+    """Return the path, or the paths that match a pattern."""
+    path = os.path.expanduser(given)
+    if os.path.exists(path):
+        return [path]
+    matches = sorted(glob.glob(path, recursive=True))
+    if not matches:
+        problem = 'matches no file' if glob.has_magic(path) else 'there is no such file or folder'
+        raise MissingFileError(f'images={given!r}: {problem}')
+    return matches
+
+
+def _walk(folder: str) -> list[str]:
+    """Return the sorted paths of all images in and below a folder, following links once."""
+    found, seen = [], set()
+    for place, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith('.'))
+        found += [
+            os.path.join(place, name)
+            for name in files
+            if not name.startswith('.') and name.lower().endswith(EXTENSIONS)
+        ]
+    return sorted(found)
+
+
+class StudentImages(FolderDataset):
+    """Image files in the form that a student's input has.
+
+    Args:
+        paths: Paths of the files.
+        description: Description of the student. For ``input='uint8'`` an image is only decoded.
+
+    Raises:
+        ConfigError: The description names a step of the validation that is not registered.
+    """
+
+    def __init__(self, paths: Sequence[str], description: StudentDescription) -> None:
+        self._paths = paths
+        self._description = description
+        scope = default_scope(dict(default_scope=description.default_scope))
+        with (
+            DefaultScope.overwrite_default_scope(scope),
+            named('pipeline'),
+            registered_names_only(),
+        ):
+            super().__init__('', pipeline=check_types(self._steps(), 'pipeline'))
+
+    def load_data_list(self) -> list[dict]:
+        """Return ``{'img_path': str}`` for each image."""
+        return [{'img_path': path} for path in self._paths]
+
+    def read(self, index: int) -> Tensor | ConfigError:
+        """Read an image.
+
+        Args:
+            index: Its number.
+
+        Returns:
+            (3, H, W) before the normalisation, (height, width, 3) of RGB for ``input='uint8'``, or
+            the error of a file that cannot be used.
+        """
+        try:
+            results = self.prepare_data(index)
+        except ConfigError as error:
+            return error
+        except Exception as error:  # of a step that does not take an image of this shape
+            return ConfigError(f'{self._paths[index]}: {describe(error)}')
+        if self._is_raw:
+            return torch.from_numpy(results['img'][..., ::-1].copy())
+        image, expected = results['inputs'], tuple(self._description.input_size)
+        if tuple(image.shape) != expected:
+            return ConfigError(
+                f'{self._paths[index]}: becomes {tuple(image.shape)} by the steps of the '
+                f'validation; must become {expected}'
+            )
+        return image
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Return the input of the network for a batch of images.
+
+        Args:
+            images: (N, 3, H, W), as :meth:`read` returns them, in the order BGR.
+        """
+        if self._is_raw:
+            return images
+        images = images.float()
+        if self._description.channel_order != 'BGR':
+            images = images.flip(1)
+        mean, std = (
+            torch.tensor(values).view(3, 1, 1)
+            for values in (self._description.mean, self._description.std)
+        )
+        return (images - mean) / std
+
+    @property
+    def _is_raw(self) -> bool:
+        return self._description.input == 'uint8'
+
+    def _steps(self) -> list[Any]:
+        """Return the steps of the validation for a file; some data sets yield arrays there."""
+        steps = self._description.pipeline
+        load = [step for step in steps if type_name(step) == _LOAD['type']][:1] or [_LOAD]
+        if self._is_raw:
+            return [*load, self._check_shape]
+        left_out = (_LOAD['type'], *_PACKING)
+        others = [step for step in steps if type_name(step) not in left_out]
+        if not others:
+            height, width = self._description.input_size[1:]
+            others = [dict(type='Resize', scale=(width, height), backend='pillow')]
+        return [*load, self._check_shape, *others, dict(type='PackInputs')]
+
+    def _check_shape(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Refuse a long strip, of which resizing its short edge would make a huge image."""
+        resize = self._description.resize
+        if resize and resize.get('crop_mode') == 'center':
+            height, width = results['img'].shape[:2]
+            pixels = max(resize['scale']) ** 2 * max(height, width) // min(height, width)
+            if pixels > MAX_PIXELS:
+                raise ConfigError(
+                    f'{results["img_path"]}: resized by its short edge it would have {pixels} '
+                    f'pixels, must have at most {MAX_PIXELS}; crop it'
+                )
+        return results

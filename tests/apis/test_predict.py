@@ -1,0 +1,353 @@
+"""Predictions of an exported student are those of the run's validation."""
+
+import csv
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+from helpers import resnet
+from PIL import Image, ImageOps
+from safetensors.torch import save_file
+from saved_run import STATISTICS, of_the_run, save_run, set_classes, validation
+from sklearn.datasets import load_sample_images
+from timm import create_model
+from timm.data import create_transform, resolve_model_data_config
+from torch.testing import assert_close
+from zoo import timm
+
+from mldr_kd_mm import Prediction, cli, predict
+from mldr_kd_mm.apis import student_images
+from mldr_kd_mm.apis.export import export_student
+from mldr_kd_mm.apis.predict import write_predictions
+from mldr_kd_mm.utils.errors import ConfigError, MissingFileError
+
+CLASSES = [f'class {letter}' for letter in 'abcdefghij']
+CONFIG = validation(
+    dict(type='ResizeEdge', scale=73, backend='pillow', interpolation='bicubic'),
+    dict(type='CenterCrop', crop_size=64),
+)
+NO_IMAGE = 'notes.jpg'
+
+
+@pytest.fixture(scope='module')
+def photos(tmp_path_factory):
+    """Photographs of odd shapes and kinds, and a file that is no image."""
+    folder = tmp_path_factory.mktemp('photos')
+    china, flower = (Image.fromarray(image) for image in load_sample_images().images)
+    (folder / 'deep/er').mkdir(parents=True)
+    china.save(folder / 'landscape.jpg')
+    flower.crop((200, 0, 420, 427)).save(folder / 'deep/portrait.png')
+    china.convert('L').save(folder / 'deep/er/grey.PNG')
+    translucent = flower.copy()
+    translucent.putalpha(flower.convert('L'))
+    translucent.save(folder / 'rgba.png')
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    china.crop((0, 100, 300, 300)).save(folder / 'rotated.jpg', exif=exif)
+    china.crop((100, 0, 101, 90)).save(folder / 'strip.png')
+    flower.crop((0, 0, 500, 200)).convert('CMYK').save(folder / 'cmyk.jpg')
+    flower.quantize(16).save(folder / 'palette.png')
+    flower.resize((20, 13)).save(folder / 'small.webp')
+    for name in ('notes.txt', '.hidden.jpg', 'deep/.hidden.png'):
+        (folder / name).write_text('no image')
+    return folder
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    """A run of a timm student, exported in all formats."""
+    folder = tmp_path_factory.mktemp('run')
+    student = timm('test_resnet', data_preprocessor=STATISTICS)
+    checkpoint, distiller = save_run(folder, student, pixels=64, **CONFIG)
+    set_classes(checkpoint, *CLASSES)
+    export_student(checkpoint, str(folder / 'folder'), onnx=True)
+    export_student(checkpoint, str(folder / 'file.pth'))
+    export_student(checkpoint, str(folder / 'other.safetensors'))
+    return folder, distiller
+
+
+STUDENTS = ('folder', 'file.pth', 'other.safetensors', 'folder/model.onnx', 'run.pth')
+
+
+def in_validation(distiller, config, result):
+    _, logits = of_the_run(distiller, config, result.path)
+    return logits.softmax(1)[0]
+
+
+class TestTheSameAsTheValidation:
+    @pytest.mark.parametrize('name', STUDENTS)
+    def test_photographs_of_odd_shapes(self, name, run, photos):
+        folder, distiller = run
+        results = predict(folder / name, photos, top_k=10, batch_size=4)
+        assert len(results) == 9 and not any(result.error for result in results)
+        best = set()
+        for result in results:
+            expected = in_validation(distiller, CONFIG, result)
+            numbers = [CLASSES.index(name) for name in result.classes]
+            assert_close(
+                torch.tensor(result.probabilities), expected[numbers], atol=1e-5, rtol=1e-4
+            )
+            assert list(result.probabilities) == sorted(result.probabilities, reverse=True)
+            best.add(result.classes[0])
+        assert len(best) > 1, 'the predictions must depend on the images'
+
+    def test_timm_predicts_the_same(self, run, photos):
+        """Decoders differ by a grey level or two in JPEG files, and more for CMYK."""
+        model = create_model(f'local-dir:{run[0] / "folder"}', pretrained=True).eval()
+        transform = create_transform(**resolve_model_data_config(model))
+        for result in predict(run[0] / 'folder', photos, top_k=10):
+            if 'cmyk' in result.path:
+                continue
+            image = ImageOps.exif_transpose(Image.open(result.path)).convert('RGB')
+            with torch.no_grad():
+                expected = model(transform(image)[None]).softmax(1)[0]
+            numbers = [CLASSES.index(name) for name in result.classes]
+            assert_close(torch.tensor(result.probabilities), expected[numbers], atol=0.02, rtol=0)
+
+    @pytest.mark.parametrize(
+        ('steps', 'statistics'),
+        [
+            ([dict(type='Resize', scale=(40, 32))], STATISTICS | dict(to_rgb=False)),
+            ([dict(type='ResizeEdge', scale=36), dict(type='CenterCrop', crop_size=32)], {}),
+            (
+                [
+                    dict(type='Invert', prob=1.0),
+                    dict(type='ResizeEdge', scale=48, edge='long'),
+                    dict(type='Resize', scale=(32, 32)),
+                ],
+                STATISTICS,
+            ),
+        ],
+        ids=['BGR', 'no statistics', 'other steps'],
+    )
+    def test_other_validations(self, steps, statistics, photos, tmp_path):
+        config = validation(*steps)
+        config['data_preprocessor'] = statistics
+        student = resnet(data_preprocessor=statistics) if statistics else resnet()
+        checkpoint, distiller = save_run(tmp_path, student, **config)
+        export_student(checkpoint, str(tmp_path / 'student'))
+        for result in predict(tmp_path / 'student', photos, top_k=10):
+            if 'strip' in result.path and len(steps) == 3:  # its short edge would be 0 pixels
+                assert result.error.startswith(f'{photos}/strip.png: ')
+                continue
+            expected = in_validation(distiller, config, result)
+            numbers = [int(name) for name in result.classes]  # the run has no class names
+            assert_close(
+                torch.tensor(result.probabilities), expected[numbers], atol=1e-5, rtol=1e-4
+            )
+
+    def test_data_that_is_not_in_files(self, photos, tmp_path):
+        """CIFAR's pipeline reads arrays of the right size."""
+        dataset = dict(type='CIFAR10', pipeline=[dict(type='PackInputs')])
+        config = dict(val_dataloader=dict(dataset=dataset))
+        student = timm('test_resnet', data_preprocessor=STATISTICS | dict(to_rgb=False))
+        checkpoint, distiller = save_run(tmp_path, student, **config)
+        (result,) = predict(checkpoint, photos / 'palette.png', top_k=10)
+        image = Image.open(photos / 'palette.png').convert('RGB')
+        image = image.resize((32, 32), Image.Resampling.BILINEAR)
+        inputs = torch.from_numpy(numpy.array(image)).permute(2, 0, 1)
+        batch = distiller.student.data_preprocessor(dict(inputs=[inputs]))
+        with torch.no_grad():
+            expected = distiller.student(batch['inputs']).softmax(1)[0]
+        assert_close(torch.tensor(result.probabilities), expected.sort(descending=True).values)
+
+
+class TestFindImages:
+    def test_folders_files_and_patterns(self, photos, monkeypatch):
+        monkeypatch.chdir(photos)
+        found = student_images.find_images
+        assert found('deep') == ['deep/er/grey.PNG', 'deep/portrait.png']
+        assert found(['deep', '*.png', 'deep/er']) == [
+            *found('deep'),
+            *('palette.png', 'rgba.png', 'strip.png'),
+        ]
+        assert found('**/*.png') == ['deep/portrait.png', 'palette.png', 'rgba.png', 'strip.png']
+        assert found('notes.txt') == ['notes.txt']
+
+    def test_odd_names_and_links(self, tmp_path):
+        for name in ('[a].png', 'b*.png', 'a?.png'):
+            (tmp_path / name).touch()
+        (tmp_path / 'loop').symlink_to(tmp_path)
+        assert len(student_images.find_images(tmp_path)) == 3
+        assert len(student_images.find_images(tmp_path / '[a].png')) == 1
+
+    def test_mistakes(self, tmp_path):
+        with pytest.raises(MissingFileError, match="images='nowhere': there is no such file or fo"):
+            student_images.find_images([tmp_path, 'nowhere'])
+        with pytest.raises(MissingFileError, match=r"images='\*\.jpg': matches no file"):
+            student_images.find_images('*.jpg')
+        with pytest.raises(ConfigError, match='there are no images; files must end in .bmp, '):
+            student_images.find_images(tmp_path)
+
+
+class TestMistakes:
+    @pytest.mark.parametrize(
+        ('student', 'message'),
+        [
+            ('no.pth', "student='no.pth': there is no such file"),
+            ('no.onnx', "student='no.onnx': there is no such file"),
+            ('hf-hub:a/b', "student='hf-hub:a/b': must be a file or a folder; download it first"),
+            ('https://a.b/c.onnx', 'must be a file or a folder; download it first'),
+            ('a.pt2', "student='a.pt2': must be a folder, .pth, .safetensors or .onnx; export one"),
+            ('photos', "student='photos': is a folder; it holds no checkpoint"),
+            ('old.pth', "student='old.pth': does not describe its images and classes; export it"),
+            ('old.safetensors', 'does not describe its images and classes; export it again: mldr'),
+            ('bad.onnx', "student='bad.onnx': "),
+            (
+                'headless.pth',
+                "student='headless.pth': has no head and predicts no classes; measure",
+            ),
+            ('other.pth', "model.type='os.system': is not registered"),
+            ('photos/rgba.png', 'cannot be read as weights'),
+        ],
+    )
+    def test_students(self, student, message, run, photos, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / 'photos').symlink_to(photos)
+        (tmp_path / 'bad.onnx').write_bytes(b'\x08\x07no graph')
+        content = torch.load(run[0] / 'file.pth')
+        described = content['meta'].pop('student')
+        torch.save(content, 'old.pth')
+        save_file(content['state_dict'], 'old.safetensors')
+        content['meta']['student'] = described | dict(output='"feature"')
+        torch.save(content, 'headless.pth')
+        content['meta']['student'] = described | dict(model='{"type": "os.system"}')
+        torch.save(content, 'other.pth')
+        with pytest.raises(ConfigError) as raised:
+            predict(student, photos / 'rgba.png')
+        assert message in str(raised.value) and '\n' not in str(raised.value)
+
+    @pytest.mark.parametrize('option', ['top_k', 'batch_size'])
+    def test_numbers(self, option, run, photos):
+        with pytest.raises(ConfigError, match=f'{option}=0: must be a positive integer'):
+            predict(run[0] / 'folder', photos, **{option: 0})
+
+    @pytest.mark.parametrize('name', ['folder', 'folder/model.onnx'])
+    def test_device(self, name, run, photos):
+        with pytest.raises(ConfigError, match="device='cuda:99': "):
+            predict(run[0] / name, photos, device='cuda:99')
+        with pytest.raises(ConfigError, match="device='tpv': "):
+            predict(run[0] / name, photos, device='tpv')
+
+    def test_a_step_that_is_not_registered(self, run, photos, tmp_path):
+        content = torch.load(run[0] / 'file.pth')
+        content['meta']['student']['pipeline'] = '[{"type": "os.mkdir", "path": "CANARY"}]'
+        torch.save(content, tmp_path / 'a.pth')
+        with pytest.raises(ConfigError, match=r"pipeline\.2\.type='os\.mkdir': is not registered"):
+            predict(tmp_path / 'a.pth', photos)
+
+    def test_a_strip_that_would_fill_the_memory(self, run, tmp_path):
+        Image.new('L', (1, 60_000)).save(tmp_path / 'a.png')
+        (result,) = predict(run[0] / 'folder', tmp_path)
+        assert 'a.png: resized by its short edge it would have 319740000 pixels' in result.error
+
+
+@pytest.fixture
+def command(capfd):
+    def run(*args):
+        capfd.readouterr()
+        try:
+            cli.main(['predict', *map(str, args)])
+        except SystemExit as end:
+            return end.code, *capfd.readouterr()
+        return 0, *capfd.readouterr()
+
+    return run
+
+
+class TestCommand:
+    def test_a_table(self, command, run, photos):
+        code, out, err = command(run[0] / 'folder', photos / 'deep', '--top-k', 2)
+        header, *rows = out.splitlines()
+        assert code == 0 and not err
+        assert header.split() == ['path', 'class', 'probability', 'class_2', 'probability_2']
+        results = predict(run[0] / 'folder', photos / 'deep', top_k=2)
+        for row, result in zip(rows, results, strict=True):
+            assert row.startswith(f'{result.path}  ')
+            assert f'{result.classes[0]}  {result.probabilities[0]:.6f}' in row
+
+    def test_a_file_that_is_no_image_is_named(self, command, run, photos, tmp_path):
+        shutil.copytree(photos / 'deep', tmp_path / 'deep')
+        (tmp_path / 'deep/a.jpg').write_text('no image')
+        Image.new('L', (9, 9)).save(tmp_path / 'deep/b.png')
+        cut = (tmp_path / 'deep/b.png').read_bytes()[:-40]
+        (tmp_path / 'deep/b.png').write_bytes(cut)
+        for out in (tmp_path / 'out.csv', tmp_path / 'out.json'):
+            code, text, err = command(
+                run[0] / 'folder', tmp_path / 'deep', '--out', out, '--batch-size', 1
+            )
+            assert code == 1 and text == f'{out}: 2 images\n'
+            assert [
+                line.partition(': cannot be read as an image')[0] for line in err.splitlines()
+            ] == [
+                f'error: {tmp_path}/deep/a.jpg',
+                f'error: {tmp_path}/deep/b.png',
+                '2 of 4 files cannot be read',
+            ]
+        results = predict(run[0] / 'folder', tmp_path / 'deep')
+        assert [bool(result.error) for result in results] == [True, True, False, False]
+        rows = list(csv.DictReader((tmp_path / 'out.csv').open()))
+        content = json.loads((tmp_path / 'out.json').read_text())
+        for result, row, entry in zip(results[2:], rows, content, strict=True):
+            assert [row['path'], row['class']] == [result.path, *result.classes]
+            assert float(row['probability']) == pytest.approx(result.probabilities[0], abs=1e-6)
+            assert entry == dict(
+                path=result.path,
+                classes=[
+                    {
+                        'class': result.classes[0],
+                        'probability': pytest.approx(result.probabilities[0]),
+                    },
+                ],
+            )
+
+    @pytest.mark.parametrize(
+        ('args', 'message'),
+        [
+            (('STUDENT', 'no'), "images='no': there is no such file or folder"),
+            (('STUDENT', '.'), "images='.': there are no images; files must end in .bmp, "),
+            (('no.pth', 'PHOTOS'), "student='no.pth': there is no such file"),
+            (('STUDENT', 'PHOTOS', '--out', 'a.txt'), "--out 'a.txt': must end with .csv or .json"),
+            (('STUDENT', 'PHOTOS', '--out', 'b/a.csv'), "--out 'b/a.csv': there is no such folder"),
+            (('STUDENT', 'PHOTOS', '--top-k', '0'), '--top-k 0: must be a positive integer'),
+        ],
+    )
+    def test_mistakes(self, args, message, command, run, photos, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        places = dict(STUDENT=run[0] / 'folder', PHOTOS=photos)
+        code, out, err = command(*(places.get(arg, arg) for arg in args))
+        assert code == 2 and not out and err.startswith(f'error: {message}')
+        assert err.count('\n') == 1 and not list(tmp_path.iterdir())
+
+    def test_nothing_is_written_if_no_image_can_be_read(self, command, run, tmp_path):
+        (tmp_path / 'a.jpg').touch()
+        (tmp_path / 'out.csv').write_text('kept')
+        code, out, _ = command(run[0] / 'folder', tmp_path, '--out', tmp_path / 'out.csv')
+        assert code == 1 and not out
+        assert (tmp_path / 'out.csv').read_text() == 'kept'
+
+
+def test_names_that_are_no_text(tmp_path):
+    odd = Prediction('a\udcff,\n"b".png', ('x',), (0.5,))
+    write_predictions(tmp_path / 'a.csv', [odd])
+    with open(tmp_path / 'a.csv', errors='surrogateescape', newline='') as file:
+        assert list(csv.reader(file))[1] == [odd.path, 'x', '0.500000']
+    write_predictions(tmp_path / 'a.json', [odd])
+    assert json.loads((tmp_path / 'a.json').read_text())[0]['path'] == odd.path
+
+
+def test_the_example_of_the_documentation(run, photos, tmp_path, monkeypatch, capsys):
+    page = (Path(__file__).parents[2] / 'docs/deploy.md').read_text()
+    blocks = re.findall('```python\n(.*?)```', page, re.DOTALL)
+    (tmp_path / 'student').symlink_to(run[0] / 'folder')
+    (tmp_path / 'photos').symlink_to(photos)
+    monkeypatch.chdir(tmp_path)
+    for block in blocks:
+        if 'import predict' in block or 'safe_open' in block:
+            exec(block, {})
+    *lines, names = capsys.readouterr().out.splitlines()
+    assert len(lines) == 9 and json.loads(names) == CLASSES
