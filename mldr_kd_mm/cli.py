@@ -1,4 +1,4 @@
-"""The command ``mldr-kd``: distill, predict, export, probe, report, info.
+"""The command ``mldr-kd``: distill, predict, export, probe, report, info, tune.
 
 The top of this module has only cheap imports, so that ``--help``, ``--version`` and errors about
 options appear at once. A command imports the rest when it runs.
@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import signal
 import sys
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from mldr_kd_mm.utils.errors import one_line_for
+from mldr_kd_mm.utils.errors import ConfigError, one_line_for
 from mldr_kd_mm.version import __version__
 
 _USAGE = """Train a small image classifier from a larger one of a different architecture.
@@ -26,6 +27,7 @@ _USAGE = """Train a small image classifier from a larger one of a different arch
     mldr-kd report run
     mldr-kd predict run/student my/photos
     mldr-kd export run/epoch_100.pth student.onnx
+    mldr-kd tune --pair vit_to_resnet18_cifar100-20cls --methods scratch kd mldr
 
 `mldr-kd COMMAND --help` lists the options of a command.
 """
@@ -68,6 +70,20 @@ _PREDICT = """Predict the classes of images with a student.
 STUDENT is an exported folder or file (.pth, .safetensors, .onnx), or a checkpoint of a run. Images
 are prepared as in the run's validation. A file that is no image is named, the others are predicted,
 and the exit code is 1.
+"""
+_TUNE = """Search for the learning rate and the few hyperparameters of each method.
+
+    mldr-kd tune --pair vit_to_resnet18_cifar100-20cls --methods scratch kd mldr --trials 20
+
+Each method gets the same number of trials. A trial's accuracy is measured on a part that is held
+out of the training set; the test set is not used. It writes to work_dirs/search/STUDY:
+
+    search.md       a table, and plots of each method's trials
+    best/METHOD.py  the best config, for tools/train.py: it trains on the whole training set
+    study.db        the trials, for optuna-dashboard
+
+Repeat the command to continue, or start it several times to share the work. On several machines
+give all the same database: --storage postgresql://USER@HOST/NAME
 """
 _EXPORT = """Export the student of a run to files that load without mldr-kd.
 
@@ -139,6 +155,8 @@ def make_parser() -> ArgumentParser:
         'default: this installation',
     )
     _add_imports(info)
+    about = 'search for the best hyperparameters of methods'
+    _add_tune(add('tune', _run_tune, about, _TUNE))
     return parser
 
 
@@ -545,3 +563,97 @@ def _run_info(args: Namespace) -> None:
     width = max(len(name) for name, _ in facts)
     for name, value in facts:
         print(f'{name:<{width}}  {value}')
+
+
+def _add_tune(parser: ArgumentParser) -> None:
+    add = parser.add_argument
+    add('--pair', required=True, help='name in configs/pairs, or path of a config')
+    add(
+        '--methods',
+        nargs='+',
+        required=True,
+        metavar='METHOD',
+        help='scratch, which is the student alone, names in configs/_base_/methods, or paths',
+    )
+    add('--trials', type=int, default=20, metavar='N', help='trials of each method; default: 20')
+    add(
+        '--sampler',
+        choices=('tpe', 'random'),
+        default='tpe',
+        help='how to choose values: from earlier trials, or at random; default: tpe',
+    )
+    add(
+        '--pruner',
+        choices=('hyperband', 'halving', 'none'),
+        default='hyperband',
+        help='how to end trials early that are worse than others; default: hyperband',
+    )
+    add(
+        '--held-out',
+        type=float,
+        default=0.1,
+        metavar='FRACTION',
+        help='part of the training set on which trials are compared; default: 0.1',
+    )
+    add('--seed', type=int, default=0, help='seed of that part and of the trials; default: 0')
+    add(
+        '--seeds',
+        type=int,
+        default=0,
+        metavar='N',
+        help='at the end, train each best config with seeds 0 to N-1 on the whole training set and '
+        'write a table of the accuracies on the test set; default: 0',
+    )
+    add(
+        '--study',
+        metavar='NAME',
+        help="name of the study, which processes with the same storage share; default: the pair's",
+    )
+    add(
+        '--storage',
+        metavar='URL',
+        help='database for several machines; default: study.db in the work directory',
+    )
+    add(
+        '--work-dir',
+        metavar='FOLDER',
+        help='folder for trials and results; default: work_dirs/search/STUDY',
+    )
+    add(
+        '--jobs',
+        type=int,
+        metavar='N',
+        help='concurrent runs; default: one per GPU, else one per core',
+    )
+    add(
+        '--cfg-options',
+        nargs='+',
+        default=(),
+        metavar='KEY=VALUE',
+        help='override config fields of every run',
+    )
+
+
+def _run_tune(args: Namespace) -> None:
+    from mldr_kd_mm.engine.arguments import CfgOptions
+
+    try:
+        from mldr_kd_mm.apis.search import search
+    except ImportError as error:
+        raise ConfigError(
+            f"tune needs Optuna ({error}); pip install 'mldr-kd-mm[search]'"
+        ) from None
+    options = ArgumentParser(prog='mldr-kd tune')
+    options.add_argument('--cfg-options', nargs='*', action=CfgOptions, default={})
+    parsed = options.parse_args(['--cfg-options', *args.cfg_options])
+    # SIGTERM ends a job on a cluster; like Ctrl-C it ends the runs too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        command = shlex.join(['mldr-kd', *sys.argv[1:]])
+        failures = search(**vars(args) | vars(parsed), command=command)
+    except KeyboardInterrupt:
+        print('stopped; run the same command to continue', file=sys.stderr)
+        sys.exit(130)
+    for failure in failures:
+        print(f'error: {failure}', file=sys.stderr)
+    sys.exit(1 if failures else 0)

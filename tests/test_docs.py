@@ -103,6 +103,11 @@ PLACES = [
     (r'mldr-kd distill .*--unlabeled more_birds', 'test_unlabeled_page.py::test_commands'),
     (r'mldr-kd \w+ .*digits', 'test_tutorial.py::test_from_two_names_to_a_student'),
     (r'(mldr-kd --version|python -m mldr_kd_mm)', 'test_cli.py::test_answers_at_once'),
+    (
+        r'(mldr-kd tune|python tools/tune\.py)',
+        'apis/test_search.py::test_two_processes_share_a_study',
+    ),
+    (r'python tools/train\.py best/METHOD\.py', NOT + 'any config is trained in the same way'),
     (r'mldr-kd info', 'test_cli.py::test_info_of_models'),
     (r'mldr-kd probe', 'apis/test_probe.py::test_measures_a_run'),
     (r'mldr-kd predict', 'apis/test_predict.py::TestCommand::test_a_table'),

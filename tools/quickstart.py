@@ -10,7 +10,6 @@ of the logged curves, replace those of an earlier quickstart in work_dirs/quicks
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import sys
@@ -20,24 +19,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from _runs import (
-    ROOT,
-    Run,
-    RunFailed,
-    check_code,
-    positive,
-    train_all,
-)
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from mmengine.config import Config
 from rich.console import Console
 from rich.table import Table
 
+from mldr_kd_mm.engine.arguments import positive
+from mldr_kd_mm.engine.processes import Run, RunFailed, RunQueue, check_code, places, train_all
 from mldr_kd_mm.evaluation.logged_run import ACCURACY
 from mldr_kd_mm.evaluation.measures import mean_and_std
 from mldr_kd_mm.visualization.style import COLORS, INK, apply_style
 
+ROOT = Path(__file__).resolve().parents[1]
 WORK_DIR = Path('work_dirs/quickstart')
 LABELS = {
     'teacher': 'teacher, all 1,200 images',
@@ -175,10 +169,8 @@ def main(argv: list[str] | None = None) -> None:
     shutil.rmtree(WORK_DIR, ignore_errors=True)
     runs = plan(args.seeds, args.epochs)
     console.print(f'{len(runs)} runs, with logs in {WORK_DIR}:')
-    # More than one thread per run would only compete for the cores.
-    places = [{'OMP_NUM_THREADS': '1'}] * os.cpu_count()
     try:
-        train_all(runs, places, console, on_end=check_code)
+        train_all(RunQueue(runs, on_end=check_code), places(), console)
     except RunFailed as error:
         sys.exit(f'error: {error}')
     except KeyboardInterrupt:

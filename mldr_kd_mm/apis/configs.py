@@ -222,9 +222,10 @@ def compose(
         method: The name of a file in ``configs/_base_/methods``, the path of a file with
             ``method = dict(losses=[...], ...)``, that dict itself, or ``'scratch'``, which trains
             the student alone. The other fields of a file, such as ``custom_imports``, are added to
-            the config. ``has_head = False`` in a file takes the heads of both models off, and
-            validates with a :class:`~mldr_kd_mm.engine.knn_loop.KNNLoop`. For a CNN student the
-            name ``ofa`` stands for ``ofa_cnn``.
+            the config, apart from ``search_space``. ``has_head = False`` in a file takes the heads
+            of both models off, and validates with a
+            :class:`~mldr_kd_mm.engine.knn_loop.KNNLoop`. For a CNN student the name ``ofa`` stands
+            for ``ofa_cnn``.
         num_samples: Number of training images, for a loss that stores an entry for each of them
             (CRD). None: the number in the method's config.
 
@@ -241,6 +242,7 @@ def compose(
         composed.model = student_alone(composed)
         return composed
     fields = _read_method(method, pair)
+    fields.pop('search_space', None)
     addition, has_head = fields.pop('method'), fields.pop('has_head', True)
     if num_samples is not None:
         _set_num_samples(addition, num_samples)
@@ -280,6 +282,22 @@ def _without_heads(cfg: Config) -> None:
     for stage, loop in (('val', 'KNNLoop'), ('test', 'KNNTestLoop')):
         if cfg.get(f'{stage}_cfg') is not None:
             cfg.merge_from_dict({f'{stage}_cfg.type': loop})
+
+
+def read_search_space(method: str, pair: Config) -> dict[str, Any]:
+    """Return the ``search_space`` of a method: dotted field of a composed config -> range.
+
+    Args:
+        method: The method, see :func:`compose`.
+        pair: The pair, on whose student the variant of a method may depend.
+
+    Raises:
+        ConfigError: If the method is not found, or its search space is not a dict.
+    """
+    space = {} if method == SCRATCH else _read_method(method, pair).get('search_space', {})
+    if not isinstance(space, dict):
+        raise ConfigError(f'method={method!r}: search_space={space!r}: must be a dict')
+    return space
 
 
 def student_alone(pair: Mapping[str, Any]) -> dict[str, Any]:

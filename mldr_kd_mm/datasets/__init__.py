@@ -3,6 +3,7 @@
 from mldr_kd_mm.datasets.cifar import VerifiedCIFAR100
 from mldr_kd_mm.datasets.digits import Digits
 from mldr_kd_mm.datasets.folder import FolderDataset
+from mldr_kd_mm.datasets.held_out import held_out_part
 from mldr_kd_mm.datasets.image_folder import ImageFolder
 from mldr_kd_mm.datasets.tiny_imagenet import TinyImageNet
 from mldr_kd_mm.datasets.transforms import PackPlanes, RandomResizedCropFlip
@@ -21,4 +22,5 @@ __all__ = [
     'UnlabeledFolder',
     'VerifiedCIFAR100',
     'ViewSampler',
+    'held_out_part',
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from argparse import ArgumentParser, Namespace
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,6 +49,13 @@ class CfgOptions(DictAction):
             if '=' not in value:
                 parser.error(f"{option_string} takes KEY=VALUE, got '{value}'")
         super().__call__(parser, namespace, values, option_string)
+
+
+def positive(text: str) -> int:
+    """Parse a command-line argument that must be a positive integer."""
+    if not text.isdecimal() or int(text) < 1:
+        raise ArgumentTypeError(f'must be a positive integer, got {text!r}')
+    return int(text)
 
 
 def add_arguments(parser: ArgumentParser) -> None:

@@ -169,6 +169,7 @@ def test_both_students_have_one_recipe():
     assert alone.pop('model') == distilled.model.pop('student')
     distilled.pop('model')
     distilled.pop('method')
+    distilled.pop('search_space')
     assert alone.to_dict() == distilled.to_dict()
     teacher = Config.fromfile(CONFIGS / 'teacher.py')
     assert Config.fromfile(CONFIGS / 'mldr.py').model.teacher == teacher.model

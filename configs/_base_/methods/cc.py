@@ -11,3 +11,7 @@ method = dict(
         )
     ]
 )
+
+search_space = {
+    'model.losses.0.weight': dict(low=0.002, high=0.2, log=True),
+}

@@ -12,3 +12,8 @@ method = dict(
         )
     ]
 )
+
+search_space = {
+    'model.losses.0.weight': dict(low=0.08, high=8.0, log=True),
+    'model.losses.0.loss.temperature': dict(low=0.04, high=0.2, log=True),
+}

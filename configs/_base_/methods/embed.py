@@ -24,3 +24,8 @@ method = dict(
         ),
     ]
 )
+
+search_space = {
+    'model.losses.0.weight': dict(low=0.01, high=1.0, log=True),
+    'model.losses.1.weight': dict(low=0.1, high=10.0, log=True),
+}

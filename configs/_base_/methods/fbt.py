@@ -18,3 +18,8 @@ method = dict(
         ),
     ]
 )
+
+search_space = {
+    'model.losses.0.weight': dict(low=0.1, high=10.0, log=True),
+    'model.losses.1.weight': dict(low=0.1, high=10.0, log=True),
+}

@@ -16,3 +16,8 @@ method = dict(
         )
     ],
 )
+
+search_space = {
+    'model.losses.0.weight': dict(low=0.03, high=3.0, log=True),
+    'model.losses.0.loss.temperature': dict(low=1.0, high=8.0, log=True),
+}

@@ -13,3 +13,7 @@ method.losses = [
         name='rsd',
     ),
 ]
+
+search_space = {
+    'model.losses.1.weight': dict(low=0.01, high=1.0, log=True),
+}

@@ -11,3 +11,8 @@ method = dict(
         )
     ]
 )
+
+search_space = {
+    'model.losses.0.weight': dict(low=0.01, high=1.0, log=True),
+    'model.losses.0.loss.kappa': dict(low=0.001, high=0.1, log=True),
+}

@@ -1,18 +1,19 @@
-"""Concurrent runs of train.py and their logs, for quickstart.py and benchmark.py."""
+"""Concurrent processes of ``tools/train.py``, observed through the logs of their Runners."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
 import sys
 import time
-from argparse import ArgumentTypeError
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -25,9 +26,12 @@ from rich.progress import (
 
 from mldr_kd_mm.evaluation.logged_run import ACCURACY, curve, read_records
 
-ROOT = Path(__file__).resolve().parents[1]
+TRAIN = Path(__file__).resolve().parents[1] / '.mim/tools/train.py'
 # Polling interval in seconds.
 PAUSE = 0.5
+
+_C = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
 class RunFailed(Exception):
@@ -67,7 +71,7 @@ class Run:
 
     def command(self) -> list[str]:
         """Return the command that starts the run."""
-        train = [sys.executable, str(ROOT / 'tools/train.py'), str(self.config)]
+        train = [sys.executable, str(TRAIN), str(self.config)]
         return [*train, '--work-dir', str(self.work_dir), *self.arguments()]
 
     def records(self) -> list[dict]:
@@ -105,12 +109,19 @@ def check_code(run: Run, ended: Ended) -> None:
         raise RunFailed(f'{run.name} ended with code {ended.code}, see {run.output}: {last}')
 
 
+def _end_with_parent() -> None:
+    """Let the kernel send SIGTERM to this process when its parent is killed."""
+    if sys.platform == 'linux':
+        _C.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 class _Process:
     """The process of a run."""
 
     def __init__(self, run: Run, environment: dict[str, str]) -> None:
         self.run = run
         self.environment = environment
+        self._is_told = False
         run.prepare()
         with run.output.open('a') as file:
             self._process = subprocess.Popen(
@@ -118,6 +129,7 @@ class _Process:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 env=os.environ | environment,
+                preexec_fn=_end_with_parent,
             )
 
     def ended(self) -> Ended | None:
@@ -130,8 +142,10 @@ class _Process:
         return Ended(self._process.returncode, usage.ru_maxrss / 1024)
 
     def terminate(self) -> None:
-        """Tell the process to save a checkpoint and end."""
-        self._process.terminate()
+        """Tell the process once to save a checkpoint and end."""
+        if not self._is_told:
+            self._is_told = True
+            self._process.terminate()
 
     def wait(self) -> None:
         """Wait for the process."""
@@ -155,53 +169,98 @@ def delayed_interrupts() -> Iterator[None]:
         signal.raise_signal(arrived[0])
 
 
-def train_all(
-    runs: Sequence[Run],
-    places: Sequence[dict[str, str]],
-    console: Console,
-    on_end: Callable[[Run, Ended], None],
-) -> None:
-    """Train all runs, several at a time, and show their progress.
-
-    A run whose ``needs`` failed never starts. An exception of ``on_end`` or Ctrl-C ends the active
-    runs, and so does SIGTERM if its handler raises an exception.
+class RunQueue:
+    """Runs that wait to be started, in order. A run whose ``needs`` failed never starts.
 
     Args:
-        runs: The runs, in the order in which they start.
-        places: The environment variables of each concurrent run.
-        console: Shows a line at the end of each run and, on a terminal, progress bars.
+        runs: The runs.
         on_end: Called at the end of each run.
     """
-    waiting, free, well = list(runs), list(places), set()
+
+    def __init__(self, runs: Sequence[Run], on_end: Callable[[Run, Ended], None]) -> None:
+        self.runs = runs
+        self._waiting = list(runs)
+        self._succeeded: set[Run] = set()
+        self._on_end = on_end
+
+    def pop(self) -> Run | None:
+        """Return the next run that can start, or None."""
+        for run in self._waiting:
+            if run.needs is None or run.needs in self._succeeded:
+                self._waiting.remove(run)
+                return run
+        return None
+
+    def may_grow(self) -> bool:
+        """Return whether there may be runs later, although none can start and none is active."""
+        return False
+
+    def should_stop(self, run: Run) -> bool:
+        """Return whether to stop an active run; called regularly."""
+        return False
+
+    def end(self, run: Run, ended: Ended) -> None:
+        """Take note of the end of a run."""
+        if ended.code == 0:
+            self._succeeded.add(run)
+        self._on_end(run, ended)
+
+
+def train_all(queue: RunQueue, places: Sequence[dict[str, str]], console: Console) -> None:
+    """Train the runs of a queue, several at a time, and show their progress.
+
+    An exception of the queue or Ctrl-C ends the active runs, and so does SIGTERM if its handler
+    raises an exception. If this process is killed, its runs save a checkpoint and end, too.
+
+    Args:
+        queue: The runs.
+        places: The environment variables of each concurrent run, see :func:`places`.
+        console: Shows a line at the end of each run and, on a terminal, progress bars.
+    """
+    free = list(places)
     working: list[_Process] = []
     try:
-        with _Display(runs, console) as display:
+        with _Display(queue.runs, console) as display:
             while True:
-                ready = [run for run in waiting if run.needs is None or run.needs in well]
-                for run in ready[: len(free)]:
-                    waiting.remove(run)
+                while free and (run := queue.pop()) is not None:
                     with delayed_interrupts():  # no process is started without being in the list
                         working.append(_Process(run, free.pop(0)))
-                if not working:
+                if not working and not queue.may_grow():
                     return
                 time.sleep(PAUSE)
                 for process in list(working):
                     ended = process.ended()
                     display.update(process.run)
                     if ended is None:
+                        if queue.should_stop(process.run):
+                            process.terminate()
                         continue
                     working.remove(process)
                     free.append(process.environment)
-                    if ended.code == 0:
-                        well.add(process.run)
                     display.close(process.run, ended)
-                    on_end(process.run, ended)
+                    queue.end(process.run, ended)
     finally:
         with delayed_interrupts():
             for process in working:
                 process.terminate()
             for process in working:
                 process.wait()
+
+
+def places(jobs: int | None = None) -> list[dict[str, str]]:
+    """Return the environment variables of each concurrent run.
+
+    Args:
+        jobs: Number of concurrent runs. None: one per GPU or, without a GPU, one per core.
+    """
+    if torch.cuda.is_available():
+        every = ','.join(map(str, range(torch.cuda.device_count())))
+        visible = os.environ.get('CUDA_VISIBLE_DEVICES') or every
+        devices = [{'CUDA_VISIBLE_DEVICES': device} for device in visible.split(',')]
+    else:
+        # More than one thread per run would only compete for the cores.
+        devices = [{'OMP_NUM_THREADS': '1'}] * os.cpu_count()
+    return [devices[number % len(devices)] for number in range(jobs or len(devices))]
 
 
 class _Display:
@@ -222,10 +281,7 @@ class _Display:
         self._done = {run: run.epochs_done() for run in runs}
         self._bars: dict[Run, TaskID] = {}
         self._total = self._progress.add_task(
-            'all',
-            total=sum(run.epochs for run in runs),
-            completed=sum(self._done.values()),
-            accuracy='',
+            'all', total=sum(run.epochs for run in runs), accuracy='', visible=bool(runs)
         )
 
     def __enter__(self) -> _Display:
@@ -238,9 +294,7 @@ class _Display:
     def update(self, run: Run) -> None:
         """Update the progress of a run."""
         if run not in self._bars:
-            self._bars[run] = self._progress.add_task(
-                run.name, total=run.epochs, completed=self._done[run], accuracy=''
-            )
+            self._bars[run] = self._progress.add_task(run.name, total=run.epochs, accuracy='')
         self._done[run] = run.epochs_done()
         self._progress.update(
             self._bars[run], completed=self._done[run], accuracy=run.latest_accuracy()
@@ -252,10 +306,3 @@ class _Display:
         self._progress.remove_task(self._bars.pop(run))
         if ended.code == 0:
             self._console.print(f'{run.name}: {run.epochs} epochs, {run.latest_accuracy()}')
-
-
-def positive(text: str) -> int:
-    """Parse a command-line argument that must be a positive integer."""
-    if not text.isdecimal() or int(text) < 1:
-        raise ArgumentTypeError(f'must be a positive integer, got {text!r}')
-    return int(text)

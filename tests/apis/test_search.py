@@ -1,0 +1,437 @@
+"""Searches: their spaces, held-out parts, shared studies and killed processes."""
+
+import json
+import os
+import signal
+import sqlite3
+import sys
+import time
+import traceback
+from pathlib import Path
+from pprint import pformat
+
+import helpers
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+from mldr_kd_mm.apis import configs
+from mldr_kd_mm.engine import processes
+from mldr_kd_mm.models.distillers.teacher_cache import TeacherCache
+from mldr_kd_mm.structures.view import View
+from mldr_kd_mm.utils.errors import ConfigError
+
+optuna = pytest.importorskip('optuna', reason='needs Optuna')
+pytest.importorskip('sklearn', reason='needs scikit-learn')
+
+from mldr_kd_mm.apis import search as module  # noqa: E402
+from mldr_kd_mm.apis import search_report, study  # noqa: E402
+from mldr_kd_mm.apis.search import hold_out, search, share_teacher_outputs  # noqa: E402
+from mldr_kd_mm.apis.search_space import (  # noqa: E402
+    LEARNING_RATE,
+    make_space,
+    own_values,
+    set_fields,
+)
+
+draw = search_report._draw
+PAIR = 'vit_to_resnet18_cifar100-20cls'
+KD = dict(losses=[dict(loss=dict(type='KDLoss', temperature=1.0), weight=1.0, name='kd')])
+WEIGHT = 'model.losses.0.weight'
+SPACE = {
+    WEIGHT: dict(low=0.1, high=10.0, log=True),
+    'optim_wrapper.optimizer.type': dict(choices=['SGD', 'AdamW']),
+}
+
+
+def pair_config(epochs=3, **kwargs):
+    """Return a pair on 40 digits, without a work directory."""
+    model = dict(type='Distiller', teacher=helpers.vit(), student=helpers.resnet())
+    config = helpers.runner_config(model, Path('of/no/use'), max_epochs=epochs, **kwargs)
+    del config['work_dir'], config['experiment_name']
+    config['train_dataloader']['sampler'] = dict(type='ViewSampler', shuffle=True)
+    return config | {'data_preprocessor': helpers.NORMALIZATION}
+
+
+def put(path, **fields):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text('\n'.join(f'{name} = {pformat(value)}' for name, value in fields.items()))
+
+
+# Spaces
+
+
+@pytest.fixture(scope='module')
+def pair():
+    return configs.read_config(configs.find_configs(configs.PAIRS)[PAIR])
+
+
+@pytest.mark.parametrize('method', ['scratch', *configs.find_configs(configs.METHODS)])
+def test_space_of_a_method_names_its_fields(pair, method):
+    """The first trial has all values of the config, and each value can be set."""
+    cfg = configs.compose(pair, method)
+    space = make_space(configs.read_search_space(method, pair), cfg, method)
+    start = own_values(cfg, space, method)
+    assert start.keys() == space.keys() and start[LEARNING_RATE] == 0.02
+    assert method == 'scratch' or len(space) > 1
+    low = {field: limits.low for field, limits in space.items()}
+    eta_min = cfg.param_scheduler[1].eta_min
+    set_fields(cfg, low, method)
+    assert own_values(cfg, space, method) == low
+    assert cfg.param_scheduler[1].eta_min == pytest.approx(eta_min / 4)
+    assert 'search_space' not in cfg
+
+
+@pytest.mark.parametrize(
+    ('space', 'message'),
+    [
+        (
+            {'model.losses.0.wieght': dict(low=1.0, high=2.0)},
+            "method='kd': search_space names model.losses.0.wieght, but its config has no "
+            'model.losses.0.wieght; did you mean weight?',
+        ),
+        (
+            {'model.losses.3.weight': dict(low=1.0, high=2.0)},
+            "method='kd': search_space names model.losses.3.weight, but its config has no "
+            'model.losses.3',
+        ),
+        (
+            {WEIGHT: [1, 2]},
+            f"method='kd': search_space {WEIGHT}=[1, 2]: must be dict(low=, high=) or "
+            'dict(choices=[])',
+        ),
+        (
+            {WEIGHT: dict(low=2.0, high=1.0)},
+            f"method='kd': search_space {WEIGHT}: ",
+        ),
+    ],
+)
+def test_mistake_in_a_space_is_one_line(pair, space, message):
+    cfg = configs.compose(pair, KD)
+    with pytest.raises(ConfigError) as caught:
+        make_space(space, cfg, 'kd')
+    assert str(caught.value).startswith(message) and '\n' not in str(caught.value)
+
+
+# Trials
+
+
+def test_trial_sees_neither_the_test_set_nor_what_is_held_out(tmp_path):
+    """Two runs of mmengine's Runner: the first records the teacher's outputs, the second reads."""
+    cfg = Config(pair_config(epochs=1))
+    cfg.test_dataloader, cfg.test_cfg, cfg.test_evaluator = cfg.val_dataloader, {}, []
+    cfg = configs.compose(cfg, KD)
+    hold_out(cfg, 0.25, seed=0)
+    share_teacher_outputs(cfg, tmp_path / 'cache')
+    assert not {'test_dataloader', 'test_cfg', 'test_evaluator'} & set(cfg)
+    assert cfg.train_dataloader.sampler.views == 1
+    ran = []
+    for name in ('first', 'second'):
+        run = Config(cfg.to_dict() | dict(work_dir=str(tmp_path / name), experiment_name=name))
+        runner = Runner.from_cfg(run)
+        train, val = (loader['dataset'] for loader in (run.train_dataloader, run.val_dataloader))
+        assert (train.type, val.type, val.held_out) == (*['mldr_kd_mm.HeldOutPart'] * 2, True)
+        runner.model.teacher.model.register_forward_hook(lambda *_: ran.append(1))
+        runner.train()
+        assert [len(loop.dataloader.dataset) for loop in (runner.train_loop, runner.val_loop)] == [
+            30,
+            10,
+        ]
+        images = [
+            {loop.dataloader.dataset[i]['inputs'].numpy().tobytes() for i in range(number)}
+            for loop, number in ((runner.train_loop, 30), (runner.val_loop, 10))
+        ]
+        assert not images[0] & images[1]
+        ran.append(name)
+    # Once to find the shapes, and once for each of the three batches that nobody has recorded.
+    assert ran == [1] * 4 + ['first', 1, 'second']
+
+
+def test_data_without_a_dataset_cannot_be_held_out():
+    with pytest.raises(ConfigError, match='val_dataloader: must have a dataset, for a part'):
+        hold_out(Config(dict(train_dataloader=dict(dataset=dict(type='a')))), 0.1, 0)
+
+
+def test_two_processes_fill_one_teacher_cache(tmp_path):
+    """Each reads what the other has recorded, and a third process needs no teacher."""
+    outputs = dict(logits=dict(tap='logits', shape=[10]))
+    device, ran = torch.device('cpu'), []
+
+    def fill(starts):
+        settings = dict(views=2, samples=64, dtype='fp32', mixing=None)
+        cache = TeacherCache(tmp_path / 'cache', settings, outputs)
+        for epoch in range(2):
+            for begin in starts:
+                views = [View(0, epoch, index) for index in range(begin, begin + 8)]
+                values = torch.tensor([[100.0 * epoch + view.index] * 10 for view in views])
+                found = cache(views, device, lambda v=values: ran.append(1) or dict(logits=v))
+                assert torch.equal(found['logits'], values)
+
+    children = []
+    for starts in (range(0, 64, 8), range(56, -1, -8)):
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                fill(starts)
+                code = 0
+            finally:
+                os._exit(code)
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+    fill(range(0, 64, 8))
+    assert not ran
+
+
+# Searches. A stub stands for tools/train.py: it logs an accuracy that depends on the weight.
+
+STUB = """
+import json, os, re, signal, sys, time
+config, work_dir = sys.argv[1], sys.argv[sys.argv.index('--work-dir') + 1]
+weight = re.search("'weight': ([0-9.]+)", open(config).read())
+peak = 50 + (float(weight[1]) if weight else 0)
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+begin = 0
+if '--resume' in sys.argv:
+    begin = int(re.search(r'epoch_(\\d+)', sys.argv[sys.argv.index('--resume') + 1])[1])
+log = f'{work_dir}/20260101_{begin:06d}/vis_data/scalars.json'
+os.makedirs(os.path.dirname(log), exist_ok=True)
+open(f'{os.path.dirname(log)}/config.py', 'w').close()
+for epoch in range(begin + 1, 4):
+    open(f'{work_dir}/epoch_{epoch}.pth', 'w').close()
+    time.sleep(WAIT)
+    with open(log, 'a') as file:
+        file.write(json.dumps({'accuracy/top1': peak * epoch / 3, 'step': epoch}) + chr(10))
+    if os.path.exists('slow'):
+        time.sleep(60)
+"""
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """Change to a directory with a pair, a method and a stub of tools/train.py."""
+    monkeypatch.chdir(tmp_path)
+    put(tmp_path / 'configs/pairs/digits.py', **pair_config())
+    put(tmp_path / 'configs/_base_/methods/kd.py', method=KD, search_space=SPACE)
+    (tmp_path / 'train.py').write_text(STUB.replace('WAIT', '0.05'))
+    monkeypatch.setattr(processes, 'TRAIN', tmp_path / 'train.py')
+    monkeypatch.setattr(processes, 'PAUSE', 0.05)
+    monkeypatch.setattr(search_report, '_draw', lambda method, study, folder: [])
+    monkeypatch.setattr(study, 'surroundings', dict)
+    monkeypatch.setattr(study, 'HEARTBEAT', 1)
+    monkeypatch.setattr(study, 'GRACE', 2)
+    return tmp_path
+
+
+def run(**kwargs):
+    """Search with small defaults."""
+    options = dict(pair='digits', methods=['kd'], trials=4, pruner='none', held_out=0.25, jobs=1)
+    return search(**options | kwargs)
+
+
+def start(**kwargs):
+    """Run a search in a forked process; return its id."""
+    child = os.fork()
+    if child:
+        return child
+    code = 70
+    try:
+        sys.stdout = sys.stderr = open(f'output_{os.getpid()}', 'w')  # noqa: SIM115
+        code = len(run(**kwargs))
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(code)
+
+
+def wait(child):
+    """Return the exit code of a process."""
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code == 0, Path(f'output_{child}').read_text()
+
+
+def trials(method='kd', storage='sqlite:///work_dirs/search/digits/study.db'):
+    return optuna.load_study(study_name=f'digits/{method}', storage=storage).trials
+
+
+def states(found):
+    return [trial.state.name for trial in found]
+
+
+def test_two_processes_share_a_study(project):
+    """Each trial ends once, in one of them, and both see the same end."""
+    children = [start(methods=['scratch', 'kd'], trials=3) for _ in range(2)]
+    for child in children:
+        wait(child)
+    seen = [Path(f'output_{child}').read_text() for child in children]
+    for method in ('scratch', 'kd'):
+        found = [t for t in trials(method) if t.state.name != 'WAITING']
+        assert states(found) == ['COMPLETE'] * 3
+        for trial in found:
+            lines = [text.count(f'{method} trial {trial.number}: 3 epochs') for text in seen]
+            assert sorted(lines) == [0, 1], 'one of them has trained it'
+        assert len({trial.params[LEARNING_RATE] for trial in found}) == 3
+    assert all('trial' in text for text in seen), 'both have worked'
+    root = Path('work_dirs/search/digits')
+    best = max(trials(), key=lambda trial: trial.value or 0)
+    config = Config.fromfile(root / 'best/kd.py')
+    assert config.model.losses[0].weight == best.params[WEIGHT]
+    assert config.optim_wrapper.optimizer.lr == best.params[LEARNING_RATE]
+    # It trains on the whole training set and is tested as the pair says.
+    assert config.train_dataloader.dataset.type == 'mldr_kd_mm.Digits'
+    assert config.val_dataloader.dataset.split == 'test'
+    assert 'search_space' not in config
+    text = (root / 'search.md').read_text()
+    assert f'| kd | {best.value:.2f} | 51.00 | 3 | 0 | 0 | ' in text
+    assert not list(root.rglob('*.pth')), 'checkpoints of ended trials are removed'
+
+
+def test_a_killed_process_loses_nothing(project):
+    """kill -9: its run saves and ends, and another process resumes its trial, once."""
+    (project / 'slow').touch()
+    child = start(trials=2)
+    log = Path('work_dirs/search/digits/trials/kd')
+    deadline = time.monotonic() + 60
+    while not any('step' in path.read_text() for path in log.rglob('scalars.json')):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    (project / 'slow').unlink()
+    assert run(trials=2) == []
+    found = trials()
+    assert sorted(states(found)) == ['COMPLETE', 'COMPLETE', 'FAIL']
+    lost = next(trial for trial in found if trial.state.name == 'FAIL')
+    again = found[-1]
+    assert again.system_attrs['failed_trial'] == lost.number and again.params == lost.params
+    (place,) = log.glob(f'{lost.number:03d}-*')
+    steps = [
+        json.loads(line)['step'] for f in sorted(place.rglob('scalars.json')) for line in f.open()
+    ]
+    assert steps == [1, 2, 3], 'it continued'
+
+
+def test_worse_trials_are_pruned(project, monkeypatch):
+    monkeypatch.setattr(search_report, '_draw', draw)
+    (project / 'train.py').write_text(STUB.replace('WAIT', '0.2'))
+    assert run(trials=5, pruner='halving', sampler='random') == []
+    found = trials()
+    pruned = [trial for trial in found if trial.state.name == 'PRUNED']
+    assert pruned and {*states(found)} == {'COMPLETE', 'PRUNED'}
+    best = max(found, key=lambda trial: trial.params[WEIGHT])
+    assert best.state.name == 'COMPLETE'
+    pictures = Path('work_dirs/search/digits/plots').iterdir()
+    names = {'kd_history.png', 'kd_epochs.png', 'kd_importance.png'}
+    assert {path.name for path in pictures} == names
+
+
+def test_a_run_that_is_killed_is_retried_once(project):
+    killed = STUB.replace('WAIT', '0') + '\nos.kill(os.getpid(), 9)\n'
+    (project / 'train.py').write_text(killed)
+    assert run(trials=1) == ['kd: no trial was completed, see work_dirs/search/digits/trials/kd']
+    assert states(trials()) == ['FAIL', 'FAIL']
+
+
+def test_final_runs_have_seeds_and_a_table(project):
+    assert run(trials=1, seeds=2, methods=['kd', 'scratch'], command='mldr-kd tune') == []
+    text = Path('work_dirs/search/digits/final/results.md').read_text()
+    assert '| scratch | 50.00 ± 0.00 | 50.00 ± 0.00 |  | -' in text
+    assert '    mldr-kd tune\n' in text and '- seeds: 0, 1\n' in text
+
+
+def test_a_finished_search_is_not_repeated_and_can_grow(project):
+    assert run(trials=1) == []
+    before = [trial.datetime_complete for trial in trials()]
+    assert run(trials=2) == []
+    assert [trial.datetime_complete for trial in trials()][:1] == before
+    assert states(trials()) == ['COMPLETE'] * 2
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'message'),
+    [
+        (
+            dict(pruner='none', sampler='random'),
+            "sampler was 'tpe' when it began, and would be 'random'",
+        ),
+        (dict(pruner='halving'), "pruner was 'none' when it began, and would be 'halving'"),
+        (dict(held_out=0.5), 'train_dataloader.dataset.fraction was 0.25 when it began, and would'),
+        (
+            dict(cfg_options={'train_dataloader.batch_size': 5}),
+            'train_dataloader.batch_size was 10',
+        ),
+    ],
+)
+def test_study_with_other_settings(project, kwargs, message, monkeypatch):
+    monkeypatch.setattr(module, 'train_all', lambda queue, places, console: None)
+    run()
+    with pytest.raises(ConfigError) as caught:
+        run(**kwargs)
+    text = str(caught.value)
+    assert text.startswith(f"study='digits/kd': {message}") and '\n' not in text
+    assert text.endswith('; undo the change, or start another --study')
+
+
+def test_study_of_another_pair(project, monkeypatch):
+    monkeypatch.setattr(module, 'train_all', lambda queue, places, console: None)
+    put(project / 'configs/pairs/other.py', **pair_config())
+    run(study='digits')
+    with pytest.raises(ConfigError) as caught:
+        run(study='digits', pair='other')
+    message = "study='digits/kd': pair was 'digits' when it began, and would be 'other'; undo"
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ('kwargs', 'message'),
+    [
+        (dict(storage='nonsense'), "storage='nonsense': must be the URL of a database, such as"),
+        (
+            dict(storage='sqlite:////no/such/folder/study.db'),
+            "storage='sqlite:////no/such/folder/study.db': cannot be reached (",
+        ),
+        (
+            dict(storage='oracle://me:secret@host/name'),
+            "storage='oracle://me:***@host/name': cannot be reached (",
+        ),
+        (dict(held_out=0.1), 'held_out=0.1: class 0 has 4 images, which leaves its held-out part'),
+        (dict(held_out=1.0), 'held_out=1.0: must be between 0 and 1'),
+        (dict(methods=['kdd']), "method='kdd': there is no configs/_base_/methods/kdd.py; did you"),
+        (dict(trials=0), 'trials=0: must be a positive integer'),
+        (
+            dict(cfg_options={'model.teacher_checkpoint': 'no.pth'}),
+            "model.teacher_checkpoint='no.pth': there is no such file; train the teacher first",
+        ),
+    ],
+)
+def test_mistake_is_one_line(project, kwargs, message):
+    with pytest.raises(ConfigError) as caught:
+        run(**kwargs)
+    assert str(caught.value).startswith(message) and '\n' not in str(caught.value)
+
+
+def test_a_config_that_cannot_train_stops_the_search(project):
+    (project / 'train.py').write_text("print('error: model: no'); raise SystemExit(2)")
+    with pytest.raises(ConfigError, match='kd trial 0 ended with code 2, .*: error: model: no'):
+        run(trials=3)
+    assert states(trials()) == ['FAIL', 'WAITING', 'WAITING']
+
+
+def test_an_interrupted_trial_waits(project, monkeypatch):
+    def interrupt(queue, places, console):
+        assert queue.pop() is not None
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(module, 'train_all', interrupt)
+        run(trials=1)
+    assert states(trials()) == ['WAITING']
+    assert run(trials=1) == []
+    assert states(trials()) == ['COMPLETE']
+    with sqlite3.connect('work_dirs/search/digits/study.db') as database:
+        assert database.execute('select count(*) from studies').fetchone() == (1,)
