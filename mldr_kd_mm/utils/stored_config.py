@@ -178,7 +178,11 @@ def _registries() -> Iterator[Registry]:
 
 
 def _tree(registry: Registry) -> Iterator[Registry]:
-    registry.import_from_location()
+    try:
+        registry.import_from_location()
+    except ImportError:
+        # mmpretrain also adds the registries of an mmdetection that lacks mmcv's operations.
+        registry._imported = True
     yield registry
     for child in registry.children.values():
         yield from _tree(child)
