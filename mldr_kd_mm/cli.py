@@ -90,6 +90,8 @@ _EXPORT = """Export the student of a run to files that load without mldr-kd.
     mldr-kd export work_dirs/RUN/epoch_100.pth student
     mldr-kd export work_dirs/RUN/epoch_100.pth student.onnx
     mldr-kd export work_dirs/RUN/epoch_100.pth student.pth --onnx
+    mldr-kd export work_dirs/RUN/epoch_100.pth student.onnx --int8 --calibrate my/images
+    mldr-kd export work_dirs/RUN/epoch_100.pth backbone.pth --backbone
 
 The first command writes a folder that timm loads with its preprocessing and class names:
 timm.create_model('local-dir:student', pretrained=True). A student of mmpretrain gets a config.py
@@ -468,6 +470,38 @@ def _add_export(parser: ArgumentParser) -> None:
     parser.add_argument('out', help='folder to write, or a file: .pth, .safetensors, .onnx or .pt2')
     parser.add_argument('--onnx', action='store_true', help='also write an ONNX file')
     parser.add_argument('--torch-export', action='store_true', help='also write a .pt2 file')
+    parser.add_argument(
+        '--int8', action='store_true', help='quantise the .onnx file and measure its accuracy'
+    )
+    parser.add_argument(
+        '--calibrate',
+        metavar='FOLDER',
+        help='images to calibrate --int8 with: a folder per class, or train/ with these',
+    )
+    parser.add_argument(
+        '--calibration-images',
+        type=int,
+        default=256,
+        metavar='N',
+        help='number of calibration images; default: 256',
+    )
+    parser.add_argument(
+        '--validate',
+        metavar='FOLDER',
+        help="images to measure --int8 on, or val/ in it; default: the run's validation set",
+    )
+    parser.add_argument(
+        '--max-drop',
+        type=float,
+        default=1.0,
+        metavar='POINTS',
+        help='largest allowed loss of accuracy by --int8, in percentage points; default: 1',
+    )
+    parser.add_argument(
+        '--backbone',
+        action='store_true',
+        help='write the weights without the head, for detection and segmentation',
+    )
     parser.add_argument(
         '--config',
         help="the run's config, a program that is executed; default: the copy in the checkpoint, "

@@ -111,6 +111,8 @@ PLACES = [
     (r'mldr-kd info', 'test_cli.py::test_info_of_models'),
     (r'mldr-kd probe', 'apis/test_probe.py::test_measures_a_run'),
     (r'mldr-kd predict', 'apis/test_predict.py::TestCommand::test_a_table'),
+    (r'mldr-kd export .*--int8', 'apis/test_quantize.py::test_files_and_measurements'),
+    (r'mldr-kd export .*--backbone', 'apis/test_quantize.py::test_timm_loads_all_of_it'),
     (r'mldr-kd export', 'test_cli.py::test_distill_info_export_report'),
     (r'mldr-kd distill', 'test_cli.py::test_distill_info_export_report'),
     # Packages and tests.

@@ -16,8 +16,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from mldr_kd_mm.apis.backbone import backbone_weights
 from mldr_kd_mm.apis.description import StudentDescription
 from mldr_kd_mm.apis.model_card import model_card
+from mldr_kd_mm.apis.quantize import CALIBRATION_IMAGES, MAX_DROP, Quantized, Quantizer
 from mldr_kd_mm.apis.run_record import RunRecord
 from mldr_kd_mm.apis.student import RebuiltStudent, read_run_config, rebuild_student
 from mldr_kd_mm.apis.student_config import write_config, write_timm_folder
@@ -51,10 +53,12 @@ class Exported(NamedTuple):
     Attributes:
         files: Path -> description of each file written.
         notes: Remarks for the user.
+        int8: What the quantisation costs; None without it.
     """
 
     files: dict[Path, str]
     notes: tuple[str, ...]
+    int8: Quantized | None = None
 
 
 def export_student(
@@ -64,6 +68,12 @@ def export_student(
     torch_export: bool = False,
     config: str | None = None,
     overwrite: bool = False,
+    backbone: bool = False,
+    int8: bool = False,
+    calibrate: str | None = None,
+    calibration_images: int = CALIBRATION_IMAGES,
+    validate: str | None = None,
+    max_drop: float = MAX_DROP,
 ) -> Exported:
     """Write a run's student and its model card; an error leaves no file behind.
 
@@ -85,6 +95,14 @@ def export_student(
         config: Path of the run's config, to use instead of the copy in the checkpoint. Unlike the
             copy, it is executed, so its ``custom_imports`` can import the student's package.
         overwrite: Whether to replace an earlier export.
+        backbone: Whether to write the weights without the head, for detection and segmentation, to
+            a ``.pth`` or ``.safetensors`` file.
+        int8: Whether to quantise an ``.onnx`` file, see
+            :class:`~mldr_kd_mm.apis.quantize.Quantizer`, which takes the next four arguments.
+        calibrate: Folder of images to calibrate with.
+        calibration_images: Number of images to take from it.
+        validate: Folder of images to measure the accuracy on. None: the run's validation set.
+        max_drop: Largest allowed loss of accuracy by INT8, in percentage points.
 
     Returns:
         The files written and remarks.
@@ -92,11 +110,13 @@ def export_student(
     Raises:
         MissingFileError: There is no such checkpoint or config.
         ConfigError: The checkpoint is not of a distillation run, a file exists already, or a folder
-            or a graph is requested and the student cannot be built from its config.
+            or a graph is requested and the student cannot be built from its config. Or the INT8
+            graph loses more than ``max_drop``, or there are no images to measure that.
         ExportError: The student's weights or logits are NaN or infinite, a graph cannot be
             written, or its logits differ from the student's.
     """
     is_folder = _is_folder(out)
+    _check_options(out, backbone, int8, onnx or torch_export, calibrate, validate)
     wanted = {'.pt2': torch_export, '.onnx': onnx}
     suffix = None if is_folder else Path(out).suffix
     graphs = [name for name in _GRAPHS if wanted[name] or name == suffix]
@@ -113,7 +133,7 @@ def export_student(
         run = read_run_config(record, config)
         student = rebuild_student(run, weights)
     except ConfigError as error:
-        if graphs or is_folder:
+        if graphs or is_folder or backbone:
             raise
         notes.append(f'the model card is incomplete, because the student cannot be built: {error}')
     _check_finite(weights, student)
@@ -124,7 +144,14 @@ def export_student(
         )
 
     metadata = StudentDescription.of(record, run, student).to_metadata() if student else {}
+    quantize = quantized = None
+    if int8:
+        images = (calibrate, calibration_images, validate)
+        quantize = Quantizer(run, record.classes, student, *images, max_drop)
     paths = _paths(Path(out), is_folder, graphs, student)
+    if backbone:
+        weights, metadata = backbone_weights(student, weights), {}
+        paths.pop('config', None)
     target = paths['card'].parent
     if not overwrite:
         _check_unused([*paths.values(), *([target] if is_folder and not target.is_dir() else [])])
@@ -134,12 +161,17 @@ def export_student(
         written = {}
         if 'weights' in paths:
             written |= _write_student(folder, paths, weights, record, run, student, metadata)
+            if backbone:
+                written['weights'] += ' without the head'
         if graphs:
             texts, remarks = _write_graphs(folder, paths, graphs, student, metadata)
             written |= texts
             notes += remarks
+        if quantize:
+            quantized = quantize(folder / paths['.onnx'].name)
+            written['.onnx'] = f'INT8; {quantized.summary()}'
         files = {paths[kind].name: (folder / paths[kind].name, written[kind]) for kind in written}
-        card = model_card(record, run, student, files, is_folder)
+        card = model_card(record, run, student, files, is_folder, backbone, quantized)
         (folder / paths['card'].name).write_text(card)
         written['card'] = 'model card'
         for kind in written:
@@ -148,7 +180,8 @@ def export_student(
         # An earlier student may have been of the other library, and exported as a graph, too.
         for path in {target / name for name in _FOLDER_FILES} - {*paths.values()}:
             path.unlink(missing_ok=True)
-    return Exported({paths[kind]: text for kind, text in written.items()}, tuple(notes))
+    files = {paths[kind]: text for kind, text in written.items()}
+    return Exported(files, tuple(notes), quantized)
 
 
 def _is_folder(out: str) -> bool:
@@ -165,6 +198,27 @@ def _is_folder(out: str) -> bool:
             f'out={out!r}: must end with {", ".join(_WEIGHTS + _GRAPHS)}, or be a folder'
         )
     return True
+
+
+def _check_options(
+    out: str,
+    backbone: bool,
+    int8: bool,
+    adds_graph: bool,
+    calibrate: str | None,
+    validate: str | None,
+) -> None:
+    """Refuse options that do not fit the output or each other."""
+    suffix = '' if out.endswith('/') else Path(out).suffix
+    if backbone and (suffix not in _WEIGHTS or adds_graph):
+        raise ConfigError(
+            f'backbone=True: out={out!r} must end with {" or ".join(_WEIGHTS)}, without graphs'
+        )
+    if int8 and (suffix != '.onnx' or adds_graph):
+        raise ConfigError(f'int8=True: out={out!r} must end with .onnx, without other graphs')
+    for name, value in dict(calibrate=calibrate, validate=validate).items():
+        if value is not None and not int8:
+            raise ConfigError(f'{name}={value!r}: is for int8=True only')
 
 
 def _check_unused(paths: Sequence[Path]) -> None:

@@ -13,6 +13,7 @@ import timm
 import torch
 from huggingface_hub import ModelCardData
 
+from mldr_kd_mm.apis.quantize import Quantized
 from mldr_kd_mm.apis.run_record import (
     RunRecord,
     dataset_of,
@@ -55,6 +56,8 @@ def model_card(
     student: RebuiltStudent | None,
     files: Mapping[str, tuple[Path, str]],
     is_folder: bool = False,
+    is_backbone: bool = False,
+    quantized: Quantized | None = None,
 ) -> str:
     """Write the model card of an exported student.
 
@@ -64,6 +67,8 @@ def model_card(
         student: The student, or None if it cannot be built.
         files: File name -> its current path and a description.
         is_folder: Whether the files are those of a folder that timm or mmpretrain loads.
+        is_backbone: Whether the file of weights lacks the head.
+        quantized: What the quantisation of the graph costs; None if it is not quantised.
 
     Returns:
         Markdown with the front matter of the Hugging Face hub.
@@ -75,6 +80,7 @@ def model_card(
         'Losses': _losses(model),
         'Accuracy': _accuracy(record, run),
         'Data': _data_facts(run),
+        **({'INT8': quantized.facts()} if quantized else {}),
         'Files': _file_facts(files),
     }
     has_head = student is None or bool(student.num_classes)
@@ -82,7 +88,9 @@ def model_card(
     lines = [front_matter, f'# {_title(run, model)}', '']
     for title, items in sections.items():
         lines += [f'## {title}', '', *(f'- {item}' for item in items), '']
-    if student:
+    if student and is_backbone:
+        lines += ['## Load the backbone', '', *_backbone_code(student, *files)]
+    elif student:
         lines += [
             '## Load the student',
             '',
@@ -281,6 +289,35 @@ def _predict_lines(weights: Sequence[str], graphs: Sequence[str], is_folder: boo
         return []
     command = f'mldr-kd predict {shlex.quote(students[0])} IMAGES'
     return ['With mldr-kd, for files and folders of images:', '', '```bash', command, '```', '']
+
+
+def _backbone_code(student: RebuiltStudent, file: str) -> list[str]:
+    """Return Python that loads a file of a backbone's weights."""
+    if student.is_timm:
+        arguments = {k: v for k, v in student.timm_arguments.items() if k != 'num_classes'}
+        return _fenced(
+            [
+                'import timm',
+                '',
+                'model = timm.create_model(',
+                f'    {student.config["model_name"]!r},',
+                *(f'    {name}={value!r},' for name, value in arguments.items()),
+                '    features_only=True,',
+                '    pretrained=True,',
+                f'    pretrained_cfg_overlay=dict(file={file!r}, custom_load=False),',
+                ')',
+            ]
+        )
+    backbone = {**mapping(student.config, 'backbone')}
+    if not backbone:
+        return ['The names are those of the student without its head.']
+    backbone['type'] = f'mmpretrain.{type_name(backbone)}'
+    backbone['init_cfg'] = dict(type='Pretrained', checkpoint=file)
+    return [
+        'In a config of mmdetection or mmsegmentation:',
+        '',
+        *_fenced([f'backbone = {backbone!r}']),
+    ]
 
 
 def _fenced(lines: Iterable[str]) -> list[str]:

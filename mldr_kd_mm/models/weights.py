@@ -181,7 +181,7 @@ def count_classes(model: nn.Module, content: dict[str, Any], label: str) -> int 
         ConfigError: If it has no weights.
     """
     weights, _ = find_weights(content, label)
-    head = weights.get(f'{_shared_prefix(model, weights, label)}{_head_of(model)}.weight')
+    head = weights.get(f'{_shared_prefix(model, weights, label)}{head_of(model)}.weight')
     return None if head is None else len(head)
 
 
@@ -263,8 +263,15 @@ def _convert(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         return {}
 
 
-def _head_of(model: nn.Module) -> str:
-    """Return the path of a classifier's last linear layer, as in its state dict; '' if unknown."""
+def head_of(model: nn.Module) -> str:
+    """Return the path of a classifier's last linear layer, as in its state dict.
+
+    Args:
+        model: The classifier.
+
+    Returns:
+        The path; '' if it is unknown.
+    """
     if not isinstance(model, BaseClassifier):
         return ''
     try:
@@ -277,7 +284,7 @@ def _head_of(model: nn.Module) -> str:
 
 def _class_counts(model: nn.Module, weights: Mapping[str, Tensor]) -> tuple[int, int] | None:
     """Return the classes of a file's head and of the model's; None unless only these differ."""
-    name = f'{_head_of(model)}.weight'
+    name = f'{head_of(model)}.weight'
     own, theirs = model.state_dict().get(name), weights.get(name)
     if own is None or theirs is None or own.shape[1:] != theirs.shape[1:]:
         return None
@@ -306,7 +313,7 @@ def _new_head(
         weights: The weights of the file.
         report: The report of the attempt to load them.
     """
-    own, path = model.state_dict(), _head_of(model)
+    own, path = model.state_dict(), head_of(model)
     counts = _class_counts(model, weights)
     if counts is not None:
         names = [  # a distilled DeiT has two heads
