@@ -10,6 +10,7 @@ from mldr_kd_mm.engine.hooks.figures import FigureHook
 from mldr_kd_mm.engine.hooks.load_weights import LoadWeightsHook
 from mldr_kd_mm.engine.hooks.non_finite import NonFiniteHook
 from mldr_kd_mm.engine.hooks.progress import ProgressHook
+from mldr_kd_mm.engine.hooks.quantization_aware import QuantizationAwareHook
 from mldr_kd_mm.engine.hooks.runtime_info import DeferredRuntimeInfoHook
 from mldr_kd_mm.engine.hooks.stop_distill import StopDistillHook
 from mldr_kd_mm.engine.hooks.stop_signal import StopSignalHook
@@ -28,6 +29,7 @@ __all__ = [
     'LoadWeightsHook',
     'NonFiniteHook',
     'ProgressHook',
+    'QuantizationAwareHook',
     'StopDistillHook',
     'StopSignalHook',
     'TeacherAccuracyHook',
