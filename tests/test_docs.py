@@ -110,7 +110,7 @@ PLACES = [
     (r'python tools/train\.py best/METHOD\.py', NOT + 'any config is trained in the same way'),
     (r'mldr-kd info', 'test_cli.py::test_info_of_models'),
     (r'mldr-kd probe', 'apis/test_probe.py::test_measures_a_run'),
-    (r'mldr-kd predict', 'apis/test_predict.py::TestCommand::test_a_table'),
+    (r'mldr-kd predict', 'apis/test_predict.py::test_a_table'),
     (r'mldr-kd export .*--int8', 'apis/test_quantize.py::test_files_and_measurements'),
     (r'mldr-kd export .*--backbone', 'apis/test_quantize.py::test_timm_loads_all_of_it'),
     (r'mldr-kd export', 'test_cli.py::test_distill_info_export_report'),
