@@ -111,6 +111,7 @@ PLACES = [
     (r'mldr-kd info', 'test_cli.py::test_info_of_models'),
     (r'mldr-kd probe', 'apis/test_probe.py::test_measures_a_run'),
     (r'mldr-kd predict', 'apis/test_predict.py::test_a_table'),
+    (r'python benchmarks/quantization_aware\.py', NOT + 'ten minutes'),
     (r'mldr-kd export .*--int8', 'apis/test_quantize.py::test_files_and_measurements'),
     (r'mldr-kd export .*--backbone', 'apis/test_quantize.py::test_timm_loads_all_of_it'),
     (r'mldr-kd export', 'test_cli.py::test_distill_info_export_report'),
