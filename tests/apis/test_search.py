@@ -416,7 +416,7 @@ def test_mistake_is_one_line(project, kwargs, message):
 
 
 def test_command_names_its_options(project, capsys):
-    arguments = ['tune', '--pair', 'digits', '--methods', 'kd']
+    arguments = ['tune', '--pair', 'digits', '--methods', 'kd', '--held-out', '0.25']
     handler = signal.getsignal(signal.SIGTERM)
     for options, message in [
         (['--storage', 'nonsense'], "error: --storage 'nonsense': must be the URL of a database, "),
