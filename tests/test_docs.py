@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
+import json
 import re
 import runpy
 import shlex
@@ -24,6 +25,7 @@ from helpers import mldr
 from mmengine.config import Config
 
 from mldr_kd_mm.cli import make_parser
+from mldr_kd_mm.evaluation.measures import mean_and_std
 from mldr_kd_mm.models import losses
 from mldr_kd_mm.models.builder import build_classifier
 from mldr_kd_mm.registry import MODELS
@@ -109,6 +111,7 @@ PLACES = [
     ),
     (r'python tools/train\.py best/METHOD\.py', NOT + 'any config is trained in the same way'),
     (r'mldr-kd info', 'test_cli.py::test_info_of_models'),
+    (r'python benchmarks/embed\.py', NOT + 'needs CIFAR-100 and a teacher, of an hour'),
     (r'mldr-kd probe', 'apis/test_probe.py::test_measures_a_run'),
     (r'mldr-kd predict', 'apis/test_predict.py::test_a_table'),
     (r'python benchmarks/quantization_aware\.py', NOT + 'ten minutes'),
@@ -494,6 +497,23 @@ def test_tables_of_the_benchmarks():
     tables = runpy.run_path(str(ROOT / 'docs/benchmarks/write_tables.py'))
     for path, text in tables['written_pages']().items():
         assert path.read_text() == text, f'{path}: run python docs/benchmarks/write_tables.py'
+
+
+def test_experiment_without_labels():
+    """The table of the page is what the runs measured."""
+    text = (ROOT / 'docs/unlabeled/embed.jsonl').read_text()
+    rows = [json.loads(line) for line in text.splitlines()]
+    assert len(rows) == 3
+    page = (ROOT / 'docs/unlabeled.md').read_text()
+    for field, name in (
+        ('before', 'student, random weights'),
+        ('after', 'student after 25 epochs'),
+        ('teacher', 'teacher'),
+    ):
+        values = [row[field] for row in rows]
+        found = f'{values[0]:.2f}' if len({*values}) == 1 else mean_and_std(values)
+        assert f'| {name} | {found} |' in page
+    assert {(row['epochs'], row['images']) for row in rows} == {(25, 2000)}
 
 
 def test_methods_are_documented():
