@@ -58,6 +58,7 @@ With your own teacher and another method:
 Compare with the student alone: add --baseline
 Offline:         add --no-teacher-pretrained
 Without labels:  add --unlabeled more/images; with a --teacher-checkpoint, --data may be left out
+A backbone:      --method embed trains a student without a head on a teacher's feature
 On several GPUs: add --print-config > my_config.py, then run
                  bash tools/dist_train.sh my_config.py GPUS
 """
@@ -101,6 +102,7 @@ written too. Existing files are never overwritten.
 _PROBE = """Measure how well the features of a student tell the classes of a folder apart.
 
     mldr-kd probe work_dirs/RUN --data my/images
+    mldr-kd probe work_dirs/RUN/student --data my/images
 
 For students without a head (mldr-kd distill --method embed) and any other. The features of the
 validation images are classified by a vote of the nearest training images, and by a logistic
@@ -522,7 +524,7 @@ def _run_export(args: Namespace) -> None:
 
 def _add_probe(parser: ArgumentParser) -> None:
     add = parser.add_argument
-    add('student', help='work directory of a run, or a checkpoint')
+    add('student', help='work directory of a run, checkpoint, or exported folder or file')
     add('--data', required=True, metavar='PATH', help='folder of labelled images')
     add(
         '--val-fraction',

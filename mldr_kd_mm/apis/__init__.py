@@ -15,6 +15,7 @@ with redirect_stdout(StringIO()):
 from mldr_kd_mm.apis.configs import base_fields, config_path, list_configs
 from mldr_kd_mm.apis.distill import Distilled, distill, distill_config
 from mldr_kd_mm.apis.predict import Prediction, predict
+from mldr_kd_mm.apis.probe import Probed, probe
 from mldr_kd_mm.models import losses
 from mldr_kd_mm.models.distillers.distiller import Distiller
 from mldr_kd_mm.models.losses import *  # noqa: F403
@@ -29,11 +30,13 @@ __all__ = [
     'FeatureRecorder',
     'MSDFNeck',
     'Prediction',
+    'Probed',
     'base_fields',
     'config_path',
     'distill',
     'distill_config',
     'list_configs',
     'predict',
+    'probe',
     *losses.__all__,
 ]

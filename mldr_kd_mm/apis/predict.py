@@ -234,8 +234,7 @@ def _load(path: str, device: str | None) -> _Network:
         )
     if path.endswith('.onnx'):
         return _load_graph(path, device)
-    content = load_checkpoint(path, 'student')
-    description, classifier = _of_run(content, path) or _of_export(content, path)
+    description, classifier = load_student(path)
     place = _usable(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
     classifier.to(place)
 
@@ -244,6 +243,23 @@ def _load(path: str, device: str | None) -> _Network:
         return classifier(images.to(place), mode='tensor').cpu()
 
     return _Network(description, run)
+
+
+def load_student(path: str) -> tuple[StudentDescription, nn.Module]:
+    """Build a student and load its weights.
+
+    Args:
+        path: Path of a checkpoint of a run, or of an exported folder or file of weights.
+
+    Returns:
+        Its description, and the classifier in evaluation mode.
+
+    Raises:
+        MissingFileError: There is no such file.
+        ConfigError: It is not of a student, or the student cannot be built.
+    """
+    content = load_checkpoint(path, 'student')
+    return _of_run(content, path) or _of_export(content, path)
 
 
 def _of_run(content: dict[str, Any], path: str) -> tuple[StudentDescription, nn.Module] | None:

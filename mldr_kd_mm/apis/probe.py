@@ -5,24 +5,26 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from mmengine.dataset import pseudo_collate
+from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from mldr_kd_mm.apis.preprocessing import Preprocessing
-from mldr_kd_mm.apis.run_record import RunRecord
-from mldr_kd_mm.apis.student import RebuiltStudent, read_run_config, rebuild_student
+from mldr_kd_mm.apis.description import StudentDescription
+from mldr_kd_mm.apis.predict import load_student
+from mldr_kd_mm.apis.student_images import steps_for_files
 from mldr_kd_mm.datasets import ImageFolder
 from mldr_kd_mm.evaluation.knn import NEIGHBOURS, KNNClassifier, embed_all, embedder
 from mldr_kd_mm.evaluation.linear_probe import LinearProbe
 from mldr_kd_mm.evaluation.logged_run import find_checkpoints
-from mldr_kd_mm.utils.checkpoint import load_checkpoint, student_state_dict
+from mldr_kd_mm.utils.checkpoint import local_file
 from mldr_kd_mm.utils.errors import ConfigError, check_positive, is_number
 from mldr_kd_mm.utils.progress import track
 from mldr_kd_mm.utils.run_identity import Origin
+from mldr_kd_mm.utils.stored_config import check_types, default_scope, registered_names_only
 
 
 class Probed(NamedTuple):
@@ -56,7 +58,8 @@ def probe(
     classifier (:class:`~mldr_kd_mm.evaluation.linear_probe.LinearProbe`).
 
     Args:
-        student: Work directory of a run, whose newest checkpoint is read, or path of a checkpoint.
+        student: Work directory of a run, whose newest checkpoint is read; path of a checkpoint; or
+            of an exported folder, ``.pth`` or ``.safetensors`` file.
         data: Folder of images with one folder per class, see :func:`mldr_kd_mm.distill`.
         val_fraction: Fraction of the images to hold out if the folder has no validation images.
         seed: Seed of the choice of the held-out images.
@@ -73,21 +76,18 @@ def probe(
     check_positive(batch_size=batch_size)
     if workers is not None and not (is_number(workers, int) and workers >= 0):
         raise ConfigError(f'workers={workers!r}: must be a non-negative integer')
-    folder = dict(data_root=data, val_fraction=val_fraction, seed=seed)
-    images = [ImageFolder(split=split, **folder) for split in ('train', 'val')]
-    opened = open_student(student)
-    pipeline = _pipeline(opened.preprocessing)
+    model, description = open_student(student)
+    scope = default_scope(dict(default_scope=description.default_scope))
+    with DefaultScope.overwrite_default_scope(scope), registered_names_only():
+        pipeline = check_types(steps_for_files(description), 'pipeline')
+        folder = dict(data_root=data, val_fraction=val_fraction, seed=seed, pipeline=pipeline)
+        images = [ImageFolder(split=split, **folder) for split in ('train', 'val')]
     workers = min(8, os.cpu_count()) if workers is None else workers
     loaders = [
-        DataLoader(
-            ImageFolder(split=split, pipeline=pipeline, **folder),
-            batch_size,
-            num_workers=workers,
-            collate_fn=pseudo_collate,
-        )
-        for split in ('train', 'val')
+        DataLoader(part, batch_size, num_workers=workers, collate_fn=pseudo_collate)
+        for part in images
     ]
-    knn, linear = measure(opened.model, loaders)
+    knn, linear = measure(model, loaders)
     return Probed(knn, linear, *map(len, images))
 
 
@@ -120,38 +120,28 @@ def _percent(predicted: Tensor, truth: Tensor) -> float:
     return 100 * float((predicted == truth).double().mean())
 
 
-def open_student(path: str) -> RebuiltStudent:
-    """Build the student of a run.
+def open_student(path: str) -> tuple[nn.Module, StudentDescription]:
+    """Build a student.
 
     Args:
-        path: Work directory of the run, or path of a checkpoint.
+        path: Work directory of a run, checkpoint, or exported folder or file of weights.
+
+    Returns:
+        The classifier, which takes files as OpenCV reads them, and its description.
 
     Raises:
-        ConfigError: If there is no checkpoint of a run, or the student cannot be built.
+        ConfigError: If there is no student, or it cannot be built.
     """
-    if os.path.isdir(path):
+    if os.path.isdir(path) and not local_file(path).is_file():
         checkpoints = (file for file in find_checkpoints(Path(path)) if Origin.read(file))
         found = next(checkpoints, None)
         if found is None:
-            raise ConfigError(f'student={path!r}: must be the work directory of a run, or a file')
+            raise ConfigError(
+                f'student={path!r}: must be a file, an exported folder, or the work directory of a '
+                'run'
+            )
         path = str(found)
-    content = load_checkpoint(path, 'student')
-    record = RunRecord.read(content, path)
-    if record.config is None:
-        raise ConfigError(f'student={path!r}: must be a checkpoint of a run; it has no config')
-    opened = rebuild_student(read_run_config(record), student_state_dict(content))
+    description, model = load_student(path)
     # Files are read as BGR; the run may have read arrays of RGB.
-    opened.model.data_preprocessor.to_rgb = opened.preprocessing.channel_order != 'BGR'
-    return opened
-
-
-def _pipeline(preprocessing: Preprocessing) -> list[dict[str, Any]]:
-    """Return the pipeline that prepares files as the validation of a run did."""
-    size, scale = preprocessing.size[::-1], preprocessing.scale[::-1]
-    how = dict(backend=preprocessing.backend or 'pillow', interpolation=preprocessing.interpolation)
-    if preprocessing.crop_mode == 'squash':
-        resize = dict(type='Resize', scale=scale, **how)
-    else:
-        resize = dict(type='ResizeEdge', scale=min(scale), **how)
-    crop = dict(type='CenterCrop', crop_size=size)
-    return [dict(type='LoadImageFromFile'), resize, crop, dict(type='PackInputs')]
+    model.data_preprocessor.to_rgb = description.channel_order != 'BGR'
+    return model, description

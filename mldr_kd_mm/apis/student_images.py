@@ -78,6 +78,22 @@ def _walk(folder: str) -> list[str]:
     return sorted(found)
 
 
+def steps_for_files(description: StudentDescription) -> list[dict[str, Any]]:
+    """Return the steps of the validation for files; some data sets yield arrays there.
+
+    Args:
+        description: Description of the student.
+    """
+    steps = description.pipeline
+    load = next((step for step in steps if type_name(step) == _LOAD['type']), _LOAD)
+    left_out = (_LOAD['type'], *_PACKING)
+    others = [step for step in steps if type_name(step) not in left_out]
+    if not others:
+        height, width = description.input_size[1:]
+        others = [dict(type='Resize', scale=(width, height), backend='pillow')]
+    return [load, *others, dict(type='PackInputs')]
+
+
 class StudentImages(FolderDataset):
     """Image files in the form that a student's input has.
 
@@ -152,17 +168,8 @@ class StudentImages(FolderDataset):
         return self._description.input == 'uint8'
 
     def _steps(self) -> list[Any]:
-        """Return the steps of the validation for a file; some data sets yield arrays there."""
-        steps = self._description.pipeline
-        load = [step for step in steps if type_name(step) == _LOAD['type']][:1] or [_LOAD]
-        if self._is_raw:
-            return [*load, self._check_shape]
-        left_out = (_LOAD['type'], *_PACKING)
-        others = [step for step in steps if type_name(step) not in left_out]
-        if not others:
-            height, width = self._description.input_size[1:]
-            others = [dict(type='Resize', scale=(width, height), backend='pillow')]
-        return [*load, self._check_shape, *others, dict(type='PackInputs')]
+        load, *others = steps_for_files(self._description)
+        return [load, self._check_shape, *([] if self._is_raw else others)]
 
     def _check_shape(self, results: dict[str, Any]) -> dict[str, Any]:
         """Refuse a long strip, of which resizing its short edge would make a huge image."""

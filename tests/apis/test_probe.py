@@ -15,6 +15,7 @@ from torch.testing import assert_close
 from mldr_kd_mm import ConfigError, distill, distill_config
 from mldr_kd_mm.apis.probe import open_student, probe
 from mldr_kd_mm.cli import main
+from mldr_kd_mm.engine.knn_loop import bank_config
 from mldr_kd_mm.evaluation.linear_probe import LinearProbe
 from mldr_kd_mm.utils.checkpoint import load_checkpoint
 from mldr_kd_mm.visualization.report import make_report
@@ -57,6 +58,16 @@ class TestDistill:
         )
         assert of_ours.model.teacher.head is of_ours.model.student.head is None
 
+    def test_unlabelled_images(self, folder, teacher, tmp_path):
+        options = OPTIONS | dict(teacher_checkpoint=teacher, unlabeled=f'{folder}/train/a')
+        alone = distill_config(**options)
+        assert alone.model.student.num_classes == 0 and alone.get('val_cfg') is None
+        mixed = distill_config(**options, data=folder)
+        assert bank_config(mixed)['dataset']['type'] == 'mldr_kd_mm.ImageFolder'
+        data = str(image_folder(tmp_path / 'few', {'val': 2}))
+        with pytest.raises(ConfigError, match='^data=.*: must have training images, too, as meth'):
+            distill_config(**options, data=data)
+
     def test_result(self, result):
         """Colours tell the classes, also to features that were never trained."""
         assert result.teacher_accuracy > 90 and result.accuracy > 60
@@ -69,7 +80,7 @@ class TestDistill:
         model = timm.create_model(f'local-dir:{result.folder}', pretrained=True).eval()
         assert model.num_classes == 0
         images = torch.randn(2, 3, 32, 32)
-        student = open_student(result.work_dir).model
+        student, _ = open_student(result.work_dir)
         assert_close(model(images), student(images, mode='tensor'))
         card = Path(result.folder, 'README.md').read_text()
         assert f'Output: a feature of width {model.num_features}, no classes' in card
@@ -109,11 +120,13 @@ class TestProbe:
         main(['probe', result.checkpoint, '--data', folder, '--workers', '0'])
         printed = capsys.readouterr().out.splitlines()
         assert json.loads(printed[-1]) == pytest.approx(probed._asdict())
+        for exported in (result.folder, result.student):
+            assert probe(exported, folder, workers=0) == pytest.approx(probed, abs=1e-3)
 
     def test_wrong_students(self, tmp_path, folder, teacher):
         for student, message in (
-            (tmp_path, 'must be the work directory of a run, or a file'),
-            (teacher, 'must be a checkpoint of a run; it has no config'),
+            (tmp_path, 'must be a file, an exported folder, or the work directory of a run'),
+            (teacher, 'does not describe its images and classes; export it again'),
         ):
             with pytest.raises(ConfigError, match=f'^student={str(student)!r}: {message}'):
                 probe(str(student), folder)
