@@ -192,6 +192,21 @@ FAULTS = [
         'test_crd.py',
         [('others + (others >= own)', 'others')],
     ),
+    Fault(
+        'QueueLoss: empty entries count',
+        'test_queue.py',
+        [('is_filled = queue.any(-1)', 'is_filled = torch.ones_like(queue.any(-1))')],
+    ),
+    Fault(
+        'QueueLoss: the queue never moves on',
+        'test_queue.py',
+        [('(self.position + count) % self.size', 'self.position.clone()')],
+    ),
+    Fault(
+        'kNN: neighbours of the last block alone',
+        'test_knn.py',
+        [('nearest = torch.cat([nearest, found], 1)', 'nearest = found')],
+    ),
     # Necks, taps and backbones.
     Fault(
         'MSDF: fusion weights over the classes',

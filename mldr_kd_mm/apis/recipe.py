@@ -293,6 +293,11 @@ def read_training_images(options: Options) -> TrainingImages:
             'teacher: there are no labelled images to train it on; give teacher_checkpoint, or '
             'teacher_epochs=0 for pretrained weights of your classes'
         )
+    if labeled is None and val is not None and not options.has_head:
+        raise ConfigError(
+            f'data={str(options.data)!r}: must have training images, too, as '
+            f'method={options.method!r} measures by a vote of labelled ones'
+        )
     unlabeled = _read_unlabeled(options)
     if val is not None:
         classes, count = tuple(val.CLASSES), len(val.CLASSES)

@@ -24,7 +24,7 @@ from mldr_kd_mm.models.losses.common import gather_batch
 from mldr_kd_mm.registry import LOOPS
 from mldr_kd_mm.utils.dist import unwrap_model
 from mldr_kd_mm.utils.errors import ConfigError, check_above_zero, check_positive
-from mldr_kd_mm.utils.logging import plural
+from mldr_kd_mm.utils.logging import plural, tell
 
 FIELD = 'bank_dataloader'
 
@@ -57,6 +57,10 @@ class _KNN:
         self.k = k
         self.temperature = temperature
         self._predict: Predict | None = None
+        tell(
+            f'accuracy: by a vote of the {k} nearest of '
+            f'{plural(len(self.bank.dataset), "labelled image")} (temperature {temperature})'
+        )
 
     @torch.no_grad()
     def fit(self, preprocess: nn.Module, embed: Callable[[Tensor], Tensor]) -> Predict:
@@ -100,10 +104,6 @@ class _KNN:
 
     def run(self) -> dict:
         """Run the loop, and forget the features of the labelled images."""
-        self.runner.logger.info(
-            f'accuracy: by a vote of the {self.k} nearest of '
-            f'{plural(len(self.bank.dataset), "labelled image")} (temperature {self.temperature})'
-        )
         try:
             return super().run()
         finally:

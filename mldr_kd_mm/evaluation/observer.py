@@ -56,7 +56,10 @@ class Observer:
         self._gathered: dict[str, list[Tensor]] = defaultdict(list)
         self._is_pair = isinstance(model, Distiller)
         if not (model.tapped_student.has_head if self._is_pair else has_head(model)):
-            raise ConfigError('the student has no head, and thus no predictions to compare')
+            raise ConfigError(
+                'the student has no head, and thus no predictions to compare; its accuracy is that '
+                'of a vote of the nearest labelled images'
+            )
         if self._is_pair:
             self._student = _Stages(model.tapped_student, model.neck_inputs)
             self._teacher = _Stages(model.teacher)

@@ -123,17 +123,39 @@ class TestLoop:
         assert found == pytest.approx(100 * right.mean(), abs=1e-4)
         assert 0 < found < 100
 
-    def test_three_processes_are_one(self, runner, tmp_path):
-        """They divide the 40 images of the bank unevenly."""
+    def test_of_a_test(self, runner, tmp_path):
+        torch.save(dict(state_dict=runner.model.state_dict()), tmp_path / 'weights.pth')
+        fields = {f'val_{name}': None for name in ('dataloader', 'cfg', 'evaluator')}
+        cfg = run_config(tmp_path, load_from=str(tmp_path / 'weights.pth'))
+        for name in ('dataloader', 'cfg', 'evaluator'):
+            cfg[f'test_{name}'] = cfg[f'val_{name}']
+        cfg.test_cfg.type = 'KNNTestLoop'
+        metrics = Runner.from_cfg(Config(cfg.to_dict() | fields)).test()
+        expected = runner.message_hub.get_scalar('val/accuracy/top1').current()
+        assert metrics['accuracy/top1'] == pytest.approx(expected, abs=1e-4)
+
+    def test_two_processes_are_one(self, runner, tmp_path):
+        """They divide the 27 images of the bank unevenly."""
         torch.save(dict(state_dict=runner.model.state_dict()), tmp_path / 'weights.pth')
         cfg = run_config(tmp_path, load_from=str(tmp_path / 'weights.pth'))
+        cfg.train_dataloader.dataset.subset = dict(labels=[*range(9)], per_class=3)
+        expected = Runner.from_cfg(copy.deepcopy(cfg)).val()['accuracy/top1']
         (tmp_path / 'config.json').write_text(json.dumps(cfg.to_dict()))
         worker = Path(__file__).with_name('knn_worker.py')
-        run_ranks(*((worker, rank, 3, tmp_path) for rank in range(3)))
-        expected = runner.message_hub.get_scalar('val/accuracy/top1').current()
-        for rank in range(3):
+        run_ranks(*((worker, rank, 2, tmp_path) for rank in range(2)))
+        for rank in range(2):
             found = json.loads((tmp_path / f'found{rank}.json').read_text())
             assert found['accuracy/top1'] == pytest.approx(expected, abs=1e-4)
+
+    def test_bank_of_a_mixture_is_its_labelled_part(self, tmp_path):
+        cfg = run_config(tmp_path)
+        labeled = cfg.train_dataloader.dataset.to_dict()
+        unlabeled = dict(type='UnlabeledFolder', data_root='x', pipeline=[])
+        cfg.train_dataloader.dataset = dict(
+            type='MixedDataset', labeled=labeled, unlabeled=unlabeled
+        )
+        pipeline = cfg.val_dataloader.dataset.pipeline
+        assert bank_config(cfg)['dataset'] == dict(labeled, pipeline=pipeline)
 
     def test_bank_is_the_training_set_with_the_validation_pipeline(self, tmp_path):
         cfg = run_config(tmp_path)

@@ -33,7 +33,7 @@ class QueueLoss(nn.Module):
     checkpoint. A feature that is zero or not finite never enters it.
 
     Source: the first version of lightly-train's distillation, from its code (queue of 8192,
-    temperature 0.07). Its projection has a bias.
+    temperature 0.07).
 
     Args:
         size: Number of features in the queue.

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from helpers import NUM_CLASSES, batch, mldr, resnet, timm_resnet, vit
 from mmengine.optim import build_optim_wrapper
+from mmengine.runner import ValLoop
 from torch import nn
 from torch.testing import assert_close
 
 from mldr_kd_mm import ConfigError
+from mldr_kd_mm.engine.hooks import TeacherAccuracyHook
 from mldr_kd_mm.models.taps.stages import has_head
 from mldr_kd_mm.registry import MODELS
 
@@ -158,6 +162,15 @@ def test_teacher_cannot_predict():
     model = distiller(TOWERS['clip'])
     with pytest.raises(ConfigError, match='^teacher: has no head and cannot predict; its feature'):
         model.predict_teacher(torch.zeros(1, 3, 32, 32), [])
+
+
+def test_accuracy_of_a_teacher_without_a_head_is_not_measured_by_its_output():
+    """The student has a head, so the validation is the usual one."""
+    model, lines = distiller(TOWERS['clip'], resnet(), [RSD]), []
+    logger = SimpleNamespace(info=lines.append)
+    runner = SimpleNamespace(model=model, val_loop=ValLoop, iter=0, logger=logger)
+    TeacherAccuracyHook().before_train(runner)
+    assert lines == ['The teacher has no head; its accuracy is not measured']
 
 
 def test_not_finite_feature_of_a_teacher_is_an_error():
