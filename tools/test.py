@@ -28,9 +28,11 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     return parser.parse_args(argv)
 
 
-def check_is_student(checkpoint: str, teacher_checkpoint: str | None) -> None:
+def check_is_student(checkpoint: str, teacher_checkpoint: str | list[str | None] | None) -> None:
     """Raise a ConfigError if a checkpoint is the teacher's, which may fit the student, too."""
-    if teacher_checkpoint and os.path.realpath(checkpoint) == os.path.realpath(teacher_checkpoint):
+    is_list = isinstance(teacher_checkpoint, (list, tuple))
+    taken = teacher_checkpoint if is_list else [teacher_checkpoint]
+    if os.path.realpath(checkpoint) in [os.path.realpath(path) for path in taken if path]:
         raise ConfigError(
             f'checkpoint={checkpoint!r}: is model.teacher_checkpoint; give a checkpoint of the '
             'distillation run or an exported student'

@@ -15,7 +15,7 @@ from torch import Tensor
 from mldr_kd_mm.apis.models import find_model, recipe_of
 from mldr_kd_mm.apis.run_record import RunRecord, mapping, plain
 from mldr_kd_mm.datasets import ImageFolder
-from mldr_kd_mm.evaluation.logged_run import find_checkpoints
+from mldr_kd_mm.evaluation.logged_run import find_checkpoints, owner_of
 from mldr_kd_mm.models.backbones.selective_scan import mamba_kernel
 from mldr_kd_mm.models.builder import build_classifier
 from mldr_kd_mm.models.losses import relation
@@ -156,7 +156,8 @@ def _checkpoint(path: str) -> Iterator[Fact]:
         if value := getattr(record, name):
             yield name, value
     for name, value in record.teacher_metrics.items():
-        yield f"teacher's {name}", f'{value:.2f}'
+        owner, metric = owner_of(name)
+        yield f"{owner}'s {metric}", f'{value:.2f}'
     epoch = record.validated_epoch
     after = '' if epoch is None else f' after epoch {epoch}'
     for name, values in record.metrics.items():

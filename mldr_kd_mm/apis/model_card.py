@@ -100,7 +100,8 @@ def model_card(
 
 
 def _title(run: Mapping[str, Any], model: Mapping[str, Any]) -> str:
-    student, teacher = (_model_name(mapping(model, side)) for side in ('student', 'teacher'))
+    student = _model_name(mapping(model, 'student'))
+    teacher = ' and '.join(_model_name(each) for each, _ in _teachers(model))
     data = _data_info(dataset_of(run, 'train_dataloader'))['name']
     return escaped(f'{student} distilled from {teacher} on {data}')
 
@@ -152,8 +153,11 @@ def _training_facts(
     configured = train_cfg.get('max_epochs') or train_cfg.get('max_iters')
     batch_size = record.batch_size or mapping(run, 'train_dataloader').get('batch_size')
     default = 'none' if run else NOT_RECORDED
-    yield f'Teacher: {_model(mapping(model, "teacher"))}'
-    yield f"Teacher's weights: {_teacher_weights(model)}"
+    teachers = _teachers(model)
+    for number, (teacher, checkpoint) in enumerate(teachers, 1):
+        label = 'Teacher' if len(teachers) == 1 else f'Teacher{number}'
+        yield f'{label}: {_model(teacher)}'
+        yield f"{label}'s weights: {_teacher_weights(teacher, checkpoint)}"
     yield f'Run: {_known(record.experiment)}'
     yield (
         f'Trained for: {plural(_known(record.epoch), "epoch")}, '
@@ -451,11 +455,18 @@ def _augments(run: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return []
 
 
-def _teacher_weights(model: Mapping[str, Any]) -> str:
-    path = model.get('teacher_checkpoint')
+def _teachers(model: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], Any]]:
+    """Return the config and the checkpoint of each teacher."""
+    teachers, checkpoints = model.get('teacher'), model.get('teacher_checkpoint')
+    if not isinstance(teachers, (list, tuple)):
+        return [(mapping(model, 'teacher'), checkpoints)]
+    given = _as_list(checkpoints) + [None] * len(teachers)
+    return list(zip(dicts(teachers), given, strict=False))
+
+
+def _teacher_weights(teacher: Mapping[str, Any], path: Any) -> str:
     if path:
         return f'`{plain(str(path).rpartition("/")[2])}`'
-    teacher = mapping(model, 'teacher')
     if teacher.get('pretrained'):
         return 'pretrained, from timm'
     return 'initialised by its config' if teacher else NOT_RECORDED

@@ -157,7 +157,15 @@ def without_teacher(settings: Settings) -> Settings:
 
 
 def teacher_file(settings: Settings) -> Path | None:
-    """Return the path of the teacher checkpoint, or None if there is no local file."""
+    """Return the path of the teacher checkpoint, or None if there is no local file.
+
+    Raises:
+        ConfigError: There are several teachers.
+    """
+    if isinstance(settings['model'].get('teacher'), (list, tuple)):
+        raise ConfigError(
+            'model.teacher: is a list; the benchmark and the search take pairs with one teacher'
+        )
     checkpoint = settings['model'].get('teacher_checkpoint')
     if not checkpoint or REMOTE.match(checkpoint):
         return None

@@ -48,7 +48,7 @@ _IGNORED = (
     'default_hooks.timer*',
     'optim_wrapper.optimizer.fused',
 )
-_APPLIED = ('model.teacher.data_preprocessor*',)
+_APPLIED = ('model.teacher.data_preprocessor*', 'model.teacher.[0-9]*.data_preprocessor*')
 # A run with another value is another run. Sizes are not in the list: other sizes do not fit the
 # weights in the checkpoint.
 _REFUSED = (

@@ -107,6 +107,17 @@ def find_checkpoints(work_dir: Path) -> list[Path]:
     return sorted(work_dir.glob('*.pth'), key=_recency, reverse=True)
 
 
+def owner_of(name: str) -> tuple[str, str]:
+    """Return whose metric a name in ``teacher_metrics`` is, and the name of the metric.
+
+    Args:
+        name: ``accuracy/top1`` of the teacher or of several together, or
+            ``teacher1/accuracy/top1``.
+    """
+    found = re.fullmatch(r'(teacher\d+)/(.+)', name)
+    return (found[1], found[2]) if found else ('teacher', name)
+
+
 @dataclass(eq=False)
 class LoggedRun:
     """A run that has started to train.
@@ -160,6 +171,12 @@ class LoggedRun:
     def has_teacher(self) -> bool:
         """Whether its model is a Distiller."""
         return 'teacher' in self.config.model
+
+    @property
+    def teachers(self) -> list[dict[str, Any]]:
+        """Configs of the teachers; empty without one."""
+        given = self.config.model.get('teacher') or []
+        return [*given] if isinstance(given, (list, tuple)) else [given]
 
     @property
     def student(self) -> dict[str, Any]:

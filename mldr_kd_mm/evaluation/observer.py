@@ -28,7 +28,7 @@ class Observations:
     student: Array
     """Logits (N, C) of the student, or of a classifier without a teacher."""
     teacher: Array | None = None
-    """Logits (N, C) of the teacher."""
+    """Logits (N, C) of the teacher, or of several together."""
     fused: Array | None = None
     """Fused logits (N, C) of the neck."""
     fusion_weights: Array | None = None
@@ -36,7 +36,7 @@ class Observations:
     student_stages: dict[str, Array] = field(default_factory=dict)
     """Stage -> feature (N, D) of the student, averaged over the map or the tokens."""
     teacher_stages: dict[str, Array] = field(default_factory=dict)
-    """Stage -> feature (N, D) of the teacher, averaged over the map or the tokens."""
+    """The same of the teacher; of several, the stages are ``teacher1.stage1``, ..."""
 
 
 class Observer:
@@ -62,7 +62,7 @@ class Observer:
             )
         if self._is_pair:
             self._student = _Stages(model.tapped_student, model.neck_inputs)
-            self._teacher = _Stages(model.teacher)
+            self._teachers = {label: _Stages(each) for label, each, _ in model.teachers}
 
     @torch.no_grad()
     def add(self, inputs: Tensor, data_samples: Sequence[DataSample]) -> None:
@@ -113,12 +113,16 @@ class Observer:
         for name, output in (('fused', 'fused_logits'), ('fusion_weights', 'fusion_weights')):
             if output in outputs:
                 given[name] = outputs[output]
-        logits, teacher_stages = self._teacher(model.teacher.prepare(inputs))
-        if logits is not None:
-            given['teacher'] = logits
-        for side, recorded in (('student', stages), ('teacher', teacher_stages)):
-            given |= {f'{side}.{name}': _pool(feature) for name, feature in recorded.items()}
-        return given
+        recorded, logits = {f'student.{name}': stage for name, stage in stages.items()}, []
+        for label, teacher, _ in model.teachers:
+            own, stages = self._teachers[label](teacher.prepare(inputs))
+            logits.append(own)
+            prefix = label if label == 'teacher' else f'teacher.{label}'
+            recorded |= {f'{prefix}.{name}': stage for name, stage in stages.items()}
+        shapes = {None if own is None else own.shape for own in logits}
+        if len(shapes) == 1 and None not in shapes:
+            given['teacher'] = model.teacher.combine(logits)
+        return given | {name: _pool(feature) for name, feature in recorded.items()}
 
 
 class _Stages:

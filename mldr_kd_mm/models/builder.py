@@ -108,7 +108,8 @@ def build_neck(
         stages: Names of the stages or other taps that it reads.
         student: Tensors of the student.
         teacher: Tensors of the teacher. If ``feature`` is among them and the student's last stage
-            is a map, the neck is at least as wide as ``feature`` (MLDR-KD's rule for maps).
+            is a map, the neck is at least as wide as ``feature`` (MLDR-KD's rule for maps), of
+            several teachers as the widest.
 
     Returns:
         The neck and its outputs.
@@ -122,8 +123,9 @@ def build_neck(
         grids=[None if layout.is_map else layout.grid for layout in layouts],
         num_classes=student.width('logits'),
     )
-    if layouts[-1].is_map and 'feature' in teacher.tensors:
-        found['project_dim'] = max(layouts[-1].channels, teacher.width('feature'))
+    features = [name for name in teacher.tensors if name.rpartition('.')[2] == 'feature']
+    if layouts[-1].is_map and features:
+        found['project_dim'] = max(layouts[-1].channels, *map(teacher.width, features))
     with named('neck'):
         neck = build_for(config, found)
         with evaluation_mode(neck):

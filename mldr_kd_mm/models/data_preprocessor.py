@@ -220,9 +220,9 @@ def with_statistics(
     """Complete the data preprocessor of a Distiller's teacher or student, and log its statistics.
 
     Args:
-        side: ``teacher`` or ``student``. A teacher gets the statistics of its weights. For a
-            student, differing ones are only reported: they belong in the config, which
-            checkpoints store (:func:`state_statistics`).
+        side: ``student``, ``teacher`` or, in a list of teachers, ``teacher[0]``. A teacher gets the
+            statistics of its weights. For a student, differing ones are only reported: they belong
+            in the config, which checkpoints store (:func:`state_statistics`).
         classifier: Config of the model. Its own ``data_preprocessor`` takes precedence.
         shared: Data preprocessor that both models share.
         checkpoint: Path or URL of the teacher's weights.
@@ -243,7 +243,7 @@ def with_statistics(
         found = own_statistics(classifier, checkpoint)
         if found is not None and found.equals(fields):
             source = f"the run's, the same as {found.source}"
-        elif found is not None and side == 'teacher':
+        elif found is not None and side != 'student':
             fields, source = {**fields, **found.to_fields(shared)}, found.source
         else:
             doubt = found or (_of_timm(classifier) if checkpoint else None)

@@ -163,6 +163,22 @@ def check_config(**fields: Any) -> None:
             raise ConfigError(f'{field}={value!r}: must be a dict with a type')
 
 
+def check_type(field: str, value: Any, expected: str, *types: type) -> None:
+    """Check the type of a field.
+
+    Args:
+        field: Name of the field.
+        value: Its value.
+        expected: What it must be, for the error.
+        *types: The types that it may have.
+
+    Raises:
+        ConfigError: It has another type.
+    """
+    if not isinstance(value, types):
+        raise ConfigError(f'{field}={value!r}: must be {expected}')
+
+
 def check_sizes(count: int, **fields: Any) -> None:
     """Check that fields are lists of positive integers.
 

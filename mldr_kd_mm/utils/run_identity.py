@@ -295,7 +295,7 @@ def _canonical(value: Any, key: str | None = None) -> Any:
             if name not in _INDECISIVE
         }
     if isinstance(value, (list, tuple)):
-        return [_canonical(item) for item in value]
+        return [_canonical(item, key) for item in value]
     if isinstance(value, str) and key in _WEIGHT_FILES and os.path.isfile(value):
         return hash_file(value)
     if value is None or isinstance(value, (bool, int, float, str)):

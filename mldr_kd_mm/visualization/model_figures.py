@@ -212,17 +212,19 @@ def feature_maps(seen: Observations, classes: Sequence[str], run: str = '') -> l
         return []
     labels = np.searchsorted(kept, seen.labels[chosen])
     names = [classes[index] for index in kept]
-    sides = dict(Teacher=seen.teacher_stages, Student=seen.student_stages)
+    last = {
+        # Of several teachers, the stages are teacher1.stage1, ...
+        (name.rpartition('.')[0].capitalize() or side): feature
+        for side, stages in dict(Teacher=seen.teacher_stages, Student=seen.student_stages).items()
+        for name, feature in stages.items()
+    }
     return [
         Picture(
             f'map_{side.lower()}',
             _alt(f'Map of the features of the {side.lower()} by class', run),
-            figures.draw_map(
-                _embed([*stages.values()][-1][chosen]), labels, _titled(side, run), names
-            ),
+            figures.draw_map(_embed(feature[chosen]), labels, _titled(side, run), names),
         )
-        for side, stages in sides.items()
-        if stages
+        for side, feature in last.items()
     ]
 
 

@@ -176,12 +176,12 @@ def _look_at(
 def _models(
     run: LoggedRun, model: torch.nn.Module, dataset: Dataset
 ) -> Iterator[tuple[str, torch.nn.Module, torch.Size]]:
-    """Yield the name, the network and the image size of the teacher, if any, and the student."""
+    """Yield the name, the network and the image size of each teacher and the student."""
     images = _preprocess(model.data_preprocessor, dataset[0])
-    if run.has_teacher:
-        teacher = model.teacher
+    teachers = model.teachers if run.has_teacher else ()
+    for (label, teacher, _), config in zip(teachers, run.teachers, strict=True):
         size = teacher.prepare(images).shape[1:]
-        yield _sized('teacher', run.config.model.teacher, size), teacher.model, size
+        yield _sized(label, config, size), teacher.model, size
     student = model.student if run.has_teacher else model
     yield _sized('student', run.student, images.shape[1:]), student, images.shape[1:]
 
@@ -234,7 +234,7 @@ def _summary(each: Series, series: Sequence[Series]) -> list[str]:
         same = f'{100 * agreement(seen.student, seen.teacher):.1f}'
     return [
         each.name,
-        describe_model(run.config.model.teacher) if run.has_teacher else 'none',
+        ', '.join(map(describe_model, run.teachers)) or 'none',
         describe_model(run.student),
         _UNKNOWN if parameters is None else f'{parameters / 1e6:.2f} M',
         f'{max(epochs)}' if epochs else _UNKNOWN,

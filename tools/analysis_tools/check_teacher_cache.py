@@ -12,6 +12,7 @@ import sys
 import tempfile
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -64,14 +65,20 @@ class Compare(Hook):
 
     def _compare(self, runner: Runner, indices: list) -> None:
         model = unwrap_model(runner.model)
-        found = model.teacher.cache.read([index.view for index in indices])
-        if None in found.values():
+        views = [index.view for index in indices]
+        caches = {label: teacher.cache for label, teacher, _ in model.teachers if teacher.cache}
+        found = {
+            name if label == 'teacher' else f'{label}.{name}': values
+            for label, cache in caches.items()
+            for name, values in cache.read(views).items()
+        }
+        if any(values is None for values in found.values()):
             return
         loader = runner.train_dataloader
         data = loader.collate_fn(loader.dataset.__getitems__(indices))
         inputs = model.data_preprocessor(data, True)['inputs']
         with runner.optim_wrapper.optim_context(model):
-            exact = model.run_teacher(inputs)
+            exact = model.teacher(inputs, found)
         for name, values in found.items():
             expected = model.teacher.cache.as_stored(name, exact[name])
             error = (values.float() - expected).abs().max() / expected.abs().max()
@@ -93,7 +100,10 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
 def prepare(cfg: Config, work_dir: str) -> None:
     """Change the config of a run so that the run ends before its first training step."""
     folder = cfg.get('default_hooks', {}).get('teacher_cache', {}).get('dir')
-    if folder is None or not Path(folder, FINGERPRINT).is_file():
+    folders = [Path(each) for each in _as_list(folder) if each is not None]
+    # The caches of several teachers may be subfolders.
+    caches = [path for each in folders for path in (each, *each.glob('teacher*'))]
+    if not any(Path(path, FINGERPRINT).is_file() for path in caches):
         raise ConfigError(
             f'default_hooks.teacher_cache.dir={folder!r}: must be the folder of a teacher cache'
         )
@@ -103,6 +113,10 @@ def prepare(cfg: Config, work_dir: str) -> None:
     cfg.update(work_dir=work_dir, log_level='WARNING', resume=False, visualizer=None)
     # mmengine reuses the visualizer of an earlier Runner of this name, whose folder is gone.
     cfg.experiment_name = Path(work_dir).name
+
+
+def _as_list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -9,7 +9,7 @@ from mmengine.dist import master_only
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from mldr_kd_mm.evaluation.logged_run import ACCURACY
+from mldr_kd_mm.evaluation.logged_run import ACCURACY, owner_of
 from mldr_kd_mm.registry import HOOKS
 
 
@@ -27,15 +27,17 @@ class ChanceHook(Hook):
 
     @master_only
     def before_train(self, runner: Runner) -> None:
-        """Judge the teacher."""
+        """Judge each teacher, and several together."""
         metrics = runner.message_hub.runtime_info.get('teacher_metrics', {})
-        if runner.iter == 0 and ACCURACY in metrics:
-            _judge(
-                runner,
-                "the teacher's accuracy",
-                metrics[ACCURACY],
-                'check its weights, the order of its classes and its normalisation',
-            )
+        for name, value in metrics.items() if runner.iter == 0 else ():
+            owner, metric = owner_of(name)
+            if metric == ACCURACY:
+                _judge(
+                    runner,
+                    f"{'the teacher' if owner == 'teacher' else owner}'s accuracy",
+                    value,
+                    'check its weights, the order of its classes and its normalisation',
+                )
 
     @master_only
     def after_train(self, runner: Runner) -> None:

@@ -294,15 +294,17 @@ def _check_split(runner: Runner, train: Sequence[str], val: Sequence[str]) -> No
 
 
 def _check_teacher(runner: Runner, val: Sequence[str]) -> None:
-    """Warn if the teacher's own run trained on images that validate in this one."""
-    path = getattr(getattr(unwrap_model(runner.model), 'teacher', None), 'checkpoint', None)
-    seen = _read_trained(Path(path).with_name(RECORD)) & set(val) if path else ()
-    if seen:
-        runner.logger.warning(
-            f'the teacher was trained on {plural(len(seen), "image")} of the validation set, such '
-            f'as {printable(min(seen))!r}, so its accuracy is too high; use the seed and '
-            'val_fraction of its run'
-        )
+    """Warn if a teacher's own run trained on images that validate in this one."""
+    for label, teacher, _ in getattr(unwrap_model(runner.model), 'teachers', ()):
+        path = teacher.checkpoint
+        seen = _read_trained(Path(path).with_name(RECORD)) & set(val) if path else ()
+        if seen:
+            who = 'the teacher' if label == 'teacher' else label
+            runner.logger.warning(
+                f'{who} was trained on {plural(len(seen), "image")} of the validation set, such '
+                f'as {printable(min(seen))!r}, so its accuracy is too high; use the seed and '
+                'val_fraction of its run'
+            )
 
 
 def _read_trained(path: Path) -> set[str]:

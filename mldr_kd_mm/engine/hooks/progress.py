@@ -14,7 +14,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 from torch import nn
 
-from mldr_kd_mm.evaluation.logged_run import ACCURACY
+from mldr_kd_mm.evaluation.logged_run import ACCURACY, owner_of
 from mldr_kd_mm.models.distillers.distiller import Distiller
 from mldr_kd_mm.registry import HOOKS
 from mldr_kd_mm.utils.dist import unwrap_model
@@ -244,13 +244,15 @@ def _relative(path: str) -> str:
 
 
 def _facts_of_distiller(runner: Runner, model: Distiller, config: Any) -> Iterator[tuple[str, str]]:
-    teacher = model.teacher
-    given = 'its own weights' if teacher.has_weights else 'weights of its config'
-    source = teacher.checkpoint or given
-    yield 'teacher', f'{_summarize_model(teacher.model, teacher.config)}, {source}'
+    for label, teacher, _ in model.teachers:
+        given = 'its own weights' if teacher.has_weights else 'weights of its config'
+        source = teacher.checkpoint or given
+        yield label, f'{_summarize_model(teacher.model, teacher.config)}, {source}'
     metrics = runner.message_hub.runtime_info.get('teacher_metrics', {})
-    if ACCURACY in metrics:
-        yield "teacher's accuracy", f'{metrics[ACCURACY]:.2f} % on the validation set'
+    for name, value in metrics.items():
+        owner, metric = owner_of(name)
+        if metric == ACCURACY:
+            yield f"{owner}'s accuracy", f'{value:.2f} % on the validation set'
     own = config.get('student') if isinstance(config, Mapping) else None
     yield 'student', _summarize_model(model.student, own)
     for comparison in model.losses:
@@ -261,7 +263,7 @@ def _facts_of_distiller(runner: Runner, model: Distiller, config: Any) -> Iterat
     taps = model.tapped_student.recorder.taps
     if isinstance(taps, Mapping):
         yield 'taps', ', '.join(f'{name} {path}' for name, path in taps.items())
-    if model.teacher.cache is not None:
+    if _has_cache(model):
         yield 'teacher cache', 'outputs are recorded once and read afterwards'
 
 
@@ -283,10 +285,16 @@ def _type(config: Mapping) -> str:
 def _cached(runner: Runner) -> str:
     """Return whether the teacher cache is recorded or read; empty without a cache."""
     model = unwrap_model(runner.model)
-    if not isinstance(model, Distiller) or model.teacher.cache is None:
+    if not _has_cache(model):
         return ''
     views = runner.train_dataloader.batch_sampler.sampler.views
     return 'recording the teacher' if runner.epoch < views else 'reading the teacher'
+
+
+def _has_cache(model: nn.Module) -> bool:
+    return isinstance(model, Distiller) and any(
+        teacher.cache is not None for _, teacher, _ in model.teachers
+    )
 
 
 def _duration(seconds: float) -> str:

@@ -21,6 +21,7 @@ from mldr_kd_mm.models.distillers.batch import read_labels
 from mldr_kd_mm.models.distillers.distiller import Distiller
 from mldr_kd_mm.models.distillers.encodings import TopKLogits
 from mldr_kd_mm.models.distillers.loss_entry import LossEntry
+from mldr_kd_mm.models.distillers.teacher import Teacher
 from mldr_kd_mm.models.distillers.teacher_cache import (
     DTYPES,
     FORMAT,
@@ -32,7 +33,7 @@ from mldr_kd_mm.registry import HOOKS
 from mldr_kd_mm.structures.view import View, ViewIndex
 from mldr_kd_mm.utils.dist import unwrap_model
 from mldr_kd_mm.utils.errors import ConfigError, check_above_zero, check_positive
-from mldr_kd_mm.utils.logging import tell
+from mldr_kd_mm.utils.logging import plural, tell
 
 _NUM_IMAGES = 16
 """Number of images, evenly spaced, whose hash identifies data set and pipeline."""
@@ -49,8 +50,12 @@ class TeacherCacheHook(Hook):
     The cache is opened before training. Everything its outputs depend on is compared with the
     settings they were recorded with; see docs/teacher_cache.md.
 
+    Several teachers have a cache each, which is also that of a run with this teacher alone.
+
     Args:
-        dir: Folder of the cache, on a disk that all processes share. None: no cache.
+        dir: Folder of the cache, on a disk that all processes share; the caches of several teachers
+            are its subfolders ``teacher1``, ``teacher2``, ..., or it is a list with one folder for
+            each. None: no cache.
         dtype: ``'fp32'`` stores the exact outputs, ``'fp16'`` takes half the space.
         top_k: Number of logits to store for each image, the largest; the other classes share their
             probability evenly (:class:`~mldr_kd_mm.models.distillers.encodings.TopKLogits`). For
@@ -64,7 +69,7 @@ class TeacherCacheHook(Hook):
 
     def __init__(
         self,
-        dir: str | None = None,
+        dir: str | Sequence[str | None] | None = None,
         dtype: str = 'fp32',
         top_k: int | None = None,
         max_change: float = 0.01,
@@ -91,23 +96,45 @@ class TeacherCacheHook(Hook):
         self._check(model, runner.train_dataloader)
         _check_recipes(runner.hooks)
         items = _some_items(runner.train_dataloader)
-        fingerprint = dict(
+        shared = dict(
             format=FORMAT,
             torch=str(torch.__version__),
             dtype=self.dtype,
-            precision=model.teacher.precision or _precision(runner.optim_wrapper),
             **_data(runner.train_dataloader, items, runner.cfg.get('train_dataloader', {})),
-            teacher=_teacher(model),
-            normalization=dict(
-                student=_normalization(model.data_preprocessor),
-                teacher=_normalization(model.teacher.model.data_preprocessor),
-            ),
             mixing=_mixing(model.data_preprocessor, runner.train_dataloader),
         )
-        outputs = _outputs(model, items[0])
-        if self.top_k is not None:
-            outputs = self._with_top_k(model, outputs, items)
-        model.teacher.cache = TeacherCache(self.dir, fingerprint, outputs)
+        batch = dict(inputs=[items[0]['inputs']], data_samples=[items[0]['data_samples']])
+        image = model.data_preprocessor(batch, False)['inputs']
+        for folder, (_, teacher, names) in zip(self.folders(model), model.teachers, strict=True):
+            fingerprint = shared | dict(
+                precision=teacher.precision or _precision(runner.optim_wrapper),
+                teacher=_teacher(teacher),
+                normalization=dict(
+                    student=_normalization(model.data_preprocessor),
+                    teacher=_normalization(teacher.model.data_preprocessor),
+                ),
+            )
+            if folder is not None:
+                outputs = _outputs(teacher, image, names)
+                if self.top_k is not None:
+                    outputs = self._with_top_k(model, outputs, items)
+                teacher.cache = TeacherCache(folder, fingerprint, outputs)
+
+    def folders(self, model: Distiller) -> list[str | None]:
+        """Return the folder of each teacher's cache.
+
+        Raises:
+            ConfigError: ``dir`` is a list of another length.
+        """
+        labels = [label for label, _, _ in model.teachers]
+        if isinstance(self.dir, (list, tuple)):
+            if len(self.dir) != len(labels):
+                raise ConfigError(
+                    f'teacher_cache: dir={self.dir!r}: must have one folder for each of '
+                    f'{plural(len(labels), "teacher")}'
+                )
+            return list(self.dir)
+        return [self.dir if label == 'teacher' else f'{self.dir}/{label}' for label in labels]
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Log the size and the error of a sparse cache when it is full."""
@@ -132,6 +159,10 @@ class TeacherCacheHook(Hook):
             ConfigError: No loss reads logits, there are too few classes, or a loss changes too
                 much.
         """
+        if len(model.teachers) > 1:
+            raise ConfigError(
+                f'teacher_cache: top_k={self.top_k}: must be None, as there are several teachers'
+            )
         if 'logits' not in outputs:
             raise ConfigError(
                 f'teacher_cache: top_k={self.top_k}: must be None, as no loss reads the '
@@ -268,8 +299,8 @@ def _data(loader: DataLoader, items: list[dict], config: dict) -> dict:
     )
 
 
-def _teacher(model: Distiller) -> dict:
-    state = model.teacher.model.state_dict()
+def _teacher(teacher: Teacher) -> dict:
+    state = teacher.model.state_dict()
     names = np.frombuffer(' '.join(state).encode(), np.uint8)
     # Hash bytes, since NumPy has no bfloat16.
     values = (
@@ -277,19 +308,20 @@ def _teacher(model: Distiller) -> dict:
     )
     return dict(
         weights=_hash(names, *values),
-        input_size=model.teacher.size,
-        config=_without(model.teacher.config, 'data_preprocessor'),
+        input_size=teacher.size,
+        config=_without(teacher.config, 'data_preprocessor'),
     )
 
 
-def _outputs(model: Distiller, item: dict) -> dict[str, dict]:
+def _outputs(teacher: Teacher, image: Tensor, names: Sequence[str]) -> dict[str, dict]:
     """Return the tap and the shape for one image of each output that the losses read."""
-    batch = dict(inputs=[item['inputs']], data_samples=[item['data_samples']])
-    record = model.run_teacher(model.data_preprocessor(batch, False)['inputs'])
-    taps = model.teacher.recorder.taps
+    record, taps = teacher(image, names), teacher.recorder.taps
     return {
-        name: dict(tap=taps.get(name, name) if isinstance(taps, dict) else name, shape=shape)
-        for name, shape in ((name, list(value.shape[1:])) for name, value in record.items())
+        name: dict(
+            tap=taps.get(name, name) if isinstance(taps, dict) else name,
+            shape=list(record[name].shape[1:]),
+        )
+        for name in names
     }
 
 

@@ -17,15 +17,23 @@ from torch import Tensor, nn
 from mldr_kd_mm.models.builder import build_classifier, build_neck, nest
 from mldr_kd_mm.models.data_preprocessor import with_statistics
 from mldr_kd_mm.models.distillers.batch import check_labels, read_labels, refuse_one_image
+from mldr_kd_mm.models.distillers.ensemble import build_teacher, read_teachers
 from mldr_kd_mm.models.distillers.loss_entry import build_entries
 from mldr_kd_mm.models.distillers.student import Student
-from mldr_kd_mm.models.distillers.teacher import Member, Teacher
+from mldr_kd_mm.models.distillers.teacher import Member
 from mldr_kd_mm.models.necks.outputs import FUSION_WEIGHTS, check_outputs, named_outputs
 from mldr_kd_mm.models.taps.recorder import build_recorder
 from mldr_kd_mm.models.taps.stages import STAGES, VECTORS, fixed_size
 from mldr_kd_mm.models.taps.tapped_model import Probe
 from mldr_kd_mm.registry import MODELS
-from mldr_kd_mm.utils.errors import ConfigError, check_config, check_sizes, checked_arguments, named
+from mldr_kd_mm.utils.errors import (
+    ConfigError,
+    check_config,
+    check_sizes,
+    check_type,
+    checked_arguments,
+    named,
+)
 
 # Arguments of torch.compile that select CUDA graphs.
 _CUDA_GRAPHS = dict(mode=('reduce-overhead', 'max-autotune'), backend=('cudagraphs',))
@@ -59,15 +67,22 @@ class Distiller(BaseClassifier):
     Images without a label (:class:`~mldr_kd_mm.datasets.UnlabeledFolder`) are compared with the
     teacher's tensors only: the student's own loss is the mean over the labelled images.
 
+    Several teachers are a list. Then ``logits`` of the teacher is the logarithm of the mean of
+    their class probabilities, and ``teacher1.logits``, ``teacher2.feature``, ``teacher1.stage3``,
+    ... are the tensors of each. The other arguments about the teacher, ``teacher_*``, are lists
+    with one value for each, or one value for all.
+
     Args:
         teacher: Config of an mmpretrain classifier, or a built one, which is frozen and keeps its
-            weights and data preprocessor.
+            weights and data preprocessor; or a list of them.
         student: Config of an mmpretrain classifier.
         losses: A list of dicts, each with the arguments of a
             :class:`mldr_kd_mm.models.distillers.loss_entry.LossEntry`.
         teacher_checkpoint: Path or URL of the teacher's weights, which must be complete. None: the
             teacher's own config initialises it (``init_cfg``, or timm's ``pretrained=True``), or it
             is built and has its weights.
+        teacher_weights: Weights of several teachers in the mean of their probabilities,
+            non-negative; divided by their sum. None: equal weights.
         teacher_recorder: Config of the teacher's :class:`FeatureRecorder`.
         student_recorder: Config of the student's :class:`FeatureRecorder`.
         neck: Config of a neck, for example ``dict(type='MSDFNeck')``, see
@@ -94,28 +109,37 @@ class Distiller(BaseClassifier):
     @checked_arguments
     def __init__(
         self,
-        teacher: dict | BaseClassifier,
+        teacher: dict | BaseClassifier | Sequence[dict | BaseClassifier],
         student: dict,
         losses: Sequence[dict],
-        teacher_checkpoint: str | None = None,
-        teacher_recorder: dict | None = None,
+        teacher_checkpoint: str | Sequence[str | None] | None = None,
+        teacher_recorder: dict | Sequence[dict | None] | None = None,
         student_recorder: dict | None = None,
         neck: dict | None = None,
         input_size: Sequence[int] | None = None,
-        teacher_input_size: Sequence[int] | None = None,
+        teacher_input_size: Sequence[int] | Sequence[Sequence[int] | None] | None = None,
         data_preprocessor: dict | None = None,
-        teacher_precision: str | None = None,
-        teacher_compile: bool | dict = False,
+        teacher_precision: str | Sequence[str | None] | None = None,
+        teacher_compile: bool | dict | Sequence[bool | dict] = False,
         student_compile: bool | dict = False,
         losses_compile: bool | dict = False,
+        teacher_weights: Sequence[float] | None = None,
     ) -> None:
-        _check_teacher(teacher)
-        recorders = _given(teacher_recorder=teacher_recorder, student_recorder=student_recorder)
-        check_config(student=student, **_given(neck=neck), **recorders)
-        check_sizes(3, **_given(input_size=input_size, teacher_input_size=teacher_input_size))
-        _check_type('losses', losses, 'a list of dicts', list, tuple)
-        _check_type('teacher_checkpoint', teacher_checkpoint, 'a path or URL', str, NoneType)
-        _check_type('data_preprocessor', data_preprocessor, 'a dict', dict, NoneType)
+        teachers = read_teachers(
+            teacher,
+            teacher_checkpoint=teacher_checkpoint,
+            teacher_recorder=teacher_recorder,
+            teacher_input_size=teacher_input_size,
+            teacher_precision=teacher_precision,
+            teacher_compile=teacher_compile,
+        )
+        check_config(student=student, **_given(neck=neck, student_recorder=student_recorder))
+        check_sizes(3, **_given(input_size=input_size))
+        check_type('losses', losses, 'a list of dicts', list, tuple)
+        check_type('data_preprocessor', data_preprocessor, 'a dict', dict, NoneType)
+        of_network = dict(student_compile=student_compile, losses_compile=losses_compile)
+        for field, options in of_network.items():
+            check_type(field, options, 'True, False or a dict', bool, dict)
 
         shared = data_preprocessor or {}
         with named('student'):
@@ -123,37 +147,26 @@ class Distiller(BaseClassifier):
         super().__init__(data_preprocessor=student_model.data_preprocessor)
         self.student = student_model
         nest(self.student)
-        self._compile = dict(
-            teacher_compile=teacher_compile,
-            student_compile=student_compile,
-            losses_compile=losses_compile,
-        )
+        self._compile = [
+            *(('teacher_compile', config.compile) for config in teachers),
+            *of_network.items(),
+        ]
+        self._losses_compile = losses_compile
         self._compiled: Callable[..., dict[str, Tensor]] | None = None
-        for field, options in self._compile.items():
-            _check_type(field, options, 'True, False or a dict', bool, dict)
         self.distillation_stopped = False  # StopDistillHook sets it.
 
         with _own_rng(self):
             recorder = build_recorder(student_recorder, 'student_recorder')
             self.tapped_student = Student(self.student, recorder)
-            with named('teacher'):
-                if not isinstance(teacher, BaseClassifier):
-                    teacher = with_statistics('teacher', teacher, shared, teacher_checkpoint)
-                self.teacher = Teacher(
-                    teacher,
-                    teacher_checkpoint,
-                    build_recorder(teacher_recorder, 'teacher_recorder'),
-                    teacher_input_size and teacher_input_size[1:],
-                    teacher_precision,
-                    self.data_preprocessor,
-                )
+            self.teacher = build_teacher(teachers, teacher_weights, shared, self.data_preprocessor)
             self.losses = build_entries(losses)
             size = input_size or (3, *(fixed_size(self.student) or (224, 224)))
             self._connect(tuple(size), neck)
 
-        if teacher_compile is not False:
-            with named('teacher_compile'):
-                self.teacher.compile(self._teacher_names, **_options(teacher_compile))
+        for config, (_, each, names) in zip(teachers, self.teachers, strict=True):
+            if config.compile is not False:
+                with named('teacher_compile'):
+                    each.compile(names, **_options(config.compile))
         if student_compile is not False:
             self.tapped_student.compile(**_options(student_compile))
 
@@ -200,10 +213,6 @@ class Distiller(BaseClassifier):
     def embed(self, inputs: Tensor) -> Tensor:
         """Return the student's ``feature`` (B, D) of images preprocessed for the student."""
         return self.tapped_student(inputs, ['feature'])['feature']
-
-    def embed_teacher(self, inputs: Tensor) -> Tensor:
-        """Return the teacher's ``feature`` (B, D) of images preprocessed for the student."""
-        return self.teacher(inputs, ['feature'])['feature']
 
     @property
     def with_neck(self) -> bool:
@@ -334,7 +343,7 @@ class Distiller(BaseClassifier):
 
     def _compiled_compare(self) -> Callable[..., dict[str, Tensor]] | None:
         """Return the compiled :meth:`_compare`; None if ``losses_compile`` is False."""
-        options = self._compile['losses_compile']
+        options = self._losses_compile
         if self._compiled is None and options is not False:
             self._compiled = torch.compile(Distiller._compare, **_options(options))
         return self._compiled
@@ -345,13 +354,13 @@ class Distiller(BaseClassifier):
         Raises:
             ConfigError: If they are requested without a GPU.
         """
-        graphs = {
-            field: options
-            for field, options in self._compile.items()
+        graphs = [
+            (field, options)
+            for field, options in self._compile
             if any(_options(options).get(name) in _CUDA_GRAPHS[name] for name in _CUDA_GRAPHS)
-        }
+        ]
         if graphs and not on_gpu:
-            field, options = next(iter(graphs.items()))
+            field, options = graphs[0]
             raise ConfigError(
                 f'{field}={options!r}: must be True or False without a GPU, as it uses CUDA graphs'
             )
@@ -381,8 +390,13 @@ class Distiller(BaseClassifier):
         return {name: record[name] for name in self._teacher_names}
 
     def predict_teacher(self, inputs: Tensor, data_samples: list[DataSample]) -> list[DataSample]:
-        """Predict with the teacher, for a batch that was preprocessed for the student."""
-        return self.teacher.predict(inputs, data_samples)
+        """Predict with the teacher, for a batch that was preprocessed for the student.
+
+        Returns:
+            The samples, of several teachers with the prediction of all together.
+        """
+        *_, (_, samples) = self.teacher.predictions(inputs, data_samples)
+        return samples
 
     def init_weights(self) -> None:
         """Initialise the student exactly as it would be alone, then the neck and the losses."""
@@ -421,7 +435,7 @@ class Distiller(BaseClassifier):
         self.neck_inputs, self._student_names, self._teacher_names = names
         of_student, of_teacher = self._probe(size, neck)
         with_head = [probe for probe in (of_student, of_teacher) if 'logits' in probe.tensors]
-        num_classes = with_head[0].width('logits') if with_head else None
+        self.num_classes = with_head[0].width('logits') if with_head else None
         self.neck = None
         if has_neck:
             self.neck, outputs = build_neck(neck, self.neck_inputs, of_student, of_teacher)
@@ -434,7 +448,7 @@ class Distiller(BaseClassifier):
             if not student.predicts_one_class:
                 entry.check_needs_no_class(type(self.student.head).__name__)
         self.data_preprocessor.register_forward_pre_hook(
-            partial(check_labels, num_classes=num_classes)
+            partial(check_labels, num_classes=self.num_classes)
         )
 
     def _find_names(
@@ -455,8 +469,7 @@ class Distiller(BaseClassifier):
         stages = []
         if has_neck or student & {*STAGES}:
             stages = self.tapped_student.find_stages(size)
-        if teacher & {*STAGES}:
-            self.teacher.find_stages(size)
+        self.teacher.find_stages_in(teacher, size)
         recorder = self.tapped_student.recorder
         if has_neck:
             if not self.tapped_student.has_head:
@@ -474,6 +487,12 @@ class Distiller(BaseClassifier):
         available = self.tapped_student.names
         for entry in self.losses:
             entry.check_names((*available, *unknown), self.teacher.names)
+        for label, _, own in self.teacher.members(teacher):
+            if self.losses and not own:
+                raise ConfigError(
+                    f'{label}: no loss reads it; name one of its tensors in a loss, such as '
+                    f"teacher='{label}.logits', or leave it out"
+                )
         stages = stages if has_neck else []
         recorded = {*stages, *({'logits', *student} & {*available})}
         return stages, sorted(recorded), sorted(teacher)
@@ -500,7 +519,8 @@ class Distiller(BaseClassifier):
             and neck.get('project_dim') is None
             and student.layouts[self.neck_inputs[-1]].is_map
         ):
-            names.append('feature')  # The neck may take its width from this feature.
+            # The neck may take its width from these features.
+            names += [name for name in self.teacher.names if name.rpartition('.')[2] == 'feature']
         with named('teacher'):
             teacher = self.teacher.probe(names, size)
         if self.tapped_student.has_head and 'logits' in self._teacher_names:
@@ -517,24 +537,9 @@ def _given(**fields: Any) -> dict[str, Any]:
     return {field: value for field, value in fields.items() if value is not None}
 
 
-def _check_type(field: str, value: Any, expected: str, *types: type) -> None:
-    if not isinstance(value, types):
-        raise ConfigError(f'{field}={value!r}: must be {expected}')
-
-
 def _options(compiled: bool | dict) -> dict[str, Any]:
     """Return the arguments for ``torch.compile``."""
     return compiled if isinstance(compiled, dict) else {}
-
-
-def _check_teacher(teacher: Any) -> None:
-    if not isinstance(teacher, nn.Module):
-        check_config(teacher=teacher)
-    elif not isinstance(teacher, BaseClassifier):
-        raise ConfigError(
-            f'teacher: is a {type(teacher).__name__}; must be an mmpretrain classifier, or the '
-            'config of one'
-        )
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, NamedTuple
@@ -28,6 +28,9 @@ from mldr_kd_mm.models.weights import load_weights
 from mldr_kd_mm.structures.view import get_views
 from mldr_kd_mm.utils.device import float32_products
 from mldr_kd_mm.utils.errors import ConfigError, MissingFileError, named
+
+Predictions = tuple[str, list[DataSample]]
+"""What made the predictions of a batch, and the batch's samples that hold them."""
 
 PRECISIONS = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
 
@@ -55,9 +58,11 @@ class Teacher(TappedModel):
             precision, which is half precision under ``--amp``, and TF32 for float32 products on
             GPUs that have it.
         preprocessor: Data preprocessor that its images have gone through. None: its own.
+        field: What to call it in errors.
 
     Attributes:
         cache: Cache of its outputs, which TeacherCacheHook sets.
+        num_classes: Number of its classes, known after :meth:`probe`; None without a head.
 
     Raises:
         MissingFileError: If the checkpoint does not exist.
@@ -72,6 +77,7 @@ class Teacher(TappedModel):
         size: Sequence[int] | None = None,
         precision: str | None = None,
         preprocessor: nn.Module | None = None,
+        field: str = 'teacher',
     ) -> None:
         if precision not in (None, *PRECISIONS):
             raise ConfigError(
@@ -83,7 +89,9 @@ class Teacher(TappedModel):
         self.config = _description(classifier) if is_built else classifier
         self.has_weights = is_built or checkpoint is not None
         self.precision = precision
+        self.field = field
         self.cache: TeacherCache | None = None
+        self.num_classes: int | None = None
         self._is_shared = False
         self._forward: Callable[..., Any] = self.model
         self._unchecked: tuple[Tensor, torch.cuda.Event] | None = None
@@ -173,20 +181,47 @@ class Teacher(TappedModel):
             )
         return self.cache(views, images.device, run)
 
+    def embed(self, images: Tensor) -> Tensor:
+        """Return the ``feature`` (B, D) of images that were preprocessed for the student."""
+        return self(images, ['feature'])['feature']
+
     @torch.no_grad()
     def predict(self, images: Tensor, data_samples: list[DataSample]) -> list[DataSample]:
         """Predict as mmpretrain's classifiers do: set ``pred_label`` and ``pred_score``.
+
+        Args:
+            images: (B, 3, H, W), preprocessed for the student.
+            data_samples: The batch's samples, which are changed.
 
         Raises:
             ConfigError: If the teacher has no head.
         """
         if not self.has_head:
             raise ConfigError(
-                'teacher: has no head and cannot predict; its feature can be compared'
+                f'{self.field}: has no head and cannot predict; its feature can be compared'
             )
         inputs = self.prepare(images)
         with self._in_precision(images.device):
             return self._run(self._model_for(inputs), inputs, data_samples, mode='predict')
+
+    def predictions(
+        self, images: Tensor, data_samples: list[DataSample], num_classes: int | None = None
+    ) -> Iterator[Predictions]:
+        """Yield the predictions of the teacher; see :meth:`predict`.
+
+        Args:
+            images: (B, 3, H, W), preprocessed for the student.
+            data_samples: The batch's samples, which are changed.
+            num_classes: Number of the data's classes. A teacher of another number, or without a
+                head, yields nothing.
+        """
+        if self.has_head and num_classes in (None, self.num_classes):
+            yield 'teacher', self.predict(images, data_samples)
+
+    def combine(self, logits: Sequence[Tensor]) -> Tensor:
+        """Return the logits (B, C) of all teachers together, which are this one's."""
+        (own,) = logits
+        return own
 
     def init_weights(self) -> None:
         """Initialise the teacher from its own config, unless it has its weights.
@@ -231,13 +266,15 @@ class Teacher(TappedModel):
         teacher._cast = None
         return teacher
 
-    def find_stages(self, input_size: Sequence[int]) -> list[str]:
-        """Find the taps of the stages; see :meth:`TappedModel.find_stages`.
+    def find_stages_in(self, names: Collection[str], input_size: Sequence[int]) -> None:
+        """Find the taps of the stages if some are among the names.
 
         Args:
+            names: Tensors that are read.
             input_size: (3, H, W) of the student's images.
         """
-        return super().find_stages(self._own_size(input_size))
+        if {*names} & {*stages.STAGES}:
+            self.find_stages(self._own_size(input_size))
 
     def probe(
         self, names: Collection[str], input_size: Sequence[int], arranged: Collection[str] = ()
@@ -249,7 +286,9 @@ class Teacher(TappedModel):
             input_size: (3, H, W) of the student's image.
             arranged: Names that must be maps or tokens.
         """
-        return super().probe(names, self._own_size(input_size), arranged)
+        probe = super().probe(names, self._own_size(input_size), arranged)
+        self.num_classes = probe.width('logits') if self.has_head else None
+        return probe
 
     def prepare(self, images: Tensor) -> Tensor:
         """Renormalise and resize images (B, 3, H, W) for the network."""
@@ -327,8 +366,8 @@ class Teacher(TappedModel):
             arrived.synchronize()
         if wrong:
             raise ConfigError(
-                f'teacher {name}: {int(wrong)} of {len(values)} samples are not finite; check the '
-                "teacher's weights and, in half precision, their range"
+                f'{self.field} {name}: {int(wrong)} of {len(values)} samples are not finite; check '
+                "the teacher's weights and, in half precision, their range"
             )
 
     def _in_precision(self, device: torch.device) -> AbstractContextManager:

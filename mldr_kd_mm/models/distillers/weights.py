@@ -58,12 +58,14 @@ def load_into(
 
 
 def _is_of_teacher(model: Distiller, content: dict[str, Any], label: str) -> bool:
-    try:
-        # This changes the teacher, but the run ends with an error.
-        load_content(model.teacher.model, content, label, for_training=True)
-    except ConfigError:
-        return False
-    return True
+    for _, teacher, _ in model.teachers:
+        try:
+            # This changes the teacher, but the run ends with an error.
+            load_content(teacher.model, content, label, for_training=True)
+        except ConfigError:
+            continue
+        return True
+    return False
 
 
 def _load_parts(model: Distiller, weights: dict[str, Tensor]) -> tuple[set[str], list[str]]:

@@ -35,7 +35,8 @@ runner = Runner.from_cfg(read_run(folder, rank, processes))
 runner.register_hook(Kill())
 model = runner.model.module if processes > 1 else runner.model
 calls = []
-model.teacher.model.register_forward_hook(lambda *_: calls.append(1))
+for _, teacher, _ in model.teachers:
+    teacher.model.register_forward_hook(lambda *_: calls.append(1))
 runner.train()
 torch.save(dict(weights=model.state_dict(), calls=len(calls)), folder / f'found{rank}.pt')
 # A gloo thread may abort a process during its normal shutdown.

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from mldr_kd_mm.datasets import ImageFolder
 from mldr_kd_mm.engine.hooks import DataCheckHook, data_check
 from mldr_kd_mm.engine.hooks.data_check import RECORD, check_same_classes
+from mldr_kd_mm.models.distillers.teacher import Member
 from mldr_kd_mm.utils.errors import ConfigError
 
 
@@ -48,7 +49,8 @@ def check(
         _load_from=load_from,
         optim_wrapper=SimpleNamespace(_accumulative_counts=accumulative_counts),
     )
-    runner.model = SimpleNamespace(teacher=SimpleNamespace(checkpoint=teacher))
+    taught = Member('teacher', SimpleNamespace(checkpoint=teacher), [])
+    runner.model = SimpleNamespace(teachers=[taught])
     runner.logger = SimpleNamespace(warning=warnings.append)
     DataCheckHook().before_train(runner)
     return warnings

@@ -72,3 +72,11 @@ def test_is_left_out_without_validation(tmp_path):
 def test_is_left_out_for_other_models(tmp_path):
     train(resnet(data_preprocessor=dict(num_classes=10)), tmp_path / 'run')
     assert 'Teacher on' not in next((tmp_path / 'run').glob('*/*.log')).read_text()
+
+
+def test_is_left_out_for_a_teacher_of_other_classes(tmp_path):
+    losses = [dict(loss=dict(type='RKDLoss'), student='feature', teacher='feature')]
+    run = train(mldr(teacher=vit(num_classes=7), losses=losses, neck=None), tmp_path / 'run')
+    assert 'teacher_metrics' not in run.message_hub.runtime_info
+    text = next((tmp_path / 'run').glob('*/*.log')).read_text()
+    assert 'The teacher has 7 classes, the student 10; its accuracy is not measured' in text
