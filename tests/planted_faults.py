@@ -349,6 +349,16 @@ FAULTS = [
         [('        self._is_shared = True\n', '')],
     ),
     Fault(
+        'mean of the logits of several teachers, not of their probabilities',
+        'test_ensemble.py',
+        [('F.log_softmax(at_least_float32(each), -1)', 'at_least_float32(each)')],
+    ),
+    Fault(
+        'distillation head without a loss left untrained',
+        'test_distillation_token.py',
+        [('separate_heads(trains_second_head)', 'separate_heads(True)')],
+    ),
+    Fault(
         'teacher runs after distillation was stopped',
         'test_stop_distill.py',
         [('if self.distillation_stopped:', 'if False:')],
@@ -669,7 +679,12 @@ FAULTS = [
             (
                 "model.predict_teacher(batch['inputs'], batch['data_samples'])",
                 "model(batch['inputs'], batch['data_samples'], mode='predict')",
-            )
+            ),
+            (
+                "model.teacher.predictions(batch['inputs'], batch['data_samples'], "
+                'model.num_classes)',
+                "[('teacher', model(batch['inputs'], batch['data_samples'], mode='predict'))]",
+            ),
         ],
     ),
     Fault(

@@ -33,9 +33,10 @@ METHODS = (
     'rsd_logits',
     'fbt',
 )
-# Every pair takes a step with MLDR-KD, and every teacher's architecture takes one. A student alone
-# is the pair's student under the pair's recipe, see test_configs.py.
-FOLDERS = ('mldr', 'quickstart', 'teachers')
+# Every pair takes a step with MLDR-KD, DeiT's recipe with its own method, and every teacher's
+# architecture takes one. A student alone is the pair's student under the pair's recipe, see
+# test_configs.py.
+FOLDERS = ('mldr', 'deit', 'quickstart', 'teachers')
 STEPPED = {
     path: None
     for path in CONFIGS
@@ -69,6 +70,7 @@ HEADS |= {method: {f'loss_{method}_feature'} for method in ('rkd', 'cc', 'crd', 
 HEADS |= {
     'rsd_logits': {f'loss_rsd_{head}' for head in ('logits', *STAGES)},
     'fbt': {'loss_ofa_logits', 'loss_infonce_feature'},
+    'deit': {'loss_deit_distillation'},
     'fitnet': {f'loss_fitnet_{stage}' for stage in STAGES},
     'ofa': {f'loss_ofa_{head}' for head in ('logits', *STAGES)},
     'mldr': {f'loss_dfra_{head}' for head in ('logits', *STAGES, 'fused')},
@@ -113,7 +115,7 @@ def shrink_model(model, size):
     if model.type == 'ImageClassifier' and model.backbone.type == 'VisionTransformer':
         model.backbone.img_size = size
     elif model.type != 'ImageClassifier' and not model.get('model_name', '').startswith(
-        ('resnet', 'convnext')
+        ('resnet', 'regnet', 'convnext')
     ):
         model.img_size = size
 
@@ -182,7 +184,7 @@ def train_a_step(path, method, folder):
     for model in models_of(cfg):
         if model.get('model_name', '').startswith('vit_large') and path != WHOLE_VIT_LARGE:
             model.depth = 4  # of 24: its 304 M parameters are built once
-    distils = 'mldr' if '/mldr' in path else method
+    distils = 'deit' if '/deit/' in path else 'mldr' if '/mldr' in path else method
     _, logits = train_one_step(cfg, folder, distils)
     assert logits.shape[-1] == num_classes(path)
 

@@ -187,7 +187,9 @@ def _losses(model: Mapping[str, Any]) -> Iterator[str]:
     student = mapping(model, 'student')
     own = mapping(student, 'loss') or mapping(student, 'head', 'loss')
     unless_given = "the classifier's default" if student else NOT_RECORDED
-    yield f"Student's own loss: {_call(own) if own else unless_given}"
+    weight = model.get('student_loss_weight', 1.0)
+    weighted = '' if weight == 1 else f', weight {plain(weight)}'
+    yield f"Student's own loss: {_call(own) if own else unless_given}{weighted}"
     for loss in dicts(model.get('losses')):
         names = (escaped(_listed(_as_list(loss.get(side)))) for side in ('student', 'teacher'))
         between = " and the teacher's ".join(names)

@@ -76,6 +76,11 @@ def find_model(
     if isinstance(model, dict):
         normalization = _fields_of(own_statistics(model))
         return NamedModel(_bare(model.get('type')), model, image_size or 224, normalization)
+    if not isinstance(model, str):
+        raise ConfigError(
+            f'{field}={model!r}: must be a name, the path of a config, a dict or a module; several '
+            'teachers need a config'
+        )
     if model.endswith('.py'):
         config = _only_model(model, field)
         normalization = _fields_of(own_statistics(config))

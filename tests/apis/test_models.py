@@ -108,3 +108,10 @@ def test_finding_a_model_draws_no_random_numbers():
     torch.manual_seed(0)
     recipe_of(find_model('test_resnet', 7))
     assert torch.rand(1) == wanted
+
+
+def test_a_list_of_models_is_refused_in_one_line():
+    with pytest.raises(ConfigError) as caught:
+        find_model(['resnet18', 'resnet34'], 3, field='teacher')
+    assert str(caught.value).startswith("teacher=['resnet18', 'resnet34']: must be a name, ")
+    assert str(caught.value).endswith('several teachers need a config')

@@ -15,6 +15,7 @@ from mmengine.runner import Runner
 
 from mldr_kd_mm import ConfigError
 from mldr_kd_mm.apis.info import describe
+from mldr_kd_mm.apis.trial import teacher_file
 from mldr_kd_mm.evaluation.logged_run import LoggedRun
 from mldr_kd_mm.evaluation.observer import Observer
 from mldr_kd_mm.registry import MODELS
@@ -160,6 +161,19 @@ def test_a_list_of_folders_must_have_one_for_each(cached, files, tmp_path):
     config['default_hooks']['teacher_cache']['dir'] = [str(cached[2] / 'teacher1')]
     with pytest.raises(ConfigError, match='must have one folder for each of 2 teachers'):
         train(config)
+
+
+def test_several_caches_are_not_sparse(files, tmp_path):
+    config = configure(tmp_path / 'run', files, tmp_path / 'cache', max_epochs=1)
+    config['default_hooks']['teacher_cache']['top_k'] = 2
+    with pytest.raises(ConfigError, match='top_k=2: must be None, as there are several teachers'):
+        train(config)
+    assert not (tmp_path / 'cache').exists()
+
+
+def test_a_benchmark_takes_one_teacher():
+    with pytest.raises(ConfigError, match='model.teacher: is a list; the benchmark and the search'):
+        teacher_file(dict(model=dict(teacher=[resnet(), SECOND])))
 
 
 def test_exact_resume(plain, files, tmp_path):

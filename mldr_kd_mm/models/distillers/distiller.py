@@ -23,12 +23,13 @@ from mldr_kd_mm.models.distillers.student import Student
 from mldr_kd_mm.models.distillers.teacher import Member
 from mldr_kd_mm.models.necks.outputs import FUSION_WEIGHTS, check_outputs, named_outputs
 from mldr_kd_mm.models.taps.recorder import build_recorder
-from mldr_kd_mm.models.taps.stages import STAGES, VECTORS, fixed_size
+from mldr_kd_mm.models.taps.stages import DISTILLATION_LOGITS, STAGES, VECTORS, fixed_size
 from mldr_kd_mm.models.taps.tapped_model import Probe
 from mldr_kd_mm.registry import MODELS
 from mldr_kd_mm.utils.errors import (
     ConfigError,
     check_config,
+    check_not_negative,
     check_sizes,
     check_type,
     checked_arguments,
@@ -67,6 +68,11 @@ class Distiller(BaseClassifier):
     Images without a label (:class:`~mldr_kd_mm.datasets.UnlabeledFolder`) are compared with the
     teacher's tensors only: the student's own loss is the mean over the labelled images.
 
+    A student with a distillation token (timm's ``deit_*_distilled_*``, LeViT and others with two
+    heads) predicts the mean of its heads. If a loss reads ``distillation_logits``, the second
+    head's, the student's own loss and ``logits`` in training are those of the class head alone.
+    Otherwise they are the mean, so that both heads are trained.
+
     Several teachers are a list. Then ``logits`` of the teacher is the logarithm of the mean of
     their class probabilities, and ``teacher1.logits``, ``teacher2.feature``, ``teacher1.stage3``,
     ... are the tensors of each. The other arguments about the teacher, ``teacher_*``, are lists
@@ -83,6 +89,7 @@ class Distiller(BaseClassifier):
             is built and has its weights.
         teacher_weights: Weights of several teachers in the mean of their probabilities,
             non-negative; divided by their sum. None: equal weights.
+        student_loss_weight: Factor of the student's own loss, at least 0.
         teacher_recorder: Config of the teacher's :class:`FeatureRecorder`.
         student_recorder: Config of the student's :class:`FeatureRecorder`.
         neck: Config of a neck, for example ``dict(type='MSDFNeck')``, see
@@ -124,6 +131,7 @@ class Distiller(BaseClassifier):
         student_compile: bool | dict = False,
         losses_compile: bool | dict = False,
         teacher_weights: Sequence[float] | None = None,
+        student_loss_weight: float = 1.0,
     ) -> None:
         teachers = read_teachers(
             teacher,
@@ -135,6 +143,7 @@ class Distiller(BaseClassifier):
         )
         check_config(student=student, **_given(neck=neck, student_recorder=student_recorder))
         check_sizes(3, **_given(input_size=input_size))
+        check_not_negative(student_loss_weight=student_loss_weight)
         check_type('losses', losses, 'a list of dicts', list, tuple)
         check_type('data_preprocessor', data_preprocessor, 'a dict', dict, NoneType)
         of_network = dict(student_compile=student_compile, losses_compile=losses_compile)
@@ -154,6 +163,7 @@ class Distiller(BaseClassifier):
         self._losses_compile = losses_compile
         self._compiled: Callable[..., dict[str, Tensor]] | None = None
         self.distillation_stopped = False  # StopDistillHook sets it.
+        self.student_loss_weight = student_loss_weight
 
         with _own_rng(self):
             recorder = build_recorder(student_recorder, 'student_recorder')
@@ -162,6 +172,8 @@ class Distiller(BaseClassifier):
             self.losses = build_entries(losses)
             size = input_size or (3, *(fixed_size(self.student) or (224, 224)))
             self._connect(tuple(size), neck)
+            trains_second_head = any(e.weights.get(DISTILLATION_LOGITS, 0) for e in self.losses)
+            self.tapped_student.separate_heads(trains_second_head)
 
         for config, (_, each, names) in zip(teachers, self.teachers, strict=True):
             if config.compile is not False:
@@ -264,6 +276,7 @@ class Distiller(BaseClassifier):
         teacher = self.teacher.read(inputs, self._teacher_names, data_samples)
         with refuse_one_image(len(inputs)):
             losses, student = self.tapped_student.loss(inputs, data_samples, self._student_names)
+            losses = _weigh(losses, self.student_loss_weight)
             needs = {name for entry in self.losses for name in entry.needs}
             labels = read_labels(data_samples, needs)
             compare = self._compiled_compare() or Distiller._compare
@@ -418,6 +431,7 @@ class Distiller(BaseClassifier):
 
         DistributedDataParallel waits for a gradient of each parameter.
         """
+        self.tapped_student.separate_heads(False)  # The labels train both heads from now on.
         with refuse_one_image(len(inputs)):
             losses = self.tapped_student.own_loss(inputs, data_samples)
         unused = [
@@ -535,6 +549,20 @@ class Distiller(BaseClassifier):
 
 def _given(**fields: Any) -> dict[str, Any]:
     return {field: value for field, value in fields.items() if value is not None}
+
+
+def _weigh(losses: dict[str, Any], weight: float) -> dict[str, Any]:
+    """Multiply a student's own losses, not other values for the log, by a weight."""
+    if weight == 1:
+        return losses
+    return {
+        name: value
+        if 'loss' not in name
+        else [weight * each for each in value]
+        if isinstance(value, list)
+        else weight * value
+        for name, value in losses.items()
+    }
 
 
 def _options(compiled: bool | dict) -> dict[str, Any]:

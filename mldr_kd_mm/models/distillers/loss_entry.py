@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mldr_kd_mm.models.builder import build_for
+from mldr_kd_mm.models.taps.stages import DISTILLATION_LOGITS
 from mldr_kd_mm.models.taps.tapped_model import Probe
 from mldr_kd_mm.utils.errors import ConfigError, check_config, checked_arguments, is_number, named
 
@@ -95,6 +96,9 @@ class LossEntry(nn.Module):
                 if name not in available:
                     is_msdf = side == 'student' and name in (STAGE_LOGITS, 'fused_logits')
                     hint = "; neck=dict(type='MSDFNeck') adds it" if is_msdf else ''
+                    if name == DISTILLATION_LOGITS:
+                        hint = '; a student of timm with two heads has it, such as '
+                        hint += 'deit_tiny_distilled_patch16_224'
                     what = f'the {side} has no head' if name == 'logits' else 'unknown tensor'
                     raise ConfigError(
                         f'losses: {self.name}: {side}={name!r}: {what}; '

@@ -15,7 +15,12 @@ from mmpretrain.structures import DataSample
 from torch import Tensor, nn
 
 from mldr_kd_mm.models.taps.recorder import FeatureRecorder
-from mldr_kd_mm.models.taps.stages import evaluation_mode, logits_tap
+from mldr_kd_mm.models.taps.stages import (
+    DISTILLATION_LOGITS,
+    distillation_tap,
+    evaluation_mode,
+    logits_tap,
+)
 from mldr_kd_mm.models.taps.tapped_model import TappedModel
 from mldr_kd_mm.structures.label import split_by_label
 from mldr_kd_mm.utils.device import to_device
@@ -29,6 +34,9 @@ class Student(TappedModel):
     as ArcFace's logits with a margin; call :meth:`find_logits` before you record their logits. A
     student without a head has features, but neither logits nor a loss of its own.
 
+    A student with a distillation token has a second head, whose output is ``distillation_logits``.
+    It predicts the mean of both heads, in training too unless :meth:`separate_heads` is called.
+
     Args:
         model: The classifier.
         recorder: The recorder, which names the taps.
@@ -40,6 +48,19 @@ class Student(TappedModel):
         # The original mmpretrain has no RegressionHead to import.
         self.predicts_one_class = not kinds & {'MultiLabelClsHead', 'RegressionHead'}
         self._repeats_head = False
+        self.distillation_tap = distillation_tap(model)
+        if self.distillation_tap is not None:
+            recorder.found[DISTILLATION_LOGITS] = self.distillation_tap
+            model.model.register_forward_hook(_class_logits)
+
+    def separate_heads(self, enable: bool) -> None:
+        """Choose what the logits of a student with two heads are in training.
+
+        Args:
+            enable: Whether they are those of the class head alone, or the mean of both heads.
+        """
+        if self.distillation_tap is not None:
+            self.model.model.set_distilled_training(enable)
 
     def loss(
         self, inputs: Tensor, data_samples: list[DataSample], names: Collection[str]
@@ -175,6 +196,11 @@ class Student(TappedModel):
         losses = model.head.loss(features, data_samples)
         model.head(features)  # The last call is recorded.
         return losses
+
+
+def _class_logits(module: nn.Module, args: tuple, output: Any) -> Tensor:
+    """Replace the output of two heads, a pair in training, by that of the class head."""
+    return output[0] if isinstance(output, tuple) else output
 
 
 @contextmanager

@@ -215,7 +215,7 @@ class Teacher(TappedModel):
             num_classes: Number of the data's classes. A teacher of another number, or without a
                 head, yields nothing.
         """
-        if self.has_head and num_classes in (None, self.num_classes):
+        if num_classes is None or (self.has_head and num_classes == self.num_classes):
             yield 'teacher', self.predict(images, data_samples)
 
     def combine(self, logits: Sequence[Tensor]) -> Tensor:

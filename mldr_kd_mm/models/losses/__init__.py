@@ -7,7 +7,7 @@ from mldr_kd_mm.models.losses.dist import DISTLoss
 from mldr_kd_mm.models.losses.dkd import DKDLoss
 from mldr_kd_mm.models.losses.fitnet import FitNetLoss
 from mldr_kd_mm.models.losses.info_nce import InfoNCELoss
-from mldr_kd_mm.models.losses.kd import KDLoss
+from mldr_kd_mm.models.losses.kd import HardKDLoss, KDLoss
 from mldr_kd_mm.models.losses.logit_standardization import LogitStandardizationLoss
 from mldr_kd_mm.models.losses.ofa import OFALoss
 from mldr_kd_mm.models.losses.queue import QueueLoss
@@ -21,6 +21,7 @@ __all__ = [
     'DISTLoss',
     'DKDLoss',
     'FitNetLoss',
+    'HardKDLoss',
     'InfoNCELoss',
     'KDLoss',
     'LogitStandardizationLoss',

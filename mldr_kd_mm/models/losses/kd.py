@@ -53,3 +53,36 @@ class KDLoss(nn.Module):
         check_logits(student, teacher)
         values = kl_div(student / self.temperature, teacher / self.temperature)
         return self.temperature**2 * values.mean(-1)
+
+
+@MODELS.register_module()
+class HardKDLoss(nn.Module):
+    r"""Classify as the teacher does: cross-entropy with the teacher's decision.
+
+    .. math:: -\log softmax(z_s)_{\hat y}, \quad \hat y = \arg\max_c z_{t,c},
+
+    averaged over the batch. The decision is not smoothed.
+
+    Source: Training data-efficient image transformers & distillation through attention (arXiv
+    2012.12877), section 4, hard-label distillation.
+    """
+
+    compares_logits = True
+
+    @full_precision
+    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Compute the loss.
+
+        Args:
+            student: Logits (B, C), or (K, B, C) of K heads.
+            teacher: Logits (B, C).
+
+        Returns:
+            A scalar, or (K,), one value per head.
+
+        Raises:
+            ConfigError: If the shapes do not fit.
+        """
+        check_logits(student, teacher)
+        decision = teacher.argmax(-1, keepdim=True).expand(*student.shape[:-1], 1)
+        return -student.log_softmax(-1).gather(-1, decision).mean((-2, -1))

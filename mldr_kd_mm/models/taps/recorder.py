@@ -52,7 +52,7 @@ class FeatureRecorder:
                 f"taps={taps!r}: must be 'stages' or a dict of name -> dotted module path"
             )
         self.taps = taps if taps == 'stages' else dict(taps)
-        # Taps of a model that is not tapped where others are; ``taps`` takes precedence.
+        # Taps that were found in the model; ``taps`` takes precedence.
         self.found: dict[str, str] = {}
         for name, path in taps.items() if is_dict else ():
             if not name.isprintable() or not name:
@@ -67,7 +67,7 @@ class FeatureRecorder:
     def names(self) -> tuple[str, ...]:
         """All names that can be recorded."""
         configured = STAGES if self.taps == 'stages' else tuple(self.taps)
-        return tuple(dict.fromkeys((*_KNOWN, *configured)))
+        return tuple(dict.fromkeys((*_KNOWN, *self.found, *configured)))
 
     @property
     def configured(self) -> tuple[str, ...]:

@@ -23,8 +23,10 @@ from mldr_kd_mm.utils.errors import ConfigError, named
 NUM_STAGES = 4
 STAGES = tuple(f'stage{i + 1}' for i in range(NUM_STAGES))
 INPUT = ':input'
-VECTORS = ('logits', 'feature')
-"""Tensors (B, C) that every model has."""
+DISTILLATION_LOGITS = 'distillation_logits'
+"""Logits (B, C) of the second head of a student with a distillation token, as DeiT's."""
+VECTORS = ('logits', DISTILLATION_LOGITS, 'feature')
+"""Tensors (B, C) of a model as a whole."""
 
 # OFA-KD (ofa/models) taps the ends of blocks 1, 3, 9 and 11 of 12, counted from 0.
 _BLOCK_ENDS, _DEPTH = (2, 4, 10, 12), 12
@@ -82,6 +84,20 @@ def feature_tap(model: nn.Module) -> str:
             f"penultimate feature, as in taps=dict(feature='{prefix or 'head'}.fc:input')"
         )
     return paths[0] + INPUT
+
+
+def distillation_tap(model: nn.Module) -> str | None:
+    """Return the path of the distillation head of a timm model; None for other models.
+
+    DeiT, LeViT, EfficientFormer, RepViT and SwiftFormer have one. Their prediction is the mean of
+    both heads.
+    """
+    if not isinstance(model, TimmClassifier) or not has_head(model):
+        return None
+    if not hasattr(model.model, 'set_distilled_training'):
+        return None
+    paths = [path for path, _ in model.named_modules() if path.endswith('_dist')]
+    return paths[0] if len(paths) == 1 else None
 
 
 def stage_taps(model: nn.Module, input_size: Sequence[int] | None = None) -> dict[str, str]:

@@ -82,7 +82,7 @@ def test_teaches_features_and_stages(name):
         'loss_fitnet_stage4',
     ]
     assert all(value.isfinite() for value in losses.values())
-    feature = model.embed_teacher(data['inputs'])
+    feature = model.teacher.embed(data['inputs'])
     assert feature.shape == (8, model.losses[1].losses[0].queue.shape[1])
 
 
@@ -119,7 +119,7 @@ def test_feature_of_a_backbone_alone_is_the_mean_of_its_map():
     model = distiller(dict(resnet(), head=None, neck=None))
     images = torch.randn(2, 3, 32, 32)
     (expected,) = model.teacher.model.backbone(model.teacher.prepare(images))
-    assert_close(model.embed_teacher(images), expected.mean((2, 3)))
+    assert_close(model.teacher.embed(images), expected.mean((2, 3)))
 
 
 def test_own_module():

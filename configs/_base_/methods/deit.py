@@ -1,0 +1,17 @@
+"""DeiT's hard distillation: half the labels on the class head, half the teacher on the second.
+
+For students of timm with a distillation token, such as deit_tiny_distilled_patch16_224.
+"""
+
+method = dict(
+    student_loss_weight=0.5,
+    losses=[
+        dict(
+            loss=dict(type='HardKDLoss'),
+            student='distillation_logits',
+            teacher='logits',
+            weight=0.5,
+            name='deit',
+        )
+    ],
+)
