@@ -471,6 +471,12 @@ def _add_export(parser: ArgumentParser) -> None:
     parser.add_argument('checkpoint', help='checkpoint of a distillation run')
     parser.add_argument('out', help='folder to write, or a file: .pth, .safetensors, .onnx or .pt2')
     parser.add_argument('--onnx', action='store_true', help='also write an ONNX file')
+    parser.add_argument(
+        '--onnx-preprocessing',
+        action='store_true',
+        help='write an ONNX file that prepares the images itself: uint8 RGB images of any size in, '
+        'probabilities out',
+    )
     parser.add_argument('--torch-export', action='store_true', help='also write a .pt2 file')
     parser.add_argument(
         '--int8', action='store_true', help='quantise the .onnx file and measure its accuracy'

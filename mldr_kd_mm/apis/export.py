@@ -19,6 +19,11 @@ from torch.export import ExportedProgram
 from mldr_kd_mm.apis.backbone import backbone_weights
 from mldr_kd_mm.apis.description import StudentDescription
 from mldr_kd_mm.apis.model_card import model_card
+from mldr_kd_mm.apis.onnx_preprocessing import (
+    check_preprocessing,
+    largest_difference,
+    with_preprocessing,
+)
 from mldr_kd_mm.apis.quantize import CALIBRATION_IMAGES, MAX_DROP, Quantized, Quantizer
 from mldr_kd_mm.apis.run_record import RunRecord
 from mldr_kd_mm.apis.student import RebuiltStudent, read_run_config, rebuild_student
@@ -30,6 +35,10 @@ from mldr_kd_mm.utils.errors import ConfigError, check_file, printable
 TOLERANCE = 1e-4
 """Largest allowed difference between the logits of an exported graph and the student's, relative to
 the largest logit (or to 1 if all are smaller)."""
+
+PROBABILITY_TOLERANCE = 0.02
+"""Largest allowed difference between the probability of the first class by a graph that prepares
+the images itself and by the student. Their resizing differs by a grey level in some pixels."""
 
 _ONNX_PACKAGES = ('onnx', 'onnxscript', 'onnxruntime')
 _WEIGHTS = ('.pth', '.safetensors')
@@ -74,6 +83,7 @@ def export_student(
     calibration_images: int = CALIBRATION_IMAGES,
     validate: str | None = None,
     max_drop: float = MAX_DROP,
+    onnx_preprocessing: bool = False,
 ) -> Exported:
     """Write a run's student and its model card; an error leaves no file behind.
 
@@ -103,6 +113,8 @@ def export_student(
         calibration_images: Number of images to take from it.
         validate: Folder of images to measure the accuracy on. None: the run's validation set.
         max_drop: Largest allowed loss of accuracy by INT8, in percentage points.
+        onnx_preprocessing: Whether to write an ONNX file that prepares the images itself: from
+            ``images``, uint8 RGB (N, height, width, 3) of any size, to ``probabilities`` (N, C).
 
     Returns:
         The files written and remarks.
@@ -111,13 +123,15 @@ def export_student(
         MissingFileError: There is no such checkpoint or config.
         ConfigError: The checkpoint is not of a distillation run, a file exists already, or a folder
             or a graph is requested and the student cannot be built from its config. Or the INT8
-            graph loses more than ``max_drop``, or there are no images to measure that.
+            graph loses more than ``max_drop``, or there are no images to measure that. Or ONNX has
+            no operations for the preprocessing.
         ExportError: The student's weights or logits are NaN or infinite, a graph cannot be
             written, or its logits differ from the student's.
     """
     is_folder = _is_folder(out)
-    _check_options(out, backbone, int8, onnx or torch_export, calibrate, validate)
-    wanted = {'.pt2': torch_export, '.onnx': onnx}
+    adds_graph = onnx or torch_export or onnx_preprocessing
+    _check_options(out, backbone, int8, adds_graph, calibrate, validate)
+    wanted = {'.pt2': torch_export, '.onnx': onnx or onnx_preprocessing}
     suffix = None if is_folder else Path(out).suffix
     graphs = [name for name in _GRAPHS if wanted[name] or name == suffix]
     if config is not None:
@@ -143,7 +157,10 @@ def export_student(
             f'{student.preprocessing.deviation}'
         )
 
-    metadata = StudentDescription.of(record, run, student).to_metadata() if student else {}
+    description = StudentDescription.of(record, run, student) if student else None
+    metadata = description.to_metadata() if description else {}
+    if onnx_preprocessing:
+        check_preprocessing(description)
     quantize = quantized = None
     if int8:
         images = (calibrate, calibration_images, validate)
@@ -170,8 +187,13 @@ def export_student(
         if quantize:
             quantized = quantize(folder / paths['.onnx'].name)
             written['.onnx'] = f'INT8; {quantized.summary()}'
+        if onnx_preprocessing:
+            path = folder / paths['.onnx'].name
+            written['.onnx'] = _add_preprocessing(path, student, description)
         files = {paths[kind].name: (folder / paths[kind].name, written[kind]) for kind in written}
-        card = model_card(record, run, student, files, is_folder, backbone, quantized)
+        card = model_card(
+            record, run, student, files, is_folder, backbone, quantized, onnx_preprocessing
+        )
         (folder / paths['card'].name).write_text(card)
         written['card'] = 'model card'
         for kind in written:
@@ -215,7 +237,9 @@ def _check_options(
             f'backbone=True: out={out!r} must end with {" or ".join(_WEIGHTS)}, without graphs'
         )
     if int8 and (suffix != '.onnx' or adds_graph):
-        raise ConfigError(f'int8=True: out={out!r} must end with .onnx, without other graphs')
+        raise ConfigError(
+            f'int8=True: out={out!r} must end with .onnx, without other graphs or preprocessing'
+        )
     for name, value in dict(calibrate=calibrate, validate=validate).items():
         if value is not None and not int8:
             raise ConfigError(f'{name}={value!r}: is for int8=True only')
@@ -391,6 +415,23 @@ def _write_onnx(
         onnx.save(model, path)
         session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
     return lambda images: torch.from_numpy(session.run(None, {'images': images.numpy()})[0])
+
+
+def _add_preprocessing(path: Path, student: RebuiltStudent, description: StudentDescription) -> str:
+    """Add the preprocessing to an ONNX file and compare it; return the file's description."""
+    import onnx
+    import onnxruntime
+
+    with _explained(path.name):
+        onnx.save(with_preprocessing(onnx.load(path), description), path)
+        session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
+        difference = largest_difference(session, student, description)
+    if not difference <= PROBABILITY_TOLERANCE:
+        raise ExportError(
+            f"{path.name}: with its preprocessing, the probability of the student's first class "
+            f'differs by {difference:.1e}, more than {PROBABILITY_TOLERANCE}; nothing was written'
+        )
+    return f"prepares the images; probabilities differ from the student's by up to {difference:.1e}"
 
 
 @torch.no_grad()

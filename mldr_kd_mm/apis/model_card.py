@@ -58,6 +58,7 @@ def model_card(
     is_folder: bool = False,
     is_backbone: bool = False,
     quantized: Quantized | None = None,
+    onnx_preprocessing: bool = False,
 ) -> str:
     """Write the model card of an exported student.
 
@@ -69,6 +70,7 @@ def model_card(
         is_folder: Whether the files are those of a folder that timm or mmpretrain loads.
         is_backbone: Whether the file of weights lacks the head.
         quantized: What the quantisation of the graph costs; None if it is not quantised.
+        onnx_preprocessing: Whether the ONNX file prepares the images itself.
 
     Returns:
         Markdown with the front matter of the Hugging Face hub.
@@ -94,7 +96,9 @@ def model_card(
         lines += [
             '## Load the student',
             '',
-            *_code(student, files, is_folder, has_head and bool(record.classes)),
+            *_code(
+                student, files, is_folder, has_head and bool(record.classes), onnx_preprocessing
+            ),
         ]
     return '\n'.join(lines).rstrip() + '\n'
 
@@ -257,14 +261,22 @@ def _file_facts(files: Mapping[str, tuple[Path, str]]) -> Iterator[str]:
 
 
 def _code(
-    student: RebuiltStudent, files: Iterable[str], is_folder: bool, has_names: bool
+    student: RebuiltStudent,
+    files: Iterable[str],
+    is_folder: bool,
+    has_names: bool,
+    onnx_preprocessing: bool,
 ) -> list[str]:
     """Return Python that loads each file from the card's folder and runs it on an image."""
     weights = [name for name in files if name.endswith(('.pth', '.safetensors'))]
     graphs = [name for name in files if name.endswith(('.pt2', '.onnx'))]
     code = _predict_lines(weights, graphs, is_folder) if student.num_classes else []
+    if onnx_preprocessing:
+        (name,) = (name for name in graphs if name.endswith('.onnx'))
+        graphs.remove(name)
+        code += [_RAW_INPUT, '', *_fenced(_raw_onnx_lines(name))]
     deviation = student.preprocessing.deviation
-    if deviation and (student.is_timm or graphs or not is_folder):
+    if deviation and (student.is_timm or graphs or (weights and not is_folder)):
         of_code = "The validation's images differ slightly from those of this code"
         code += [f'{of_code}: {escaped(deviation)}.', '']
     if student.is_built:
@@ -273,7 +285,7 @@ def _code(
         code += _fenced(_timm_folder(has_names))
     elif is_folder:
         code += _fenced(_MMPRETRAIN_FOLDER if student.num_classes else _MMPRETRAIN_BACKBONE)
-    if graphs or not is_folder:
+    if graphs or (weights and not is_folder):
         code += [_INPUT, '', *_fenced(student.preprocessing.code())]
     if weights and not is_folder and not student.is_built:
         load = _timm_lines if student.is_timm else _mmpretrain_lines
@@ -333,6 +345,10 @@ def _fenced(lines: Iterable[str]) -> list[str]:
 _INPUT = (
     'The input is normalised images, float32 (N, 3, H, W); the output logits (N, classes). '
     'The first block prepares one image.'
+)
+_RAW_INPUT = (
+    'The ONNX file prepares the images itself. Its input is RGB images of any size, uint8 '
+    '(N, height, width, 3); the output probabilities (N, classes).'
 )
 _RUN = ['with torch.no_grad():', '    logits = model(torch.from_numpy(images))']
 _MMPRETRAIN_FOLDER = [
@@ -431,6 +447,18 @@ def _onnx_lines(name: str) -> list[str]:
         '',
         f'session = onnxruntime.InferenceSession({name!r})',
         "logits = session.run(['logits'], {'images': images})[0]",
+    ]
+
+
+def _raw_onnx_lines(name: str) -> list[str]:
+    return [
+        'import numpy',
+        'import onnxruntime',
+        'from PIL import Image, ImageOps',
+        '',
+        "image = ImageOps.exif_transpose(Image.open('image.jpg')).convert('RGB')",
+        f'session = onnxruntime.InferenceSession({name!r})',
+        "(probabilities,) = session.run(None, {'images': numpy.array(image)[None]})",
     ]
 
 

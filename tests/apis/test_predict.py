@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 
 import numpy
+import onnx
+import onnxruntime
 import pytest
 import torch
 from helpers import resnet
@@ -20,9 +22,12 @@ from torch.testing import assert_close
 from zoo import timm
 
 from mldr_kd_mm import Prediction, cli, predict
-from mldr_kd_mm.apis import student_images
+from mldr_kd_mm.apis import export, onnx_preprocessing, preprocessing, student_images
+from mldr_kd_mm.apis.description import StudentDescription
 from mldr_kd_mm.apis.export import export_student
 from mldr_kd_mm.apis.predict import write_predictions
+from mldr_kd_mm.apis.student_images import StudentImages
+from mldr_kd_mm.registry import MODELS
 from mldr_kd_mm.utils.errors import ConfigError, MissingFileError
 
 CLASSES = [f'class {letter}' for letter in 'abcdefghij']
@@ -351,3 +356,127 @@ def test_the_example_of_the_documentation(run, photos, tmp_path, monkeypatch, ca
             exec(block, {})
     *lines, names = capsys.readouterr().out.splitlines()
     assert len(lines) == 9 and json.loads(names) == CLASSES
+
+
+RESIZING = {
+    'bicubic': [
+        dict(type='ResizeEdge', scale=73, backend='pillow', interpolation='bicubic'),
+        dict(type='CenterCrop', crop_size=64),
+    ],
+    'bilinear': [
+        dict(type='ResizeEdge', scale=64, backend='pillow'),
+        dict(type='CenterCrop', crop_size=45),
+    ],
+    'squash': [dict(type='Resize', scale=(48, 64), backend='pillow')],
+    'OpenCV': [dict(type='ResizeEdge', scale=73), dict(type='CenterCrop', crop_size=64)],
+    'OpenCV bicubic': [dict(type='Resize', scale=(50, 50), interpolation='bicubic')],
+}
+
+
+class TestOnnxPreprocessing:
+    @pytest.mark.parametrize('order', ['RGB', 'BGR'])
+    @pytest.mark.parametrize('name', RESIZING)
+    def test_pixels_differ_by_a_level(self, name, order, photos, tmp_path):
+        config = validation(*RESIZING[name])
+        config['data_preprocessor'] = STATISTICS | dict(to_rgb=order == 'RGB')
+        size = preprocessing.image_size(config)
+        student = torch.nn.Module()
+        student.data_preprocessor = MODELS.build(
+            dict(type='ClsDataPreprocessor', **config['data_preprocessor'])
+        )
+        images = preprocessing.Preprocessing.of(config, student, (3, *size))
+        description = StudentDescription(
+            *({}, 'mldr_kd_mm', [3, *size], images.channel_order, images.mean, images.std),
+            *(config['val_dataloader']['dataset']['pipeline'], images.resize, None),
+        )
+        # Differences of the logarithms of these probabilities are those of the network's input.
+        network = onnx.parser.parse_model(
+            f"""<ir_version: 10, opset_import: ["" : 18]>
+            network (float[batch, 3, {size[0]}, {size[1]}] images) => (float[batch, n] logits) {{
+                scale = Constant<value = float {{0.1}}>()
+                scaled = Mul(images, scale)
+                logits = Flatten(scaled)
+            }}"""
+        )
+        network = onnx_preprocessing.with_preprocessing(network, description)
+        session = onnxruntime.InferenceSession(network.SerializeToString())
+        graph = onnx_preprocessing.of_graph(description)
+        paths = student_images.find_images(photos)
+        expected, decoded = StudentImages(paths, description), StudentImages(paths, graph)
+        for index, path in enumerate(paths):
+            image = expected.normalise(expected.read(index)[None]).flatten(1) / 10
+            (found,) = session.run(None, {'images': decoded.read(index)[None].numpy()})
+            off = (torch.from_numpy(found).log() - image.log_softmax(1)) * 10 * 59  # grey levels
+            off = (off - off.median()).abs()
+            assert off.max() < 3.5 and off.mean() < 0.25, path
+
+    @pytest.fixture(scope='class')
+    def raw(self, run):
+        path = run[0] / 'raw.onnx'
+        exported = export_student(str(run[0] / 'run.pth'), str(path), onnx_preprocessing=True)
+        assert 'prepares the images; probabilities differ' in exported.files[path]
+        return path
+
+    def test_predicts_as_the_validation(self, raw, run, photos):
+        for result in predict(raw, photos, top_k=10):
+            expected = in_validation(run[1], CONFIG, result)
+            numbers = [CLASSES.index(name) for name in result.classes]
+            assert_close(torch.tensor(result.probabilities), expected[numbers], atol=0.01, rtol=0)
+
+    def test_takes_batches_of_any_size(self, raw, run, photos):
+        session = onnxruntime.InferenceSession(raw)
+        (images,), (output,) = session.get_inputs(), session.get_outputs()
+        assert (images.name, images.type) == ('images', 'tensor(uint8)')
+        assert images.shape == ['batch', 'height', 'width', 3]
+        assert output.name == 'probabilities'
+        image = numpy.array(Image.open(photos / 'rotated.jpg'))
+        batch = numpy.stack([image, image[::-1], image[:, ::-1]])
+        together = session.run(None, {'images': batch})[0]
+        for number in range(3):
+            alone = session.run(None, {'images': batch[number : number + 1]})[0]
+            numpy.testing.assert_allclose(together[number], alone[0], atol=1e-5)
+
+    def test_code_of_the_card(self, raw, run, photos, tmp_path, monkeypatch):
+        card = raw.with_suffix('.md').read_text()
+        assert 'mldr-kd predict raw.onnx IMAGES' in card and 'float32' not in card
+        (code,) = re.findall('```python\n(.*?)```', card, re.DOTALL)
+        shutil.copy(photos / 'rotated.jpg', tmp_path / 'image.jpg')
+        shutil.copy(raw, tmp_path)
+        monkeypatch.chdir(tmp_path)
+        names = {}
+        exec(code, names)
+        (result,) = predict('raw.onnx', 'image.jpg')
+        assert names['probabilities'].max() == pytest.approx(result.probabilities[0], abs=0.01)
+
+    @pytest.mark.parametrize(
+        ('steps', 'message'),
+        [
+            (
+                [dict(type='Resize', scale=32, backend='pillow', interpolation='lanczos')],
+                'onnx_preprocessing=True: ONNX has no lanczos resizing; export without it',
+            ),
+            (
+                [dict(type='Invert', prob=1.0), dict(type='Resize', scale=32)],
+                'onnx_preprocessing=True: the validation does more than resize an image and crop',
+            ),
+        ],
+    )
+    def test_what_onnx_cannot_do(self, steps, message, tmp_path):
+        student = timm('test_resnet', data_preprocessor=STATISTICS)
+        checkpoint, _ = save_run(tmp_path, student, **validation(*steps))
+        with pytest.raises(ConfigError, match=message):
+            export_student(checkpoint, str(tmp_path / 'a/b'), onnx_preprocessing=True)
+        assert not (tmp_path / 'a').exists()
+
+    @pytest.mark.parametrize('difference', [0.03, float('nan')])
+    def test_a_graph_that_differs_is_not_written(self, difference, raw, run, tmp_path, monkeypatch):
+        monkeypatch.setattr(export, '_write_graphs', lambda *_: ({'.onnx': ''}, []))
+        monkeypatch.setattr(export, 'with_preprocessing', lambda *_: onnx.load(raw))
+        monkeypatch.setattr(export, 'largest_difference', lambda *_: difference)
+        monkeypatch.setattr(onnx, 'load', lambda path, load=onnx.load: load(raw))
+        message = r'a\.onnx: .* first class differs by .*, more than 0\.02; nothing was written'
+        with pytest.raises(export.ExportError, match=message):
+            export_student(
+                str(run[0] / 'run.pth'), str(tmp_path / 'b/a.onnx'), onnx_preprocessing=True
+            )
+        assert not list((tmp_path / 'b').iterdir())
