@@ -110,7 +110,7 @@ class TestLoop:
     @pytest.mark.parametrize('side', ['student', 'teacher'])
     def test_accuracy_is_that_of_numpy(self, runner, side):
         model, loop = runner.model.eval(), runner.val_loop
-        embed = dict(student=model.embed, teacher=model.embed_teacher)[side]
+        embed = dict(student=model.embed, teacher=model.teacher.embed)[side]
         bank, labels = features_of(embed, model, loop.bank)
         queries, truth = features_of(embed, model, loop.dataloader)
         assert (len(bank), len(queries)) == (40, 30)
