@@ -683,7 +683,7 @@ def _run_tune(args: Namespace) -> None:
         from mldr_kd_mm.apis.search import search
     except ImportError as error:
         raise ConfigError(
-            f"tune needs Optuna ({error}); pip install 'mldr-kd-mm[search]'"
+            f"tune: needs Optuna ({error}); run pip install 'mldr-kd-mm[search]'"
         ) from None
     options = ArgumentParser(prog='mldr-kd tune')
     options.add_argument('--cfg-options', nargs='*', action=CfgOptions, default={})

@@ -234,15 +234,15 @@ def _check_options(
     suffix = '' if out.endswith('/') else Path(out).suffix
     if backbone and (suffix not in _WEIGHTS or adds_graph):
         raise ConfigError(
-            f'backbone=True: out={out!r} must end with {" or ".join(_WEIGHTS)}, without graphs'
+            f'out={out!r}: must end with {" or ".join(_WEIGHTS)} for backbone=True, without graphs'
         )
     if int8 and (suffix != '.onnx' or adds_graph):
         raise ConfigError(
-            f'int8=True: out={out!r} must end with .onnx, without other graphs or preprocessing'
+            f'out={out!r}: must end with .onnx for int8=True, without other graphs or preprocessing'
         )
     for name, value in dict(calibrate=calibrate, validate=validate).items():
         if value is not None and not int8:
-            raise ConfigError(f'{name}={value!r}: is for int8=True only')
+            raise ConfigError(f'{name}={value!r}: must not be set without int8=True')
 
 
 def _check_unused(paths: Sequence[Path]) -> None:

@@ -113,7 +113,7 @@ def predict(
     network = _load(os.fspath(student), device)
     if network.description.output == 'feature':
         raise ConfigError(
-            f'student={os.fspath(student)!r}: has no head and predicts no classes; measure its '
+            f'student={os.fspath(student)!r}: must have a head to predict classes; measure its '
             'features with mldr-kd probe'
         )
     dataset = StudentImages(paths, network.description)

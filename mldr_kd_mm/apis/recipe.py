@@ -255,7 +255,7 @@ class TrainingImages:
         unlabeled: The training images without labels; None if there are none.
         classes: Names of the classes; empty if they are not known.
         num_classes: Number of classes.
-        unlabeled_ratio: Unlabelled part of a batch; None unless there are both kinds.
+        unlabeled_ratio: Fraction of unlabelled images in a batch; None without both kinds.
     """
 
     labeled: ImageFolder | None
@@ -290,13 +290,13 @@ def read_training_images(options: Options) -> TrainingImages:
     labeled, val = _read_labeled(options)
     if labeled is None and options.trains_teacher:
         raise ConfigError(
-            'teacher: there are no labelled images to train it on; give teacher_checkpoint, or '
-            'teacher_epochs=0 for pretrained weights of your classes'
+            'teacher_checkpoint: must be set without labelled images to train the teacher on; '
+            'for pretrained weights of your classes, set teacher_epochs=0'
         )
     if labeled is None and val is not None and not options.has_head:
         raise ConfigError(
             f'data={str(options.data)!r}: must have training images, too, as '
-            f'method={options.method!r} measures by a vote of labelled ones'
+            f'method={options.method!r} validates by their nearest neighbours'
         )
     unlabeled = _read_unlabeled(options)
     if val is not None:
@@ -359,7 +359,7 @@ def _classes_of_teacher(options: Options) -> tuple[tuple[str, ...], int]:
         ConfigError: The number is not known either.
     """
     if not options.has_head:
-        return (), _ANY_NUMBER  # heads of any size are taken off
+        return (), _ANY_NUMBER  # heads of any size are removed
     checkpoint, size = options.teacher_checkpoint, options.teacher_size or options.image_size
     content = load_checkpoint(checkpoint, 'teacher_checkpoint') if checkpoint else {}
     if names := RunRecord.from_checkpoint(content).classes:
@@ -387,11 +387,11 @@ def find_models(options: Options, num_classes: int) -> tuple[NamedModel, NamedMo
     """Return the teacher and the student.
 
     Raises:
-        ConfigError: If one does not exist, or not without its head.
+        ConfigError: If one does not exist, or cannot be built without its head.
     """
     for field, model in (('teacher', options.teacher), ('student', options.student)):
-        is_of_others = isinstance(model, str) and model.startswith(('hf/', 'torchvision/'))
-        if is_of_others and not options.has_head:
+        is_other_library = isinstance(model, str) and model.startswith(('hf/', 'torchvision/'))
+        if is_other_library and not options.has_head:
             raise ConfigError(
                 f'{field}={model!r}: cannot be built without its head; use a model of timm or '
                 'mmpretrain, or a ModuleClassifier with has_head=False'
@@ -526,8 +526,9 @@ def _check_pretrained_classes(teacher: NamedModel, num_classes: int) -> None:
 
 def _mixes_images(options: Options, model: NamedModel) -> bool:
     """Whether training uses mixup and cutmix, which belong to the Transformer recipe."""
-    is_usual = options.augmentation == 'recipe' and options.has_head  # they mix labels, too
-    return is_usual and recipe_of(model) != 'cnn'
+    # Mixing needs labels, which a student without a head does not learn.
+    is_allowed = options.augmentation == 'recipe' and options.has_head
+    return is_allowed and recipe_of(model) != 'cnn'
 
 
 def _run_config(

@@ -31,9 +31,9 @@ TEXT = f"""# Results
 
 Top-1 accuracy on the validation set in %, mean ± standard deviation over the seeds.
 "vs {SCRATCH}", the student alone, and "vs {KD}" are mean differences after the last epoch over the
-seeds of both methods, with a 95 % confidence interval (paired t). A difference is certain if its
-interval excludes 0. Methods that share a letter under "group" do not differ: paired t-tests of all
-pairs of methods, at 5 % after the adjustment of Holm.
+seeds of both methods, with a 95 % confidence interval (paired t). A difference is significant if
+its interval excludes 0. Methods that share a letter under "group" do not differ significantly:
+paired t-tests of all pairs of methods, at 5 % after Holm's adjustment.
 """
 
 
@@ -79,7 +79,7 @@ class Result:
     mmengine: str
     mmcv: str
     mmpretrain: str
-    settings: str = ''  # results of older versions have neither
+    settings: str = ''  # older results lack this and the next field
     command: str = ''
 
 

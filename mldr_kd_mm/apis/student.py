@@ -159,7 +159,9 @@ def read_run_config(record: RunRecord, path: str | None = None) -> dict[str, Any
     if path is not None:
         return read_config(path).to_dict()
     if record.config is None:
-        raise ConfigError("checkpoint: meta['cfg'] is missing; give the config's path (--config)")
+        raise ConfigError(
+            "checkpoint: meta['cfg'] is missing; give mldr-kd export the run's config as --config"
+        )
     return parse_config(record.config)
 
 

@@ -1,6 +1,6 @@
-"""A trial: a pair of models with a method, a seed and the values of some fields, to be trained.
+"""A trial: a training run of a pair with a method, a seed and the values of some fields.
 
-The benchmark and the search train trials with ``tools/train.py``. A trial is identified by its
+The benchmark and the search run trials with ``tools/train.py``. A trial is identified by its
 settings, the fields of its config that determine what it computes, so that runs of different
 recipes cannot mix.
 """
@@ -27,6 +27,7 @@ from mldr_kd_mm.utils.atomic_files import atomic_write
 from mldr_kd_mm.utils.errors import REMOTE, ConfigError, describe, is_number
 from mldr_kd_mm.utils.file_lock import lock_file
 from mldr_kd_mm.utils.nested import iter_differences
+from mldr_kd_mm.utils.run_identity import hash_file
 from mldr_kd_mm.utils.safe_config import parse_config
 
 # The config fields that determine what a run computes, not where it writes and how it starts.
@@ -130,7 +131,7 @@ def epochs_of(settings: Settings, name: str) -> int:
     """Return the number of epochs.
 
     Raises:
-        ConfigError: The run, of this name, does not count epochs.
+        ConfigError: The run does not count epochs.
     """
     epochs = (settings.get('train_cfg') or {}).get('max_epochs')
     if not is_number(epochs, int):
@@ -175,7 +176,7 @@ def teacher_file(settings: Settings) -> Path | None:
 def with_checksum(settings: Settings) -> Settings:
     """Return settings with the SHA-256 of the teacher checkpoint, None without a file.
 
-    Stored settings keep that of the teacher which they were trained with.
+    Stored settings keep the checksum of the teacher that they were trained with.
     """
     if 'teacher_sha256' in settings:
         return settings
@@ -187,11 +188,7 @@ def with_checksum(settings: Settings) -> Settings:
 @lru_cache
 def _sha256(path: Path, modified: int) -> str:
     """Return the SHA-256 of a file; the cache depends on its modification time."""
-    digest = hashlib.sha256()
-    with path.open('rb') as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return hash_file(path)
 
 
 def read_settings(path: Path) -> Settings:
@@ -221,16 +218,16 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def claim_folder(folder: Path, owner: str, wait: bool = False) -> Iterator[None]:
-    """Create a work directory, or check that it is one of this kind, and lock it.
+    """Create and lock a work directory, or check that an existing one belongs to this owner.
 
     Args:
         folder: The work directory.
-        owner: What it belongs to, for errors.
+        owner: What the folder belongs to, for errors: ``'benchmark'`` or ``'search'``.
         wait: Whether to wait for another process that works in it.
 
     Raises:
-        ConfigError: If another process works in it and ``wait`` is False, or it holds files but is
-            none of this kind.
+        ConfigError: If another process works in it and ``wait`` is False, or it holds files of
+            another kind.
     """
     lock = folder / '.lock'
     other = next(folder.iterdir(), None) if folder.is_dir() else None

@@ -98,14 +98,15 @@ class FolderDataset(BaseDataset):
         return [f'Root of dataset: \t{self.data_root}', f'Split: \t{self.split}']
 
 
-def find_images(
+def list_images(
     folder: Path, owners: dict[str, tuple[Path, str]], others: Counter[str]
 ) -> list[Path]:
     """Return the sorted paths of all images in and below a folder.
 
     Args:
         folder: The folder, such as that of a class.
-        owners: Folder on disk -> the folder and the path in which it was read; new ones are added.
+        owners: Folder on disk -> the ``folder`` that it was found for, and its path there; new ones
+            are added.
         others: Number of other files by suffix; new ones are added.
 
     Raises:
@@ -136,7 +137,7 @@ def find_images(
 
 
 def warn_of_unread(folder: Path, others: Counter[str]) -> None:
-    """Warn of the files that are not read, so that no image is missed in silence.
+    """Warn of files that are not read, so that no image is left out silently.
 
     Args:
         folder: The folder that was searched.

@@ -11,7 +11,7 @@ from typing import Any
 
 from mmengine.logging import print_log
 
-from mldr_kd_mm.datasets.folder import EXTENSIONS, FolderDataset, find_images, warn_of_unread
+from mldr_kd_mm.datasets.folder import EXTENSIONS, FolderDataset, list_images, warn_of_unread
 from mldr_kd_mm.datasets.splits import (
     check_not_splits,
     find_split_folders,
@@ -165,7 +165,7 @@ def _images_by_class(folder: Path, owners: dict[str, tuple[Path, str]]) -> dict[
         raise ConfigError(f"data_root: '{broken}' is a broken link; repair or remove it")
     classes = visible_folders(folder)
     others: Counter[str] = Counter()
-    images = {path.name: find_images(path, owners, others) for path in classes}
+    images = {path.name: list_images(path, owners, others) for path in classes}
     loose = sum(path.suffix.lower() in EXTENSIONS for path in folder.iterdir() if path.is_file())
     if loose:
         _warn(

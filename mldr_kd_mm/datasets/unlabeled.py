@@ -14,7 +14,7 @@ from mmengine.dataset import ConcatDataset
 from mmpretrain.datasets import BaseDataset
 from mmpretrain.structures import DataSample
 
-from mldr_kd_mm.datasets.folder import EXTENSIONS, FolderDataset, find_images, warn_of_unread
+from mldr_kd_mm.datasets.folder import EXTENSIONS, FolderDataset, list_images, warn_of_unread
 from mldr_kd_mm.datasets.view_sampler import ViewSampler
 from mldr_kd_mm.registry import DATA_SAMPLERS, DATASETS
 from mldr_kd_mm.structures.label import mark_unlabeled
@@ -27,7 +27,7 @@ class UnlabeledFolder(FolderDataset):
     """Images without labels: all in and below a folder, or those that a text file lists.
 
     A :class:`~mldr_kd_mm.models.distillers.distiller.Distiller` compares its student with the
-    teacher on them; they have no part in the student's own loss. Links to folders are followed.
+    teacher on them; the student's own loss leaves them out. Links to folders are followed.
     Hidden files and folders are skipped; other files without the extension of an image are counted
     in a warning. The pipeline starts with ``LoadImageFromFile``.
 
@@ -69,7 +69,7 @@ class UnlabeledFolder(FolderDataset):
 
     def _search(self) -> list[Path]:
         others: Counter[str] = Counter()
-        paths = find_images(Path(self.data_root), {}, others)
+        paths = list_images(Path(self.data_root), {}, others)
         warn_of_unread(Path(self.data_root), others)
         if not paths:
             raise ConfigError(
@@ -159,11 +159,11 @@ class MixedDataset(ConcatDataset):
 
 @DATA_SAMPLERS.register_module()
 class MixedSampler(ViewSampler):
-    """A ViewSampler that draws a fixed ratio of each batch from the unlabelled images.
+    """A ViewSampler that draws a fixed fraction of each batch from the unlabelled images.
 
-    An epoch shows each labelled image once, and as many unlabelled ones as the ratio asks for: the
-    next ones in a random order of all, which starts again when all have been shown. On every rank,
-    any batch of B images in a row has ``unlabeled_ratio * B`` unlabelled ones, rounded up or down.
+    An epoch shows each labelled image once. The unlabelled images are taken in random order, which
+    continues across epochs and is drawn anew when all have been shown. On every rank, any B
+    consecutive images include ``unlabeled_ratio * B`` unlabelled ones, rounded up or down.
 
     Samples are a function of (seed, epoch, index), as those of the
     :class:`~mldr_kd_mm.datasets.view_sampler.ViewSampler`. The number of processes changes the
@@ -171,7 +171,7 @@ class MixedSampler(ViewSampler):
 
     Args:
         dataset: A :class:`MixedDataset`.
-        unlabeled_ratio: Unlabelled part of a batch, between 0 and 1.
+        unlabeled_ratio: Fraction of unlabelled images in a batch, between 0 and 1.
         **kwargs: ``views`` of ViewSampler; ``shuffle``, ``seed`` and ``round_up`` of
             DefaultSampler.
 
@@ -225,15 +225,15 @@ class MixedSampler(ViewSampler):
 
 
 def check_ratio(ratio: float) -> None:
-    """Check the unlabelled part of a batch.
+    """Check the fraction of unlabelled images in a batch.
 
     Raises:
         ConfigError: It is not a number between 0 and 1.
     """
     if not is_number(ratio) or not 0 < ratio < 1 or not 0 < _fraction(ratio) < 1:
         raise ConfigError(
-            f'unlabeled_ratio={ratio!r}: must be a number between 0 and 1, the unlabelled part of '
-            'a batch'
+            f'unlabeled_ratio={ratio!r}: must be a number between 0 and 1, the fraction of '
+            'unlabelled images in a batch'
         )
 
 
@@ -242,13 +242,13 @@ def mixed_length(labeled: int, ratio: float) -> int:
 
     Args:
         labeled: Number of labelled images.
-        ratio: Unlabelled part of a batch.
+        ratio: Fraction of unlabelled images in a batch.
     """
     return int(labeled / (1 - _fraction(ratio)))
 
 
 def _fraction(ratio: float) -> Fraction:
-    """Return the ratio as an exact number, so that a batch has exactly its part."""
+    """Return the ratio as an exact number, so that each batch gets exactly that many images."""
     return Fraction(ratio).limit_denominator(10_000)
 
 

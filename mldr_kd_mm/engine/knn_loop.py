@@ -32,7 +32,7 @@ Predict = Callable[[Any], list[DataSample]]
 
 
 class _KNN:
-    """What the two loops share: a bank of labelled features, and predictions by it."""
+    """Base of the two loops: predictions from a bank of labelled features."""
 
     stage: str
 
@@ -57,10 +57,8 @@ class _KNN:
         self.k = k
         self.temperature = temperature
         self._predict: Predict | None = None
-        tell(
-            f'accuracy: by a vote of the {k} nearest of '
-            f'{plural(len(self.bank.dataset), "labelled image")} (temperature {temperature})'
-        )
+        images = plural(len(self.bank.dataset), 'labelled image')
+        tell(f'accuracy: kNN with the {k} nearest of {images}, temperature {temperature}')
 
     @torch.no_grad()
     def fit(self, preprocess: nn.Module, embed: Callable[[Tensor], Tensor]) -> Predict:
@@ -112,10 +110,10 @@ class _KNN:
 
 @LOOPS.register_module()
 class KNNLoop(_KNN, ValLoop):
-    """Validate the features of a model by a vote of their nearest labelled neighbours.
+    """Validate the features of a model by k-nearest-neighbour (kNN) classification.
 
     For students without a head. The metrics of ``val_evaluator``, such as ``Accuracy``, get the
-    shares of the classes in the vote as scores; see
+    weighted share of each class among the neighbours as its score; see
     :class:`mldr_kd_mm.evaluation.knn.KNNClassifier`.
 
     Args:
@@ -126,7 +124,7 @@ class KNNLoop(_KNN, ValLoop):
         bank_dataloader: Config of the data loader of the labelled images. None: the training images
             with the validation pipeline.
         k: Number of neighbours.
-        temperature: Temperature of the weights of their votes.
+        temperature: Temperature of the weights of the neighbours.
 
     Raises:
         ConfigError: If a number is not positive, or the labelled images are missing or of one
@@ -151,7 +149,7 @@ def bank_config(cfg: Mapping[str, Any], stage: str = 'val') -> dict[str, Any]:
         stage: ``'val'`` or ``'test'``, the loop that needs it.
 
     Raises:
-        ConfigError: If the training set is none with a pipeline of its own.
+        ConfigError: If the training set has no pipeline of its own.
     """
     loader = copy.deepcopy(cfg.get(f'{stage}_dataloader'))
     dataset = (cfg.get('train_dataloader') or {}).get('dataset')
@@ -161,7 +159,7 @@ def bank_config(cfg: Mapping[str, Any], stage: str = 'val') -> dict[str, Any]:
     if not pipeline or not isinstance(dataset, Mapping) or 'pipeline' not in dataset:
         raise ConfigError(
             f'{stage}_cfg.{FIELD}: must be set to the loader of labelled images, as '
-            'train_dataloader.dataset is none whose pipeline can be replaced'
+            'train_dataloader.dataset has no pipeline that can be replaced'
         )
     return {**loader, 'dataset': {**copy.deepcopy(dataset), 'pipeline': pipeline}}
 

@@ -1,4 +1,4 @@
-"""Classification of features by the vote of their nearest neighbours."""
+"""Classification of features by their nearest neighbours (kNN)."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _BLOCK = 16384  # entries of the bank that a batch is compared with at once
 class KNNClassifier:
     r"""Classify features by their nearest neighbours in a bank of labelled features.
 
-    Each of the k neighbours of the largest cosine similarity s votes for its class with the weight
-    :math:`\exp(s / \tau)`. The bank is read in blocks, so that memory for a batch does not grow
-    with it.
+    Each of the k entries with the largest cosine similarity s votes for its class with the weight
+    :math:`\exp(s / \tau)`. The bank is processed in blocks, so that the memory for a batch does not
+    grow with it.
 
     Source: the evaluation of DINO (arXiv 2104.14294) and of instance discrimination
     (arXiv 1805.01978), with k = 20 and temperature 0.07.
@@ -57,7 +57,7 @@ class KNNClassifier:
 
     @torch.no_grad()
     def __call__(self, features: Tensor) -> Tensor:
-        """Return the shares of the classes in the votes (B, C), whose sum is 1.
+        """Return the weighted share of each class among the neighbours (B, C); the sum is 1.
 
         Args:
             features: Features (B, D).
@@ -122,7 +122,7 @@ def embedder(model: nn.Module) -> Callable[[Tensor], Tensor]:
     """Return a function from preprocessed images (B, 3, H, W) to a model's features (B, D).
 
     Args:
-        model: A Distiller, whose student is meant, or a classifier.
+        model: A Distiller, whose student is used, or a classifier.
     """
     if isinstance(model, Distiller):
         return model.embed

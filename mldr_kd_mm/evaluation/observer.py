@@ -57,8 +57,8 @@ class Observer:
         self._is_pair = isinstance(model, Distiller)
         if not (model.tapped_student.has_head if self._is_pair else has_head(model)):
             raise ConfigError(
-                'the student has no head, and thus no predictions to compare; its accuracy is that '
-                'of a vote of the nearest labelled images'
+                'the student has no head, and thus no predictions to show; its accuracy is that of '
+                'its nearest neighbours (kNN)'
             )
         if self._is_pair:
             self._student = _Stages(model.tapped_student, model.neck_inputs)

@@ -36,7 +36,7 @@ class Difference(NamedTuple):
     count: int
 
     @property
-    def is_certain(self) -> bool:
+    def is_significant(self) -> bool:
         """Whether the interval excludes 0."""
         return self.low > 0 or self.high < 0
 
@@ -102,11 +102,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def rank_groups(results: Mapping[str, Values]) -> dict[str, str]:
-    """Give methods that cannot be told apart a common letter.
+    """Give methods without a significant difference a common letter.
 
-    Two methods differ if the paired t-test of their common seeds, adjusted for the number of pairs
-    by Holm's method, has a p-value of at most 0.05. Two methods without two common seeds never
-    differ.
+    Two methods differ significantly if the paired t-test of their common seeds, adjusted for the
+    number of pairs by Holm's method, has a p-value of at most 0.05. Two methods with fewer than two
+    common seeds never differ significantly.
 
     Args:
         results: Method -> seed -> result.

@@ -636,7 +636,7 @@ class TestUnlabeled:
                 dict(data='x', unlabeled='x', unlabeled_ratio=1.0),
                 'unlabeled_ratio=1.0: must be a number between 0 and 1',
             ),
-            (dict(unlabeled='x'), 'teacher: there are no labelled images to train it on; give te'),
+            (dict(unlabeled='x'), '^teacher_checkpoint: must be set without labelled images'),
             (dict(unlabeled='no', teacher_epochs=0), "^unlabeled: 'no' cannot be listed"),
         ],
         ids=str,

@@ -204,7 +204,7 @@ class TestMistakes:
             ('bad.onnx', "student='bad.onnx': "),
             (
                 'headless.pth',
-                "student='headless.pth': has no head and predicts no classes; measure",
+                "student='headless.pth': must have a head to predict classes; measure",
             ),
             ('other.pth', "model.type='os.system': is not registered"),
             ('photos/rgba.png', 'cannot be read as weights'),

@@ -166,9 +166,12 @@ class TestInt8:
                 dict(calibrate='images', validate='others'),
                 "^validate='.*others': class 'x' is not of the run's 3 classes",
             ),
-            (dict(calibrate='images', onnx=True), 'must end with .onnx, without other graphs'),
-            (dict(int8=False, calibrate='images'), '^calibrate=.* is for int8=True only$'),
-            (dict(int8=False, backbone=True), r'must end with \.pth or \.safetensors, without'),
+            (dict(calibrate='images', onnx=True), 'must end with .onnx for int8=True, without'),
+            (
+                dict(int8=False, calibrate='images'),
+                '^calibrate=.* must not be set without int8',
+            ),
+            (dict(int8=False, backbone=True), r'^out=.* \.pth or \.safetensors for backbone'),
         ],
     )
     def test_bad_input_is_one_line(self, arguments, message, images, tmp_path):

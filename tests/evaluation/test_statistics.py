@@ -60,23 +60,25 @@ def test_only_common_seeds_count():
     assert (found.mean, found.count) == (1.5, 2)
     assert paired_difference({0: 50.0}, {1: 50.0}) is None
     one = paired_difference({0: 50.0}, {0: 48.5})
-    assert (str(one), one.is_certain) == ('+1.50', False)
+    assert (str(one), one.is_significant) == ('+1.50', False)
     with pytest.raises(ConfigError, match='confidence=95: must be between 0 and 1'):
         paired_difference({}, {}, confidence=95)
 
 
 def test_equal_differences():
     certain = paired_difference(by_seed([50.1, 60.2, 70.3]), by_seed([49.1, 59.2, 69.3]))
-    assert str(certain) == '+1.00 [+1.00, +1.00]' and certain.is_certain and certain.p_value == 0
+    assert (
+        str(certain) == '+1.00 [+1.00, +1.00]' and certain.is_significant and certain.p_value == 0
+    )
     same = paired_difference(by_seed([50, 60]), by_seed([50, 60]))
-    assert not same.is_certain and same.p_value == 1
+    assert not same.is_significant and same.p_value == 1
 
 
 def test_interval_and_text():
     found = paired_difference(by_seed([53, 57]), by_seed([50, 52]))
     # t = 12.706 with one degree of freedom, times a standard error of 1.
     assert str(found) == '+4.00 [-8.71, +16.71]'
-    assert not found.is_certain
+    assert not found.is_significant
 
 
 @given(st.lists(st.floats(0, 1), max_size=9))
