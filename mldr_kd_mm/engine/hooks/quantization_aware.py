@@ -12,8 +12,10 @@ from mldr_kd_mm.registry import HOOKS
 from mldr_kd_mm.utils.errors import check_not_negative
 
 LEVELS = 64
-"""Largest number of a quantised weight, which has 7 bits, as in an exported INT8 file."""
+"""Largest value of a quantised weight, which has 7 bits, as in an exported INT8 file."""
 
+# Of torchao, the pt2e flow captures the student as a graph without the stages that losses read, and
+# the eager API has no convolutions. The operators of torch itself need neither.
 _LAYERS = (nn.Conv2d, nn.Linear)
 
 
@@ -24,8 +26,8 @@ class QuantizationAwareHook(Hook):
     The student of a Distiller, or a classifier without a teacher, then learns weights that keep
     their accuracy in INT8, under the same losses and the same teacher. Weights are rounded for each
     output channel, and the input of each convolution and linear layer to 256 levels between its
-    extremes in the batch; gradients pass unchanged. Validations from then on measure the rounded
-    student. The hook has no state, and checkpoints have the weights before rounding:
+    extremes in the batch; gradients pass unchanged. From then on, validation measures the rounded
+    student. The hook has no state, and checkpoints contain the weights before rounding:
     ``mldr-kd export --int8`` quantises them.
 
     Source: arXiv 1712.05877, section 3, with one range for each batch instead of moving averages.
