@@ -1,4 +1,4 @@
-"""DeiT's hard distillation: half the labels on the class head, half the teacher on the second.
+"""DeiT's hard distillation: labels train the class head, the teacher's class the second head.
 
 For students of timm with a distillation token, such as deit_tiny_distilled_patch16_224.
 """

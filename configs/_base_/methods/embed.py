@@ -1,7 +1,7 @@
 """Embed: RSD on the penultimate features, and their relations to a queue of the teacher's.
 
-No logits and no labels: --method embed takes the heads of teacher and student off, and validates by
-a vote of the nearest labelled images (docs/unlabeled.md).
+It needs neither logits nor labels: --method embed removes the heads of teacher and student, and
+validates the kNN accuracy (docs/unlabeled.md).
 """
 
 has_head = False

@@ -1,4 +1,4 @@
-"""DeiT's recipe on ImageNet-1K: 8 GPUs with 128 images each, learning rate 5e-4 for 512 images.
+"""DeiT's recipe on ImageNet-1K: 8 GPUs with 128 images each, learning rate 5e-4 per 512 images.
 
 Like transformer_300e.py, with 5 epochs of warm-up and without gradient clipping.
 """

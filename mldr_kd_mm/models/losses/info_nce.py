@@ -27,12 +27,13 @@ class InfoNCELoss(nn.Module):
 
     Each process contrasts the samples of its own batch. A batch of one gives 0.
 
-    Source: FBT (arXiv 2410.12342), which adds this term to OFA's, without its fusion network. It is
-    third-hand: neither the paper nor code could be read, so the width of the embeddings, the
-    direction (from the student to the teacher) and the weight are this project's choice.
+    Source: FBT (arXiv 2410.12342), which adds this term to OFA's, without its fusion network. It
+    follows a secondary source, because neither the paper nor its code was available: the width of
+    the embeddings, the direction (from the student to the teacher) and the weight are this
+    project's choice.
 
     Args:
-        temperature: Initial temperature; above 0. At least 0.01 is kept in training.
+        temperature: Initial temperature; above 0. In training it stays at 0.01 or above.
         dim: Width of the embeddings.
         student_width: Width D_s. None: the Distiller sets it.
         teacher_width: Width D_t. None: the Distiller sets it.

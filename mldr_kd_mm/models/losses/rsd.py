@@ -22,8 +22,8 @@ class RSDLoss(nn.Module):
     .. math:: \sum_i (P_{ii} - 1)^2 + \kappa \sum_{i \ne j} P_{ij}^2.
 
     Logits can take the place of features, for one or several heads at once: the method
-    ``rsd_logits``, which needs no decoupler. RSD's paper is reported to do so with all logits that
-    OFA compares; that paper could not be read.
+    ``rsd_logits``, which needs no decoupler. A secondary source reports that RSD's paper
+    does so with all logits that OFA compares; the paper was not available.
 
     A batch of one cannot be standardised and gives 0 (and the decoupler's BatchNorm refuses it in
     training).
