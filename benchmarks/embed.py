@@ -2,11 +2,11 @@
 
     python benchmarks/embed.py --teacher teacher/epoch_40.pth --out embed.jsonl
 
-The teacher was trained on the labels of 20 classes (configs/teachers/resnet18_cifar100-20cls.py);
-its head is taken off. The student, the ViT of configs/pairs/resnet18_to_vit_cifar100-20cls.py
-without a head, learns with --method embed. Labels are only used to measure: the accuracy is that of
-a vote of the 20 nearest training images. --out receives one JSON line per seed as soon as it ends;
-seeds that it has already are not repeated, and an interrupted run continues.
+The teacher was trained on 20 classes (configs/teachers/resnet18_cifar100-20cls.py) and is used
+without its head. The student, the ViT of configs/pairs/resnet18_to_vit_cifar100-20cls.py
+without a head, learns with --method embed. Labels are only used to measure the kNN accuracy,
+with the 20 nearest training images. --out receives one JSON line per seed as soon as it ends; seeds
+that it already has are not repeated, and an interrupted run continues.
 """
 
 from __future__ import annotations

@@ -69,28 +69,29 @@ _PREDICT = """Predict the classes of images with a student.
     mldr-kd predict student.onnx my/photos --out predictions.csv
 
 STUDENT is an exported folder or file (.pth, .safetensors, .onnx), or a checkpoint of a run. Images
-are prepared as in the run's validation. A file that is no image is named, the others are predicted,
-and the exit code is 1.
+are prepared as in the run's validation. Unreadable files are listed on stderr, and the exit code is
+then 1.
 """
 _TUNE = """Search for the learning rate and the few hyperparameters of each method.
 
     mldr-kd tune --pair vit_to_resnet18_cifar100-20cls --methods scratch kd mldr --trials 20
 
-Each method gets the same number of trials. A trial's accuracy is measured on a part that is held
-out of the training set; the test set is not used. It writes to work_dirs/search/STUDY:
+Each method gets the same number of trials. They are compared on a held-out part of the training
+set; the test set is not used. The command writes to work_dirs/search/STUDY:
 
     search.md       a table, and plots of each method's trials
     best/METHOD.py  the best config, for tools/train.py: it trains on the whole training set
     study.db        the trials, for optuna-dashboard
 
-Repeat the command to continue, or start it several times to share the work. On several machines
-give all the same database: --storage postgresql://USER@HOST/NAME
+Repeat the command to continue, or start it several times to share the work. On several machines,
+use one database: --storage postgresql://USER@HOST/NAME
 """
 _EXPORT = """Export the student of a run to files that load without mldr-kd.
 
     mldr-kd export work_dirs/RUN/epoch_100.pth student
     mldr-kd export work_dirs/RUN/epoch_100.pth student.onnx
     mldr-kd export work_dirs/RUN/epoch_100.pth student.pth --onnx
+    mldr-kd export work_dirs/RUN/epoch_100.pth student.onnx --onnx-preprocessing
     mldr-kd export work_dirs/RUN/epoch_100.pth student.onnx --int8 --calibrate my/images
     mldr-kd export work_dirs/RUN/epoch_100.pth backbone.pth --backbone
 
@@ -99,14 +100,14 @@ timm.create_model('local-dir:student', pretrained=True). A student of mmpretrain
 there. The suffix of a file selects its format: .pth, .safetensors, .onnx or .pt2. A model card is
 written too. Existing files are never overwritten.
 """
-_PROBE = """Measure how well the features of a student tell the classes of a folder apart.
+_PROBE = """Measure the kNN and the linear-probe accuracy of a student's features.
 
     mldr-kd probe work_dirs/RUN --data my/images
     mldr-kd probe work_dirs/RUN/student --data my/images
 
-For students without a head (mldr-kd distill --method embed) and any other. The features of the
-validation images are classified by a vote of the nearest training images, and by a logistic
-regression on the training images. The last line is JSON.
+It takes students with and without a head (mldr-kd distill --method embed). The features of the
+validation images are classified by their nearest training images, and by a logistic regression on
+the training images. The last line is JSON.
 """
 _REPORT = """Compare runs on one HTML page: training curves, and figures of the models' predictions.
 
@@ -229,8 +230,8 @@ def _add_distill(parser: ArgumentParser) -> None:
         '--unlabeled-ratio',
         type=float,
         metavar='RATIO',
-        help='unlabelled part of each batch; default: a half, or less if there are fewer '
-        'unlabelled images than labelled ones',
+        help='fraction of unlabelled images in each batch; default: 0.5, or less if there are '
+        'fewer unlabelled images than labelled ones',
     )
     add(
         '--method',
@@ -421,16 +422,16 @@ def _add_predict(parser: ArgumentParser) -> None:
         'student', help='exported folder, .pth, .safetensors or .onnx, or a checkpoint of a run'
     )
     parser.add_argument(
-        'images', nargs='+', help='folders, with all folders in them; files; quoted patterns'
+        'images', nargs='+', help='files, folders (searched recursively) or quoted patterns'
     )
     parser.add_argument(
-        '--out', metavar='FILE', help='file to write, .csv or .json; default: a table on the screen'
+        '--out', metavar='FILE', help='write a .csv or .json file; default: print a table'
     )
     parser.add_argument(
         '--top-k', type=int, default=1, metavar='N', help='classes per image; default: 1'
     )
     parser.add_argument(
-        '--batch-size', type=int, default=32, metavar='N', help='images at once; default: 32'
+        '--batch-size', type=int, default=32, metavar='N', help='images per batch; default: 32'
     )
     parser.add_argument('--device', help='such as cpu or cuda; default: a GPU if there is one')
     _add_imports(parser)
@@ -484,7 +485,7 @@ def _add_export(parser: ArgumentParser) -> None:
     parser.add_argument(
         '--calibrate',
         metavar='FOLDER',
-        help='images to calibrate --int8 with: a folder per class, or train/ with these',
+        help='images to calibrate --int8 with: one folder per class, or train/ of that form',
     )
     parser.add_argument(
         '--calibration-images',
@@ -496,7 +497,8 @@ def _add_export(parser: ArgumentParser) -> None:
     parser.add_argument(
         '--validate',
         metavar='FOLDER',
-        help="images to measure --int8 on, or val/ in it; default: the run's validation set",
+        help='images to measure --int8 on: one folder per class, or val/ of that form; default: '
+        "the run's validation set",
     )
     parser.add_argument(
         '--max-drop',
@@ -622,22 +624,27 @@ def _add_tune(parser: ArgumentParser) -> None:
         '--sampler',
         choices=('tpe', 'random'),
         default='tpe',
-        help='how to choose values: from earlier trials, or at random; default: tpe',
+        help='how to choose values: from earlier trials or at random; default: tpe',
     )
     add(
         '--pruner',
         choices=('hyperband', 'halving', 'none'),
         default='hyperband',
-        help='how to end trials early that are worse than others; default: hyperband',
+        help='how to end worse trials early; default: hyperband',
     )
     add(
         '--held-out',
         type=float,
         default=0.1,
         metavar='FRACTION',
-        help='part of the training set on which trials are compared; default: 0.1',
+        help='fraction of the training set to hold out and compare trials on; default: 0.1',
     )
-    add('--seed', type=int, default=0, help='seed of that part and of the trials; default: 0')
+    add(
+        '--seed',
+        type=int,
+        default=0,
+        help='seed of the held-out part and of the trials; default: 0',
+    )
     add(
         '--seeds',
         type=int,

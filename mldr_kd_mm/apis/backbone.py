@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def backbone_weights(student: RebuiltStudent, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights of a student without its head, by the names of its library's backbones.
+    """Return a student's weights without its head, under the names of its library's backbones.
 
     Args:
         student: The student.

@@ -26,14 +26,14 @@ class StudentDescription:
         model: Config of the classifier.
         default_scope: The registry scope of that config.
         input_size: (3, H, W) of the images that the network gets, in pixels.
-        channel_order: RGB or BGR; None if the run's config does not tell.
+        channel_order: RGB or BGR; None if the run's config does not state it.
         mean: Mean of each channel, of pixel values from 0 to 255.
         std: Standard deviation of each channel.
         pipeline: Steps of the validation that read and resize an image.
         resize: The same as ``scale`` (H, W) before the crop, ``crop_mode``, ``crop_pct``,
             ``interpolation`` and ``backend``, see
-            :class:`~mldr_kd_mm.apis.preprocessing.Preprocessing`; None if the pipeline has other
-            steps.
+            :class:`~mldr_kd_mm.apis.preprocessing.Preprocessing`; None if the pipeline has
+            other steps.
         classes: Names of the classes; None if unknown.
         input: ``'normalised'``: float32 (N, 3, H, W), ``(pixel - mean) / std``; or ``'uint8'``:
             RGB images (N, height, width, 3) of any size, which the graph prepares itself.

@@ -148,8 +148,8 @@ def distill(
     earlier run has trained in the work directory with the same images and options is reused.
 
     With ``method='embed'`` neither model has a head and the student learns the teacher's feature,
-    without labels. The teacher keeps its weights, and accuracies are those of a vote of the nearest
-    training images (:class:`~mldr_kd_mm.engine.knn_loop.KNNLoop`).
+    without labels. The teacher keeps its weights, and accuracies are those of the nearest training
+    images (kNN, :class:`~mldr_kd_mm.engine.knn_loop.KNNLoop`).
 
     Args:
         teacher: ``timm/NAME``, ``mmpretrain/NAME``, or a bare NAME, which is looked up in timm,
@@ -185,9 +185,9 @@ def distill(
         unlabeled (str | None): Images without labels, on which the student learns from the teacher
             alone: a folder, a zip file of one, or a text file with the path of an image on each
             line; see :class:`~mldr_kd_mm.datasets.UnlabeledFolder`.
-        unlabeled_ratio (float | None): Unlabelled part of each batch, if there are labelled images
-            too; an epoch shows each labelled image once. None: a half, or less if there are fewer
-            unlabelled images than labelled ones.
+        unlabeled_ratio (float | None): Fraction of unlabelled images in each batch, if there are
+            labelled images too; an epoch shows each labelled image once. None: 0.5, or less if
+            there are fewer unlabelled images than labelled ones.
         teacher_checkpoint (str | None): Path, URL or ``hf-hub:`` name of teacher weights for the
             classes of the folder. None: train the teacher first.
         teacher_init (str | None): Path, URL or ``hf-hub:`` name of teacher weights for other
@@ -243,7 +243,7 @@ def distill(
         if baseline and not parsed.has_head:
             raise ConfigError(
                 f'baseline=True: must be False, as method={method!r} trains a student without a '
-                'head, which learns nothing alone'
+                'head, which has no loss of its own'
             )
         return _distill(parsed, baseline, export, resume, overwrite)
 

@@ -62,7 +62,7 @@ class Exported(NamedTuple):
     Attributes:
         files: Path -> description of each file written.
         notes: Remarks for the user.
-        int8: What the quantisation costs; None without it.
+        int8: Measurements of the INT8 graph; None without one.
     """
 
     files: dict[Path, str]
@@ -431,7 +431,9 @@ def _add_preprocessing(path: Path, student: RebuiltStudent, description: Student
             f"{path.name}: with its preprocessing, the probability of the student's first class "
             f'differs by {difference:.1e}, more than {PROBABILITY_TOLERANCE}; nothing was written'
         )
-    return f"prepares the images; probabilities differ from the student's by up to {difference:.1e}"
+    return (
+        f"prepares the images; probabilities differ from the student's by at most {difference:.1e}"
+    )
 
 
 @torch.no_grad()

@@ -69,7 +69,7 @@ def model_card(
         files: File name -> its current path and a description.
         is_folder: Whether the files are those of a folder that timm or mmpretrain loads.
         is_backbone: Whether the file of weights lacks the head.
-        quantized: What the quantisation of the graph costs; None if it is not quantised.
+        quantized: Measurements of the INT8 graph; None without one.
         onnx_preprocessing: Whether the ONNX file prepares the images itself.
 
     Returns:
@@ -250,7 +250,7 @@ def _data_facts(run: Mapping[str, Any]) -> Iterator[str]:
     unlabeled = mapping(run, 'train_dataloader', 'dataset', 'unlabeled')
     if unlabeled:
         ratio = mapping(run, 'train_dataloader', 'sampler').get('unlabeled_ratio')
-        yield f'And on images without labels: {_call(unlabeled)}, {plain(ratio)} of each batch'
+        yield f'Unlabelled images: {_call(unlabeled)}, fraction of each batch {plain(ratio)}'
     yield f'Licence of the data: {info["licence"]}'
     yield f"Licence of the teacher's weights: {NOT_RECORDED}"
 

@@ -20,7 +20,7 @@ from mldr_kd_mm.utils.errors import ConfigError
 # Pillow's and OpenCV's cubic filters differ, and only Pillow smooths an image that it shrinks.
 _CUBIC = {'pillow': -0.5, 'cv2': -0.75}
 _MODES = {'bilinear': 'linear', 'bicubic': 'cubic'}
-# (width, height) of the images on which a graph is checked.
+# (width, height) of the images that a graph is checked on.
 _SHAPES = ((400, 300), (300, 400), (1, 40), (640, 64), (37, 50), (224, 224))
 
 
@@ -31,7 +31,7 @@ def check_preprocessing(description: StudentDescription) -> None:
         description: Description of the student.
 
     Raises:
-        ConfigError: The validation does more than resize and crop, or resizes by another filter.
+        ConfigError: The validation does more than resize and crop, or resizes with another filter.
     """
     resize = description.resize
     if description.output != 'logits':

@@ -89,16 +89,16 @@ def predict(
         for result in predict('run/student', 'photos', top_k=3):
             print(result.path, result.classes, result.probabilities)
 
-    Images are prepared as in the validation of the run, so the student has the accuracy that was
-    measured there. Loading a student executes none of its code, and nothing is downloaded.
+    Images are prepared as in the validation of the run, so the accuracy measured there applies.
+    Loading a student never executes code from its files and downloads nothing.
 
     Args:
         student: Path of an exported folder, ``.pth``, ``.safetensors`` or ``.onnx`` file, or of a
             checkpoint of a distillation run.
-        images: Folders, which are searched with all folders in them; files; or patterns such as
+        images: Files, folders, which are searched recursively, or patterns such as
             ``'photos/**/*.jpg'``.
         top_k: Number of classes to return for each image, at most all.
-        batch_size: Number of images that the network gets at once.
+        batch_size: Number of images per batch.
         device: Device of the network, such as ``'cuda'``. None: a GPU if there is one.
 
     Returns:

@@ -28,10 +28,10 @@ class Preprocessing(NamedTuple):
             ``'squash'`` does not.
         interpolation: Name of the filter.
         backend: Library that resizes in the validation, ``'pillow'`` or ``'cv2'``; None if the
-            steps of the validation are others than resizing and cropping the centre.
+            validation has steps other than resizing and cropping the centre.
         mean: Mean of each channel, of pixel values from 0 to 255.
         std: Standard deviation of each channel.
-        channel_order: RGB or BGR, or None if the config does not tell.
+        channel_order: RGB or BGR, or None if the config does not state it.
         deviation: Why the images of the validation differ from these; empty if they do not.
     """
 
@@ -193,7 +193,7 @@ def _is_resized_by_opencv(step: Mapping[str, Any]) -> bool:
 
 
 def _channel_order(run: Mapping[str, Any], model: nn.Module) -> str | None:
-    """Return RGB or BGR, or None if the config does not tell."""
+    """Return RGB or BGR, or None if the config does not state it."""
     dataset = dataset_of(run, 'val_dataloader') or dataset_of(run, 'train_dataloader')
     steps = map(type_name, dicts(dataset.get('pipeline')))
     if type_name(dataset) in _RGB_DATA:

@@ -1,4 +1,4 @@
-"""Measure how well the features of a student tell the classes of a folder of images apart."""
+"""Measure the kNN and the linear-probe accuracy of a student's features."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from mldr_kd_mm.utils.stored_config import check_types, default_scope, registere
 
 
 class Probed(NamedTuple):
-    """Accuracies on the validation images of classifiers of a student's features, in percent.
+    """Accuracies on the validation images by a student's features, in percent.
 
     Attributes:
-        knn: Of a vote of the 20 nearest training images.
-        linear: Of a logistic regression on the training images.
+        knn: kNN accuracy, with the 20 nearest training images.
+        linear: Accuracy of a logistic regression on the training images (linear probe).
         train_images: Number of training images.
         val_images: Number of validation images.
     """
@@ -53,8 +53,8 @@ def probe(
 ) -> Probed:
     """Classify a folder of images by the features of a student.
 
-    The student is not changed. Its feature of each image, without augmentation, is classified by
-    the nearest training images (:class:`~mldr_kd_mm.evaluation.knn.KNNClassifier`) and by a linear
+    The student does not change. The feature of each image, without augmentation, is classified by
+    its nearest training images (:class:`~mldr_kd_mm.evaluation.knn.KNNClassifier`) and by a linear
     classifier (:class:`~mldr_kd_mm.evaluation.linear_probe.LinearProbe`).
 
     Args:
@@ -99,7 +99,7 @@ def measure(model: nn.Module, loaders: Sequence[DataLoader]) -> tuple[float, flo
         loaders: Loaders of the training and of the validation images.
 
     Returns:
-        The accuracies of the nearest neighbours and of the linear classifier, in percent.
+        The kNN and the linear-probe accuracy, in percent.
 
     Raises:
         ConfigError: If a feature is not finite.
@@ -127,7 +127,7 @@ def open_student(path: str) -> tuple[nn.Module, StudentDescription]:
         path: Work directory of a run, checkpoint, or exported folder or file of weights.
 
     Returns:
-        The classifier, which takes files as OpenCV reads them, and its description.
+        The classifier, which takes images in OpenCV's channel order, and its description.
 
     Raises:
         ConfigError: If there is no student, or it cannot be built.

@@ -1,4 +1,4 @@
-"""Static INT8 quantisation of an exported ONNX graph, and what it costs in accuracy."""
+"""Static INT8 quantisation of an exported ONNX graph, and its cost in accuracy."""
 
 from __future__ import annotations
 
@@ -104,8 +104,8 @@ class Quantized(NamedTuple):
         )
         yield f'File: {self.megabytes:.1f} MB in fp32, {self.int8_megabytes:.1f} MB in INT8'
         yield (
-            'Static quantisation by ONNX Runtime, QDQ, weights per channel with 7 bits (right on '
-            f'CPUs without VNNI, too), calibrated on {plural(self.calibration_images, "image")}'
+            'Static quantisation by ONNX Runtime, QDQ, 7-bit weights per channel (no overflow '
+            f'on CPUs without VNNI), calibrated on {plural(self.calibration_images, "image")}'
         )
         names = ', '.join(f'`{printable(name)}`' for name in self.kept) or 'none'
         yield f'Sensitive layers in fp32: {names} of {self.layers}'
@@ -121,7 +121,8 @@ class Quantizer:
         classes: Names of the run's classes; empty if unknown.
         student: The student.
         calibrate: Folder with one folder of images per class, or with ``train/`` of that form.
-        calibration_images: Number of images to take from it, evenly over the classes.
+        calibration_images: Number of images to take from it, evenly spaced in the list sorted by
+            class.
         validate: Folder with one folder of images per class, or with ``val/`` of that form. None:
             the run's own validation set.
         max_drop: Largest allowed loss of accuracy, in percentage points.
@@ -161,7 +162,7 @@ class Quantizer:
         )
 
     def __call__(self, path: Path) -> Quantized:
-        """Replace an ONNX graph of the student by its INT8 version, and measure both.
+        """Replace an ONNX graph of the student with its INT8 version, and measure both.
 
         If the loss is too large, the most sensitive layers stay in fp32: 1, then 2, 4, … up to half
         of them.
@@ -242,7 +243,7 @@ class _OwnValidation:
 
 
 class _AllImages(ImageFolder):
-    """A folder whose classes are not in split folders has all images in both splits."""
+    """An ImageFolder without held-out images: both splits have all images of the class folders."""
 
     def _part(self, paths: list[Path], name: str) -> list[Path]:
         return paths
@@ -427,7 +428,7 @@ def _accuracies(
 
 
 def _latencies(sessions: Sequence[InferenceSession], images: np.ndarray) -> list[float]:
-    """Return the median time of each graph, in ms; they take turns, so that load hits both."""
+    """Return the median time of each graph, in ms, measured alternately, as load varies."""
     times: list[list[float]] = [[] for _ in sessions]
     start = time.perf_counter()
     while len(times[0]) < _MOST_REPEATS and time.perf_counter() - start < _SECONDS:

@@ -377,7 +377,7 @@ def _classes_of_teacher(options: Options) -> tuple[tuple[str, ...], int]:
                 count = model(images, mode='tensor').shape[1]
     if count is None:
         raise ConfigError(
-            f'teacher_checkpoint={checkpoint!r}: does not tell its number of classes; give '
+            f'teacher_checkpoint={checkpoint!r}: does not state the number of classes; give '
             'data=FOLDER with val/CLASS/'
         )
     return (), count

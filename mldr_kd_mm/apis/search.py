@@ -1,8 +1,8 @@
 """Search for the learning rate and the few hyperparameters of each method, with Optuna.
 
 Every method of a pair gets the same number of trials. A trial trains on the training set without a
-held-out part, on which its accuracy is measured; the test set is not used. The trials of a method
-are an Optuna study, so several processes and machines can work on the same search.
+held-out part, and its accuracy is measured on that part; the test set is not used. The trials of a
+method are an Optuna study, so several processes and machines can work on the same search.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from mldr_kd_mm.evaluation.logged_run import ACCURACY
 from mldr_kd_mm.registry import DATASETS
 from mldr_kd_mm.utils.errors import ConfigError, check_choice, check_file, check_positive
 
-# Hooks that measure and draw what a search does not use.
+# Hooks whose measurements and figures a search does not use.
 _NOT_OF_A_TRIAL = ('teacher_accuracy', 'figures')
 _OF_THE_TEST_SET = ('test_dataloader', 'test_evaluator', 'test_cfg')
 
@@ -123,7 +123,7 @@ def search(
     console.print((root / 'search.md').read_text(), markup=False)
     console.print(f'written: {root}/search.md and {root}/best')
     if seeds and best:
-        # If several processes come here, one trains, and the others find its results.
+        # If several processes get here, one trains, and the others find its results.
         with trial.claim_folder(root / 'final', 'search', wait=True):
             runs = _plan_final(best, path.stem, seeds, root / 'final', command)
             failures += run_all(runs, jobs, console)
@@ -268,7 +268,7 @@ class TrialQueue(RunQueue):
         self._looked = 0.0
 
     def pop(self) -> SearchRun | None:
-        if time.monotonic() - self._looked < 1:  # a storage may be far away
+        if time.monotonic() - self._looked < 1:  # the storage may be remote
             return None
         tasks = sorted(self._tasks, key=lambda task: -task.count(TrialState.WAITING))
         for task in tasks:

@@ -61,7 +61,7 @@ class RebuiltStudent(NamedTuple):
 
     @property
     def output(self) -> str:
-        """What it gives: ``'logits'``, or ``'feature'`` without a head."""
+        """Name of its output: ``'logits'``, or ``'feature'`` without a head."""
         return 'logits' if self.num_classes else 'feature'
 
     @property

@@ -27,9 +27,9 @@ def find_images(images: str | Path | Sequence[str | Path]) -> list[str]:
     """Return the paths of images, each once.
 
     Args:
-        images: Folders, which are searched with all folders in them for files with the suffix of an
-            image; files; and patterns such as ``'photos/*.jpg'`` or ``'photos/**/*.jpg'``. Hidden
-            files are found only if they are named.
+        images: Files, folders, which are searched recursively for files with the suffix of an
+            image, and patterns such as ``'photos/*.jpg'`` or ``'photos/**/*.jpg'``. Hidden files
+            are only found if they are named.
 
     Raises:
         MissingFileError: A path does not exist, or no file matches a pattern.
@@ -79,7 +79,7 @@ def _walk(folder: str) -> list[str]:
 
 
 def steps_for_files(description: StudentDescription) -> list[dict[str, Any]]:
-    """Return the steps of the validation for files; some data sets yield arrays there.
+    """Return the steps of the validation for image files, also if its data set has arrays.
 
     Args:
         description: Description of the student.
@@ -95,7 +95,7 @@ def steps_for_files(description: StudentDescription) -> list[dict[str, Any]]:
 
 
 class StudentImages(FolderDataset):
-    """Image files in the form that a student's input has.
+    """Image files, prepared for a student.
 
     Args:
         paths: Paths of the files.
@@ -172,7 +172,7 @@ class StudentImages(FolderDataset):
         return [load, self._check_shape, *([] if self._is_raw else others)]
 
     def _check_shape(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Refuse a long strip, of which resizing its short edge would make a huge image."""
+        """Refuse an elongated image that resizing by its short edge would make huge."""
         resize = self._description.resize
         if resize and resize.get('crop_mode') == 'center':
             height, width = results['img'].shape[:2]

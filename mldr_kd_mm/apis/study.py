@@ -30,7 +30,7 @@ from mldr_kd_mm.utils.nested import iter_differences
 
 SAMPLERS = ('tpe', 'random')
 PRUNERS = ('hyperband', 'halving', 'none')
-# A process that has not recorded a heartbeat for the grace period is gone. In seconds.
+# A process without a heartbeat for the grace period counts as killed. In seconds.
 HEARTBEAT, GRACE = 5, 60
 Lock = Callable[[], AbstractContextManager]
 _REDUCTION = 3  # of the trials that each rung of a pruner keeps
@@ -44,7 +44,7 @@ class Plan:
         method: Its name.
         full: Config of the pair with the method, as ``tools/train.py`` would train it.
         config: The same for a trial, which measures its accuracy on the held-out part.
-        settings: What a study's trials share.
+        settings: Settings that all trials of a study share.
         space: The fields to vary.
         start: The values of the first trial, those of the config.
     """
@@ -61,8 +61,8 @@ class Plan:
 class Task:
     """A method and its Optuna study.
 
-    The budget is in the storage: as many trials as there may be wait in it. Whoever changes one
-    from waiting to running trains it, so each is trained once, by whichever process.
+    The budget is in the storage, as that many waiting trials. The process that changes a trial from
+    waiting to running trains it, so each is trained once.
 
     Attributes:
         plan: The method.
@@ -143,7 +143,7 @@ class Task:
         return self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
 
     def take(self) -> optuna.Trial | None:
-        """Take a waiting trial, perhaps of a process that is gone; None if there is none."""
+        """Take a waiting trial, or one whose process was killed; None if there is none."""
         with self.lock():
             fail_stale_trials(self.study)
             for frozen in self._budget():

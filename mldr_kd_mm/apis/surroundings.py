@@ -1,4 +1,4 @@
-"""What a result was made with: commit, versions and device."""
+"""Environment of a result: commit, versions and device."""
 
 from __future__ import annotations
 

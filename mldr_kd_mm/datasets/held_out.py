@@ -19,7 +19,7 @@ def split_by_class(
     Args:
         labels: Class of each sample.
         fraction: Fraction of each class to hold out, rounded to whole samples.
-        seed: Another seed holds out other samples.
+        seed: Seed of the random choice.
 
     Returns:
         Sorted indices of the samples that stay, and of those that are held out.
@@ -53,7 +53,7 @@ def held_out_part(dataset: dict, fraction: float, seed: int = 0, held_out: bool 
     Args:
         dataset: Config of the data set, one of mmengine's ``BaseDataset`` with ``gt_label``.
         fraction: Fraction of each class to hold out.
-        seed: Another seed holds out other samples.
+        seed: Seed of the random choice.
         held_out: Whether to return the part that is held out, or the rest.
 
     Raises:

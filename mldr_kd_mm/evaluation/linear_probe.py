@@ -10,7 +10,7 @@ from torch import Tensor, nn
 class LinearProbe:
     """A linear classifier of features, fitted by logistic regression.
 
-    Features are standardised with the mean and the standard deviation of the training images. The
+    Features are standardised with the mean and standard deviation of the training features. The
     objective is scikit-learn's: the sum of the cross-entropies, plus half the squared norm of the
     weights without the bias. L-BFGS minimises it over all images at once, on the device of the
     features.

@@ -43,7 +43,7 @@ class DataCheckHook(Hook):
       ``split='train'``, it is a warning.
     - If images have no label, the model is a Distiller whose losses need none.
     - With ``auto_scale_lr.enable``, the batch is not larger than the training set.
-    - A batch, over all processes and accumulated steps, of another size than the one that the
+    - A batch size, over all processes and accumulated steps, that differs from the one that the
       learning rate is for (``auto_scale_lr.base_batch_size``) is a warning.
     - Images that :class:`~mldr_kd_mm.datasets.ImageFolder` holds out are recorded in
       ``split.json`` in the work directory. In a resumed run, no image that was trained is now in

@@ -146,8 +146,8 @@ class TeacherCacheHook(Hook):
                 size, full = map(format_bytes, cache.sizes(name))
                 runner.logger.info(
                     f'teacher_cache: {name}: {size} instead of {full}; of {len(errors)} samples, '
-                    f'{100 * np.mean(errors):.2g} % of the probability lies with other classes '
-                    f'than the teacher gives it to, at most {100 * max(errors):.2g} %'
+                    f'{100 * np.mean(errors):.2g} % of the probability moved to other classes, '
+                    f'at most {100 * max(errors):.2g} %'
                 )
 
     def _with_top_k(

@@ -100,7 +100,7 @@ def encoding_of(output: Mapping[str, Any], dtype: np.dtype) -> Dense | TopKLogit
 
 
 def probability_error(exact: np.ndarray, stored: np.ndarray) -> np.ndarray:
-    """Return the part of the probability that lies with other classes than it should (B,).
+    """Return the fraction of the probability that moved to other classes (B,).
 
     This is the total variation distance of the softmaxes, between 0 and 1.
 

@@ -1,4 +1,4 @@
-"""Several frozen teachers, and what a Distiller's config says of each."""
+"""An ensemble of frozen teachers, and the fields of a Distiller's config for each."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class TeacherEnsemble:
                 'one for each teacher'
             )
         if not sum(given) > 0:
-            raise ConfigError(f'teacher_weights={weights!r}: one must be above 0')
+            raise ConfigError(f'teacher_weights={weights!r}: at least one must be above 0')
         self.weights = [weight / sum(given) for weight in given]
 
     @property
@@ -182,7 +182,7 @@ class TeacherEnsemble:
 
 
 class TeacherConfig(NamedTuple):
-    """What a Distiller's config says of one teacher.
+    """Fields of a Distiller's config for one teacher.
 
     Attributes:
         field: ``teacher``, or ``teacher[0]`` in a list.
@@ -204,7 +204,7 @@ class TeacherConfig(NamedTuple):
 
 
 def read_teachers(teacher: Any, **fields: Any) -> list[TeacherConfig]:
-    """Check what a Distiller's config says of its teachers, without building them.
+    """Check the fields of a Distiller's config about its teachers, without building them.
 
     Args:
         teacher: Config of a classifier, a built one, or a list of them.
@@ -241,7 +241,7 @@ def build_teacher(
     """Build a teacher, or an ensemble of several.
 
     Args:
-        configs: What the config says of each.
+        configs: Fields of each teacher.
         weights: Weights of the ensemble.
         shared: Config of the data preprocessor that all models share.
         preprocessor: The student's data preprocessor, through which the images go.

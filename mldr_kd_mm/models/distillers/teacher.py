@@ -30,7 +30,7 @@ from mldr_kd_mm.utils.device import float32_products
 from mldr_kd_mm.utils.errors import ConfigError, MissingFileError, named
 
 Predictions = tuple[str, list[DataSample]]
-"""What made the predictions of a batch, and the batch's samples that hold them."""
+"""Label of a teacher, or of the mean of several, and a batch's samples with its predictions."""
 
 PRECISIONS = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
 
@@ -58,7 +58,7 @@ class Teacher(TappedModel):
             precision, which is half precision under ``--amp``, and TF32 for float32 products on
             GPUs that have it.
         preprocessor: Data preprocessor that its images have gone through. None: its own.
-        field: What to call it in errors.
+        field: Its name in errors.
 
     Attributes:
         cache: Cache of its outputs, which TeacherCacheHook sets.
@@ -387,7 +387,7 @@ class Teacher(TappedModel):
 
 
 class Member(NamedTuple):
-    """A teacher, what to call it, and the tensors that are read of it."""
+    """A teacher with its label and the names of the tensors that are read from it."""
 
     label: str
     teacher: Teacher

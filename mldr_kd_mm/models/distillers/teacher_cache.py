@@ -93,7 +93,7 @@ class TeacherCache:
             for name, output in outputs.items()
         }
         self.errors: dict[str, list[float]] = {name: [] for name in outputs}
-        """Name -> error of each sample that was stored in another form, up to a number of them."""
+        """Name -> probability errors of the first samples that were stored sparsely."""
         self._has_warned = False
         self._is_read_only = not all(array.is_writable for array in self._arrays.values())
 

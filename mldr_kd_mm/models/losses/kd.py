@@ -57,11 +57,11 @@ class KDLoss(nn.Module):
 
 @MODELS.register_module()
 class HardKDLoss(nn.Module):
-    r"""Classify as the teacher does: cross-entropy with the teacher's decision.
+    r"""Hard distillation: cross-entropy with the class that the teacher predicts.
 
     .. math:: -\log softmax(z_s)_{\hat y}, \quad \hat y = \arg\max_c z_{t,c},
 
-    averaged over the batch. The decision is not smoothed.
+    averaged over the batch, without label smoothing.
 
     Source: Training data-efficient image transformers & distillation through attention (arXiv
     2012.12877), section 4, hard-label distillation.

@@ -171,7 +171,7 @@ def _renamed(data):
         (dict(teacher_recorder=[None, 4]), 'teacher_recorder=4: must be a dict with a type'),
         (dict(teacher_weights=[1, -1]), 'teacher_weights=[1, -1]: must be 2 non-negative numbers'),
         (dict(teacher_weights=[1]), 'teacher_weights=[1]: must be 2 non-negative numbers'),
-        (dict(teacher_weights=[0, 0]), 'teacher_weights=[0, 0]: one must be above 0'),
+        (dict(teacher_weights=[0, 0]), 'teacher_weights=[0, 0]: at least one must be'),
         (dict(teacher=vit(), teacher_weights=[1]), 'teacher_weights=[1]: must be None for one'),
         (dict(losses=[OF_FIRST]), 'teacher2: no loss reads it; name one of its tensors in a loss'),
         (
