@@ -100,7 +100,7 @@ class Trial(Run):
         """
         if not self.config.is_file():
             raise ConfigError(
-                f'{self.work_dir} holds a run that this command did not start; finish it '
+                f'{self.work_dir}: holds a run that this command did not start; finish it '
                 'with tools/train.py, or remove that directory'
             )
         if found := next(iter_differences(read_settings(self.config), self.all_settings()), None):

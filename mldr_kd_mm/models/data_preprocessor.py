@@ -46,8 +46,8 @@ class ViewDataPreprocessor(ClsDataPreprocessor):
     it behaves like mmpretrain's. Under the default scope ``mldr_kd_mm`` it is also registered as
     ``ClsDataPreprocessor``.
 
-    Images without a label (:class:`~mldr_kd_mm.datasets.UnlabeledFolder`) are mixed with each other
-    alone, and labelled ones likewise, so that no image gets a label of an unknown class.
+    Images without a label (:class:`~mldr_kd_mm.datasets.UnlabeledFolder`) are mixed only with each
+    other, and labelled ones only with labelled ones, because a mixture of both has no label.
     """
 
     def forward(self, data: dict, training: bool = False) -> dict:
@@ -95,7 +95,7 @@ class ViewDataPreprocessor(ClsDataPreprocessor):
     def _augment(
         self, inputs: Tensor, scores: Tensor | None, samples: Sequence[DataSample]
     ) -> tuple[Tensor, Tensor | None]:
-        """Mix the labelled and the unlabelled images of a batch, each among themselves."""
+        """Mix the labelled images of a batch with each other, and so the unlabelled ones."""
         labelled, unlabelled = split_by_label(samples)
         if not unlabelled:
             return self._mix(inputs, scores, get_views(samples))

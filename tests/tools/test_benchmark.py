@@ -553,7 +553,7 @@ def test_refuses_to_continue_what_it_did_not_start(project, refused):
     log.parent.mkdir(parents=True)
     log.write_text('{"loss": 1.0, "epoch": 1, "step": 4}\n')
     assert refused(*COMMAND) == (
-        'error: work_dirs/small_vit holds a run that this command did not start; finish it with '
+        'error: work_dirs/small_vit: holds a run that this command did not start; finish it with '
         'tools/train.py, or remove that directory'
     )
 
