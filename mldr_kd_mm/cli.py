@@ -386,6 +386,7 @@ def _method_names() -> list[str]:
 
 
 def _run_distill(args: Namespace) -> None:
+    from mldr_kd_mm.apis.configs import needs_head
     from mldr_kd_mm.apis.distill import distill, distill_config
     from mldr_kd_mm.utils.logging import log_warnings_only
 
@@ -411,7 +412,7 @@ def _run_distill(args: Namespace) -> None:
     print(f'checkpoint: {result.checkpoint}')
     print(f'exported:   {result.student}')
     print(f'folder:     {result.folder}')
-    if options['method'] != 'embed':  # such a student has no classes
+    if needs_head(options['method']):  # a student without a head predicts no classes
         print(f'next:       mldr-kd predict {shlex.quote(result.folder)} IMAGES')
     if result.accuracy is not None:
         print(f'next:       mldr-kd report {shlex.join(runs)}')
