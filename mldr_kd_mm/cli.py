@@ -77,7 +77,7 @@ _TUNE = """Search for the learning rate and the few hyperparameters of each meth
     mldr-kd tune --pair vit_to_resnet18_cifar100-20cls --methods scratch kd mldr --trials 20
 
 Each method gets the same number of trials. They are compared on a held-out part of the training
-set; the test set is not used. The command writes to work_dirs/search/STUDY:
+set; the pair's validation set is not used. The command writes to work_dirs/search/STUDY:
 
     search.md       a table, and plots of each method's trials
     best/METHOD.py  the best config, for tools/train.py: it trains on the whole training set
@@ -652,7 +652,7 @@ def _add_tune(parser: ArgumentParser) -> None:
         default=0,
         metavar='N',
         help='at the end, train each best config with seeds 0 to N-1 on the whole training set and '
-        'write a table of the accuracies on the test set; default: 0',
+        "write a table of the accuracies on the pair's validation set; default: 0",
     )
     add(
         '--study',

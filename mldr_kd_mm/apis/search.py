@@ -1,8 +1,9 @@
 """Search for the learning rate and the few hyperparameters of each method, with Optuna.
 
 Every method of a pair gets the same number of trials. A trial trains on the training set without a
-held-out part, and its accuracy is measured on that part; the test set is not used. The trials of a
-method are an Optuna study, so several processes and machines can work on the same search.
+held-out part, and its accuracy is measured on that part; the validation and test sets of the pair
+are not used. The trials of a method are an Optuna study, so several processes and machines can
+work on the same search.
 """
 
 from __future__ import annotations
