@@ -250,7 +250,7 @@ def _data_facts(run: Mapping[str, Any]) -> Iterator[str]:
     unlabeled = mapping(run, 'train_dataloader', 'dataset', 'unlabeled')
     if unlabeled:
         ratio = mapping(run, 'train_dataloader', 'sampler').get('unlabeled_ratio')
-        yield f'Unlabelled images: {_call(unlabeled)}, fraction of each batch {plain(ratio)}'
+        yield f'Unlabelled images: {_call(unlabeled)}, {plain(ratio)} of each batch'
     yield f'Licence of the data: {info["licence"]}'
     yield f"Licence of the teacher's weights: {NOT_RECORDED}"
 
