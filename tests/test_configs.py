@@ -445,7 +445,7 @@ def test_neck_of_the_docs(tmp_path, monkeypatch):
 
 def test_loss_of_the_docs(tmp_path, monkeypatch):
     """docs/methods.md shows a custom loss and a method that uses it."""
-    _, loss, method, *_ = python_blocks('docs/methods.md')
+    _, _, loss, method, *_ = python_blocks('docs/methods.md')
     (tmp_path / 'my_losses.py').write_text(loss)
     (tmp_path / 'mine.py').write_text(method)
     monkeypatch.syspath_prepend(tmp_path)

@@ -3,20 +3,16 @@
 import csv
 import fcntl
 import hashlib
-import io
 import json
 import os
 import re
-import runpy
 import shutil
 import signal
 import statistics
 import subprocess
 import sys
 import time
-import traceback
 from argparse import Namespace
-from contextlib import redirect_stdout
 from importlib import metadata
 from pathlib import Path
 from pprint import pformat
@@ -25,9 +21,7 @@ import helpers
 import mmengine
 import pytest
 from mmengine.config import Config
-from mmengine.logging import MMLogger
 
-from mldr_kd_mm.engine import processes
 from mldr_kd_mm.evaluation.statistics import paired_difference
 
 ROOT = Path(__file__).parents[2]
@@ -107,41 +101,10 @@ def without_results(files):
     return {path: time for path, time in files.items() if path.name.split('.')[0] != 'results'}
 
 
-class Forked:
-    """Stands for subprocess.Popen: runs a script in a fork, which has imported everything."""
-
-    def __init__(self, command, stdout, stderr, env, preexec_fn):
-        self.returncode = None
-        self.pid = os.fork()
-        if self.pid == 0:
-            code = 70
-            MMLogger._instance_dict.clear()
-            try:
-                preexec_fn()
-                os.environ.update(env)
-                os.dup2(stdout.fileno(), 1)
-                os.dup2(stdout.fileno(), 2)
-                sys.stdout, sys.stderr = (open(n, 'w', buffering=1, closefd=False) for n in (1, 2))
-                sys.argv = command[1:]
-                runpy.run_path(command[1], run_name='__main__')
-                code = 0
-            except SystemExit as stop:
-                code = stop.code or 0
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(code)
-
-    def terminate(self):
-        os.kill(self.pid, signal.SIGTERM)
-
-    def wait(self):
-        os.waitpid(self.pid, 0)
-
-
-def fork(patch):
-    """Let the benchmark fork its runs."""
-    patch.setattr(processes, 'subprocess', Namespace(Popen=Forked, STDOUT=None))
+def run_forked(*args):
+    """Run the benchmark, which forks its runs, in a warm process; return its output."""
+    (output,) = helpers.run_ranks([Path(__file__).with_name('forked_benchmark.py'), *args])
+    return output
 
 
 @pytest.fixture(scope='module')
@@ -149,14 +112,9 @@ def finished(tmp_path_factory):
     """Benchmark a project; return its directory and the output."""
     root = tmp_path_factory.mktemp('benchmark')
     put_project(root)
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()) as stdout:
+    with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        patch.syspath_prepend(TOOL.parent)
-        fork(patch)
-        with pytest.raises(SystemExit) as end:
-            runpy.run_path(str(TOOL))['main'](COMMAND)
-    assert end.value.code == 0, stdout.getvalue()
-    return root, stdout.getvalue()
+        return root, run_forked(*COMMAND)
 
 
 @pytest.fixture
@@ -301,9 +259,8 @@ def test_results_of_older_versions_are_read(benchmarked, tool):
     assert rows(WORK_DIR)['dfra', 1]['last'] == str(content['last'])
 
 
-def test_interrupted_validation_is_made_up_for(benchmarked, tool, monkeypatch):
+def test_interrupted_validation_is_made_up_for(benchmarked):
     """The run was stopped after it saved the last epoch, before it logged the validation."""
-    fork(monkeypatch)
     work_dir = PAIR / 'scratch/seed1'
     (work_dir / 'benchmark/result.json').unlink()
     (first,) = work_dir.glob('*/vis_data')
@@ -311,7 +268,7 @@ def test_interrupted_validation_is_made_up_for(benchmarked, tool, monkeypatch):
     assert 'accuracy/top1' in lines[-1]
     (first / 'scalars.json').write_text(''.join(lines[:-1]) + '{"accuracy')
     others = {path: time for path, time in tree(PAIR).items() if work_dir not in path.parents}
-    assert tool('benchmark', *COMMAND) == (0, '')
+    run_forked(*COMMAND)
     assert {path: path.stat().st_mtime_ns for path in others} == others
     _, second = sorted(work_dir.glob('*/vis_data'))
     records = [json.loads(line) for line in (second / 'scalars.json').read_text().splitlines()]

@@ -15,3 +15,8 @@ method = dict(
         )
     ],
 )
+
+search_space = {
+    'model.student_loss_weight': dict(low=0.1, high=1.0, log=True),
+    'model.losses.0.weight': dict(low=0.1, high=1.0, log=True),
+}
