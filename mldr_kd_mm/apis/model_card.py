@@ -195,7 +195,9 @@ def _losses(model: Mapping[str, Any]) -> Iterator[str]:
     weighted = '' if weight == 1 else f', weight {plain(weight)}'
     yield f"Student's own loss: {_call(own) if own else unless_given}{weighted}"
     for loss in dicts(model.get('losses')):
-        names = (escaped(_listed(_as_list(loss.get(side)))) for side in ('student', 'teacher'))
+        names = (
+            escaped(_listed(_as_list(loss.get(side, 'logits')))) for side in ('student', 'teacher')
+        )
         between = " and the teacher's ".join(names)
         yield (
             f'`{plain(loss.get("name", "kd"))}`, weight {plain(loss.get("weight", 1.0))}: '

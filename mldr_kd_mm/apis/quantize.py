@@ -156,7 +156,7 @@ class Quantizer:
         images = [images for images, _ in folder.batches(calibration_images)]
         self.calibration = np.concatenate(images)
         self.validation = (
-            _OwnValidation(run, student)
+            _OwnValidation(run, student, classes)
             if validate is None
             else _Folder(run, student, 'validate', validate, 'val', classes)
         )
@@ -225,7 +225,9 @@ class Quantizer:
 class _OwnValidation:
     """The run's own validation set."""
 
-    def __init__(self, run: Mapping[str, Any], student: RebuiltStudent) -> None:
+    def __init__(
+        self, run: Mapping[str, Any], student: RebuiltStudent, classes: Sequence[str]
+    ) -> None:
         self.preprocessor = student.model.data_preprocessor
         logged = LoggedRun('', Path(), Config(dict(run)), [])
         try:
@@ -235,6 +237,12 @@ class _OwnValidation:
                 f"validate: the run's own validation set cannot be read ({error}); name a folder "
                 'with one folder of images per class'
             ) from error
+        present = (getattr(self.loader.dataset.dataset, 'metainfo', None) or {}).get('classes')
+        if classes and present and list(map(str, present)) != list(map(str, classes)):
+            raise ConfigError(
+                f"validate: the run's own validation set has {len(present)} classes now, which are "
+                f'not the {len(classes)} of the run in their order; name a folder that has them'
+            )
 
     def batches(self) -> Iterator[Batch]:
         """Yield images (B, 3, H, W) as the network gets them, and their labels (B,)."""
@@ -273,7 +281,8 @@ class _Folder:
         names = self.dataset.metainfo['classes']
         self.labels = np.arange(len(names))
         if classes is not None:
-            self.labels = _labels(names, classes or names, student.num_classes, field, folder)
+            numbers = [str(number) for number in range(student.num_classes)]
+            self.labels = _labels(names, classes or numbers, student.num_classes, field, folder)
 
     def batches(self, count: int | None = None) -> Iterator[Batch]:
         """Yield images (B, 3, H, W) as the network gets them, and their labels (B,).

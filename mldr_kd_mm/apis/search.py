@@ -87,7 +87,7 @@ def search(
     check_positive(trials=trials)
     check_choice(studies.SAMPLERS, sampler=sampler)
     check_choice(studies.PRUNERS, pruner=pruner)
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, markup=False)
     path = configs.find_config(configs.PAIRS, pair, 'pair')
     name = study or path.stem
     root = Path(work_dir or Path('work_dirs/search', name))

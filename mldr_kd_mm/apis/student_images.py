@@ -73,7 +73,9 @@ def _walk(folder: str) -> list[str]:
         found += [
             os.path.join(place, name)
             for name in files
-            if not name.startswith('.') and name.lower().endswith(EXTENSIONS)
+            if not name.startswith('.')
+            and name.lower().endswith(EXTENSIONS)
+            and os.path.isfile(os.path.join(place, name))
         ]
     return sorted(found)
 

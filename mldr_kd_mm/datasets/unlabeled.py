@@ -81,7 +81,7 @@ class UnlabeledFolder(FolderDataset):
     def _read_list(self) -> list[Path]:
         field = f'ann_file={str(self.list_file)!r}'
         try:
-            lines = read_text(self.list_file, MAX_LOG_BYTES).splitlines()
+            text = read_text(self.list_file, MAX_LOG_BYTES)
         except (OSError, ValueError) as error:
             raise ConfigError(
                 f'{field}: cannot be read ({error}); must be a text file with the path of an image '
@@ -89,7 +89,8 @@ class UnlabeledFolder(FolderDataset):
             ) from error
         folder = Path(self.data_root or self.list_file.parent)
         paths = []
-        for number, line in enumerate(lines, start=1):
+        # Editors of Windows begin a file with a byte order mark.
+        for number, line in enumerate(text.removeprefix('\ufeff').splitlines(), start=1):
             if not line.strip():
                 continue
             path = folder / os.path.expanduser(line.strip())
@@ -97,6 +98,11 @@ class UnlabeledFolder(FolderDataset):
                 raise ConfigError(
                     f"{field}: line {number} names '{path}', which is no file; paths must be "
                     f"relative to '{folder}', or absolute"
+                )
+            if not path.name.lower().endswith(EXTENSIONS):
+                raise ConfigError(
+                    f"{field}: line {number} names '{path}', which is no image; must end in "
+                    f'{", ".join(EXTENSIONS)}'
                 )
             paths.append(path)
         if not paths:

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import re
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch.testing import assert_close
 from zoo import timm
 
 from mldr_kd_mm.apis.export import export_student
+from mldr_kd_mm.apis.quantize import _labels
 from mldr_kd_mm.cli import main
 from mldr_kd_mm.registry import MODELS
 from mldr_kd_mm.utils.errors import ConfigError
@@ -151,6 +153,26 @@ class TestInt8:
         exported = export_student(checkpoint, str(tmp_path / 'student.onnx'), **options)
         # 'a' is found; 'b' and 'c' have each other's label.
         assert 'accuracy 33.33 % in fp32' in exported.files[tmp_path / 'student.onnx']
+
+    def test_own_validation_set_with_a_new_class(self, images, tmp_path):
+        """The labels of the other classes have changed."""
+        mine = shutil.copytree(images, tmp_path / 'mine')
+        checkpoint = save_run(tmp_path, dict(type='SortsColours'), mine, 'abc')
+        image_folder(mine, {'train': 2, 'val': 1}, '!')
+        message = "^validate: the run's own validation set has 4 classes now, which are not the 3"
+        with pytest.raises(ConfigError, match=message):
+            export_student(
+                checkpoint, str(tmp_path / 'student.onnx'), int8=True, calibrate=str(images)
+            )
+
+    def test_names_of_classes_that_are_unknown(self, images, tmp_path):
+        """Such a class has its number as its name, as in predictions; ten is before two."""
+        checkpoint = save_run(tmp_path, dict(type='SortsColours'), images, ())
+        options = dict(int8=True, calibrate=str(images), validate=str(images / 'val'))
+        with pytest.raises(ConfigError, match="class 'a' is not of the run's 3 classes"):
+            export_student(checkpoint, str(tmp_path / 'student.onnx'), **options)
+        numbers = [str(number) for number in range(11)]
+        assert [*_labels(['0', '1', '10', '2'], numbers, 11, '', '')] == [0, 1, 10, 2]
 
     @pytest.mark.parametrize(
         ('arguments', 'message'),

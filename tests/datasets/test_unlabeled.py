@@ -75,7 +75,7 @@ class TestFolder:
 
     def test_a_list_of_paths(self, others, tmp_path):
         file = others / 'list.txt'
-        file.write_text(f'x.png\n\n  deep/z.png  \n{others}/1.png\n')
+        file.write_text(f'\ufeffx.png\n\n  deep/z.png  \n{others}/1.png\n')
         elsewhere = tmp_path / 'list.txt'
         shutil.move(file, elsewhere)
         paths = [others / name for name in ('x.png', 'deep/z.png', '1.png')]
@@ -90,6 +90,7 @@ class TestFolder:
         [
             ('x.png\nno.png\n', "ann_file=.*: line 2 names '.*/no.png', which is no file"),
             ('\n', 'ann_file=.*: is empty'),
+            ('x.png\n../list.txt\n', "ann_file=.*: line 2 names '.*/list.txt', which is no image"),
             (b'\xff\xfe', 'ann_file=.*: cannot be read'),
             (None, 'ann_file=.*: cannot be read'),
         ],

@@ -116,7 +116,7 @@ def check_unlabeled(train: Any, model: nn.Module) -> None:
         model: The model.
 
     Raises:
-        ConfigError: A loss needs the label of each image.
+        ConfigError: A loss needs the label of each image, or a head of the student needs some.
     """
     part = next((each for each in _parts(train) if isinstance(each, UnlabeledFolder)), None)
     if part is None:
@@ -127,7 +127,7 @@ def check_unlabeled(train: Any, model: nn.Module) -> None:
             f'{source}: must be a labelled data set, as {type(model).__name__} has no teacher to '
             'learn from without labels'
         )
-    model.check_needs_no_label(source)
+    model.check_needs_no_label(source, some_have_one=train is not part)
 
 
 def check_disjoint(train: Any, val: Any) -> None:

@@ -283,17 +283,24 @@ class Distiller(BaseClassifier):
             losses |= compare(self, student, teacher, labels)
         return losses
 
-    def check_needs_no_label(self, source: str) -> None:
-        """Refuse losses that need a label for each image.
+    def check_needs_no_label(self, source: str, some_have_one: bool) -> None:
+        """Refuse losses that need a label for each image, or a head that only labels train.
 
         Args:
             source: The field and type of the data set that gives none, for the error.
+            some_have_one: Whether other images of the training set have labels.
 
         Raises:
-            ConfigError: If there is such a loss.
+            ConfigError: If there is such a loss or head.
         """
         for entry in self.losses:
             entry.check_needs_no_label(source)
+            if entry.weights.get(DISTILLATION_LOGITS) and not some_have_one:
+                raise ConfigError(
+                    f'losses: {entry.name}: student={DISTILLATION_LOGITS!r}: labels must train the '
+                    f"student's class head then, and {source} gives none; add labelled images, or "
+                    "compare student='logits'"
+                )
 
     def parse_losses(self, losses: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum the losses as mmengine does, in fewer operations.

@@ -56,6 +56,15 @@ def gradients(loss, model):
     return [grad is not None and bool(grad.any()) for grad in found]
 
 
+def test_without_labels_the_class_head_would_stay_untrained():
+    model = distiller()
+    model.check_needs_no_label('DATA', some_have_one=True)
+    message = "losses: deit: student='distillation_logits': labels must train .* DATA gives none; "
+    with pytest.raises(ConfigError, match=message):
+        model.check_needs_no_label('DATA', some_have_one=False)
+    distiller(**KD, student_loss_weight=1.0).check_needs_no_label('DATA', some_have_one=False)
+
+
 class TestHardKDLoss:
     def test_by_hand(self):
         student = torch.tensor([[0.6, 0.4], [0.1, 0.9]]).log()
