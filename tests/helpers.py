@@ -189,7 +189,7 @@ def runner_config(model, work_dir, max_epochs=1, **kwargs):
         default_scope='mldr_kd_mm',
         randomness=dict(seed=0),
         # mmengine reuses a logger of the same name, which has the time in seconds by default.
-        experiment_name='-'.join(work_dir.parts[-2:]),
+        experiment_name='-'.join(work_dir.parts[-3:]),
     )
     config.update(kwargs)
     return config

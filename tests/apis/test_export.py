@@ -491,7 +491,7 @@ class TestUntrustedConfig:
         path.write_text(content['meta'].pop('cfg'))
         torch.save(content, checkpoint)
         out = str(tmp_path / 'student.pth')
-        with pytest.raises(ConfigError, match="give the config's path"):
+        with pytest.raises(ConfigError, match="give mldr-kd export the run's config as --config"):
             export_student(checkpoint, out, torch_export=True)
         export_student(checkpoint, out, torch_export=True, config=str(path))
         with pytest.raises(ConfigError, match="config='.*': there is no such file"):

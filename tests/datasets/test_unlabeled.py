@@ -90,7 +90,7 @@ class TestFolder:
         [
             ('x.png\nno.png\n', "ann_file=.*: line 2 names '.*/no.png', which is no file"),
             ('\n', 'ann_file=.*: is empty'),
-            ('x.png\n../list.txt\n', "ann_file=.*: line 2 names '.*/list.txt', which is no image"),
+            (f'x.png\n{__file__}', "ann_file=.*: line 2 names .*_unlabeled.py', which is no image"),
             (b'\xff\xfe', 'ann_file=.*: cannot be read'),
             (None, 'ann_file=.*: cannot be read'),
         ],
