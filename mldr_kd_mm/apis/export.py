@@ -236,9 +236,12 @@ def _check_options(
         raise ConfigError(
             f'out={out!r}: must end with {" or ".join(_WEIGHTS)} for backbone=True, without graphs'
         )
-    if int8 and (suffix != '.onnx' or adds_graph):
+    if int8 and suffix != '.onnx':
+        raise ConfigError(f'out={out!r}: must end with .onnx for int8=True')
+    if int8 and adds_graph:
         raise ConfigError(
-            f'out={out!r}: must end with .onnx for int8=True, without other graphs or preprocessing'
+            'int8=True: must be without onnx, torch_export and onnx_preprocessing; export those '
+            'separately'
         )
     for name, value in dict(calibrate=calibrate, validate=validate).items():
         if value is not None and not int8:

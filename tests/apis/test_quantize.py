@@ -188,7 +188,8 @@ class TestInt8:
                 dict(calibrate='images', validate='others'),
                 "^validate='.*others': class 'x' is not of the run's 3 classes",
             ),
-            (dict(calibrate='images', onnx=True), 'must end with .onnx for int8=True, without'),
+            (dict(calibrate='images', onnx=True), '^int8=True: must be without onnx, torch_export'),
+            (dict(calibrate='images', onnx_preprocessing=True), '^int8=True: must be without'),
             (
                 dict(int8=False, calibrate='images'),
                 '^calibrate=.* must not be set without int8',
