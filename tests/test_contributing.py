@@ -114,10 +114,15 @@ def test_names_what_exists(page):
     assert named or links
 
 
-def test_citation():
+def test_citation_and_changelog_state_the_version():
     citation = yaml.safe_load((ROOT / 'CITATION.cff').read_text())
     assert {'cff-version', 'message', 'title', 'authors'} <= set(citation)
     assert citation['version'] == mldr_kd_mm.__version__
+    headings = re.findall(r'^## (.*)$', (ROOT / 'CHANGELOG.md').read_text(), re.MULTILINE)
+    unreleased, *releases = headings
+    assert unreleased == 'Unreleased'
+    assert all(re.fullmatch(r'\d+\.\d+\.\d+ \(20\d\d-\d\d-\d\d\)', name) for name in releases)
+    assert releases[0].startswith(f'{mldr_kd_mm.__version__} ')
     (paper,) = citation['references']
     assert {'type', 'title', 'authors'} <= set(paper)
     assert paper['url'] in (ROOT / 'README.md').read_text()
