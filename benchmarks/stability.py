@@ -28,13 +28,9 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import Runner, set_random_seed
 from torch import Tensor, nn
 
-from mldr_kd_mm.apis.recipe import (
-    find_models,
-    parse_options,
-    read_training_images,
-    student_config,
-    teacher_config,
-)
+from mldr_kd_mm.apis.options import parse_options
+from mldr_kd_mm.apis.recipe import find_models, student_config, teacher_config
+from mldr_kd_mm.apis.training_images import read_training_images
 from mldr_kd_mm.engine.launch import set_loader_defaults
 from mldr_kd_mm.registry import HOOKS, MODELS
 from mldr_kd_mm.utils.logging import log_warnings_only

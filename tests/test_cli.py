@@ -14,7 +14,7 @@ from helpers import image_folder
 
 from mldr_kd_mm import cli
 from mldr_kd_mm.apis.distill import EXPORTS
-from mldr_kd_mm.apis.recipe import AUGMENTATIONS, VISUALIZERS
+from mldr_kd_mm.apis.options import AUGMENTATIONS, VISUALIZERS
 from mldr_kd_mm.utils.errors import one_line_for
 
 ROOT = Path(__file__).parents[1]
@@ -270,7 +270,7 @@ def test_the_choices_are_those_of_distill():
     assert choices == dict(
         augmentation=AUGMENTATIONS, export=EXPORTS, visualizer=tuple(VISUALIZERS)
     )
-    assert {'mldr', 'kd', 'ofa'} < set(cli._method_names())
+    assert {'mldr', 'kd', 'ofa'} < set(cli.distill._method_names())
 
 
 def test_the_command_is_installed_by_setup():

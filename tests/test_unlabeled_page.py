@@ -31,7 +31,7 @@ def test_commands(tmp_path, monkeypatch, capsys):
     image_folder(tmp_path / 'few_birds', {'val': 2})
     image_folder(tmp_path / 'more_birds', {'a/b': 4})
     told = []
-    monkeypatch.setattr('mldr_kd_mm.apis.recipe.tell', told.append)
+    monkeypatch.setattr('mldr_kd_mm.apis.training_images.tell', told.append)
     pages = [block for block in blocks('bash') if '--unlabeled more_birds' in block]
     assert len(pages) == 3
 

@@ -15,16 +15,10 @@ from mmengine.runner import Runner
 from torch import nn
 
 from mldr_kd_mm.apis.models import NamedModel, fetch_pretrained
-from mldr_kd_mm.apis.recipe import (
-    Options,
-    baseline_config,
-    find_models,
-    parse_options,
-    read_training_images,
-    student_config,
-    teacher_config,
-)
+from mldr_kd_mm.apis.options import Options, parse_options
+from mldr_kd_mm.apis.recipe import baseline_config, find_models, student_config, teacher_config
 from mldr_kd_mm.apis.teacher_record import is_recorded, record_teacher, teacher_fingerprint
+from mldr_kd_mm.apis.training_images import read_training_images
 from mldr_kd_mm.engine.launch import fit_to_machine, start
 from mldr_kd_mm.engine.preflight import preflight
 from mldr_kd_mm.engine.work_dir import claim_work_dirs

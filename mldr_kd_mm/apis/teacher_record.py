@@ -10,7 +10,8 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from mldr_kd_mm.apis.recipe import Options, TrainingImages
+from mldr_kd_mm.apis.options import Options
+from mldr_kd_mm.apis.training_images import TrainingImages
 from mldr_kd_mm.utils.atomic_files import atomic_write
 from mldr_kd_mm.utils.errors import ConfigError
 from mldr_kd_mm.utils.limits import read_text

@@ -13,7 +13,7 @@ from torchvision.models import resnet18
 from mldr_kd_mm import ConfigError, distill
 from mldr_kd_mm.apis.distill import distill_config
 from mldr_kd_mm.apis.models import find_model
-from mldr_kd_mm.apis.recipe import parse_options
+from mldr_kd_mm.apis.options import parse_options
 from mldr_kd_mm.models.taps.recorder import FeatureRecorder
 from mldr_kd_mm.models.taps.tapped_model import TappedModel
 from mldr_kd_mm.registry import MODELS

@@ -23,15 +23,10 @@ from mmengine.registry import VISBACKENDS
 
 from mldr_kd_mm import ConfigError, distill, distill_config
 from mldr_kd_mm.apis.configs import find_configs
-from mldr_kd_mm.apis.recipe import (
-    VISUALIZERS,
-    baseline_config,
-    find_models,
-    parse_options,
-    read_training_images,
-    teacher_config,
-)
+from mldr_kd_mm.apis.options import VISUALIZERS, parse_options
+from mldr_kd_mm.apis.recipe import baseline_config, find_models, teacher_config
 from mldr_kd_mm.apis.teacher_record import is_recorded, record_teacher, teacher_fingerprint
+from mldr_kd_mm.apis.training_images import read_training_images
 from mldr_kd_mm.engine.hooks import StopSignalHook
 from mldr_kd_mm.engine.knn_loop import bank_config
 from mldr_kd_mm.registry import MODELS

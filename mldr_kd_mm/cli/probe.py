@@ -1,0 +1,54 @@
+"""The command ``mldr-kd probe``."""
+
+from __future__ import annotations
+
+import json
+from argparse import ArgumentParser, Namespace
+
+from mldr_kd_mm.cli.arguments import add_imports
+
+HELP = 'measure the features of a student on labelled images'
+DESCRIPTION = """Measure the kNN and the linear-probe accuracy of a student's features.
+
+    mldr-kd probe work_dirs/RUN --data my/images
+    mldr-kd probe work_dirs/RUN/student --data my/images
+
+It takes students with and without a head (mldr-kd distill --method embed). The features of the
+validation images are classified by their nearest training images, and by a logistic regression on
+the training images. The last line is JSON.
+"""
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Add the arguments of ``mldr-kd probe``."""
+    add = parser.add_argument
+    add('student', help='work directory of a run, checkpoint, or exported folder or file')
+    add('--data', required=True, metavar='PATH', help='folder of labelled images')
+    add(
+        '--val-fraction',
+        type=float,
+        default=0.1,
+        help='fraction to hold out if the folder has no val/ or test/; default: 0.1',
+    )
+    add('--seed', type=int, default=0, help='seed of the held-out images; default: 0')
+    add('--batch-size', type=int, default=128, metavar='N', help='images per batch; default: 128')
+    add(
+        '--workers',
+        type=int,
+        metavar='N',
+        help='data-loading processes; default: one per core, up to 8',
+    )
+    add_imports(parser)
+
+
+def run(args: Namespace) -> None:
+    """Run ``mldr-kd probe``."""
+    from mldr_kd_mm.apis.probe import probe
+    from mldr_kd_mm.utils.logging import log_warnings_only
+
+    with log_warnings_only():
+        probed = probe(**vars(args))
+    print(f'images:       {probed.train_images} for training, {probed.val_images} for validation')
+    print(f'kNN:          {probed.knn:.2f} %')
+    print(f'linear probe: {probed.linear:.2f} %')
+    print(json.dumps(probed._asdict()))
