@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -20,6 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from mldr_kd_mm.datasets import ImageFolder, UnlabeledFolder
 from mldr_kd_mm.datasets.folder import FolderDataset
+from mldr_kd_mm.datasets.samples import has_links, iter_parts, real_paths
 from mldr_kd_mm.models.distillers.distiller import Distiller
 from mldr_kd_mm.registry import HOOKS
 from mldr_kd_mm.utils.atomic_files import atomic_write
@@ -74,7 +73,7 @@ class DataCheckHook(Hook):
         train, val = loader.dataset, runner.val_dataloader.dataset
         check_same_classes(train, val)
         check_disjoint(train, val)
-        train = next((part for part in _parts(train) if isinstance(part, ImageFolder)), None)
+        train = next((part for part in iter_parts(train) if isinstance(part, ImageFolder)), None)
         if train is not None and isinstance(val, ImageFolder) and not train.val_folder:
             names = val.names()
             _check_split(runner, train.names(), names)
@@ -118,7 +117,7 @@ def check_unlabeled(train: Any, model: nn.Module) -> None:
     Raises:
         ConfigError: A loss needs the label of each image, or a head of the student needs some.
     """
-    part = next((each for each in _parts(train) if isinstance(each, UnlabeledFolder)), None)
+    part = next((each for each in iter_parts(train) if isinstance(each, UnlabeledFolder)), None)
     if part is None:
         return
     source = f'train_dataloader.dataset={type(part).__name__}'
@@ -131,7 +130,7 @@ def check_unlabeled(train: Any, model: nn.Module) -> None:
 
 
 def check_disjoint(train: Any, val: Any) -> None:
-    """Check that training and validation folders have no image in common.
+    """Check that training and validation folders have no image in common, also through links.
 
     Args:
         train: The training set, whose unlabelled images count, too.
@@ -140,13 +139,14 @@ def check_disjoint(train: Any, val: Any) -> None:
     Raises:
         ConfigError: They share images, as with different fractions or seeds of held-out images.
     """
-    val = next(_parts(val), None)
+    val = next(_folders(val), None)
     if val is None:
         return
-    for part in _parts(train):
-        if _choice(part) == _choice(val) and part.split != val.split:
-            continue  # two parts of one choice; comparing the paths of a million images is slow
-        shared = _paths(part) & _paths(val)
+    for part in _folders(train):
+        # Comparing the paths of a million images is slow, a search for links is not.
+        if _are_halves(part, val) and not has_links(val.img_prefix):
+            continue
+        shared = real_paths(part) & real_paths(val)
         if shared:
             _report_shared(part, val, shared)
 
@@ -160,33 +160,26 @@ def _report_shared(train: FolderDataset, val: FolderDataset, shared: set[str]) -
     )
     if is_unlabeled:
         raise ConfigError(f'{text}leave them out of the unlabelled images')
+    if _are_halves(train, val):
+        raise ConfigError(f'{text}remove the links to them from one of both')
     if val.split != 'train':
         raise ConfigError(f'{text}give both data sets the same val_fraction and seed')
     print_log(f"{text}set split='val' for other images", 'current', logging.WARNING)
 
 
-def _parts(dataset: Any) -> Iterator[FolderDataset]:
-    """Yield the folders that a data set consists of, without wrappers such as RepeatDataset."""
-    if isinstance(dataset, FolderDataset):
-        yield dataset
-        return
-    inner = getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]
-    for part in inner if isinstance(inner, (list, tuple)) else ():
-        if part is not None:
-            yield from _parts(part)
+def _folders(dataset: Any) -> Iterator[FolderDataset]:
+    return (part for part in iter_parts(dataset) if isinstance(part, FolderDataset))
+
+
+def _are_halves(one: FolderDataset, other: FolderDataset) -> bool:
+    """Return whether two data sets are the two splits of one choice, which share no path."""
+    return _choice(one) == _choice(other) and one.split != other.split
 
 
 def _choice(dataset: FolderDataset) -> tuple:
     """Return what decides which images are in which split."""
     names = ('data_root', 'val_fraction', 'seed')
     return type(dataset), *(getattr(dataset, name, None) for name in names)
-
-
-def _paths(dataset: FolderDataset) -> set[str]:
-    """Return the paths of the images, with links to folders resolved."""
-    resolve = functools.cache(os.path.realpath)
-    paths = (dataset.get_data_info(index)['img_path'] for index in range(len(dataset)))
-    return {os.path.join(resolve(folder), name) for folder, name in map(os.path.split, paths)}
 
 
 def _compare(wanted: str, classes: Sequence, field: str, others: Sequence) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from mldr_kd_mm.datasets import MixedSampler, ViewSampler
+from mldr_kd_mm.datasets.samples import hash_samples
 from mldr_kd_mm.models.data_preprocessor import ViewDataPreprocessor
 from mldr_kd_mm.models.distillers.batch import read_labels
 from mldr_kd_mm.models.distillers.distiller import Distiller
@@ -36,7 +37,9 @@ from mldr_kd_mm.utils.errors import ConfigError, check_above_zero, check_positiv
 from mldr_kd_mm.utils.logging import plural, tell
 
 _NUM_IMAGES = 16
-"""Number of images, evenly spaced, whose hash identifies data set and pipeline."""
+"""Number of images, evenly spaced, whose content is compared."""
+_PLACES = ('data_root', 'data_prefix', 'ann_file')
+"""Fields of a data set that say where its samples are."""
 
 
 @HOOKS.register_module()
@@ -289,11 +292,15 @@ def _data(loader: DataLoader, items: list[dict], config: dict) -> dict:
     """Return everything the images depend on."""
     sampler = _sampler(loader)
     labels = getattr(loader.dataset, 'get_gt_labels', lambda: [])()
+    names = hash_samples(loader.dataset)
+    # Places do not count where the samples themselves are compared.
+    places = _PLACES[:1] if names is None else _PLACES
     return dict(
         views=sampler.views,
         seed=sampler.seed,
         samples=len(loader.dataset),
-        dataset=_without_roots(config.get('dataset', {})),
+        sample_names=names,
+        dataset=_without(config.get('dataset', {}), *places),
         labels=_hash(np.asarray(labels, np.int64)),
         images=_hash(*(np.ascontiguousarray(item['inputs']) for item in items)),
     )
@@ -360,17 +367,11 @@ def _precision(optim_wrapper: Any) -> str:
     return f'autocast, {getattr(optim_wrapper, "cast_dtype", None) or "default"}'
 
 
-def _without_roots(config: dict) -> dict:
-    """Return the config of a data set, or of several in one, without the folders of the images."""
-    return {
-        name: _without_roots(value) if isinstance(value, dict) else value
-        for name, value in config.items()
-        if name != 'data_root'
-    }
-
-
-def _without(config: dict, key: str) -> dict:
-    return {name: value for name, value in config.items() if name != key}
+def _without(value: Any, *fields: str) -> Any:
+    """Return a config without these fields, also of the configs in it."""
+    if isinstance(value, dict):
+        return {k: _without(each, *fields) for k, each in value.items() if k not in fields}
+    return [_without(each, *fields) for each in value] if isinstance(value, list) else value
 
 
 def _hash(*arrays: np.ndarray) -> str:

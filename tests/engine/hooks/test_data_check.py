@@ -198,6 +198,21 @@ class TestSplit:
                 check(each, val, work_dir=tmp_path)
         assert not (tmp_path / RECORD).exists()
 
+    def test_no_image_is_in_both_through_a_link(self, tmp_path):
+        """A link to a file, in the folder of the other split or in the held-out part."""
+        root = image_folder(tmp_path / 'both', {'train': 3, 'val': 1})
+        check(*self.splits(root), work_dir=tmp_path)
+        (root / 'val/b/linked.png').symlink_to('../../train/b/2.png')
+        message = r"1 of its 4 images are also .* '.*/both/train/b/2\.png', .*; remove the links"
+        with pytest.raises(ConfigError, match=message):
+            check(*self.splits(root), work_dir=tmp_path)
+        root = image_folder(tmp_path / 'one', {'': 4})
+        for number in range(9):
+            (root / f'a/link{number}.png').symlink_to('0.png')
+        with pytest.raises(ConfigError, match="'.*/one/a/0.png', .*; remove the links to them"):
+            check(*self.splits(root, val_fraction=0.5), work_dir=tmp_path)
+        assert not (tmp_path / RECORD).exists()
+
     def test_validation_on_the_training_images(self, root, tmp_path, monkeypatch):
         texts = []
         log = 'mldr_kd_mm.engine.hooks.data_check.print_log'

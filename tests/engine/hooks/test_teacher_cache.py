@@ -7,6 +7,7 @@ import json
 import re
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,9 +20,15 @@ from mmpretrain.engine import SwitchRecipeHook
 
 from mldr_kd_mm import ConfigError
 from mldr_kd_mm.engine.hooks import TeacherCacheHook
-from mldr_kd_mm.engine.hooks.teacher_cache import _check_recipes, _some_items, loss_changes
+from mldr_kd_mm.engine.hooks.teacher_cache import (
+    _check_recipes,
+    _data,
+    _some_items,
+    loss_changes,
+)
 from mldr_kd_mm.models.distillers.encodings import TopKLogits
-from mldr_kd_mm.registry import MODELS
+from mldr_kd_mm.registry import DATASETS, MODELS
+from mldr_kd_mm.utils.nested import iter_differences
 
 PIPELINE = [
     dict(type='RandomCrop', crop_size=32, padding=4),
@@ -288,6 +295,30 @@ def test_says_what_differs(recorded, teacher, tmp_path, change, message):
     run = Run(config)
     with pytest.raises(ConfigError, match=f'was recorded with other settings: .*{message}'):
         run.open_cache()
+
+
+def test_other_images_where_none_is_sampled(tmp_path):
+    """The list may move with its images; a changed order of the images is another data set."""
+
+    def facts(folder, *names):
+        folder.mkdir(exist_ok=True)
+        for name in names:
+            (folder / name).touch()
+        (folder / 'list.txt').write_text('\n'.join(names))
+        config = dict(type='UnlabeledFolder', ann_file=str(folder / 'list.txt'))
+        init_default_scope('mldr_kd_mm')
+        sampler = SimpleNamespace(views=2, seed=0)
+        loader = SimpleNamespace(
+            dataset=DATASETS.build(config), batch_sampler=SimpleNamespace(sampler=sampler)
+        )
+        return _data(loader, [], dict(dataset=config))
+
+    names = [f'{number}.png' for number in range(4)]
+    known = facts(tmp_path / 'one', *names)
+    assert facts(tmp_path / 'two', *names) == known
+    for others in (names[::-1], ['00.png', *names[:3]]):
+        ((field, *_),) = iter_differences(known, facts(tmp_path / 'one', *others))
+        assert field == 'sample_names'
 
 
 @pytest.mark.parametrize(
