@@ -66,6 +66,7 @@ METHODS = {
     'fitnet': dict(type='FitNetLoss'),
     'ls': dict(type='LogitStandardizationLoss', temperature=2.0),
     'rsd': dict(type='RSDLoss', kappa=0.01),
+    'hcd': dict(type='HCDLoss', sub_logits=4, kl_weight=6.0),
 }
 WEIGHTS = {'cc': 0.02, 'crd': 0.8, 'rsd': 0.1}
 ALL_HEADS = ['logits', 'stage_logits', 'fused_logits']

@@ -32,6 +32,7 @@ METHODS = (
     'rsd',
     'rsd_logits',
     'fbt',
+    'hcd',
 )
 # Every pair takes a step with MLDR-KD, DeiT's recipe with its own method, and every teacher's
 # architecture takes one. A student alone is the pair's student under the pair's recipe, see
@@ -72,6 +73,7 @@ HEADS |= {
     'fbt': {'loss_ofa_logits', 'loss_infonce_feature'},
     'deit': {'loss_deit_distillation'},
     'fitnet': {f'loss_fitnet_{stage}' for stage in STAGES},
+    'hcd': {f'loss_hcd_{stage}' for stage in STAGES},
     'ofa': {f'loss_ofa_{head}' for head in ('logits', *STAGES)},
     'mldr': {f'loss_dfra_{head}' for head in ('logits', *STAGES, 'fused')},
 }

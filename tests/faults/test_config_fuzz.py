@@ -189,6 +189,7 @@ SMALL = dict(
     CRDLoss=dict(num_samples=9, negatives=4, dim=3, **WIDTHS),
     CCLoss=dict(dim=3, **WIDTHS),
     InfoNCELoss=dict(dim=3, **WIDTHS),
+    HCDLoss=WIDTHS,
     RSDLoss=WIDTHS,
     FitNetLoss=dict(student_grid=[2, 2], teacher_grid=[4, 4], **WIDTHS),
 )

@@ -236,7 +236,7 @@ def loss_changes(model: Distiller, items: Sequence[dict], encoding: TopKLogits) 
     sparse = torch.from_numpy(encoding.unpack(packed)).to(exact.device)
     changes = {}
     for entry in model.losses:
-        if 'logits' in entry.teacher:
+        if 'logits' in entry.reads('teacher'):
             labels = read_labels(data['data_samples'], entry.needs)
             results = [
                 _value_and_gradient(entry, student, teacher | dict(logits=logits), labels)

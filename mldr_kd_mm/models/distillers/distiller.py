@@ -485,8 +485,8 @@ class Distiller(BaseClassifier):
             The stages or other taps that the neck reads, and the tensors to record of the student
             and of the teacher.
         """
-        student = {name for entry in self.losses for name in entry.student}
-        teacher = {name for entry in self.losses for name in entry.teacher}
+        student = {name for entry in self.losses for name in entry.reads('student')}
+        teacher = {name for entry in self.losses for name in entry.reads('teacher')}
         stages = []
         if has_neck or student & {*STAGES}:
             stages = self.tapped_student.find_stages(size)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mldr_kd_mm.models.builder import build_for
 from mldr_kd_mm.models.taps.stages import DISTILLATION_LOGITS
 from mldr_kd_mm.models.taps.tapped_model import Probe
+from mldr_kd_mm.registry import MODELS
 from mldr_kd_mm.utils.errors import ConfigError, check_config, checked_arguments, is_number, named
 
 STAGE_LOGITS = 'stage_logits'
@@ -26,10 +27,11 @@ class LossEntry(nn.Module):
     its work on the teacher is done once. If ``teacher`` is a list with one name for each of the
     student's, each pair gets its own loss.
 
-    If the config of a loss omits ``student_width``, ``teacher_width``, ``student_grid`` or
-    ``teacher_grid`` and the loss takes it, the value comes from the models. A loss whose
-    ``forward`` has a parameter ``target`` gets the labels of the batch; one with ``index`` gets
-    the positions of its samples in the training set.
+    If the config of a loss omits ``student_width``, ``teacher_width``, ``student_grid``,
+    ``teacher_grid`` or ``num_classes`` and the loss takes it, the value comes from the models. A
+    loss whose ``forward`` has a parameter ``target`` gets the labels of the batch; one with
+    ``index`` gets the positions of its samples in the training set; ``student_logits`` and
+    ``teacher_logits`` are the models' ``logits``, beside the tensors that it compares.
 
     Args:
         loss: Config of the loss. It is called with the student's heads (K, B, C) and the teacher's
@@ -76,7 +78,15 @@ class LossEntry(nn.Module):
             )
         self.weights = dict(zip(self.student, weights, strict=True))
         self.losses = nn.ModuleList()
-        self.needs: set[str] = set()
+        with self._named():
+            inputs = _inputs_beside_the_tensors(loss)
+        self.needs = {'target', 'index'} & inputs
+        self.logits_beside = [side for side in ('student', 'teacher') if f'{side}_logits' in inputs]
+
+    def reads(self, side: str) -> list[str]:
+        """Return the names of all tensors of ``student`` or ``teacher`` that the loss reads."""
+        compared = dict(student=self.student, teacher=self.teacher)[side]
+        return [*compared, 'logits'] if side in self.logits_beside else compared
 
     def check_names(self, student: Sequence[str], teacher: Sequence[str]) -> None:
         """Check that the tensors exist.
@@ -89,8 +99,8 @@ class LossEntry(nn.Module):
             ConfigError: If a name is unknown.
         """
         for side, names, available in (
-            ('student', self.student, student),
-            ('teacher', self.teacher, teacher),
+            ('student', self.reads('student'), student),
+            ('teacher', self.reads('teacher'), teacher),
         ):
             for name in names:
                 if name not in available:
@@ -107,8 +117,6 @@ class LossEntry(nn.Module):
 
     def build(self, student: Probe, teacher: Probe) -> LossEntry:
         """Build the loss for the models' tensors, and run it once to check that it takes them.
-
-        Sets ``needs`` to the labels that the loss reads: ``target``, ``index``, both or neither.
 
         Args:
             student: Tensors of the student and the neck.
@@ -172,24 +180,28 @@ class LossEntry(nn.Module):
         Raises:
             ConfigError: If the heads have different shapes.
         """
-        labels = {name: labels[name] for name in self.needs}
+        inputs = {name: labels[name] for name in self.needs}
+        of_models = dict(student=student, teacher=teacher)
+        inputs |= {f'{side}_logits': of_models[side]['logits'] for side in self.logits_beside}
         if self.in_pairs:
             names, weights = self.student, list(self.weights.values())
             values = [
-                loss(student[name_s], teacher[name_t], **labels)
+                loss(student[name_s], teacher[name_t], **inputs)
                 for loss, name_s, name_t in zip(
                     self.losses, self.student, self.teacher, strict=True
                 )
             ]
         else:
             names, weights = self._head_names(student)
-            values = self._compare_heads(names, student, teacher[self.teacher[0]], labels)
+            values = self._compare_heads(names, student, teacher[self.teacher[0]], inputs)
         return {
             f'loss_{self.name}_{name}': value
             for name, value in zip(names, _weigh(values, weights), strict=True)
         }
 
     def _build(self, student: Probe, teacher: Probe) -> None:
+        with_logits = [probe for probe in (student, teacher) if 'logits' in probe.tensors]
+        num_classes = with_logits[0].width('logits') if with_logits else None
         pairs = list(zip(self.student, self.teacher, strict=False))
         for name_s, name_t in pairs if self.in_pairs else pairs[:1]:
             found = dict(
@@ -197,21 +209,16 @@ class LossEntry(nn.Module):
                 teacher_width=teacher.width(name_t),
                 student_grid=student.grid(name_s),
                 teacher_grid=teacher.grid(name_t),
+                num_classes=num_classes,
             )
             self.losses.append(build_for(self.config, found))
-        # The first two parameters are the tensors, under any names (mmpretrain's losses call
-        # the second one `target`).
-        parameters = list(inspect.signature(self.losses[0].forward).parameters)
-        self.needs = {'target', 'index'} & set(parameters[2:])
         if getattr(self.losses[0], 'compares_logits', False):
-            with_logits = [probe for probe in (student, teacher) if 'logits' in probe.tensors]
-            if not with_logits:
+            if num_classes is None:
                 kind = type(self.losses[0]).__name__
                 raise ConfigError(
                     f'{kind} compares logits, and neither the teacher nor the student has a head; '
                     'use a loss of features, such as RSDLoss'
                 )
-            num_classes = with_logits[0].width('logits')
             self._check_logits('student', self.student, student, num_classes)
             self._check_logits('teacher', self.teacher, teacher, num_classes)
         self._try(student, teacher)
@@ -230,7 +237,7 @@ class LossEntry(nn.Module):
         names: list[str],
         student: Mapping[str, Tensor],
         teacher: Tensor,
-        labels: dict[str, Tensor],
+        inputs: dict[str, Tensor],
     ) -> Tensor | list[Tensor]:
         parts = [student[n] if n == STAGE_LOGITS else student[n].unsqueeze(0) for n in self.student]
         if len({part.shape[1:] for part in parts}) > 1:
@@ -243,8 +250,8 @@ class LossEntry(nn.Module):
             )
         (loss,) = self.losses
         if len(names) == 1:
-            return [loss(parts[0][0], teacher, **labels)]
-        return loss(torch.cat(parts), teacher, **labels)
+            return [loss(parts[0][0], teacher, **inputs)]
+        return loss(torch.cat(parts), teacher, **inputs)
 
     def _check_logits(self, side: str, names: list[str], probe: Probe, num_classes: int) -> None:
         """Refuse features for a loss that compares logits, even if the width fits."""
@@ -297,6 +304,17 @@ def _head_names(name: str, count: int) -> list[str]:
     if name == STAGE_LOGITS:
         return [f'stage{i + 1}' for i in range(count)]
     return [name.removesuffix('_logits')]
+
+
+def _inputs_beside_the_tensors(loss: dict) -> set[str]:
+    """Return the parameters of a loss's ``forward`` after the two tensors that it compares.
+
+    These have any names: mmpretrain's losses call the second one ``target``. A type that does not
+    exist has no parameters; building it is an error.
+    """
+    kind = loss.get('type')
+    forward = getattr(MODELS.get(kind) if isinstance(kind, str) else kind, 'forward', None)
+    return set(list(inspect.signature(forward).parameters)[3:]) if forward else set()
 
 
 def build_entries(configs: Sequence[dict]) -> nn.ModuleList:

@@ -6,6 +6,7 @@ from mldr_kd_mm.models.losses.dfra import DFRALoss
 from mldr_kd_mm.models.losses.dist import DISTLoss
 from mldr_kd_mm.models.losses.dkd import DKDLoss
 from mldr_kd_mm.models.losses.fitnet import FitNetLoss
+from mldr_kd_mm.models.losses.hcd import HCDLoss
 from mldr_kd_mm.models.losses.info_nce import InfoNCELoss
 from mldr_kd_mm.models.losses.kd import HardKDLoss, KDLoss
 from mldr_kd_mm.models.losses.logit_standardization import LogitStandardizationLoss
@@ -21,6 +22,7 @@ __all__ = [
     'DISTLoss',
     'DKDLoss',
     'FitNetLoss',
+    'HCDLoss',
     'HardKDLoss',
     'InfoNCELoss',
     'KDLoss',

@@ -157,6 +157,23 @@ def standardize(logits: Tensor) -> Tensor:
     return centred / (logits.std(-1, keepdim=True).clamp_min(0.01) + 1e-7)
 
 
+def drop_class(logits: Tensor, classes: Tensor) -> Tensor:
+    """Leave one class of each sample out of its logits.
+
+    Its column is not masked with a large number instead, which would not fit into every dtype.
+
+    Args:
+        logits: (..., B, C).
+        classes: The class of each sample (B,).
+
+    Returns:
+        The other classes' logits (..., B, C - 1), in their order.
+    """
+    columns = torch.arange(logits.shape[-1] - 1, device=logits.device)
+    columns = columns + (columns >= classes.unsqueeze(-1))
+    return logits.gather(-1, columns.expand(*logits.shape[:-1], -1))
+
+
 def class_of(target: Tensor, logits: Tensor) -> Tensor:
     """Return the class of each sample (B,).
 

@@ -8,7 +8,13 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from mldr_kd_mm.models.losses.common import check_logits, class_of, full_precision, kl_div
+from mldr_kd_mm.models.losses.common import (
+    check_logits,
+    class_of,
+    drop_class,
+    full_precision,
+    kl_div,
+)
 from mldr_kd_mm.registry import MODELS
 from mldr_kd_mm.utils.errors import check_above_zero, check_not_negative
 
@@ -78,13 +84,7 @@ class DKDLoss(nn.Module):
 
 
 def _decouple(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the logits of (target, all others), (..., B, 2), and of the others, (..., B, C-1).
-
-    The target's column is left out rather than masked with a large number, which would not fit
-    into every dtype.
-    """
-    columns = torch.arange(logits.shape[-1] - 1, device=logits.device)
-    columns = columns + (columns >= target.unsqueeze(-1))
-    others = logits.gather(-1, columns.expand(*logits.shape[:-1], -1))
+    """Return the logits of (target, all others), (..., B, 2), and of the others, (..., B, C-1)."""
+    others = drop_class(logits, target)
     of_target = logits.gather(-1, target.unsqueeze(-1).expand(*logits.shape[:-1], 1))
     return torch.cat([of_target, others.logsumexp(-1, keepdim=True)], -1), others

@@ -73,3 +73,39 @@ def test_shapes_that_differ(record):
     student['logits'] = torch.randn(5, 6)
     with pytest.raises(ConfigError, match=r'different shapes, logits \(5, 6\), stage1 \(5, 7\)'):
         entry(student, teacher)
+
+
+class TestLogitsBesideTheComparedTensors:
+    """HCDLoss reads ``student_logits`` and ``teacher_logits`` besides the features."""
+
+    STUDENT = dict(stage1=torch.ones(1, 3, 2, 2), stage2=torch.ones(1, 4, 5))
+    TEACHER = dict(feature=torch.ones(1, 6))
+    LOGITS = dict(logits=torch.ones(1, 7))
+
+    def entry(self):
+        stages = list(self.STUDENT)
+        return LossEntry(dict(type='HCDLoss'), stages, ['feature'] * 2, name='hcd')
+
+    def test_are_read_by_name(self):
+        entry = self.entry()
+        assert entry.reads('student') == ['stage1', 'stage2', 'logits']
+        assert entry.reads('teacher') == ['feature', 'feature', 'logits']
+        student, teacher = self.STUDENT | self.LOGITS, self.TEACHER | self.LOGITS
+        entry.build(Probe(student, {}), Probe(teacher, {}))
+        assert [loss.num_classes for loss in entry.losses] == [7, 7]
+        target = torch.tensor([2])
+        values = entry(student, teacher, target=target)
+        expected = entry.losses[1](
+            student['stage2'], teacher['feature'], target, student['logits'], teacher['logits']
+        )
+        assert list(values) == ['loss_hcd_stage1', 'loss_hcd_stage2']
+        assert_close(values['loss_hcd_stage2'], expected)
+
+    def test_are_read_by_no_other_loss(self):
+        entry = LossEntry(dict(type='RSDLoss'), 'feature', 'feature')
+        assert entry.reads('student') == entry.reads('teacher') == ['feature']
+
+    def test_a_model_without_a_head(self):
+        message = "losses: hcd: student='logits': the student has no head; available: stage1"
+        with pytest.raises(ConfigError, match=message):
+            self.entry().check_names(list(self.STUDENT), ['feature', 'logits'])

@@ -31,6 +31,7 @@ ARGUMENTS = dict(
     DFRALoss=dict(temperature=2.0),
     DISTLoss=dict(temperature=2.0),
     DKDLoss=dict(temperature=2.0),
+    HCDLoss=dict(num_classes=CLASSES),
     InfoNCELoss=dict(dim=8),
     KDLoss=dict(temperature=4.0),
     OFALoss=dict(eps=1.5),
@@ -100,8 +101,13 @@ def shapes(name: str, batch: int = BATCH) -> tuple[tuple[int, ...], tuple[int, .
 
 
 def labels(loss: nn.Module, batch: int = BATCH) -> dict[str, Tensor]:
-    """Return the labels that a loss reads."""
-    every = dict(target=torch.tensor([0, 6, 3, 3, 1])[:batch], index=torch.arange(batch) * 3)
+    """Return what a loss reads beside the tensors that it compares."""
+    every = dict(
+        target=torch.tensor([0, 6, 3, 3, 1])[:batch],
+        index=torch.arange(batch) * 3,
+        student_logits=normal(BATCH, CLASSES, seed=8)[:batch],
+        teacher_logits=normal(BATCH, CLASSES, seed=9)[:batch],
+    )
     return {key: every[key] for key in every if key in inspect.signature(loss.forward).parameters}
 
 
@@ -121,7 +127,8 @@ def test_shipped_methods():
     assert {config['type'] for config in SHIPPED} <= {*losses.__all__}
     for config in SHIPPED:
         name = config['type'] + (' without decoupler' if 'decoupler' in config else '')
-        loss = MODELS.build(with_widths(config))
+        classes = dict(num_classes=CLASSES) if takes(config['type'], 'num_classes') else {}
+        loss = MODELS.build(with_widths(config) | classes)
         value = loss(*inputs(name, dtype=torch.float32), **labels(loss))
         assert value.isfinite() and value > 0, config
 
@@ -236,7 +243,8 @@ def test_any_soft_label_leaves_the_loss_bounded_below(name, data):
     seed = data.draw(st.integers(0, 9))
     student, teacher = (scale * tensor for tensor in inputs(name, seed=seed))
     for target in (soft / soft.sum(1, keepdim=True), soft / 8):
-        assert build(name)(student, teacher, target=target) >= 0
+        loss = build(name).double()
+        assert loss(student, teacher, **labels(loss) | dict(target=target)) >= 0
 
 
 # CC compares neighbours of a batch, and CRD's negatives are a function of its order.
@@ -324,8 +332,8 @@ class TestErrors:
         ],
     )
     def test_features(self, name, student, teacher):
-        if name == 'RKDLoss' and max(len(student), len(teacher)) > 2:
-            pytest.skip('RKD flattens maps and tokens')
+        if name in ('RKDLoss', 'HCDLoss') and max(len(student), len(teacher)) > 2:
+            pytest.skip('RKD flattens maps and tokens, HCD pools them')
         message = self.message(name, student, teacher)
         assert message.startswith(f'features: student {student}, teacher {teacher}: must be')
 
