@@ -28,7 +28,7 @@ from mldr_kd_mm.apis.description import StudentDescription
 from mldr_kd_mm.apis.export import export_student
 from mldr_kd_mm.apis.predict import write_predictions
 from mldr_kd_mm.apis.student_images import StudentImages
-from mldr_kd_mm.registry import MODELS
+from mldr_kd_mm.registry import HOOKS, MODELS
 from mldr_kd_mm.utils.errors import ConfigError, MissingFileError
 
 CLASSES = [f'class {letter}' for letter in 'abcdefghij']
@@ -74,6 +74,15 @@ def run(tmp_path_factory):
     export_student(checkpoint, str(folder / 'file.pth'))
     export_student(checkpoint, str(folder / 'other.safetensors'))
     return folder, distiller
+
+
+@pytest.fixture(scope='module')
+def raw(run):
+    """The graph of the run's student that takes uint8 images."""
+    path = run[0] / 'raw.onnx'
+    exported = export_student(str(run[0] / 'run.pth'), str(path), onnx_preprocessing=True)
+    assert 'prepares the images; probabilities differ' in exported.files[path]
+    return path
 
 
 STUDENTS = ('folder', 'file.pth', 'other.safetensors', 'folder/model.onnx', 'run.pth')
@@ -347,17 +356,34 @@ def test_names_that_are_no_text(tmp_path):
     assert json.loads((tmp_path / 'a.json').read_text())[0]['path'] == odd.path
 
 
-def test_the_example_of_the_documentation(run, photos, tmp_path, monkeypatch, capsys):
+def test_python_of_the_page(run, raw, photos, tmp_path, monkeypatch, capsys):
+    """All blocks of docs/deploy.md run, in the folder of an exported student."""
     page = (Path(__file__).parents[2] / 'docs/deploy.md').read_text()
     blocks = re.findall('```python\n(.*?)```', page, re.DOTALL)
-    (tmp_path / 'student').symlink_to(run[0] / 'folder')
+    shutil.copytree(run[0] / 'folder', tmp_path / 'student')
     (tmp_path / 'photos').symlink_to(photos)
+    shutil.copy(photos / 'rotated.jpg', tmp_path / 'image.jpg')
+    shutil.copy(raw, tmp_path / 'student.onnx')
+    torch.save(create_model('resnet10t', num_classes=10).state_dict(), tmp_path / 'student.pth')
+    # A student that timm does not build.
+    checkpoint, _ = save_run(tmp_path, resnet(data_preprocessor=STATISTICS), **CONFIG)
+    set_classes(checkpoint, *CLASSES)
+    export_student(checkpoint, str(tmp_path / 'other'))
+    for name in ('config.py', 'model.pth'):
+        shutil.copy(tmp_path / 'other' / name, tmp_path / 'student')
     monkeypatch.chdir(tmp_path)
+    printed, names = [], {}
     for block in blocks:
-        if 'import predict' in block or 'safe_open' in block:
-            exec(block, {})
-    *lines, names = capsys.readouterr().out.splitlines()
-    assert len(lines) == 9 and json.loads(names) == CLASSES
+        exec(block, names)
+        printed.append(capsys.readouterr().out.splitlines())
+    predicted, by_timm, by_mmpretrain, _, _, classes, _ = printed
+    assert len(predicted) == 9
+    assert by_timm[0] in CLASSES
+    assert by_mmpretrain[-1].endswith(tuple(CLASSES))  # after a progress bar
+    assert json.loads(classes[0]) == CLASSES
+    assert names['probabilities'].shape == (1, 10)
+    for hook in names['custom_hooks']:
+        HOOKS.build(hook)
 
 
 RESIZING = {
@@ -411,13 +437,6 @@ class TestOnnxPreprocessing:
             off = (torch.from_numpy(found).log() - image.log_softmax(1)) * 10 * 59  # grey levels
             off = (off - off.median()).abs()
             assert off.max() < 3.5 and off.mean() < 0.25, path
-
-    @pytest.fixture(scope='class')
-    def raw(self, run):
-        path = run[0] / 'raw.onnx'
-        exported = export_student(str(run[0] / 'run.pth'), str(path), onnx_preprocessing=True)
-        assert 'prepares the images; probabilities differ' in exported.files[path]
-        return path
 
     def test_predicts_as_the_validation(self, raw, run, photos):
         for result in predict(raw, photos, top_k=10):
