@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import copy
 import shlex
-import signal
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Iterable, Iterator, Sequence
@@ -34,6 +33,7 @@ from mldr_kd_mm.apis.configs import METHODS, PAIRS, SCRATCH
 from mldr_kd_mm.apis.results import MeasuredTrial, read_results
 from mldr_kd_mm.apis.trial import Settings
 from mldr_kd_mm.engine.arguments import CfgOptions, merge_options, positive
+from mldr_kd_mm.engine.processes import exit_when_stopped
 from mldr_kd_mm.utils.errors import ConfigError, one_line_for
 from mldr_kd_mm.utils.nested import iter_differences
 
@@ -244,11 +244,8 @@ def main(argv: list[str] | None = None) -> None:
     """
     args = parse_args(argv)
     with one_line_for(ConfigError, show_traceback=False):
-        try:
+        with exit_when_stopped('run the same command to continue'):
             failures = run_and_write(args)
-        except KeyboardInterrupt:
-            print('stopped; run the same command to continue', file=sys.stderr)
-            sys.exit(130)
     for failure in failures:
         print(f'error: {failure}', file=sys.stderr)
     sys.exit(1 if failures else 0)
@@ -272,6 +269,4 @@ def run_and_write(args: Namespace) -> list[str]:
 
 
 if __name__ == '__main__':
-    # SIGTERM ends a job on a cluster; like Ctrl-C it ends the runs too.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     main()

@@ -11,7 +11,6 @@ of the logged curves, replace those of an earlier quickstart in work_dirs/quicks
 from __future__ import annotations
 
 import shutil
-import signal
 import sys
 import time
 from argparse import ArgumentParser, Namespace
@@ -26,7 +25,15 @@ from rich.console import Console
 from rich.table import Table
 
 from mldr_kd_mm.engine.arguments import positive
-from mldr_kd_mm.engine.processes import Run, RunFailed, RunQueue, check_code, places, train_all
+from mldr_kd_mm.engine.processes import (
+    Run,
+    RunFailed,
+    RunQueue,
+    check_code,
+    exit_when_stopped,
+    places,
+    train_all,
+)
 from mldr_kd_mm.evaluation.logged_run import ACCURACY
 from mldr_kd_mm.evaluation.measures import mean_and_std
 from mldr_kd_mm.visualization.style import COLORS, INK, apply_style
@@ -170,12 +177,10 @@ def main(argv: list[str] | None = None) -> None:
     runs = plan(args.seeds, args.epochs)
     console.print(f'{len(runs)} runs, with logs in {WORK_DIR}:')
     try:
-        train_all(RunQueue(runs, on_end=check_code), places(), console)
+        with exit_when_stopped():
+            train_all(RunQueue(runs, on_end=check_code), places(), console)
     except RunFailed as error:
         sys.exit(f'error: {error}')
-    except KeyboardInterrupt:
-        print('stopped', file=sys.stderr)
-        sys.exit(130)
     picture = WORK_DIR / 'curves.png'
     draw_picture(runs, picture)
     console.print(make_table(runs))
@@ -184,6 +189,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == '__main__':
-    # Like Ctrl-C, SIGTERM ends the runs too.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     main()

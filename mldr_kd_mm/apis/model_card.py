@@ -29,6 +29,7 @@ from mldr_kd_mm.datasets.cifar import CIFAR_LICENCE
 from mldr_kd_mm.datasets.tiny_imagenet import IMAGENET_LICENCE
 from mldr_kd_mm.registry import DATASETS
 from mldr_kd_mm.utils.logging import plural
+from mldr_kd_mm.utils.nested import as_list
 from mldr_kd_mm.version import __version__
 
 NOT_RECORDED = 'not recorded'
@@ -196,7 +197,7 @@ def _losses(model: Mapping[str, Any]) -> Iterator[str]:
     yield f"Student's own loss: {_call(own) if own else unless_given}{weighted}"
     for loss in dicts(model.get('losses')):
         names = (
-            escaped(_listed(_as_list(loss.get(side, 'logits')))) for side in ('student', 'teacher')
+            escaped(_listed(as_list(loss.get(side, 'logits')))) for side in ('student', 'teacher')
         )
         between = " and the teacher's ".join(names)
         yield (
@@ -492,7 +493,7 @@ def _teachers(model: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], Any]]:
     teachers, checkpoints = model.get('teacher'), model.get('teacher_checkpoint')
     if not isinstance(teachers, (list, tuple)):
         return [(mapping(model, 'teacher'), checkpoints)]
-    given = _as_list(checkpoints) + [None] * len(teachers)
+    given = as_list(checkpoints) + [None] * len(teachers)
     return list(zip(dicts(teachers), given, strict=False))
 
 
@@ -524,10 +525,6 @@ def _call(config: Mapping[str, Any], default: str = NOT_RECORDED) -> str:
     given = {k: v for k, v in config.items() if k not in _NOT_SHOWN and v is not None}
     arguments = ', '.join(f'{key}={value!r}' for key, value in given.items())
     return f'`{plain(f"{kind}({arguments})" if arguments else kind)}`'
-
-
-def _as_list(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def _listed(items: Iterable[Any], otherwise: str = NOT_RECORDED) -> str:

@@ -23,10 +23,10 @@ from mldr_kd_mm.utils.errors import (
     ConfigError,
     check_above_zero,
     check_choice,
+    check_count,
     check_positive,
     check_switch,
     describe,
-    is_number,
 )
 from mldr_kd_mm.utils.logging import tell
 
@@ -95,10 +95,8 @@ class Options:
         self._check_teacher()
         rates = dict(lr=self.lr, teacher_lr=self.teacher_lr, clip_grad=self.clip_grad)
         check_above_zero(**{name: rate for name, rate in rates.items() if rate is not None})
-        for field in ('seed', 'workers'):
-            value = getattr(self, field)
-            if value is not None and not (is_number(value, int) and value >= 0):
-                raise ConfigError(f'{field}={value!r}: must be a non-negative integer')
+        counts = dict(seed=self.seed, workers=self.workers)
+        check_count(**{name: count for name, count in counts.items() if count is not None})
         check_choice(AUGMENTATIONS, augmentation=self.augmentation)
         if self.visualizer is not None:
             check_choice(tuple(VISUALIZERS), visualizer=self.visualizer)

@@ -35,6 +35,7 @@ from mldr_kd_mm.utils.errors import (
 )
 from mldr_kd_mm.utils.progress import track
 from mldr_kd_mm.utils.stored_config import check_types, default_scope
+from mldr_kd_mm.utils.workers import available_cores
 
 TABLES = ('.csv', '.json')
 """Suffixes of the files that :func:`write_predictions` writes."""
@@ -192,7 +193,7 @@ def _to_dict(prediction: Prediction) -> dict[str, Any]:
 def _read(dataset: StudentImages, size: int) -> Iterator[list[Tensor | ConfigError]]:
     """Yield batches of images; threads decode the next one meanwhile."""
     batches = [range(start, len(dataset))[:size] for start in range(0, len(dataset), size)]
-    with ThreadPoolExecutor(min(_MAX_THREADS, os.cpu_count() or 1)) as threads:
+    with ThreadPoolExecutor(min(_MAX_THREADS, available_cores())) as threads:
         upcoming = threads.map(dataset.read, batches[0])
         for number, _ in enumerate(track(batches, 'predict'), 1):
             images = list(upcoming)

@@ -21,10 +21,11 @@ from mldr_kd_mm.evaluation.knn import NEIGHBOURS, KNNClassifier, embed_all, embe
 from mldr_kd_mm.evaluation.linear_probe import LinearProbe
 from mldr_kd_mm.evaluation.logged_run import find_checkpoints
 from mldr_kd_mm.utils.checkpoint import local_file
-from mldr_kd_mm.utils.errors import ConfigError, check_positive, is_number
+from mldr_kd_mm.utils.errors import ConfigError, check_count, check_positive
 from mldr_kd_mm.utils.progress import track
 from mldr_kd_mm.utils.run_identity import Origin
 from mldr_kd_mm.utils.stored_config import check_types, default_scope, registered_names_only
+from mldr_kd_mm.utils.workers import default_workers
 
 
 class Probed(NamedTuple):
@@ -74,15 +75,14 @@ def probe(
             two classes.
     """
     check_positive(batch_size=batch_size)
-    if workers is not None and not (is_number(workers, int) and workers >= 0):
-        raise ConfigError(f'workers={workers!r}: must be a non-negative integer')
+    workers = default_workers() if workers is None else workers
+    check_count(workers=workers)
     model, description = open_student(student)
     scope = default_scope(dict(default_scope=description.default_scope))
     with DefaultScope.overwrite_default_scope(scope), registered_names_only():
         pipeline = check_types(steps_for_files(description), 'pipeline')
         folder = dict(data_root=data, val_fraction=val_fraction, seed=seed, pipeline=pipeline)
         images = [ImageFolder(split=split, **folder) for split in ('train', 'val')]
-    workers = min(8, os.cpu_count()) if workers is None else workers
     loaders = [
         DataLoader(part, batch_size, num_workers=workers, collate_fn=pseudo_collate)
         for part in images

@@ -20,6 +20,7 @@ from mldr_kd_mm.apis.training_images import TrainingImages, unlabeled_fields
 from mldr_kd_mm.engine.arguments import set_gradient_clipping, set_learning_rate
 from mldr_kd_mm.models.data_preprocessor import own_statistics
 from mldr_kd_mm.utils.errors import ConfigError
+from mldr_kd_mm.utils.workers import default_workers
 
 _LABEL_SMOOTHING = dict(type='LabelSmoothLoss', label_smooth_val=0.1, mode='original')
 _MIXING = dict(augments=[dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)])
@@ -250,7 +251,7 @@ def _data_fields(
     """Return the fields of a config that describe data, augmentation and validation."""
     base = _base('datasets/folder_224')
     train_pipeline, test_pipeline = _pipelines(options, base, trained.image_size, recipe)
-    workers = min(8, os.cpu_count()) if options.workers is None else options.workers
+    workers = default_workers() if options.workers is None else options.workers
     loading = dict(batch_size=batch_size, num_workers=workers)
     train_dataloader = dict(
         base['train_dataloader'],

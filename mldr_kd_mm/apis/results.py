@@ -17,7 +17,7 @@ from rich.console import Console
 
 from mldr_kd_mm.apis import trial
 from mldr_kd_mm.apis.configs import SCRATCH
-from mldr_kd_mm.apis.surroundings import MODULES, surroundings
+from mldr_kd_mm.apis.environment import MODULES, describe_environment
 from mldr_kd_mm.apis.trial import Settings, Trial, write_text
 from mldr_kd_mm.engine.processes import Ended, RunFailed, RunQueue, places, train_all
 from mldr_kd_mm.evaluation.logged_run import ACCURACY
@@ -56,7 +56,7 @@ class Result:
         finished: Date and time of the end.
         settings: The run's identity, a hash of its settings.
         command: The command that started the run.
-        commit: This and the others: see :func:`mldr_kd_mm.apis.surroundings.surroundings`.
+        commit: This and the others: see :func:`mldr_kd_mm.apis.environment.describe_environment`.
     """
 
     pair: str
@@ -159,7 +159,7 @@ def run_all(trials: Sequence[MeasuredTrial], jobs: int | None, console: Console)
         console: Shows the progress.
     """
     runs = [run for run in trials if not run.result_file.is_file()]
-    made_with, failures = surroundings(), {}
+    made_with, failures = describe_environment(), {}
 
     def on_end(run: MeasuredTrial, ended: Ended) -> None:
         try:

@@ -14,6 +14,7 @@ from mmengine.logging import HistoryBuffer
 
 from mldr_kd_mm.evaluation.logged_run import ACCURACY, curve, read_records
 from mldr_kd_mm.utils.errors import ConfigError, is_number
+from mldr_kd_mm.utils.nested import as_list
 from mldr_kd_mm.utils.run_identity import Origin, RunIdentity
 from mldr_kd_mm.utils.safe_config import parse_config
 
@@ -168,8 +169,7 @@ def dicts(value: Any) -> list[Mapping[str, Any]]:
     Args:
         value: A part of a stored config.
     """
-    values = value if isinstance(value, (list, tuple)) else [value]
-    return [config for config in values if isinstance(config, Mapping)]
+    return [config for config in as_list(value) if isinstance(config, Mapping)]
 
 
 def type_name(config: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from mldr_kd_mm.apis.description import StudentDescription
 from mldr_kd_mm.apis.run_record import type_name
-from mldr_kd_mm.datasets.folder import EXTENSIONS, FolderDataset
+from mldr_kd_mm.datasets.folder import EXTENSIONS, FolderDataset, list_images
 from mldr_kd_mm.utils.errors import ConfigError, MissingFileError, describe, named
 from mldr_kd_mm.utils.limits import MAX_PIXELS
 from mldr_kd_mm.utils.stored_config import check_types, default_scope, registered_names_only
@@ -33,13 +34,16 @@ def find_images(images: str | Path | Sequence[str | Path]) -> list[str]:
 
     Raises:
         MissingFileError: A path does not exist, or no file matches a pattern.
-        ConfigError: There are no images.
+        ConfigError: There are no images, or a folder cannot be listed.
     """
     given = [images] if isinstance(images, (str, Path)) else list(images)
     found: dict[str, None] = {}
     for each in given:
         for path in _expand(os.fspath(each)):
-            found.update(dict.fromkeys(_walk(path) if os.path.isdir(path) else [path]))
+            paths = [path]
+            if os.path.isdir(path):
+                paths = map(str, list_images(Path(path), {}, Counter(), 'images'))
+            found.update(dict.fromkeys(paths))
     if not found:
         places = ', '.join(repr(os.fspath(each)) for each in given)
         raise ConfigError(
@@ -58,26 +62,6 @@ def _expand(given: str) -> list[str]:
         problem = 'matches no file' if glob.has_magic(path) else 'there is no such file or folder'
         raise MissingFileError(f'images={given!r}: {problem}')
     return matches
-
-
-def _walk(folder: str) -> list[str]:
-    """Return the sorted paths of all images in and below a folder, following links once."""
-    found, seen = [], set()
-    for place, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith('.'))
-        found += [
-            os.path.join(place, name)
-            for name in files
-            if not name.startswith('.')
-            and name.lower().endswith(EXTENSIONS)
-            and os.path.isfile(os.path.join(place, name))
-        ]
-    return sorted(found)
 
 
 def steps_for_files(description: StudentDescription) -> list[dict[str, Any]]:

@@ -21,8 +21,8 @@ from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback, fail_s
 from optuna.trial import FrozenTrial, TrialState
 
 from mldr_kd_mm.apis import trial
+from mldr_kd_mm.apis.environment import describe_environment
 from mldr_kd_mm.apis.search_space import Space
-from mldr_kd_mm.apis.surroundings import surroundings
 from mldr_kd_mm.apis.trial import Settings
 from mldr_kd_mm.utils.errors import ConfigError, describe
 from mldr_kd_mm.utils.file_lock import lock_file
@@ -112,7 +112,7 @@ class Task:
         stored = study.user_attrs.get('settings')
         if stored is None:
             study.set_user_attr('settings', settings)
-            study.set_user_attr('made_with', surroundings())
+            study.set_user_attr('made_with', describe_environment())
         elif found := next(iter_differences(stored, settings), None):
             key, old, new = found
             raise ConfigError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import signal
 import sys
 from argparse import ArgumentParser, Namespace
 
@@ -104,6 +103,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> None:
     """Run ``mldr-kd tune``."""
     from mldr_kd_mm.engine.arguments import CfgOptions
+    from mldr_kd_mm.engine.processes import exit_when_stopped
 
     try:
         from mldr_kd_mm.apis.search import search
@@ -114,14 +114,9 @@ def run(args: Namespace) -> None:
     options = ArgumentParser(prog='mldr-kd tune')
     options.add_argument('--cfg-options', nargs='*', action=CfgOptions, default={})
     parsed = options.parse_args(['--cfg-options', *args.cfg_options])
-    # SIGTERM ends a job on a cluster; like Ctrl-C it ends the runs too.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        command = shlex.join(['mldr-kd', *sys.argv[1:]])
+    command = shlex.join(['mldr-kd', *sys.argv[1:]])
+    with exit_when_stopped('run the same command to continue'):
         failures = search(**vars(args) | vars(parsed), command=command)
-    except KeyboardInterrupt:
-        print('stopped; run the same command to continue', file=sys.stderr)
-        sys.exit(130)
     for failure in failures:
         print(f'error: {failure}', file=sys.stderr)
     sys.exit(1 if failures else 0)

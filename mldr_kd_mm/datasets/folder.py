@@ -99,7 +99,10 @@ class FolderDataset(BaseDataset):
 
 
 def list_images(
-    folder: Path, owners: dict[str, tuple[Path, str]], others: Counter[str]
+    folder: Path,
+    owners: dict[str, tuple[Path, str]],
+    others: Counter[str],
+    field: str = 'data_root',
 ) -> list[Path]:
     """Return the sorted paths of all images in and below a folder.
 
@@ -108,17 +111,22 @@ def list_images(
         owners: Folder on disk -> the ``folder`` that it was found for, and its path there; new ones
             are added.
         others: Number of other files by suffix; new ones are added.
+        field: Name of the argument with the folder, for errors.
 
     Raises:
         ConfigError: A folder cannot be listed, or a link leads to one that another folder has read.
     """
+
+    def stop(error: OSError) -> NoReturn:
+        raise ConfigError(f"{field}: '{error.filename}' cannot be listed: {error.strerror}")
+
     images = []
-    for place, folders, files in os.walk(folder, onerror=_stop, followlinks=True):
+    for place, folders, files in os.walk(folder, onerror=stop, followlinks=True):
         real = os.path.realpath(place)
         owner = owners.setdefault(real, (folder, place))
         if owner[0] != folder:
             raise ConfigError(
-                f"data_root: '{place}' and '{owner[1]}' are the same folder, through a link; "
+                f"{field}: '{place}' and '{owner[1]}' are the same folder, through a link; "
                 'remove the link'
             )
         if owner[1] != place:  # a second link to a folder of the same class
@@ -151,10 +159,6 @@ def warn_of_unread(folder: Path, others: Counter[str]) -> None:
             'current',
             logging.WARNING,
         )
-
-
-def _stop(error: OSError) -> NoReturn:
-    raise ConfigError(f"data_root: '{error.filename}' cannot be listed: {error.strerror}")
 
 
 def _check_header(path: str, max_pixels: int | None, remedy: str) -> None:

@@ -27,7 +27,7 @@ from mldr_kd_mm.utils.atomic_files import atomic_write
 from mldr_kd_mm.utils.errors import ConfigError, check_above_zero, describe, is_number, named
 from mldr_kd_mm.utils.progress import close_bars
 from mldr_kd_mm.utils.run_identity import RunIdentity, was_restarted
-from mldr_kd_mm.utils.workers import kill_workers
+from mldr_kd_mm.utils.workers import available_cores, kill_workers
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
 
@@ -79,7 +79,7 @@ def set_loader_defaults(loader: dict) -> None:
     loader.setdefault('collate_fn', dict(type='default_collate'))
     loader.pin_memory = loader.get('pin_memory', True) and torch.cuda.is_available()
     if 'num_workers' in loader:
-        loader.num_workers = min(loader.num_workers, len(os.sched_getaffinity(0)))
+        loader.num_workers = min(loader.num_workers, available_cores())
     # torch rejects persistent_workers if there are no workers.
     workers = loader.get('num_workers', 0)
     loader.persistent_workers = loader.get('persistent_workers', True) and workers > 0

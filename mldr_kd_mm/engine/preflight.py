@@ -81,6 +81,7 @@ from mldr_kd_mm.utils.errors import (
     named,
 )
 from mldr_kd_mm.utils.logging import log_warnings_only
+from mldr_kd_mm.utils.nested import as_list
 from mldr_kd_mm.utils.random import preserve_global_rng
 
 _IMAGES = 2  # that the models see
@@ -483,8 +484,7 @@ def _try_metrics(
     samples = [sample for sample in predictions if isinstance(sample, BaseDataElement)]
     scores = [sample.pred_score for sample in samples if 'pred_score' in sample]
     for path, value in find_fields(cfg[field], 'topk', field):
-        counts = value if isinstance(value, (list, tuple)) else [value]
-        if scores and any(is_number(k) and k > len(scores[0]) for k in counts):
+        if scores and any(is_number(k) and k > len(scores[0]) for k in as_list(value)):
             raise ConfigError(
                 f'{path}={value!r}: must be at most {len(scores[0])}, the number of classes'
             )

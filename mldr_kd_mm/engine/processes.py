@@ -25,6 +25,7 @@ from rich.progress import (
 )
 
 from mldr_kd_mm.evaluation.logged_run import ACCURACY, curve, read_records
+from mldr_kd_mm.utils.workers import available_cores
 
 TRAIN = Path(__file__).resolve().parents[1] / '.mim/tools/train.py'
 # Polling interval in seconds.
@@ -169,6 +170,25 @@ def delayed_interrupts() -> Iterator[None]:
         signal.raise_signal(arrived[0])
 
 
+@contextmanager
+def exit_when_stopped(advice: str = '') -> Iterator[None]:
+    """End the process with one line and code 130 if Ctrl-C or SIGTERM stops what is inside.
+
+    SIGTERM ends a job on a cluster. Here it raises KeyboardInterrupt, so that the runs end, too.
+
+    Args:
+        advice: What to do next, for the line.
+    """
+    handler = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        print('; '.join(filter(None, ['stopped', advice])), file=sys.stderr)
+        sys.exit(130)
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
 class RunQueue:
     """Runs that wait to be started, in order. A run whose ``needs`` failed never starts.
 
@@ -259,7 +279,7 @@ def places(jobs: int | None = None) -> list[dict[str, str]]:
         devices = [{'CUDA_VISIBLE_DEVICES': device} for device in visible.split(',')]
     else:
         # More than one thread per run would only compete for the cores.
-        devices = [{'OMP_NUM_THREADS': '1'}] * os.cpu_count()
+        devices = [{'OMP_NUM_THREADS': '1'}] * available_cores()
     return [devices[number % len(devices)] for number in range(jobs or len(devices))]
 
 

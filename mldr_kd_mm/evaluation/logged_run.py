@@ -25,6 +25,7 @@ from mldr_kd_mm.registry import DATASETS, MODELS
 from mldr_kd_mm.utils.checkpoint import load_checkpoint
 from mldr_kd_mm.utils.errors import ConfigError, MissingFileError, describe, is_number, named
 from mldr_kd_mm.utils.limits import MAX_LOG_BYTES, read_text
+from mldr_kd_mm.utils.nested import as_list
 from mldr_kd_mm.utils.run_identity import Origin, RunIdentity
 from mldr_kd_mm.utils.safe_config import parse_config
 from mldr_kd_mm.utils.stored_config import (
@@ -175,8 +176,7 @@ class LoggedRun:
     @property
     def teachers(self) -> list[dict[str, Any]]:
         """Configs of the teachers; empty without one."""
-        given = self.config.model.get('teacher') or []
-        return [*given] if isinstance(given, (list, tuple)) else [given]
+        return as_list(self.config.model.get('teacher') or [])
 
     @property
     def student(self) -> dict[str, Any]:

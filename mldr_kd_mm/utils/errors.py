@@ -130,6 +130,17 @@ def check_not_negative(**fields: float) -> None:
             raise ConfigError(f'{field}={value!r}: must be a non-negative number')
 
 
+def check_count(**fields: int) -> None:
+    """Check that fields are integers of at least 0.
+
+    Raises:
+        ConfigError: A field is not.
+    """
+    for field, value in fields.items():
+        if not is_number(value, int) or value < 0:
+            raise ConfigError(f'{field}={value!r}: must be a non-negative integer')
+
+
 def check_choice(choices: Sequence[str], **fields: str) -> None:
     """Check that fields are among the choices.
 

@@ -1,4 +1,4 @@
-"""Comparison of nested dicts and lists."""
+"""Nested dicts and lists of configs."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ class _NotSet:
 
 NOT_SET = _NotSet()
 """Stand-in for the value of a field that is missing on one side."""
+
+
+def as_list(value: Any) -> list[Any]:
+    """Return the items of a list or tuple, or a single value as a list of one."""
+    return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def iter_differences(one: Any, other: Any, field: str = '') -> Iterator[tuple[str, Any, Any]]:

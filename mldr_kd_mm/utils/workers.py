@@ -1,12 +1,23 @@
-"""Worker processes of data loaders."""
+"""Worker processes of data loaders, and the cores for them."""
 
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import Sequence
 from multiprocessing.process import BaseProcess
+
+
+def available_cores() -> int:
+    """Return the number of cores that this process may use, which can be fewer than there are."""
+    return len(os.sched_getaffinity(0))
+
+
+def default_workers() -> int:
+    """Return the number of workers of a data loader: one per core, at most 8."""
+    return min(8, available_cores())
 
 
 def kill_workers(but: Sequence[BaseProcess] = ()) -> None:

@@ -199,6 +199,19 @@ class TestFindImages:
         with pytest.raises(ConfigError, match='there are no images; files must end in .bmp, '):
             student_images.find_images(tmp_path)
 
+    def test_folder_that_cannot_be_listed(self, photos, monkeypatch):
+        """Its images would be left out without a word."""
+        scan = os.scandir
+
+        def refuse(path):
+            if str(path).endswith('deep'):
+                raise PermissionError(13, 'Permission denied', str(path))
+            return scan(path)
+
+        monkeypatch.setattr(os, 'scandir', refuse)
+        with pytest.raises(ConfigError, match=r"^images: '.*/deep' cannot be listed: Perm"):
+            student_images.find_images(photos)
+
 
 class TestMistakes:
     @pytest.mark.parametrize(

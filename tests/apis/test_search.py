@@ -219,7 +219,7 @@ def project(tmp_path, monkeypatch):
     monkeypatch.setattr(processes, 'TRAIN', tmp_path / 'train.py')
     monkeypatch.setattr(processes, 'PAUSE', 0.05)
     monkeypatch.setattr(search_report, '_draw', lambda method, study, folder: [])
-    monkeypatch.setattr(study, 'surroundings', dict)
+    monkeypatch.setattr(study, 'describe_environment', dict)
     monkeypatch.setattr(study, 'HEARTBEAT', 1)
     monkeypatch.setattr(study, 'GRACE', 2)
     return tmp_path
@@ -427,7 +427,7 @@ def test_command_names_its_options(project, capsys):
             main([*arguments, *options])
         assert end.value.code == 2
         assert capsys.readouterr().err.startswith(message)
-    signal.signal(signal.SIGTERM, handler)
+    assert signal.getsignal(signal.SIGTERM) is handler
 
 
 def test_a_config_that_cannot_train_stops_the_search(project):

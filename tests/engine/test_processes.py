@@ -129,6 +129,17 @@ def test_an_interrupt_waits_for_the_end_of_a_block(monkeypatch, number):
         signal.signal(number, previous)
 
 
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_queue_exits_with_one_line(capsys, number):
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as end, processes.exit_when_stopped('do that'):
+        os.kill(os.getpid(), number)
+        time.sleep(5)
+    assert end.value.code == 130
+    assert capsys.readouterr().err == 'stopped; do that\n'
+    assert signal.getsignal(signal.SIGTERM) is handler
+
+
 def test_curve_of_a_continued_run(tmp_path):
     first = [
         {'loss': 3.0, 'epoch': 1, 'step': 50},
@@ -155,7 +166,7 @@ def test_curve_of_a_continued_run(tmp_path):
 def test_places(monkeypatch):
     monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
-    monkeypatch.setattr(os, 'cpu_count', lambda: 3)
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda _: {0, 1, 5})
     assert processes.places(None) == [{'OMP_NUM_THREADS': '1'}] * 3
     assert processes.places(2) == [{'OMP_NUM_THREADS': '1'}] * 2
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)

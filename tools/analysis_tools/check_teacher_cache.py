@@ -12,7 +12,6 @@ import sys
 import tempfile
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +25,7 @@ from mldr_kd_mm.engine.preflight import preflight
 from mldr_kd_mm.models.distillers.teacher_cache import FINGERPRINT
 from mldr_kd_mm.utils.dist import unwrap_model
 from mldr_kd_mm.utils.errors import ConfigError, check_positive, one_line_for
+from mldr_kd_mm.utils.nested import as_list
 
 TOLERANCE = 1e-3
 """Allowed error relative to the largest value.
@@ -100,7 +100,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
 def prepare(cfg: Config, work_dir: str) -> None:
     """Change the config of a run so that the run ends before its first training step."""
     folder = cfg.get('default_hooks', {}).get('teacher_cache', {}).get('dir')
-    folders = [Path(each) for each in _as_list(folder) if each is not None]
+    folders = [Path(each) for each in as_list(folder) if each is not None]
     # The caches of several teachers may be subfolders.
     caches = [path for each in folders for path in (each, *each.glob('teacher*'))]
     if not any(Path(path, FINGERPRINT).is_file() for path in caches):
@@ -113,10 +113,6 @@ def prepare(cfg: Config, work_dir: str) -> None:
     cfg.update(work_dir=work_dir, log_level='WARNING', resume=False, visualizer=None)
     # mmengine reuses the visualizer of an earlier Runner of this name, whose folder is gone.
     cfg.experiment_name = Path(work_dir).name
-
-
-def _as_list(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from mldr_kd_mm.models.losses.common import check_features, check_widths, full_precision
+from mldr_kd_mm.models.losses.common import full_precision
+from mldr_kd_mm.models.losses.embedding import EmbeddingLoss
 from mldr_kd_mm.registry import MODELS
-from mldr_kd_mm.utils.errors import check_positive
 
 
 @MODELS.register_module()
-class CCLoss(nn.Module):
+class CCLoss(EmbeddingLoss):
     r"""Match the deviations from the teacher of neighbouring samples in a batch.
 
     Linear layers project the features of both models to a common width. With
@@ -38,11 +38,7 @@ class CCLoss(nn.Module):
         teacher_width: int | None = None,
         dim: int = 128,
     ) -> None:
-        super().__init__()
-        check_widths(student_width, teacher_width)
-        check_positive(dim=dim)
-        self.embed_student = nn.Linear(student_width, dim)
-        self.embed_teacher = nn.Linear(teacher_width, dim)
+        super().__init__(student_width, teacher_width, dim)
 
     @full_precision
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
@@ -58,6 +54,6 @@ class CCLoss(nn.Module):
         Raises:
             ConfigError: If the features are not vectors (B, D) of equal batch size.
         """
-        check_features(student, teacher)
-        deviation = (self.embed_student(student) - self.embed_teacher(teacher)).abs()
+        student, teacher = self.embed(student, teacher)
+        deviation = (student - teacher).abs()
         return (deviation[:-1] * deviation[1:]).sum() / max(len(deviation) - 1, 1)

@@ -7,21 +7,17 @@ import math
 import torch
 import torch.nn.functional as F
 from mmengine import dist
-from torch import Tensor, nn
+from torch import Tensor
 
-from mldr_kd_mm.models.losses.common import (
-    check_features,
-    check_widths,
-    full_precision,
-    gather_batch,
-)
+from mldr_kd_mm.models.losses.common import full_precision, gather_batch
+from mldr_kd_mm.models.losses.embedding import EmbeddingLoss
 from mldr_kd_mm.registry import MODELS
 from mldr_kd_mm.utils.device import to_device
 from mldr_kd_mm.utils.errors import ConfigError, check_positive, is_number
 
 
 @MODELS.register_module()
-class CRDLoss(nn.Module):
+class CRDLoss(EmbeddingLoss):
     r"""Contrast each sample's feature with the other model's features of other samples.
 
     Linear layers and L2 normalisation give embeddings :math:`v_s, v_t`. For each model a memory
@@ -71,9 +67,8 @@ class CRDLoss(nn.Module):
         student_width: int | None = None,
         teacher_width: int | None = None,
     ) -> None:
-        super().__init__()
-        check_positive(num_samples=num_samples, negatives=negatives, dim=dim)
-        check_widths(student_width, teacher_width)
+        super().__init__(student_width, teacher_width, dim)
+        check_positive(num_samples=num_samples, negatives=negatives)
         if negatives >= num_samples:
             raise ConfigError(
                 f'negatives={negatives}: must be at most num_samples - 1 = {num_samples - 1}'
@@ -86,8 +81,6 @@ class CRDLoss(nn.Module):
         self.negatives = negatives
         self.temperature = temperature
         self.momentum = momentum
-        self.embed_student = nn.Linear(student_width, dim)
-        self.embed_teacher = nn.Linear(teacher_width, dim)
         bound = math.sqrt(3 / dim)
         for name in ('student_bank', 'teacher_bank'):
             self.register_buffer(name, torch.empty(num_samples, dim).uniform_(-bound, bound))
@@ -110,11 +103,9 @@ class CRDLoss(nn.Module):
             ConfigError: If the features are not vectors (B, D) of equal batch size, or an index is
                 missing or out of range.
         """
-        check_features(student, teacher)
+        student, teacher = (F.normalize(v, dim=-1) for v in self.embed(student, teacher))
         self._check_index(index, len(student))
         entries = self._draw(index)
-        student = F.normalize(self.embed_student(student), dim=-1)
-        teacher = F.normalize(self.embed_teacher(teacher), dim=-1)
         similarities = torch.stack(
             [
                 self._similarities(student, self.teacher_bank, entries),

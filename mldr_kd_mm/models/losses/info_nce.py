@@ -8,15 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mldr_kd_mm.models.losses.common import check_features, check_widths, full_precision
+from mldr_kd_mm.models.losses.common import full_precision
+from mldr_kd_mm.models.losses.embedding import EmbeddingLoss
 from mldr_kd_mm.registry import MODELS
-from mldr_kd_mm.utils.errors import check_above_zero, check_positive
+from mldr_kd_mm.utils.errors import check_above_zero
 
 _MAX_SCALE = 100.0
 
 
 @MODELS.register_module()
-class InfoNCELoss(nn.Module):
+class InfoNCELoss(EmbeddingLoss):
     r"""Find each sample's teacher feature among those of the batch by the student's feature.
 
     Linear layers and L2 normalisation give embeddings :math:`v_s, v_t`. With a learned temperature
@@ -49,12 +50,8 @@ class InfoNCELoss(nn.Module):
         student_width: int | None = None,
         teacher_width: int | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(student_width, teacher_width, dim)
         check_above_zero(temperature=temperature)
-        check_positive(dim=dim)
-        check_widths(student_width, teacher_width)
-        self.embed_student = nn.Linear(student_width, dim)
-        self.embed_teacher = nn.Linear(teacher_width, dim)
         self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
 
     @full_precision
@@ -71,8 +68,6 @@ class InfoNCELoss(nn.Module):
         Raises:
             ConfigError: If the features are not vectors (B, D) of equal batch size.
         """
-        check_features(student, teacher)
-        student = F.normalize(self.embed_student(student), dim=-1)
-        teacher = F.normalize(self.embed_teacher(teacher), dim=-1)
+        student, teacher = (F.normalize(v, dim=-1) for v in self.embed(student, teacher))
         similarities = self.log_scale.exp().clamp_max(_MAX_SCALE) * student @ teacher.T
         return -F.log_softmax(similarities, -1).diagonal().mean()

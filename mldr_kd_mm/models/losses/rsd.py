@@ -61,7 +61,6 @@ class RSDLoss(nn.Module):
                 f'teacher {teacher_width}'
             )
         self.kappa = kappa
-        self.has_decoupler = decoupler
         self.decoupler = nn.Identity()
         if decoupler:
             self.decoupler = nn.Sequential(
@@ -86,7 +85,8 @@ class RSDLoss(nn.Module):
             ConfigError: If the features are not vectors of equal batch size, or their widths
                 differ.
         """
-        check_features(student if student.dim() != 3 or self.has_decoupler else student[0], teacher)
+        takes_heads = isinstance(self.decoupler, nn.Identity)
+        check_features(student[0] if takes_heads and student.dim() == 3 else student, teacher)
         student = self.decoupler(student)
         if student.shape[-1] != teacher.shape[-1]:
             raise ConfigError(

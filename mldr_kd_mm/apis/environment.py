@@ -15,7 +15,7 @@ MODULES = ('torch', 'timm', 'mmengine', 'mmcv', 'mmpretrain')
 _ROOT = Path(__file__).resolve().parents[2]
 
 
-def surroundings() -> dict[str, str]:
+def describe_environment() -> dict[str, str]:
     """Return commit, device and versions.
 
     Returns:
