@@ -14,7 +14,7 @@ from mmpretrain.apis.model import ModelHub, list_models
 from torch import nn
 
 from mldr_kd_mm.apis.configs import find_configs
-from mldr_kd_mm.models.backbones import VisionMamba
+from mldr_kd_mm.models.backbones import VisionMamba, hugging_face
 from mldr_kd_mm.models.backbones.modules import describe_module
 from mldr_kd_mm.models.builder import build_classifier, is_cnn
 from mldr_kd_mm.models.data_preprocessor import Statistics, own_statistics, read_pretrained_cfg
@@ -133,18 +133,14 @@ def _of_torchvision(name: str, num_classes: int, image_size: int | None, field: 
 
 def _of_hugging_face(name: str, num_classes: int, image_size: int | None, field: str) -> NamedModel:
     try:
-        from transformers import AutoConfig, AutoImageProcessor
+        from transformers import AutoConfig
     except ImportError as error:
         raise ConfigError(
             f"{field}='hf/{name}': needs transformers; run pip install 'transformers>=5,<6'"
         ) from error
     with named(f"{field}='hf/{name}'"):
         known = AutoConfig.from_pretrained(name)
-    try:
-        processor = AutoImageProcessor.from_pretrained(name)
-    except (OSError, ValueError):
-        processor = None  # the repository does not describe its images
-    mean, std = _statistics_of(processor)
+    mean, std = hugging_face.read_statistics(name) or (IMAGENET['mean'], IMAGENET['std'])
     config = dict(
         type='ModuleClassifier',
         module='mldr_kd_mm.models.backbones.hugging_face:create',
@@ -153,15 +149,6 @@ def _of_hugging_face(name: str, num_classes: int, image_size: int | None, field:
     size = image_size or _side(getattr(known, 'image_size', None)) or 224
     label = Path(name).name
     return NamedModel(label, config, size, _normalization(mean, std), 'hf', known.num_labels)
-
-
-def _statistics_of(processor: Any) -> tuple[Sequence[float], Sequence[float]]:
-    """Return the mean and std of the images of a processor of transformers, on [0, 1]."""
-    if not getattr(processor, 'do_normalize', True):
-        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    of_timm = getattr(processor, 'data_config', {})  # of a model of timm in transformers
-    mean = getattr(processor, 'image_mean', None) or of_timm.get('mean', IMAGENET['mean'])
-    return mean, getattr(processor, 'image_std', None) or of_timm.get('std', IMAGENET['std'])
 
 
 def _side(size: Any) -> int | None:
@@ -235,8 +222,6 @@ def fetch_pretrained(model: NamedModel, path: Path, field: str) -> str:
 def _create_pretrained(model: NamedModel) -> nn.Module:
     """Return the module of timm or transformers, with its pretrained weights and a new head."""
     if model.weights == 'hf':
-        from mldr_kd_mm.models.backbones import hugging_face
-
         return hugging_face.create(**model.config['kwargs'], pretrained=True)
     import timm
 

@@ -133,8 +133,8 @@ def _student_model(options: Options, student: NamedModel) -> dict[str, Any]:
     model = copy.deepcopy(student.config)
     if options.student_pretrained:
         model = with_pretrained_weights(student, 'student')
-    has_loss = model.get('type') in ('TimmClassifier', 'BuiltClassifier', 'ModuleClassifier')
-    if has_loss and options.has_head:
+    wrappers = ('TimmClassifier', 'HuggingFaceClassifier', 'BuiltClassifier', 'ModuleClassifier')
+    if model.get('type') in wrappers and options.has_head:
         model.setdefault('loss', _LABEL_SMOOTHING)
     if _mixes_images(options, student):
         model.setdefault('train_cfg', _MIXING)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mldr_kd_mm.models.necks.outputs import named_outputs
-from mldr_kd_mm.models.taps.stages import evaluation_mode
+from mldr_kd_mm.models.taps.stages import WRAPPERS, evaluation_mode
 from mldr_kd_mm.models.taps.tapped_model import Probe
 from mldr_kd_mm.models.weights import load_weights
 from mldr_kd_mm.registry import MODELS
@@ -20,14 +20,15 @@ from mldr_kd_mm.utils.errors import ConfigError, named
 
 
 def build_classifier(config: dict) -> nn.Module:
-    """Build a classifier that keeps the weights that timm loads.
+    """Build a classifier that keeps the weights that timm or transformers loads.
 
     Args:
         config: Config of an mmpretrain classifier.
 
     Returns:
-        The classifier. If timm loads its weights (``pretrained=True``) or ``checkpoint_path`` names
-        a file with all of them, ``init_weights`` keeps them, as in mmpretrain's TIMMBackbone.
+        The classifier. If its library loads its weights (``pretrained=True``) or
+        ``checkpoint_path`` names a file with all of them, ``init_weights`` keeps them, as in
+        mmpretrain's TIMMBackbone.
 
     Raises:
         ConfigError: If the config does not describe a classifier, or a weight is missing from the
@@ -45,13 +46,13 @@ def build_classifier(config: dict) -> nn.Module:
 
 
 def keep_loaded_weights(classifier: nn.Module, config: Mapping[str, Any]) -> None:
-    """Let ``init_weights`` of a TimmClassifier keep the weights that timm has loaded.
+    """Let ``init_weights`` keep the weights that timm or transformers has loaded.
 
     Args:
-        classifier: The classifier; others than TimmClassifiers are left alone.
+        classifier: The classifier; only :data:`~mldr_kd_mm.models.taps.stages.WRAPPERS` change.
         config: Its config.
     """
-    if isinstance(classifier, TimmClassifier):
+    if isinstance(classifier, WRAPPERS):
         classifier._is_init = bool(config.get('pretrained') or config.get('checkpoint_path'))
 
 
@@ -65,16 +66,16 @@ def is_cnn(model: nn.Module) -> bool:
 def nest(classifier: nn.Module) -> None:
     """Make a classifier load its weights as a child of another module.
 
-    A TimmClassifier's own hook would rename the keys of its parent, which would then be lost. The
-    hook still runs when weights are loaded into the classifier itself, so that it accepts timm's
-    checkpoints.
+    The own hook of a TimmClassifier or a HuggingFaceClassifier would rename the keys of its parent,
+    which would then be lost. The hook still runs when weights are loaded into the classifier
+    itself, so that it accepts the checkpoints of timm or transformers.
     """
-    if isinstance(classifier, TimmClassifier):
+    if isinstance(classifier, WRAPPERS):
         classifier._load_state_dict_pre_hooks.clear()
-        classifier._register_load_state_dict_pre_hook(_add_timm_prefix_at_top)
+        classifier._register_load_state_dict_pre_hook(_add_prefix_at_top)
 
 
-def _add_timm_prefix_at_top(state_dict, prefix, *args) -> None:
+def _add_prefix_at_top(state_dict, prefix, *args) -> None:
     if not prefix:
         TimmClassifier._add_state_dict_prefix(state_dict, prefix, *args)
 

@@ -19,6 +19,7 @@ from mmpretrain.models import ClsDataPreprocessor, CutMix, Mixup
 from mmpretrain.structures import DataSample, batch_label_to_onehot
 from torch import Tensor, nn
 
+from mldr_kd_mm.models.backbones import hugging_face
 from mldr_kd_mm.registry import BATCH_AUGMENTS, MODELS
 from mldr_kd_mm.structures.label import split_by_label
 from mldr_kd_mm.structures.view import View, get_views, hash_views
@@ -310,7 +311,8 @@ def own_statistics(
 
     In this order: what the file of the weights states, with the config of the run that saved it or
     with the description in its folder; those of the mmpretrain model that it is the file of; timm's
-    for weights that timm downloads, and for a file with as many classes as these have.
+    for weights that timm downloads, and for a file with as many classes as these have; and those
+    that transformers' image processor states for weights that a HuggingFaceClassifier loads.
 
     Args:
         classifier: Config of an mmpretrain classifier.
@@ -321,8 +323,8 @@ def own_statistics(
     """
     checkpoint = checkpoint or _file_of(classifier)
     if checkpoint is None:
-        is_loaded = (_timm_part(classifier) or {}).get('pretrained')
-        return _of_timm(classifier) if is_loaded else None
+        is_loaded = (_timm_part(classifier) or classifier).get('pretrained')
+        return (_of_timm(classifier) or _of_transformers(classifier)) if is_loaded else None
     return (
         _of_file(checkpoint)
         or _of_openmmlab(checkpoint)
@@ -421,6 +423,18 @@ def _of_timm(classifier: Mapping[str, Any], num_classes: int | None = None) -> S
         return None
     fields = {**known.to_dict(), **(part.get('pretrained_cfg_overlay') or {})}
     return read_pretrained_cfg(fields, f"timm's for {name}")
+
+
+def _of_transformers(classifier: Mapping[str, Any]) -> Statistics | None:
+    """Return the statistics of the weights of a HuggingFaceClassifier."""
+    if not re.search(r"HuggingFaceClassifier('>)?$", str(classifier.get('type'))):
+        return None
+    name = str(classifier.get('model_name'))
+    known = hugging_face.read_statistics(name)
+    if known is None:
+        return None
+    found = dict(zip(('mean', 'std'), known, strict=True))
+    return read_pretrained_cfg(found, f"transformers' for {name}")
 
 
 def _is_dict(part: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import re
 from collections import Counter
@@ -16,7 +17,7 @@ from mmengine.runner import CheckpointLoader
 from mmpretrain.models import BaseClassifier, TimmClassifier
 from torch import Tensor, nn
 
-from mldr_kd_mm.models.taps.stages import INPUT, feature_tap
+from mldr_kd_mm.models.taps.stages import INPUT, WRAPPERS, feature_tap
 from mldr_kd_mm.utils.checkpoint import (
     find_state_dict,
     find_weights,
@@ -96,8 +97,9 @@ def load_content(
     """Load all weights of a model from the content of a checkpoint.
 
     A prefix that the weights of the model share in the file, such as Lightning's ``model.``, is
-    removed. Weights that do not fit a TimmClassifier go through timm's own conversion for that
-    model, which handles older names and position embeddings for another image size.
+    removed. Weights that do not fit a model of timm or transformers go through their own conversion
+    for that model, which handles the names in their files and, in timm, position embeddings for
+    another image size.
 
     Args:
         model: The model to load into.
@@ -156,14 +158,20 @@ def _try(
 def _conversions(
     model: nn.Module, weights: dict[str, Tensor]
 ) -> Iterator[tuple[dict[str, Tensor], str]]:
-    """Yield the weights as they are, then with newer names or as timm converts them."""
+    """Yield the weights as they are, then with newer names or as their library converts them."""
     yield weights, ''
     renamed = {_OLD_DENSENET.sub(r'\1\2', name): value for name, value in weights.items()}
     if renamed.keys() != weights.keys():
         yield renamed, 'with the newer names of DenseNet'
-    converted = _convert(model, weights)
-    if converted:
-        yield converted, 'converted by timm'
+    for library, convert in dict(timm=_of_timm, transformers=_of_transformers).items():
+        try:
+            converted = convert(model, weights)
+        except Exception:
+            # The conversion expects weights of the same family and fails in many ways on others. In
+            # that case the caller reports how the unconverted weights differ from the model's.
+            continue
+        if converted:
+            yield converted, f'converted by {library}'
 
 
 def count_classes(model: nn.Module, content: dict[str, Any], label: str) -> int | None:
@@ -231,8 +239,8 @@ def fill(
         # which resize and rename weights, raise exceptions of any kind.
         lines = [line.strip() for line in str(error).splitlines()]
         return LoadReport(0, [], []), _first(lines[1:] or lines) or type(error).__name__
-    # A TimmClassifier adds a prefix to the names of timm.
-    added = 'model.' if isinstance(model, TimmClassifier) else ''
+    # These add a prefix to the names of timm and transformers.
+    added = 'model.' if isinstance(model, WRAPPERS) else ''
     missing, unexpected = (
         [name.removeprefix(added) for name in names] for names in (missing, unexpected)
     )
@@ -249,18 +257,31 @@ def fill(
     return report, ''
 
 
-def _convert(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def _of_timm(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Convert weights to the current names and shapes of timm's model; {} if timm cannot."""
     if not isinstance(model, TimmClassifier):
         return {}
     module = importlib.import_module(type(model.model).__module__)
     convert = getattr(module, 'checkpoint_filter_fn', None)
-    try:
-        return convert(dict(weights), model.model) if convert else {}
-    except Exception:
-        # The conversion expects weights of the same family and fails in many ways on others. In
-        # that case the caller reports how the unconverted weights differ from the model's.
+    return convert(dict(weights), model.model) if convert else {}
+
+
+def _of_transformers(model: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Convert weights from the names in files of transformers; {} for other models."""
+    module = getattr(model, 'model', None)
+    kinds = {kind.__name__ for kind in type(module).mro()}  # transformers may not be installed
+    if not isinstance(model, WRAPPERS) or 'PreTrainedModel' not in kinds:
         return {}
+    loaded, report = type(module).from_pretrained(
+        None,
+        config=copy.deepcopy(module.config),
+        state_dict=dict(weights),
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+    )
+    absent = {*report['missing_keys'], *(name for name, *_ in report['mismatched_keys'])}
+    found = {name: value for name, value in loaded.state_dict().items() if name not in absent}
+    return found | {name: weights[name] for name, *_ in report['mismatched_keys']}
 
 
 def head_of(model: nn.Module) -> str:
@@ -278,8 +299,8 @@ def head_of(model: nn.Module) -> str:
         path = feature_tap(model).removesuffix(INPUT)
     except (ConfigError, AttributeError):  # the latter without a head
         return ''
-    # The checkpoint of a TimmClassifier has timm's names.
-    return path.removeprefix('model.') if isinstance(model, TimmClassifier) else path
+    # Their checkpoints have the names of timm or transformers.
+    return path.removeprefix('model.') if isinstance(model, WRAPPERS) else path
 
 
 def _class_counts(model: nn.Module, weights: Mapping[str, Tensor]) -> tuple[int, int] | None:

@@ -1,5 +1,6 @@
-"""INT8 files and what they cost; backbones and detectors that load them."""
+"""INT8 files and what they cost; backbones, and detectors and segmentors that load them."""
 
+import copy
 import importlib.util
 import json
 import re
@@ -14,6 +15,7 @@ import pytest
 import torch
 from helpers import NUM_CLASSES, image_folder, resnet
 from mmengine.config import Config
+from mmengine.registry import DefaultScope
 from mmpretrain.models import BaseClassifier
 from timm import create_model
 from torch import nn
@@ -26,7 +28,7 @@ from mldr_kd_mm.cli import main
 from mldr_kd_mm.registry import MODELS
 from mldr_kd_mm.utils.errors import ConfigError
 
-EXAMPLES = Path(__file__).parents[2] / 'examples/detection/configs'
+EXAMPLES = Path(__file__).parents[2] / 'examples'
 STATISTICS = dict(mean=[120.0, 110.0, 99.0], std=[58.0, 57.0, 61.0], to_rgb=True)
 
 
@@ -251,12 +253,15 @@ class TestBackbone:
         assert set(backbone.state_dict()) == set(weights)
         assert_close(dict(backbone.state_dict()), weights)
 
-    @pytest.mark.parametrize('detector', ['retinanet_resnet18', 'retinanet_timm'])
-    def test_detector_trains_a_step(self, detector, tmp_path, monkeypatch):
-        pytest.importorskip('mmdet', reason='needs onedl-mmdetection or mmdet')
+    @pytest.fixture
+    def operations(self, monkeypatch):
+        """Let mmcv be imported without its compiled operations, which a training step needs not."""
         if importlib.util.find_spec('mmcv._ext') is None:
-            # A training step of RetinaNet calls none of mmcv's compiled operations.
             monkeypatch.setitem(sys.modules, 'mmcv._ext', _NoOperations('mmcv._ext'))
+
+    @pytest.mark.parametrize('detector', ['retinanet_resnet18', 'retinanet_timm'])
+    def test_detector_trains_a_step(self, detector, tmp_path, monkeypatch, operations):
+        pytest.importorskip('mmdet', reason='needs onedl-mmdetection or mmdet')
         import mmdet.models  # noqa: F401
         from mmdet.registry import MODELS as DETECTORS
         from mmdet.structures import DetDataSample
@@ -267,7 +272,7 @@ class TestBackbone:
         export_student(checkpoint, str(tmp_path / 'backbone.pth'), backbone=True)
         weights = torch.load(tmp_path / 'backbone.pth')['state_dict']
         monkeypatch.chdir(tmp_path)
-        config = Config.fromfile(EXAMPLES / f'{detector}.py')
+        config = Config.fromfile(EXAMPLES / f'detection/configs/{detector}.py')
         torch.manual_seed(0)
         model = DETECTORS.build(config.model)
         model.init_weights()
@@ -280,13 +285,43 @@ class TestBackbone:
         sample = DetDataSample(metainfo=dict(img_shape=(64, 64), pad_shape=(64, 64)))
         boxes = torch.tensor([[8.0, 8, 40, 40]])
         sample.gt_instances = InstanceData(bboxes=boxes, labels=torch.tensor([3]))
-        batch = dict(inputs=[torch.randint(0, 255, (3, 64, 64)).byte()], data_samples=[sample])
+        self.train_a_step(model, sample)
+
+    def test_segmentor_trains_a_step(self, tmp_path, monkeypatch):
+        pytest.importorskip('mmseg', reason='needs onedl-mmsegmentation or mmsegmentation')
+        import mmseg.models  # noqa: F401
+        from mmengine.structures import PixelData
+        from mmseg.registry import MODELS as SEGMENTORS
+        from mmseg.structures import SegDataSample
+
+        checkpoint = save_run(tmp_path, timm('resnet18'), pixels=32)
+        export_student(checkpoint, str(tmp_path / 'backbone.pth'), backbone=True)
+        weights = torch.load(tmp_path / 'backbone.pth')['state_dict']
+        monkeypatch.chdir(tmp_path)
+        config = Config.fromfile(EXAMPLES / 'segmentation/configs/upernet_resnet18.py')
+        config.model.data_preprocessor.size = (64, 64)
+        torch.manual_seed(0)
+        with DefaultScope.overwrite_default_scope('mmseg'):
+            model = SEGMENTORS.build(config.model)
+        model.init_weights()
+        assert_close(dict(model.backbone.state_dict()), weights, rtol=0, atol=0)
+
+        sample = SegDataSample(metainfo=dict(img_shape=(64, 64)))
+        sample.gt_sem_seg = PixelData(data=torch.randint(0, 19, (1, 64, 64)))
+        self.train_a_step(model, sample)
+
+    @staticmethod
+    def train_a_step(model, sample):
+        """Train a model of mmdetection or mmsegmentation on two images with the same annotation."""
+        images = list(torch.randint(0, 255, (2, 3, 64, 64)).byte())
+        batch = dict(inputs=images, data_samples=[sample, copy.deepcopy(sample)])
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
         losses = model(**model.data_preprocessor(batch, True), mode='loss')
         loss, _ = model.parse_losses(losses)
         loss.backward()
         optimizer.step()
-        assert loss.isfinite() and any(p.grad is not None for p in model.backbone.parameters())
+        assert loss.isfinite()
+        assert all(p.grad is not None for p in model.backbone.parameters() if p.requires_grad)
 
 
 class _NoOperations(types.ModuleType):

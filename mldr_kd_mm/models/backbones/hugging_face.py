@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 
 from mldr_kd_mm.utils.errors import ConfigError
@@ -32,3 +34,27 @@ def create(name: str, num_classes: int, pretrained: bool = False) -> nn.Module:
         model = AutoModelForImageClassification.from_config(config)
     # Both take the precision of the repository, which may be half.
     return model.float()
+
+
+def read_statistics(name: str) -> tuple[Sequence[float], Sequence[float]] | None:
+    """Return the mean and std, on [0, 1], of the images of a model of transformers.
+
+    Args:
+        name: Name of a repository, or the path of a folder.
+
+    Returns:
+        The statistics; None if nothing states them.
+    """
+    try:
+        from transformers import AutoImageProcessor
+
+        processor = AutoImageProcessor.from_pretrained(name)
+    except (ImportError, OSError, ValueError):
+        return None  # e.g. the repository does not describe its images
+    if not getattr(processor, 'do_normalize', True):
+        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    of_timm = getattr(processor, 'data_config', {})  # of a model of timm in transformers
+    mean, std = (
+        getattr(processor, f'image_{key}', None) or of_timm.get(key) for key in ('mean', 'std')
+    )
+    return (mean, std) if mean and std else None

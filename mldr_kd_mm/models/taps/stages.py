@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from mmengine.logging import print_log
-from mmpretrain.models import ImageClassifier, TimmClassifier
+from mmpretrain.models import HuggingFaceClassifier, ImageClassifier, TimmClassifier
 from torch import Tensor, nn
 
 from mldr_kd_mm.models.taps.layout import Layout, TokenInfo, find_layout, tensors_of
@@ -27,6 +27,8 @@ DISTILLATION_LOGITS = 'distillation_logits'
 """Logits (B, C) of the second head of a student with a distillation token, as DeiT's."""
 VECTORS = ('logits', DISTILLATION_LOGITS, 'feature')
 """Tensors (B, C) of a model as a whole."""
+WRAPPERS = (TimmClassifier, HuggingFaceClassifier)
+"""Classifiers around ``model``, a module of another library, whose names their checkpoints have."""
 
 # OFA-KD (ofa/models) taps the ends of blocks 1, 3, 9 and 11 of 12, counted from 0.
 _BLOCK_ENDS, _DEPTH = (2, 4, 10, 12), 12
@@ -214,7 +216,7 @@ def fixed_size(model: nn.Module) -> tuple[int, int] | None:
 
 def _inner(model: nn.Module) -> tuple[str, nn.Module]:
     """Return the part of a classifier that contains the stages, and the prefix of its paths."""
-    if isinstance(model, TimmClassifier):
+    if isinstance(model, WRAPPERS):
         return 'model.', model.model
     backbone = getattr(model, 'backbone', None)
     return ('', model) if backbone is None else ('backbone.', backbone)

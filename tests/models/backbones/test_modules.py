@@ -4,16 +4,24 @@ import json
 import re
 import sys
 from collections import namedtuple
+from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import torch
 import torchvision
+from helpers import NORMALIZATION, mldr, resnet, runner_config
+from mmengine.config import Config
 from mmengine.registry import DefaultScope, init_default_scope
+from mmengine.runner import Runner
+from PIL import Image
 from torch import nn
+from torch.testing import assert_close
 
-from mldr_kd_mm import ConfigError
+from mldr_kd_mm import ConfigError, predict
+from mldr_kd_mm.apis.export import export_student
 from mldr_kd_mm.apis.models import fetch_pretrained, find_model, with_pretrained_weights
 from mldr_kd_mm.models.backbones import hugging_face
 from mldr_kd_mm.models.builder import build_classifier
@@ -26,6 +34,7 @@ from mldr_kd_mm.utils import stored_config
 from mldr_kd_mm.utils.stored_config import check_types, import_modules
 
 Output = namedtuple('Output', 'loss logits')
+CLASS_TOKEN = 'vit.embeddings.cls_token'
 
 
 class Net(nn.Module):
@@ -202,25 +211,28 @@ class TestTorchvision:
             find_model('torchvision/mnasnet1_0', 2)
 
 
-class TestHuggingFace:
-    @pytest.fixture
-    def folder(self, tmp_path):
-        """Write a small ViT with random weights, as transformers saves it."""
-        transformers = pytest.importorskip('transformers', reason='needs transformers')
-        config = transformers.ViTConfig(
-            hidden_size=16,
-            num_hidden_layers=4,
-            num_attention_heads=2,
-            intermediate_size=16,
-            image_size=32,
-            patch_size=8,
-            num_labels=5,
-        )
-        transformers.ViTForImageClassification(config).save_pretrained(tmp_path)
-        processor = dict(image_processor_type='ViTImageProcessor', image_mean=[0.5] * 3)
-        (tmp_path / 'preprocessor_config.json').write_text(json.dumps(processor))
-        return tmp_path
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """Write a small ViT with random weights, as transformers saves it."""
+    transformers = pytest.importorskip('transformers', reason='needs transformers')
+    config = transformers.ViTConfig(
+        hidden_size=16,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        intermediate_size=16,
+        image_size=32,
+        patch_size=8,
+        num_labels=5,
+    )
+    path = tmp_path_factory.mktemp('hugging_face') / 'vit'
+    transformers.ViTForImageClassification(config).save_pretrained(path)
+    statistics = dict(image_mean=[0.5] * 3, image_std=[0.25] * 3)
+    processor = dict(image_processor_type='ViTImageProcessor', **statistics)
+    (path / 'preprocessor_config.json').write_text(json.dumps(processor))
+    return path
 
+
+class TestHuggingFace:
     def test_model(self, folder, tmp_path):
         found = find_model(f'hf/{folder}', 3)
         assert found.image_size == 32 and found.normalization['mean'] == [127.5] * 3
@@ -267,6 +279,115 @@ class TestHuggingFace:
         model.init_weights()
         path = fetch_pretrained(found, tmp_path / 'pretrained.pth', 'teacher')
         weights = torch.load(path)
-        name = 'vit.embeddings.cls_token'
-        assert torch.equal(model.state_dict()[name], weights[name])
+        assert torch.equal(model.state_dict()[CLASS_TOKEN], weights[CLASS_TOKEN])
         assert len(weights['classifier.weight']) == 3
+
+    @pytest.mark.parametrize('num_classes', [5, 3])
+    def test_a_file_of_transformers(self, folder, num_classes):
+        """Its names are older than those of the modules."""
+        file = str(folder / 'model.safetensors')
+        model = MODELS.build(find_model(f'hf/{folder}', num_classes).config)
+        report = load_weights(model, file, 'load_from', for_training=True)
+        assert 'converted by transformers' in report.notes
+        assert len(report.missing) == (0 if num_classes == 5 else 2)
+        theirs = hugging_face.create(str(folder), 5, pretrained=True).state_dict()
+        loaded = {name: w for name, w in model.state_dict().items() if name not in report.missing}
+        assert all(torch.equal(weight, theirs[name]) for name, weight in loaded.items())
+
+    def test_a_file_that_lacks_a_weight(self, folder, tmp_path):
+        weights = hugging_face.create(str(folder), 5).state_dict()
+        del weights['vit.layers.1.attention.q_proj.bias']
+        torch.save(weights, tmp_path / 'weights.pth')
+        model = MODELS.build(find_model(f'hf/{folder}', 5).config)
+        with pytest.raises(ConfigError, match='missing .*vit.layers.1.attention.q_proj.bias'):
+            load_weights(model, str(tmp_path / 'weights.pth'), 'teacher_checkpoint')
+
+
+class TestHuggingFaceClassifier:
+    """mmpretrain's own wrapper, as teacher and as student."""
+
+    @staticmethod
+    def config(folder, pretrained=False):
+        config = dict(type='HuggingFaceClassifier', model_name=str(folder), num_labels=5)
+        return dict(config, pretrained=pretrained)
+
+    def test_example_of_the_documentation(self, folder):
+        page = (Path(__file__).parents[3] / 'docs/any_model.md').read_text()
+        (text,) = re.findall('```python\n(.*HuggingFaceClassifier.*)```', page, re.DOTALL)
+        text = text.rpartition('```python\n')[2]
+        names: dict = {}
+        exec(text.replace('google/vit-base-patch16-224', str(folder)), names)
+        model = MODELS.build(names['model']['teacher'])
+        assert len(model.model.classifier.weight) == 37
+        assert torch.equal(model.model.vit.embeddings.cls_token, self.theirs(folder)[CLASS_TOKEN])
+
+    def model(self, folder, **kwargs):
+        models = dict(teacher=self.config(folder, True), student=self.config(folder))
+        return mldr(**models, **kwargs)
+
+    def test_loads_all_weights_into_the_student(self, folder):
+        """As a resumed run does."""
+        model, other = (MODELS.build(self.model(folder)) for _ in range(2))
+        weights = model.state_dict()
+        assert {f'student.model.{name}' for name in self.theirs(folder)} <= set(weights)
+        other.load_state_dict(weights)
+        assert all(torch.equal(value, weights[name]) for name, value in other.state_dict().items())
+
+    @staticmethod
+    def theirs(folder):
+        return hugging_face.create(str(folder), 5, pretrained=True).state_dict()
+
+    def test_pretrained_weights_and_their_statistics(self, folder):
+        model = mldr(self.config(folder, True), self.config(folder, True))
+        model = MODELS.build(model)
+        model.init_weights()
+        ((_, teacher, _),) = model.teachers
+        for each in (teacher.model, model.student):
+            own, theirs = each.state_dict(), self.theirs(folder)
+            assert own.keys() == theirs.keys()
+            assert all(torch.equal(own[name], theirs[name]) for name in own)
+        assert teacher.model.data_preprocessor.mean.flatten().tolist() == [127.5] * 3
+        assert teacher.model.data_preprocessor.std.flatten().tolist() == [63.75] * 3
+
+    @pytest.mark.parametrize('names', ['file', 'module'])
+    def test_teacher_checkpoint(self, folder, tmp_path, names):
+        file = folder / 'model.safetensors'
+        if names == 'module':
+            file = tmp_path / 'weights.pth'
+            torch.save(self.theirs(folder), file)
+        model = mldr(self.config(folder), resnet(5), teacher_checkpoint=str(file))
+        ((_, teacher, _),) = MODELS.build(model).teachers
+        for name, weight in teacher.model.state_dict().items():
+            assert torch.equal(weight, self.theirs(folder)[name])
+
+    @pytest.fixture(scope='class')
+    def run(self, folder, tmp_path_factory):
+        path = tmp_path_factory.mktemp('run')
+        preprocessor = dict(NORMALIZATION, num_classes=5)
+        model = self.model(folder, data_preprocessor=preprocessor)
+        config = Config(runner_config(model, path))
+        for loader in (config.train_dataloader, config.val_dataloader):
+            loader.dataset.subset = dict(per_class=2, labels=list(range(5)))
+        Runner.from_cfg(config).train()
+        return path / 'epoch_1.pth'
+
+    def test_export(self, run, folder, tmp_path):
+        for out in ('student', 'student.onnx', 'backbone.pth'):
+            export_student(str(run), str(tmp_path / out), backbone=out == 'backbone.pth')
+        weights = torch.load(tmp_path / 'student/model.pth')['state_dict']
+        assert weights.keys() == self.theirs(folder).keys()
+        model = hugging_face.create(str(folder), 5)
+        model.load_state_dict(weights)
+        backbone = torch.load(tmp_path / 'backbone.pth')['state_dict']
+        assert weights.keys() - backbone.keys() == {'classifier.weight', 'classifier.bias'}
+
+        Image.fromarray(torch.randint(0, 256, (32, 32, 3)).byte().numpy()).save(tmp_path / '1.png')
+        image = torch.from_numpy(np.array(Image.open(tmp_path / '1.png'))).permute(2, 0, 1)
+        with torch.no_grad():
+            wanted = model.eval()((image[None] - 127.0) / 64.0).logits.softmax(1)
+        for name in ('student', 'student.onnx'):
+            (found,) = predict(str(tmp_path / name), str(tmp_path / '1.png'), top_k=5)
+            probabilities = dict(zip(found.classes, found.probabilities, strict=True))
+            assert_close(
+                [probabilities[str(i)] for i in range(5)], wanted[0].tolist(), atol=1e-5, rtol=0
+            )
