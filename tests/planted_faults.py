@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from functools import cache
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
@@ -867,11 +868,59 @@ FAULTS = [
         [('np.ceil(confidence * bins).astype(int) - 1', 'np.floor(confidence * bins).astype(int)')],
     ),
     Fault(
-        'report: table cells not escaped',
+        'report: texts not escaped',
         'test_page.py test_report.py',
         [('{escape(cell)}', '{cell}'), ('autoescape=True', 'autoescape=False')],
     ),
 ]
+
+
+@cache
+def read_sources(root: Path) -> dict[Path, str]:
+    """Return the files of the package in a checkout: path below its root -> text."""
+    paths = sorted(path for path in (root / PACKAGE).rglob('*') if path.suffix in ('.py', '.c'))
+    return {path.relative_to(root): path.read_text() for path in paths}
+
+
+def locate(root: Path, fault: Fault) -> tuple[Path, str, str]:
+    """Find the only place of a fault in a checkout: the file, the snippet and its replacement.
+
+    Raises:
+        LookupError: No form of the fault occurs exactly once.
+    """
+    sources = read_sources(root).items()
+    for snippet, replacement in fault.forms:
+        places = [path for path, text in sources for _ in range(text.count(snippet))]
+        if len(places) == 1:
+            return places[0], snippet, replacement
+    raise LookupError(f'{fault.name}: no snippet occurs exactly once; add its new form')
+
+
+def find_tests(root: Path, fault: Fault) -> list[str]:
+    """Find the test files of a fault in a checkout.
+
+    Raises:
+        LookupError: None of them exists.
+    """
+    found = [
+        str(path.relative_to(root))
+        for name in fault.tests.split()
+        for path in sorted((root / 'tests').rglob(name), key=lambda path: (len(path.parts), path))
+    ]
+    if not found:
+        raise LookupError(f'{fault.name}: none of the test files {fault.tests} exists')
+    return found
+
+
+def plan(root: Path, faults: Sequence[Fault]) -> tuple[list[tuple], list[str]]:
+    """Return the faults of a checkout with their places and tests, and the errors of the others."""
+    planned, missing = [], []
+    for fault in faults:
+        try:
+            planned.append((fault, locate(root, fault), find_tests(root, fault)))
+        except LookupError as error:
+            missing.append(str(error))
+    return planned, missing
 
 
 class Copy:
@@ -897,42 +946,10 @@ class Copy:
             check=True,
         )
 
-    def locate(self, fault: Fault) -> tuple[Path, str, str]:
-        """Find the only place of a fault: the file, the snippet and its replacement.
-
-        Raises:
-            LookupError: No form of the fault occurs exactly once.
-        """
-        sources = {
-            path: path.read_text()
-            for path in sorted((self.folder / PACKAGE).rglob('*'))
-            if path.suffix in ('.py', '.c')
-        }
-        for snippet, replacement in fault.forms:
-            places = [path for path, text in sources.items() for _ in range(text.count(snippet))]
-            if len(places) == 1:
-                return places[0], snippet, replacement
-        raise LookupError(f'{fault.name}: no snippet occurs exactly once; add its new form')
-
-    def tests(self, fault: Fault) -> list[str]:
-        """Find the test files of a fault.
-
-        Raises:
-            LookupError: None of them exists.
-        """
-        tests = self.folder / 'tests'
-        found = [
-            str(path.relative_to(self.folder))
-            for name in fault.tests.split()
-            for path in sorted(tests.rglob(name), key=lambda path: (len(path.parts), path))
-        ]
-        if not found:
-            raise LookupError(f'{fault.name}: none of the test files {fault.tests} exists')
-        return found
-
     @contextlib.contextmanager
     def planted(self, path: Path, snippet: str, replacement: str) -> Iterator[None]:
-        """Keep a fault in the copy inside the ``with``."""
+        """Keep a fault in a file of the copy inside the ``with``."""
+        path = self.folder / path
         text = path.read_text()
         try:
             path.write_text(text.replace(snippet, replacement))
@@ -1025,18 +1042,12 @@ def main() -> int:
     args = parser.parse_args()
     wanted = (args.only or '').lower().split(',')
     faults = [fault for fault in FAULTS if any(part in fault.name.lower() for part in wanted)]
+    planned, missing = plan(args.root.resolve(), faults)
+    if missing or args.check:
+        print('\n'.join(missing) or f'the snippets of all {len(faults)} faults were found')
+        return int(bool(missing))
     with tempfile.TemporaryDirectory() as name:
-        copy = Copy(args.root.resolve(), Path(name).resolve())
-        planned, missing = [], []
-        for fault in faults:
-            try:
-                planned.append((fault, copy.locate(fault), copy.tests(fault)))
-            except LookupError as error:
-                missing.append(str(error))
-        if missing or args.check:
-            print('\n'.join(missing) or f'the snippets of all {len(faults)} faults were found')
-            return int(bool(missing))
-        return _report(copy, planned, args.out)
+        return _report(Copy(args.root.resolve(), Path(name).resolve()), planned, args.out)
 
 
 def _report(copy: Copy, planned: Sequence[tuple], out: Path | None) -> int:
@@ -1047,8 +1058,7 @@ def _report(copy: Copy, planned: Sequence[tuple], out: Path | None) -> int:
         with copy.planted(*place):
             failed = copy.run(tests, '-x')
         finders |= {test for test in failed if test.partition('::')[0] in tests}
-        path, finder = place[0].relative_to(copy.folder), failed[0] if failed else NOT_FOUND
-        lines.append(f'{fault.name} | {path} | {finder}')
+        lines.append(f'{fault.name} | {place[0]} | {failed[0] if failed else NOT_FOUND}')
         print(f'{lines[-1]} ({time.monotonic() - began:.0f} s)', flush=True)
     false_alarms = copy.run(sorted(finders)) if finders else []
     found = sum(not line.endswith((NOT_FOUND, TIMED_OUT)) for line in lines)
