@@ -203,6 +203,7 @@ def test_weights_that_cannot_be_fetched_are_one_line(command, arguments, tmp_pat
     line = mistake(command(*there, '--work-dir', tmp_path / 'run'))
     assert 'its pretrained weights cannot be downloaded' in line
     assert 'give --teacher-checkpoint, or use --no-teacher-pretrained to' in line
+    assert not [path for path in (tmp_path / 'run').rglob('*') if path.is_file()]
 
 
 def test_options_are_named_as_the_command_does():

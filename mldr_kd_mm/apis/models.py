@@ -18,8 +18,9 @@ from mldr_kd_mm.models.backbones import VisionMamba, hugging_face
 from mldr_kd_mm.models.backbones.modules import describe_module
 from mldr_kd_mm.models.builder import build_classifier, is_cnn
 from mldr_kd_mm.models.data_preprocessor import Statistics, own_statistics, read_pretrained_cfg
+from mldr_kd_mm.utils.download import quiet_hub
 from mldr_kd_mm.utils.errors import ConfigError, did_you_mean, named
-from mldr_kd_mm.utils.logging import log_warnings_only
+from mldr_kd_mm.utils.logging import log_warnings_only, tell
 
 MODELS = '_base_/models'
 IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
@@ -205,11 +206,12 @@ def fetch_pretrained(model: NamedModel, path: Path, field: str) -> str:
     _check_has_weights(model, field)
     if model.weights not in ('timm', 'hf'):
         return model.weights
+    tell(f'{field}: loading the pretrained weights of {model.name}')
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), quiet_hub():
             created = _create_pretrained(model)
     except Exception as error:  # from the hub, or from the network stack below it
-        reason = str(error).strip().splitlines()[0].rstrip('.')
+        reason = str(error).strip().splitlines()[0].partition('. ')[0].rstrip('.')
         raise ConfigError(
             f'{field}={model.name!r}: its pretrained weights cannot be downloaded ({reason}); '
             f'{_without(field)}'

@@ -8,7 +8,7 @@ import re
 import shutil
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -78,23 +78,10 @@ def lock_work_dir(work_dir: str) -> bool:
     key = _key(work_dir)
     if key in _held:
         return False
-    try:
-        key[1].parent.mkdir(parents=True, exist_ok=True)
-        file = key[1].open('a+')
-    except OSError as error:
-        raise ConfigError(
-            f'work_dir={str(work_dir)!r}: cannot be written: {error.strerror}'
-        ) from error
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        file.seek(0)
-        owner = printable(file.read(200)) or 'another process'
+    file = _lock(key[1])
+    while not _is_there(file):  # another process deleted it after it had been opened here
         file.close()
-        raise ConfigError(
-            f'work_dir={str(work_dir)!r}: {owner} is training here; wait for it, stop it, or '
-            'choose another work directory'
-        ) from None
+        file = _lock(key[1])
     file.truncate(0)
     file.write(f'process {os.getpid()} on {socket.gethostname()}')
     file.flush()
@@ -103,8 +90,38 @@ def lock_work_dir(work_dir: str) -> bool:
 
 
 def unlock_work_dir(work_dir: str) -> None:
-    """Release the lock of :func:`lock_work_dir`."""
-    _held.pop(_key(work_dir)).close()
+    """Release the lock of :func:`lock_work_dir`, and delete its file."""
+    with _held.pop(_key(work_dir)) as file, suppress(OSError):
+        if _is_there(file):
+            os.unlink(file.name)
+
+
+def _lock(path: Path) -> IO:
+    """Open and lock the file of a lock; its folder is created if necessary."""
+    work_dir = str(path.parent)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open('a+')
+    except OSError as error:
+        raise ConfigError(f'work_dir={work_dir!r}: cannot be written: {error.strerror}') from error
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        file.seek(0)
+        owner = printable(file.read(200)) or 'another process'
+        file.close()
+        raise ConfigError(
+            f'work_dir={work_dir!r}: {owner} is training here; wait for it, stop it, or choose '
+            'another work directory'
+        ) from None
+    return file
+
+
+def _is_there(file: IO) -> bool:
+    """Return whether an open file is still the one under its name."""
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(file.name))
+    return False
 
 
 def _key(work_dir: str) -> tuple[int, Path]:

@@ -16,6 +16,7 @@ from mldr_kd_mm.models.taps.stages import WRAPPERS, evaluation_mode
 from mldr_kd_mm.models.taps.tapped_model import Probe
 from mldr_kd_mm.models.weights import load_weights
 from mldr_kd_mm.registry import MODELS
+from mldr_kd_mm.utils.download import quiet_hub
 from mldr_kd_mm.utils.errors import ConfigError, named
 
 
@@ -35,7 +36,8 @@ def build_classifier(config: dict) -> nn.Module:
             file.
     """
     checkpoint = config.get('checkpoint_path')
-    classifier = MODELS.build({k: v for k, v in config.items() if k != 'checkpoint_path'})
+    with quiet_hub():
+        classifier = MODELS.build({k: v for k, v in config.items() if k != 'checkpoint_path'})
     if not isinstance(classifier, BaseClassifier):
         raise ConfigError(f'type={config["type"]!r}: must be an mmpretrain classifier')
     if checkpoint:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 from urllib.request import urlopen
@@ -34,6 +36,21 @@ def download(
         _fetch(url, file.write, limit)
         file.flush()
         check(Path(file.name))
+
+
+@contextmanager
+def quiet_hub() -> Iterator[None]:
+    """Silence the warnings of huggingface_hub, which repeats each failed request five times.
+
+    The error that it raises in the end says the same.
+    """
+    logger = logging.getLogger('huggingface_hub')
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _fetch(url: str, write: Callable[[bytes], object], limit: int) -> None:

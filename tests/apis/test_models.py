@@ -1,3 +1,5 @@
+import logging
+
 import pytest
 import timm
 import torch
@@ -100,6 +102,23 @@ def test_pretrained_weights():
 def test_no_pretrained_weights(tmp_path):
     with pytest.raises(ConfigError, match=r"teacher='vim-tiny': it has no .*teacher_checkpoint"):
         fetch_pretrained(find_model('vim-tiny', 7), tmp_path / 'weights.pth', 'teacher')
+
+
+def test_a_hub_out_of_reach(tmp_path, monkeypatch, caplog):
+    """Its own warnings, one for each attempt, are not shown."""
+    hub = logging.getLogger('huggingface_hub.utils._http')
+
+    def fail(*_, **__):
+        hub.warning('Retrying')
+        raise OSError('No route to the hub. Please try again.\nMore')
+
+    monkeypatch.setattr(timm, 'create_model', fail)
+    message = r"^teacher='test_vit': .* downloaded \(No route to the hub\); give teacher_checkpoint"
+    with pytest.raises(ConfigError, match=message):
+        fetch_pretrained(find_model('test_vit', 7), tmp_path / 'weights.pth', 'teacher')
+    assert 'Retrying' not in caplog.text
+    hub.warning('later')
+    assert 'later' in caplog.text
 
 
 def test_finding_a_model_draws_no_random_numbers():

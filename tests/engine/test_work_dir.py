@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 
@@ -66,6 +67,32 @@ def test_a_second_process_is_told_who_is_training(tmp_path):
     assert 'is training here' in relative
     assert elsewhere == ''
     assert in_child(lock_work_dir, str(tmp_path)) == ''  # a lock file alone is no obstacle
+
+
+def test_the_file_of_a_lock_is_deleted(tmp_path):
+    """Also after an error; a process that had opened the deleted file takes another one."""
+    with pytest.raises(ValueError), claim_work_dirs([(config(tmp_path / 'run'), False)], False):
+        raise ValueError
+    assert not [*(tmp_path / 'run').iterdir()]
+    lock_work_dir(str(tmp_path))
+    (tmp_path / LOCK).replace(tmp_path / 'moved')
+    assert in_child(lock_work_dir, str(tmp_path)) == ''
+    unlock_work_dir(str(tmp_path))
+    assert (tmp_path / LOCK).exists()  # it is that of the other process
+
+
+def test_a_file_that_was_deleted_before_it_was_locked(tmp_path, monkeypatch):
+    lockf = fcntl.lockf
+
+    def delete_first(file, flags):
+        monkeypatch.undo()
+        (tmp_path / LOCK).unlink()
+        lockf(file, flags)
+
+    monkeypatch.setattr(fcntl, 'lockf', delete_first)
+    lock_work_dir(str(tmp_path))
+    assert 'is training here' in in_child(lock_work_dir, str(tmp_path))
+    unlock_work_dir(str(tmp_path))
 
 
 def test_a_run_within_a_claimed_directory_leaves_the_claim(tmp_path):
