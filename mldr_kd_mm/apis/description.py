@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from mldr_kd_mm.apis.run_record import RunRecord, dataset_of, dicts, plain
+from mldr_kd_mm.apis.run_record import RunRecord, dataset_of, dicts
 from mldr_kd_mm.apis.student import RebuiltStudent
 from mldr_kd_mm.models.data_preprocessor import Statistics, are_valid
 from mldr_kd_mm.utils.errors import ConfigError, are_sizes
@@ -112,7 +112,7 @@ class StudentDescription:
 
     def class_names(self, count: int) -> list[str]:
         """Return a name for each of ``count`` classes, its number if it has none."""
-        names = [plain(name) for name in self.classes or ()][:count]
+        names = [str(name) for name in self.classes or ()][:count]
         return [*names, *map(str, range(len(names), count))]
 
     def _is_valid(self) -> bool:

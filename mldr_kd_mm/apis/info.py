@@ -133,7 +133,7 @@ def _timm_config(path: Path) -> Iterator[Fact]:
         yield name, plain(preprocessing.get(name)) or 'not recorded'
     names = mapping(config).get('label_names')
     if isinstance(names, list):
-        yield from _classes([plain(name) for name in names])
+        yield from _classes(list(map(str, names)))
 
 
 def _images(folder: Path) -> Iterator[Fact]:
@@ -165,8 +165,9 @@ def _checkpoint(path: str) -> Iterator[Fact]:
 
 
 def _classes(names: Sequence[str]) -> Iterator[Fact]:
+    shown = (name if name.isprintable() and ',' not in name else repr(name) for name in names[:5])
     more = ', ...' if len(names) > 5 else ''
-    yield 'classes', f'{len(names)}: {", ".join(names[:5])}{more}'
+    yield 'classes', f'{len(names)}: {", ".join(shown)}{more}'
 
 
 def _millions(tensors: Iterable[Tensor]) -> str:

@@ -147,7 +147,7 @@ def _student_facts(
     if not student.num_classes:
         yield f'Output: a feature of width {student.width}, no classes'
         return
-    names = escaped(', '.join(record.classes)) if record.classes else f'names {NOT_RECORDED}'
+    names = _listed((f'`{plain(name)}`' for name in record.classes), f'names {NOT_RECORDED}')
     yield f'Output: logits (before softmax) of {student.num_classes} classes: {names}'
 
 

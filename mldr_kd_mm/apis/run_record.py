@@ -13,6 +13,7 @@ from typing import Any
 from mmengine.logging import HistoryBuffer
 
 from mldr_kd_mm.evaluation.logged_run import ACCURACY, curve, read_records
+from mldr_kd_mm.utils.checkpoint import class_names
 from mldr_kd_mm.utils.errors import ConfigError, is_number
 from mldr_kd_mm.utils.nested import as_list
 from mldr_kd_mm.utils.run_identity import Origin, RunIdentity
@@ -23,12 +24,12 @@ from mldr_kd_mm.utils.safe_config import parse_config
 class RunRecord:
     """The facts that a checkpoint of mmengine's Runner records, read once.
 
-    The file is untrusted: texts are made printable, and a fact that is missing or malformed is
-    None or empty.
+    The file is untrusted: a fact that is missing or malformed is None or empty, and texts are made
+    printable, apart from the names of classes, which must stay those of the folders.
 
     Attributes:
         config: Text of the run's config.
-        classes: Names of the classes.
+        classes: Names of the classes, as stored in the file.
         dataset_meta: The training set's METAINFO, as stored in the file.
         experiment: Name of the experiment.
         epoch: Epochs trained.
@@ -77,13 +78,12 @@ class RunRecord:
         meta, steps = mapping(content, 'meta'), mapping(content, 'meta', 'steps')
         hub, info = mapping(content, 'message_hub'), mapping(content, 'message_hub', 'runtime_info')
         text = meta.get('cfg')
-        classes = mapping(meta, 'dataset_meta').get('classes')
         version, commit = _split_version(plain(meta.get('mmengine_version')) or '')
         best = info.get('best_ckpt')
         teacher = mapping(info, 'teacher_metrics').items()
         return cls(
             config=text if isinstance(text, str) else None,
-            classes=tuple(map(plain, classes)) if isinstance(classes, (list, tuple)) else (),
+            classes=class_names(dict(meta=meta)),
             dataset_meta=mapping(meta, 'dataset_meta'),
             experiment=plain(meta.get('experiment_name')),
             epoch=plain(meta.get('epoch')),

@@ -11,13 +11,12 @@ import torch
 
 from mldr_kd_mm.apis.models import find_model
 from mldr_kd_mm.apis.options import Options
-from mldr_kd_mm.apis.run_record import RunRecord
 from mldr_kd_mm.datasets import ImageFolder, UnlabeledFolder
 from mldr_kd_mm.datasets.splits import find_split_folders
 from mldr_kd_mm.datasets.unlabeled import mixed_length
 from mldr_kd_mm.models.builder import build_classifier
 from mldr_kd_mm.models.weights import count_classes
-from mldr_kd_mm.utils.checkpoint import load_checkpoint
+from mldr_kd_mm.utils.checkpoint import class_names, load_checkpoint
 from mldr_kd_mm.utils.errors import ConfigError, named
 from mldr_kd_mm.utils.logging import log_warnings_only, plural, tell
 
@@ -142,7 +141,7 @@ def _classes_of_teacher(options: Options) -> tuple[tuple[str, ...], int]:
         return (), _ANY_NUMBER  # heads of any size are removed
     checkpoint, size = options.teacher_checkpoint, options.teacher_size or options.image_size
     content = load_checkpoint(checkpoint, 'teacher_checkpoint') if checkpoint else {}
-    if names := RunRecord.from_checkpoint(content).classes:
+    if names := class_names(content, checkpoint):
         return names, len(names)
     teacher = find_model(options.teacher, _ANY_NUMBER, size, 'teacher')
     if checkpoint is None and teacher.pretrained_classes is not None:

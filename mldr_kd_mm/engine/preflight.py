@@ -43,6 +43,7 @@ from mldr_kd_mm.engine.hooks.data_check import (
     check_disjoint,
     check_same_classes,
     check_steps,
+    check_teacher_classes,
     check_unlabeled,
 )
 from mldr_kd_mm.engine.knn_loop import KNNLoop, KNNTestLoop, bank_config, check_bank_of
@@ -134,8 +135,11 @@ def preflight(cfg: Config, *fields: str) -> None:
             _check_load_from(cfg, model, 'train_cfg' in fields)
         wrapper = _build_optim_wrapper(cfg, model) if 'optim_wrapper' in fields else None
         loaders = {group: _check_data(cfg, group, model, wrapper, hooks) for group in groups}
-        if {'train', 'val'} <= set(loaders):
-            train, val = (loaders[group].dataset for group in ('train', 'val'))
+        train, val = (
+            loaders[group].dataset if group in loaders else None for group in ('train', 'val')
+        )
+        check_teacher_classes(model, train, val)
+        if train is not None and val is not None:
             check_same_classes(train, val)
             check_disjoint(train, val)
 

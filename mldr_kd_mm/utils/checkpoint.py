@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import re
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, BinaryIO, NamedTuple, NoReturn
@@ -16,10 +18,11 @@ from zipfile import ZIP_STORED, ZipFile
 import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mldr_kd_mm.utils.download import download
+from mldr_kd_mm.utils.download import download, quiet_hub
 from mldr_kd_mm.utils.errors import ConfigError, MissingFileError, printable
 from mldr_kd_mm.utils.file_kinds import (
     describe_other_archive,
@@ -199,6 +202,25 @@ def has_training_state(content: dict[str, Any]) -> bool:
     """Return whether a checkpoint can be resumed, unlike an exported student's weights."""
     meta = content.get('meta')
     return isinstance(meta, dict) and 'iter' in meta
+
+
+def class_names(content: dict[str, Any], path: str | None = None) -> tuple[str, ...]:
+    """Return the names of the classes that a checkpoint states, as they are stored.
+
+    Args:
+        content: Content of the checkpoint.
+        path: Its path, URL or hub name. The metadata of a ``.safetensors`` file is read, too.
+
+    Returns:
+        The names; empty if there are none.
+    """
+    meta = content.get('meta')
+    stored = meta.get('dataset_meta') if isinstance(meta, dict) else None
+    names = stored.get('classes') if isinstance(stored, dict) else None
+    if names is None and path is not None and is_safetensors(file := local_file(path)):
+        with safe_open(file, 'pt') as opened, suppress(ValueError, RecursionError):
+            names = json.loads((opened.metadata() or {}).get('classes', 'null'))
+    return tuple(map(str, names)) if isinstance(names, (list, tuple)) else ()
 
 
 def use_safe_loading() -> None:
@@ -426,7 +448,8 @@ def local_file(path: str) -> Path:
         path: Path, URL or hub name. A folder stands for the file of weights in it.
     """
     if _HUB.match(path):
-        return _download_from_hub(_HUB.sub('', path, count=1))
+        with quiet_hub():
+            return _download_from_hub(_HUB.sub('', path, count=1))
     if '://' in path:
         return _download(path)
     file = Path(path).expanduser()
@@ -450,7 +473,8 @@ def read_description(path: str, name: str) -> str | None:
             from huggingface_hub import hf_hub_download
 
             repository, _, revision = _HUB.sub('', path, count=1).partition('@')
-            file = Path(hf_hub_download(repository, name, revision=revision or None))
+            with quiet_hub():
+                file = Path(hf_hub_download(repository, name, revision=revision or None))
         elif '://' in path or local_file(path).name not in _FOLDER_FILES:
             return None
         else:

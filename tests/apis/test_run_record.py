@@ -36,7 +36,7 @@ def test_reads_each_fact():
     )
     assert record == RunRecord(
         config='a = 1',
-        classes=('cat', 'dog'),
+        classes=('cat', 'dog\n'),
         dataset_meta={'classes': ('cat', 'dog\n')},
         experiment="run'1'",
         epoch='3',

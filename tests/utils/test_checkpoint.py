@@ -31,7 +31,12 @@ from torch.testing import assert_close
 
 from mldr_kd_mm import ConfigError
 from mldr_kd_mm.registry import MODELS
-from mldr_kd_mm.utils.checkpoint import load_checkpoint, read_weights, use_safe_loading
+from mldr_kd_mm.utils.checkpoint import (
+    class_names,
+    load_checkpoint,
+    read_weights,
+    use_safe_loading,
+)
 
 WEIGHTS = {'a.weight': torch.arange(6.0).reshape(2, 3), 'a.bias': torch.ones(2, dtype=torch.int64)}
 
@@ -731,3 +736,32 @@ def test_no_weights(tmp_path, content):
     reason = "'model_ema'; it has: " if is_dict else 'must hold a dict, it'
     assert reason in message
     assert ('has no weights under ' in message) == is_dict
+
+
+class TestClassNames:
+    @pytest.mark.parametrize(
+        ('metadata', 'expected'),
+        [
+            (dict(classes='["b", "a\\u200b"]'), ('b', 'a\u200b')),
+            (dict(classes='[[['), ()),
+            (dict(classes='3'), ()),
+            (None, ()),
+        ],
+    )
+    def test_of_safetensors(self, metadata, expected, tmp_path):
+        path = str(tmp_path / 'a.safetensors')
+        save_file(dict(a=torch.zeros(1)), path, metadata)
+        assert class_names(load_checkpoint(path), path) == expected
+
+    @pytest.mark.parametrize(
+        ('meta', 'expected'),
+        [
+            (dict(dataset_meta=dict(classes=('b', 3))), ('b', '3')),
+            (dict(dataset_meta=3), ()),
+            (3, ()),
+        ],
+    )
+    def test_of_a_pickle(self, meta, expected, tmp_path):
+        path = str(tmp_path / 'a.pth')
+        torch.save(dict(meta=meta), path)
+        assert class_names(load_checkpoint(path), path) == expected

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -38,6 +39,7 @@ class DataCheckHook(Hook):
     - The run has at least one step.
     - Training and validation set have the same classes in the same order, and so have a checkpoint
       and the set that it is tested on.
+    - A teacher has the classes of the data in their order. Other names are a warning.
     - No image is in both the training and the validation folder; if the validation set has
       ``split='train'``, it is a warning.
     - If images have no label, the model is a Distiller whose losses need none.
@@ -68,9 +70,11 @@ class DataCheckHook(Hook):
             _check_batch(loader)
         warn_of_batch(runner, scaling)
         check_unlabeled(loader.dataset, unwrap_model(runner.model))
-        if runner.val_loop is None:
+        train = loader.dataset
+        val = None if runner.val_loop is None else runner.val_dataloader.dataset
+        check_teacher_classes(unwrap_model(runner.model), train, val)
+        if val is None:
             return
-        train, val = loader.dataset, runner.val_dataloader.dataset
         check_same_classes(train, val)
         check_disjoint(train, val)
         train = next((part for part in iter_parts(train) if isinstance(part, ImageFolder)), None)
@@ -105,6 +109,62 @@ def check_same_classes(train: Any, val: Any) -> None:
         ConfigError: The classes differ.
     """
     _compare('train_dataloader.dataset', _classes(train), 'val_dataloader.dataset', _classes(val))
+
+
+def check_teacher_classes(model: nn.Module, train: Any, val: Any = None) -> None:
+    """Check that the teachers number the classes as the data and each other.
+
+    A teacher whose checkpoint does not state its classes is not compared. Other names than the
+    data's are a warning, as they may be different names for the same classes.
+
+    Args:
+        model: The model. Nothing is checked if it has no teacher.
+        train: The training set.
+        val: The validation set, which counts if the training set does not name its classes.
+
+    Raises:
+        ConfigError: A class has another number in the data, and a loss reads the logits.
+    """
+    sources = {'the training set': _classes(train), 'the validation set': _classes(val)}
+    for label, teacher, names in getattr(model, 'teachers', ()):
+        who = 'the teacher' if label == 'teacher' else label
+        source, classes = next(((s, c) for s, c in sources.items() if c), (None, []))
+        if len(teacher.classes) == teacher.num_classes:
+            if len(classes) == len(teacher.classes):
+                _compare_teacher(who, teacher.classes, source, classes, 'logits' in names)
+            sources[who] = list(teacher.classes)
+
+
+def _compare_teacher(
+    who: str, theirs: Sequence[str], source: str, classes: Sequence[str], reads_logits: bool
+) -> None:
+    """Compare the names of a teacher's classes with as many others."""
+    pairs = list(enumerate(zip(theirs, classes, strict=True)))
+    others = [number for number, (one, other) in pairs if one != other]
+    # ImageNet has classes of the same name.
+    counts, present = Counter(theirs), Counter(classes)
+    known = (number for number in others if counts[theirs[number]] == present[theirs[number]] == 1)
+    moved = next(known, None)
+    if moved is not None:
+        name = theirs[moved]
+        text = (
+            f'{who}: its class {moved} is {printable(name)!r}, which is class '
+            f'{classes.index(name)} of {source}, so '
+        )
+        if reads_logits:
+            raise ConfigError(
+                f'{text}its logits would teach other classes; use a teacher that numbers the '
+                'classes in the same order (folders are numbered by their sorted names)'
+            )
+        print_log(f'{text}its accuracy is too low', 'current', logging.WARNING)
+    elif others:
+        one, other = pairs[others[0]][1]
+        print_log(
+            f'{who}: its class {others[0]} is {printable(one)!r}, that of {source} '
+            f'{printable(other)!r}; both must number the same classes in the same order',
+            'current',
+            logging.WARNING,
+        )
 
 
 def check_unlabeled(train: Any, model: nn.Module) -> None:

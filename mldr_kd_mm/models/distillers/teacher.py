@@ -24,8 +24,9 @@ from mldr_kd_mm.models.taps import stages
 from mldr_kd_mm.models.taps.layout import tensors_of
 from mldr_kd_mm.models.taps.recorder import FeatureRecorder
 from mldr_kd_mm.models.taps.tapped_model import Probe, TappedModel
-from mldr_kd_mm.models.weights import load_weights
+from mldr_kd_mm.models.weights import LoadReport, load_content
 from mldr_kd_mm.structures.view import get_views
+from mldr_kd_mm.utils.checkpoint import class_names, load_checkpoint
 from mldr_kd_mm.utils.device import float32_products
 from mldr_kd_mm.utils.errors import ConfigError, MissingFileError, named
 
@@ -63,6 +64,7 @@ class Teacher(TappedModel):
     Attributes:
         cache: Cache of its outputs, which TeacherCacheHook sets.
         num_classes: Number of its classes, known after :meth:`probe`; None without a head.
+        classes: Names of its classes; empty if its checkpoint does not state them.
 
     Raises:
         MissingFileError: If the checkpoint does not exist.
@@ -92,6 +94,7 @@ class Teacher(TappedModel):
         self.field = field
         self.cache: TeacherCache | None = None
         self.num_classes: int | None = None
+        self.classes: tuple[str, ...] = ()
         self._is_shared = False
         self._forward: Callable[..., Any] = self.model
         self._unchecked: tuple[Tensor, torch.cuda.Event] | None = None
@@ -100,7 +103,7 @@ class Teacher(TappedModel):
         self.checkpoint = checkpoint
         if checkpoint is not None:
             try:
-                report = load_weights(self.model, checkpoint, 'teacher_checkpoint')
+                report = self._load(checkpoint, 'teacher_checkpoint')
                 report.log(f'teacher_checkpoint={checkpoint!r}')
             except MissingFileError as error:
                 advice = 'train it with a config of configs/teachers, or set another path or URL'
@@ -237,7 +240,7 @@ class Teacher(TappedModel):
         if isinstance(init_cfg, dict) and init_cfg.get('type') == 'Pretrained':
             # Unlike a model that is trained, a teacher must have a head.
             path = init_cfg['checkpoint']
-            report = load_weights(self.model, path, 'checkpoint')
+            report = self._load(path, 'checkpoint')
             report.log(f'init_cfg of the teacher: checkpoint={path!r}')
         else:
             self.model.init_weights()
@@ -318,6 +321,11 @@ class Teacher(TappedModel):
                 'of the teacher, and a compiled teacher only gives its logits'
             )
         self._forward = torch.compile(self.model, **options)
+
+    def _load(self, path: str, field: str) -> LoadReport:
+        content = load_checkpoint(path, field)
+        self.classes = class_names(content, path)
+        return load_content(self.model, content, f'{field}={path!r}')
 
     def _own_size(self, input_size: Sequence[int]) -> tuple[int, ...]:
         return (3, *(self.size or input_size[1:]))

@@ -6,15 +6,21 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from helpers import image_folder, resnet, train
+from helpers import NORMALIZATION, image_folder, mldr, resnet, train
 from mmengine.dataset import RepeatDataset
+from mmengine.registry import init_default_scope
 from mmengine.runner import TestLoop as Loop
 from torch.utils.data import DataLoader, TensorDataset
 
 from mldr_kd_mm.datasets import ImageFolder
 from mldr_kd_mm.engine.hooks import DataCheckHook, data_check
-from mldr_kd_mm.engine.hooks.data_check import RECORD, check_same_classes
+from mldr_kd_mm.engine.hooks.data_check import (
+    RECORD,
+    check_same_classes,
+    check_teacher_classes,
+)
 from mldr_kd_mm.models.distillers.teacher import Member
+from mldr_kd_mm.registry import MODELS
 from mldr_kd_mm.utils.errors import ConfigError
 
 
@@ -49,8 +55,8 @@ def check(
         _load_from=load_from,
         optim_wrapper=SimpleNamespace(_accumulative_counts=accumulative_counts),
     )
-    taught = Member('teacher', SimpleNamespace(checkpoint=teacher), [])
-    runner.model = SimpleNamespace(teachers=[taught])
+    taught = SimpleNamespace(checkpoint=teacher, classes=(), num_classes=None)
+    runner.model = SimpleNamespace(teachers=[Member('teacher', taught, [])])
     runner.logger = SimpleNamespace(warning=warnings.append)
     DataCheckHook().before_train(runner)
     return warnings
@@ -148,6 +154,92 @@ class TestClasses:
         check_same_classes(TensorDataset(torch.zeros(1)), dataset(classes=train))
 
 
+@pytest.fixture
+def logged(monkeypatch):
+    """Collect the warnings."""
+    texts = []
+    log = 'mldr_kd_mm.engine.hooks.data_check.print_log'
+    monkeypatch.setattr(log, lambda text, *_: texts.append(text))
+    return texts
+
+
+def teach(*teachers, names=('logits',)):
+    """Return a model whose teachers have these classes."""
+    members = [
+        Member(label, SimpleNamespace(classes=tuple(classes), num_classes=len(classes)), [*names])
+        for label, classes in zip(('teacher1', 'teacher2'), teachers, strict=False)
+    ]
+    return SimpleNamespace(teachers=members)
+
+
+class TestTeacherClasses:
+    @pytest.mark.parametrize('names', [['logits'], ['feature']])
+    @pytest.mark.parametrize(
+        ('teachers', 'data', 'message'),
+        [
+            (['abd', 'acb'], 'abc', "teacher2: its class 1 is 'c', which is class 2 of the trai"),
+            (['xab'], 'abc', "teacher1: its class 1 is 'a', which is class 0 of the training set"),
+            (['abc', 'bac'], None, "teacher2: its class 0 is 'b', which is class 1 of teacher1, "),
+        ],
+    )
+    def test_another_order(self, teachers, data, message, names, logged):
+        """An error where a loss reads the logits."""
+        model = teach(*teachers, names=names)
+        if names == ['logits']:
+            with pytest.raises(ConfigError, match=f'{message}.*; use a teacher that numbers'):
+                check_teacher_classes(model, dataset(classes=data))
+        else:
+            check_teacher_classes(model, dataset(classes=data))
+            assert message in logged[-1] and logged[-1].endswith('its accuracy is too low')
+
+    def test_of_the_validation_images(self, logged):
+        val = dataset(classes='ba')
+        with pytest.raises(ConfigError, match='class 1 of the validation set'):
+            check_teacher_classes(teach('ab'), TensorDataset(torch.zeros(1)), val)
+
+    def test_other_names(self, logged):
+        check_teacher_classes(teach('abx', ['A', 'B', 'C']), dataset(classes='abc'))
+        assert logged[0].startswith("teacher1: its class 2 is 'x', that of the training set 'c'; ")
+        assert len(logged) == 2
+
+    @pytest.mark.parametrize(
+        ('teachers', 'data'),
+        [
+            (['abc', 'abc'], 'abc'),
+            (['', 'cab'], 'abcd'),  # the losses compare the numbers
+            (['aab'], ['a', 'a', 'b']),
+            (['abc'], None),
+        ],
+    )
+    def test_accepts(self, teachers, data, logged):
+        check_teacher_classes(teach(*teachers), dataset(classes=data))
+        assert not logged
+
+    def test_a_name_of_two_classes(self, logged):
+        """One of ImageNet's lists of names has another name for one of the two cranes."""
+        check_teacher_classes(
+            teach(['crane', 'x', 'crane']), dataset(classes=['crane bird', 'x', 'crane'])
+        )
+        assert len(logged) == 1
+
+    def test_of_a_checkpoint(self, tmp_path, logged):
+        """The distiller knows the names in its teacher's file."""
+        init_default_scope('mldr_kd_mm')
+        teacher = resnet(data_preprocessor=dict(NORMALIZATION))
+        content = dict(
+            state_dict=MODELS.build(teacher).state_dict(),
+            meta=dict(dataset_meta=dict(classes=list('0123456798'))),
+        )
+        torch.save(content, tmp_path / 'teacher.pth')
+        losses = [dict(loss=dict(type='KDLoss'), name='kd')]
+        path = str(tmp_path / 'teacher.pth')
+        model = MODELS.build(
+            mldr(teacher=teacher, teacher_checkpoint=path, losses=losses, neck=None)
+        )
+        with pytest.raises(ConfigError, match="the teacher: its class 8 is '9', which is class 9"):
+            check_teacher_classes(model, dataset(classes='0123456789'))
+
+
 class TestSplit:
     @pytest.fixture
     def root(self, tmp_path):
@@ -213,13 +305,10 @@ class TestSplit:
             check(*self.splits(root, val_fraction=0.5), work_dir=tmp_path)
         assert not (tmp_path / RECORD).exists()
 
-    def test_validation_on_the_training_images(self, root, tmp_path, monkeypatch):
-        texts = []
-        log = 'mldr_kd_mm.engine.hooks.data_check.print_log'
-        monkeypatch.setattr(log, lambda text, *_: texts.append(text))
+    def test_validation_on_the_training_images(self, root, tmp_path, logged):
         train, _ = self.splits(root)
         check(train, train, work_dir=tmp_path)
-        assert len(texts) == 1 and texts[0].endswith("too high; set split='val' for other images")
+        assert len(logged) == 1 and logged[0].endswith("too high; set split='val' for other images")
 
     def test_a_teacher_of_another_split(self, root, tmp_path):
         teacher = tmp_path / 'teacher/epoch_1.pth'
