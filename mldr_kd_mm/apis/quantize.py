@@ -20,8 +20,11 @@ from mmpretrain.models import ClsDataPreprocessor
 from torch.utils.data import DataLoader
 
 from mldr_kd_mm.apis.run_record import dataset_of, dicts, type_name
-from mldr_kd_mm.datasets import ImageFolder
+from mldr_kd_mm.apis.student_config import registered_modules
+from mldr_kd_mm.datasets import FolderDataset, ImageFolder
+from mldr_kd_mm.datasets.samples import iter_parts, real_paths
 from mldr_kd_mm.evaluation.logged_run import LoggedRun
+from mldr_kd_mm.registry import DATASETS
 from mldr_kd_mm.utils.errors import (
     ConfigError,
     check_not_negative,
@@ -128,8 +131,8 @@ class Quantizer:
         max_drop: Largest allowed loss of accuracy, in percentage points.
 
     Raises:
-        ConfigError: An argument is invalid, a folder has no images or one class, or there are no
-            validation images.
+        ConfigError: An argument is invalid, a folder has no images or one class, there are no
+            validation images, or some of them are training images of the run.
     """
 
     def __init__(
@@ -160,6 +163,8 @@ class Quantizer:
             if validate is None
             else _Folder(run, student, 'validate', validate, 'val', classes)
         )
+        if validate is not None:
+            _check_unseen(run, self.validation.dataset, validate)
 
     def __call__(self, path: Path) -> Quantized:
         """Replace an ONNX graph of the student with its INT8 version, and measure both.
@@ -298,6 +303,26 @@ class _Folder:
         for batch in DataLoader(subset, batch_size=_BATCH, collate_fn=pseudo_collate):
             images, labels = _arrays(self.preprocessor(batch))
             yield images, self.labels[labels]
+
+
+def _check_unseen(run: Mapping[str, Any], dataset: ImageFolder, folder: str) -> None:
+    """Refuse images on which the run has trained, if its training images are still there."""
+    kind = registered_modules(DATASETS).get(type_name(dataset_of(run, 'train_dataloader')))
+    if not (isinstance(kind, type) and issubclass(kind, FolderDataset)):
+        return
+    try:
+        train = LoggedRun('', Path(), Config(dict(run)), []).build_dataset('train_dataloader')
+    except ConfigError:
+        return
+    parts = (part for part in iter_parts(train) if isinstance(part, FolderDataset))
+    seen = real_paths(dataset) & set().union(*map(real_paths, parts))
+    if seen:
+        own = "leave it out for the run's own validation set, or "
+        raise ConfigError(
+            f"validate={folder!r}: {len(seen)} of its {len(dataset)} images are among the run's "
+            f'training images, such as {printable(min(seen))!r}, where the accuracy is too high; '
+            f'{own if run.get("val_dataloader") else ""}name a folder of other images'
+        )
 
 
 def _pipeline(run: Mapping[str, Any], student: RebuiltStudent) -> list[dict[str, Any]]:

@@ -259,10 +259,8 @@ class LoggedRun:
         loader = self.config.get('val_dataloader')
         if not loader:
             raise ConfigError('val_dataloader: the run has no validation set')
-        init_default_scope(default_scope(self.config))
-        with named('val_dataloader.dataset'), registered_names_only():
-            config = self._checked('val_dataloader.dataset', loader.to_dict()['dataset'])
-            dataset = DATASETS.build(config)
+        dataset = self.build_dataset('val_dataloader')
+        with named('val_dataloader.dataset'):
             # Data sets are often sorted by class.
             chosen = np.linspace(0, len(dataset) - 1, min(samples, len(dataset))).round()
             return DataLoader(
@@ -271,6 +269,20 @@ class LoggedRun:
                 num_workers=loader.get('num_workers', 0),
                 collate_fn=pseudo_collate,
             )
+
+    def build_dataset(self, loader: str) -> Any:
+        """Build the data set of a loader.
+
+        Args:
+            loader: Name of the loader's field, which the config has.
+
+        Raises:
+            ConfigError: The data set cannot be built, or its files are missing.
+        """
+        field = f'{loader}.dataset'
+        init_default_scope(default_scope(self.config))
+        with named(field), registered_names_only():
+            return DATASETS.build(self._checked(field, self.config[loader].to_dict()['dataset']))
 
     def _checked(self, field: str, config: Any) -> Any:
         return check_types(config, field, self.config.get('custom_imports'))

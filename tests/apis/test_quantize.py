@@ -73,7 +73,14 @@ def save_run(path, student, images=None, classes=(), pixels=16):
     pipeline = [dict(type='LoadImageFromFile'), resize, dict(type='PackInputs')]
     dataset = dict(type='ImageFolder', data_root=str(images), split='val', pipeline=pipeline)
     model = dict(type='Distiller', student=student, input_size=(3, pixels, pixels))
-    config = Config(dict(model=model, val_dataloader=dict(dataset=dataset, batch_size=8)))
+    train = dict(dataset, split='train')
+    config = Config(
+        dict(
+            model=model,
+            train_dataloader=dict(dataset=dict(type='RepeatDataset', dataset=train, times=2)),
+            val_dataloader=dict(dataset=dataset, batch_size=8),
+        )
+    )
     weights = MODELS.build(student).state_dict()
     meta = dict(cfg=config.pretty_text, dataset_meta=dict(classes=list(classes)))
     state = {f'student.{name}': value for name, value in weights.items()}
@@ -155,6 +162,23 @@ class TestInt8:
         exported = export_student(checkpoint, str(tmp_path / 'student.onnx'), **options)
         # 'a' is found; 'b' and 'c' have each other's label.
         assert 'accuracy 33.33 % in fp32' in exported.files[tmp_path / 'student.onnx']
+
+    def test_a_folder_of_training_images(self, images, tmp_path):
+        """Also one that has a few of them through links."""
+        checkpoint = save_run(tmp_path, dict(type='SortsColours'), images, 'abc')
+        linked = shutil.copytree(images / 'val', tmp_path / 'linked')
+        (linked / 'b/train.png').symlink_to(images / 'train/b/0.png')
+        count = len(list((images / 'val').rglob('*.png')))
+        for folder, shared in ((linked, f'1 of its {count + 1} images'), (images / 'train', '')):
+            message = f"^validate='{folder}': {shared}.* run's training .*; leave it out for"
+            with pytest.raises(ConfigError, match=message):
+                export_student(
+                    checkpoint,
+                    str(tmp_path / 'student.onnx'),
+                    int8=True,
+                    calibrate=str(images),
+                    validate=str(folder),
+                )
 
     def test_own_validation_set_with_a_new_class(self, images, tmp_path):
         """The labels of the other classes have changed."""
