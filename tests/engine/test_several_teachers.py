@@ -6,6 +6,7 @@ import copy
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers import mldr, resnet, run_ranks, runner_config, vit
@@ -16,8 +17,10 @@ from mmengine.runner import Runner
 from mldr_kd_mm import ConfigError
 from mldr_kd_mm.apis.info import describe
 from mldr_kd_mm.apis.trial import teacher_file
+from mldr_kd_mm.engine.hooks.teacher_cache import _some_items, loss_changes
 from mldr_kd_mm.evaluation.logged_run import LoggedRun
 from mldr_kd_mm.evaluation.observer import Observer
+from mldr_kd_mm.models.distillers.encodings import TopKLogits
 from mldr_kd_mm.registry import MODELS
 from mldr_kd_mm.utils.checkpoint import load_checkpoint
 
@@ -163,12 +166,37 @@ def test_a_list_of_folders_must_have_one_for_each(cached, files, tmp_path):
         train(config)
 
 
-def test_several_caches_are_not_sparse(files, tmp_path):
-    config = configure(tmp_path / 'run', files, tmp_path / 'cache', max_epochs=1)
-    config['default_hooks']['teacher_cache']['top_k'] = 2
-    with pytest.raises(ConfigError, match='top_k=2: must be None, as there are several teachers'):
-        train(config)
-    assert not (tmp_path / 'cache').exists()
+def test_sparse_caches(files, tmp_path):
+    """The logits of each are sparse, and so is what the losses read: one's, and the mean."""
+    config = configure(tmp_path / 'run', files, tmp_path / 'cache', max_epochs=2)
+    config.update(val_dataloader=None, val_evaluator=None, val_cfg=None)
+    config['model']['losses'] = [
+        dict(loss=dict(type='KDLoss', temperature=1.0), name='mean'),
+        dict(loss=dict(type='KDLoss'), teacher='teacher2.logits', name='second'),
+        dict(loss=dict(type='RKDLoss'), student='feature', teacher='teacher1.feature', name='rkd'),
+    ]
+    config['default_hooks']['teacher_cache'].update(top_k=4, max_change=1e9)
+    runner, _ = train(config)
+    text = next((tmp_path / 'run').glob('*/*.log')).read_text()
+    for label in ('teacher1', 'teacher2'):
+        size = (tmp_path / f'cache/{label}/logits.bin').stat().st_size
+        assert size == 2 * 40 * (5 * 4 + 4 * 2)
+        assert f'teacher_cache: {label}.logits: 2.56 kB instead of 3.52 kB' in text
+
+    model, items = runner.model, _some_items(runner.train_dataloader)
+    read = model.teacher.read(
+        torch.stack([item['inputs'] for item in items]).float(),
+        ['logits', 'teacher1.logits'],
+        [item['data_samples'] for item in items],
+    )
+    assert (read['teacher1.logits'].sort(1).values.diff() == 0).sum(1).tolist() == [5] * len(items)
+    for _, teacher, _ in model.teachers:
+        teacher.cache = None
+    form = TopKLogits((10,), 4, np.dtype(np.float32))
+    for label, changed in (('teacher1', {'mean'}), ('teacher2', {'mean', 'second'})):
+        changes = loss_changes(model, items, {label: form})
+        assert {name for name, change in changes.items() if change > 1e-6} == changed
+        assert 'rkd' not in changes
 
 
 def test_a_benchmark_takes_one_teacher():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -108,7 +109,12 @@ class TeacherCacheHook(Hook):
         )
         batch = dict(inputs=[items[0]['inputs']], data_samples=[items[0]['data_samples']])
         image = model.data_preprocessor(batch, False)['inputs']
-        for folder, (_, teacher, names) in zip(self.folders(model), model.teachers, strict=True):
+        caches = zip(self.folders(model), model.teachers, strict=True)
+        caches = [(folder, *member) for folder, member in caches if folder is not None]
+        outputs = {label: _outputs(teacher, image, names) for _, label, teacher, names in caches}
+        if self.top_k is not None and caches:
+            outputs = self._with_top_k(model, outputs, items)
+        for folder, label, teacher, _ in caches:
             fingerprint = shared | dict(
                 precision=teacher.precision or _precision(runner.optim_wrapper),
                 teacher=_teacher(teacher),
@@ -117,11 +123,7 @@ class TeacherCacheHook(Hook):
                     teacher=_normalization(teacher.model.data_preprocessor),
                 ),
             )
-            if folder is not None:
-                outputs = _outputs(teacher, image, names)
-                if self.top_k is not None:
-                    outputs = self._with_top_k(model, outputs, items)
-                teacher.cache = TeacherCache(folder, fingerprint, outputs)
+            teacher.cache = TeacherCache(folder, fingerprint, outputs[label])
 
     def folders(self, model: Distiller) -> list[str | None]:
         """Return the folder of each teacher's cache.
@@ -141,44 +143,45 @@ class TeacherCacheHook(Hook):
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Log the size and the error of a sparse cache when it is full."""
-        cache = getattr(getattr(unwrap_model(runner.model), 'teacher', None), 'cache', None)
-        if cache is None or self.top_k is None or runner.epoch + 1 != cache.entries[0]:
-            return
-        for name, errors in cache.errors.items():
-            if errors:
-                size, full = map(format_bytes, cache.sizes(name))
-                runner.logger.info(
-                    f'teacher_cache: {name}: {size} instead of {full}; of {len(errors)} samples, '
-                    f'{100 * np.mean(errors):.2g} % of the probability moved to other classes, '
-                    f'at most {100 * max(errors):.2g} %'
-                )
+        for label, teacher, _ in getattr(unwrap_model(runner.model), 'teachers', ()):
+            cache = teacher.cache
+            if cache is None or self.top_k is None or runner.epoch + 1 != cache.entries[0]:
+                continue
+            for name, errors in cache.errors.items():
+                if errors:
+                    size, full = map(format_bytes, cache.sizes(name))
+                    runner.logger.info(
+                        f'teacher_cache: {label}.{name}: {size} instead of {full}; of '
+                        f'{len(errors)} samples, {100 * np.mean(errors):.2g} % of the probability '
+                        f'moved to other classes, at most {100 * max(errors):.2g} %'
+                    )
 
     def _with_top_k(
-        self, model: Distiller, outputs: dict[str, dict], items: Sequence[dict]
-    ) -> dict[str, dict]:
-        """Return the outputs with the number of logits to store.
+        self, model: Distiller, outputs: dict[str, dict[str, dict]], items: Sequence[dict]
+    ) -> dict[str, dict[str, dict]]:
+        """Return the outputs of each teacher with the number of logits to store.
 
         Raises:
             ConfigError: No loss reads logits, there are too few classes, or a loss changes too
                 much.
         """
-        if len(model.teachers) > 1:
-            raise ConfigError(
-                f'teacher_cache: top_k={self.top_k}: must be None, as there are several teachers'
-            )
-        if 'logits' not in outputs:
+        sparse = {label: own['logits'] for label, own in outputs.items() if 'logits' in own}
+        if not sparse:
             raise ConfigError(
                 f'teacher_cache: top_k={self.top_k}: must be None, as no loss reads the '
                 "teacher's logits"
             )
-        (num_classes,) = outputs['logits']['shape']
-        if self.top_k >= num_classes:
+        fewest = min(logits['shape'][0] for logits in sparse.values())
+        if self.top_k >= fewest:
             raise ConfigError(
-                f'teacher_cache: top_k={self.top_k}: must be below the number of classes, '
-                f'{num_classes}'
+                f'teacher_cache: top_k={self.top_k}: must be below the number of classes, {fewest}'
             )
-        encoding = TopKLogits((num_classes,), self.top_k, np.dtype(DTYPES[self.dtype]))
-        changes = loss_changes(model, items, encoding)
+        dtype = np.dtype(DTYPES[self.dtype])
+        encodings = {
+            label: TopKLogits(tuple(logits['shape']), self.top_k, dtype)
+            for label, logits in sparse.items()
+        }
+        changes = loss_changes(model, items, encodings)
         text = ', '.join(f'{name} {100 * change:.2g} %' for name, change in changes.items())
         wrong = [name for name, change in changes.items() if not change <= self.max_change]
         if wrong:
@@ -188,7 +191,10 @@ class TeacherCacheHook(Hook):
                 f'{", ".join(wrong)}'
             )
         tell(f'teacher_cache: top_k={self.top_k}: changes losses of {len(items)} images: {text}')
-        return outputs | dict(logits=outputs['logits'] | dict(top_k=self.top_k))
+        stored = {
+            label: dict(logits=logits | dict(top_k=self.top_k)) for label, logits in sparse.items()
+        }
+        return {label: own | stored.get(label, {}) for label, own in outputs.items()}
 
     def _check(self, model: Distiller, loader: DataLoader) -> None:
         sampler = _sampler(loader)
@@ -207,15 +213,18 @@ class TeacherCacheHook(Hook):
             )
 
 
-def loss_changes(model: Distiller, items: Sequence[dict], encoding: TopKLogits) -> dict[str, float]:
-    """Measure how much sparse logits of the teacher change each loss that reads them.
+def loss_changes(
+    model: Distiller, items: Sequence[dict], encodings: Mapping[str, TopKLogits]
+) -> dict[str, float]:
+    """Measure how much sparse logits of the teachers change each loss that reads them.
 
     The student's tensors are random numbers, so that the result does not change while it learns.
 
     Args:
         model: The model.
-        items: Images of the training set.
-        encoding: The sparse form.
+        items: Images of the training set, with their views.
+        encodings: Label of each teacher whose logits are sparse, ``teacher`` if there is one, ->
+            their form.
 
     Returns:
         Name of the loss -> the relative change of its value, or of its gradient with respect to the
@@ -224,27 +233,53 @@ def loss_changes(model: Distiller, items: Sequence[dict], encoding: TopKLogits) 
     batch = {name: [item[name] for item in items] for name in ('inputs', 'data_samples')}
     data = model.data_preprocessor(batch, False)
     with torch.no_grad(), evaluation_mode(model):
-        teacher = model.run_teacher(data['inputs'])
+        exact = model.run_teacher(data['inputs'])
+        sparse = _run_sparsely(model, data, [*exact], encodings)
         student = model.record_student(data['inputs'])
     random = torch.Generator().manual_seed(0)
     student = {
         name: torch.randn(tensor.shape, generator=random).to(tensor.device)
         for name, tensor in student.items()
     }
-    exact = teacher['logits'].float()
-    packed = encoding.pack(exact.cpu().numpy())
-    sparse = torch.from_numpy(encoding.unpack(packed)).to(exact.device)
     changes = {}
     for entry in model.losses:
-        if 'logits' in entry.reads('teacher'):
+        if any(name.rpartition('.')[2] == 'logits' for name in entry.reads('teacher')):
             labels = read_labels(data['data_samples'], entry.needs)
-            results = [
-                _value_and_gradient(entry, student, teacher | dict(logits=logits), labels)
-                for logits in (exact, sparse)
-            ]
-            pairs = zip(*results, strict=True)
+            pairs = zip(
+                *(_value_and_gradient(entry, student, each, labels) for each in (exact, sparse)),
+                strict=True,
+            )
             changes[entry.name] = max(_relative_change(*pair) for pair in pairs)
     return changes
+
+
+def _run_sparsely(
+    model: Distiller,
+    data: Mapping[str, Any],
+    names: Sequence[str],
+    encodings: Mapping[str, TopKLogits],
+) -> dict[str, Tensor]:
+    """Run the teachers as if their logits were read from sparse caches."""
+    sparse = [teacher for label, teacher, _ in model.teachers if label in encodings]
+    for teacher, encoding in zip(sparse, encodings.values(), strict=True):
+        teacher.cache = partial(_sparse_outputs, encoding)
+    try:
+        return model.teacher.read(data['inputs'], names, data['data_samples'])
+    finally:
+        for teacher in sparse:
+            teacher.cache = None
+
+
+def _sparse_outputs(
+    encoding: TopKLogits,
+    views: Sequence[View],
+    device: torch.device,
+    run: Callable[[], dict[str, Tensor]],
+) -> dict[str, Tensor]:
+    """Return a teacher's outputs like a TeacherCache that stores nothing."""
+    outputs = run()
+    packed = encoding.pack(outputs['logits'].float().cpu().numpy())
+    return outputs | dict(logits=torch.from_numpy(encoding.unpack(packed)).to(device))
 
 
 def _value_and_gradient(
