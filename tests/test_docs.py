@@ -51,6 +51,8 @@ PLACES = [
     (r'python tools/model_converters/export_student\.py work_dirs/my_first/', HERE),
     (r'python benchmarks/selective_scan\.py', HERE),
     (r'python docs/mldr_kd/draw\.py', 'test_site.py::test_pictures_of_the_method_are_drawn'),
+    (r'python docs/take_screenshots\.py', 'test_site.py::test_screenshots'),
+    (r'MLDR_KD_REPO_URL=.* mkdocs build', 'test_site.py::test_address_of_the_repository'),
     (
         r'(bash tools/quickstart\.sh|python tools/quickstart\.py)',
         'tools/test_quickstart.py::test_table_is_what_the_runs_logged',

@@ -2,17 +2,20 @@
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import mldr_kd_mm
 
 pytest.importorskip('mkdocs', reason='needs requirements/docs.txt')
 pytest.importorskip('latex2mathml', reason='needs requirements/docs.txt')
+from mkdocs.config import load_config  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 # Attributes whose target a browser loads with the page, unlike <a href>.
@@ -95,12 +98,13 @@ def test_reference_has_all_that_is_public(site):
     assert public - documented == set()
 
 
-def test_pages_fit_a_phone(site, browser):
-    """No page scrolls sideways in a window of 360 pixels."""
-    context = browser.new_context(viewport=dict(width=360, height=800), offline=True)
+def test_pages_fit_a_phone_and_a_desktop(site, browser):
+    """No page scrolls sideways at 360 pixels; no table or line of code does at 1280."""
+    context = browser.new_context(offline=True)
     page = context.new_page()
     wide = []
     for path in pages(site):
+        page.set_viewport_size(dict(width=360, height=800))
         page.goto(path.as_uri())
         width, images = page.evaluate(
             """() => [document.documentElement.scrollWidth,
@@ -108,8 +112,33 @@ def test_pages_fit_a_phone(site, browser):
         )
         if max(width, *images, 0) > 360:
             wide.append((path.name, width, images))
+        page.set_viewport_size(dict(width=1280, height=800))
+        cut = page.evaluate(
+            """() => [...document.querySelectorAll('article .md-typeset__scrollwrap, pre > code')]
+                .filter(part => part.scrollWidth > part.clientWidth + 1)
+                .map(part => part.innerText.slice(0, 60))"""
+        )
+        wide += [(path.name, text) for text in cut]
     context.close()
     assert wide == []
+
+
+def test_screenshots(site, browser, tmp_path):
+    module = runpy.run_path(str(ROOT / 'docs/take_screenshots.py'))
+    assert '[bold] ' in module['console_page']('epoch 1/2 [bold] ' + 'x' * 100)
+    readme = tmp_path / 'readme.html'
+    readme.write_text(module['readme_page']())
+    taken = module['take'](browser, {'readme': readme.as_uri()}, tmp_path)
+    assert {*tmp_path.glob('*.png')} == {*taken} and len(taken) == 4
+    with Image.open(tmp_path / 'readme_390_dark.png') as image:
+        assert image.width == 390 and image.height > 2000
+
+
+def test_address_of_the_repository(monkeypatch):
+    """The environment sets it; a build without it has no link."""
+    assert load_config(str(ROOT / 'mkdocs.yml')).repo_url == ''
+    monkeypatch.setenv('MLDR_KD_REPO_URL', 'https://host.example/a/b')
+    assert load_config(str(ROOT / 'mkdocs.yml')).repo_url == 'https://host.example/a/b'
 
 
 def test_search_from_a_folder(site, browser):

@@ -110,10 +110,8 @@ def benchmark_tables() -> str:
 
 def methods_table(rows: Rows, methods: list[str]) -> str:
     """Return a table of one row per method, of the runs of a pair."""
-    table = [
-        ['Method', 'Last epoch', 'Best epoch', 'vs alone', 'vs KD', 'Group', 'Minutes per run']
-    ]
-    table.append([':--', *['--:'] * 4, ':--', '--:'])
+    table = [['Method', 'Last epoch', 'vs alone', 'vs KD', 'Group', 'Minutes per run']]
+    table.append([':--', *['--:'] * 3, ':--', '--:'])
     pair = rows[0]['pair']
     groups = rank_groups({name: of for name, of in by_seed(rows, pair).items() if name in methods})
     for method in methods:
@@ -122,7 +120,6 @@ def methods_table(rows: Rows, methods: list[str]) -> str:
             [
                 f'`{method}`',
                 accuracy(rows, pair, method),
-                accuracy(rows, pair, method, 'best'),
                 difference(rows, pair, method),
                 difference(rows, pair, method, 'kd'),
                 groups[method],
