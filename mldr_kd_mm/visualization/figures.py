@@ -335,7 +335,7 @@ def _panel(
     axes.set(**labels)
     # The axes' own title would be limited to their width.
     figure.suptitle(
-        shorten(title, int(12 * width)), x=0.02, ha='left', fontsize=11, fontweight='bold'
+        shorten(title, int(9.5 * width)), x=0.02, ha='left', fontsize=11, fontweight='bold'
     )
     return figure, axes
 

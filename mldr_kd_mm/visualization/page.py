@@ -38,7 +38,7 @@ class Row:
     """A row of a table.
 
     Attributes:
-        color: The run's colour in the figures.
+        color: The run's colour in the figures; empty if the row is not a run.
         cells: One text per column.
     """
 

@@ -329,7 +329,7 @@ def _efficiency(series: Sequence[Series]) -> Section:
     columns = ['Model', 'Parameters, M', 'Multiply-adds, G', 'Weights, MB']
     columns += [f'{runtime}: 1 image, ms' for runtime in runtimes]
     columns += [f'{runtime}: images/s at batch 64' for runtime in runtimes]
-    rows = [Row('transparent', [name, *_cells(cost, runtimes)]) for name, cost in costs.items()]
+    rows = [Row('', [name, *_cells(cost, runtimes)]) for name, cost in costs.items()]
     notes = ''.join(f' {name}: {cost.note}.' for name, cost in costs.items() if cost.note)
     return Section(
         'Efficiency',

@@ -5,6 +5,7 @@ import warnings
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from mldr_kd_mm.evaluation.measures import reliability
 from mldr_kd_mm.visualization import figures
@@ -59,6 +60,15 @@ def test_names_are_drawn_as_they_are():
     figure = figures.draw_curves({'$x': {1: 1.0}, '$\\frac{': {1: 2.0}}, 'a $b$ c', 'y')
     svg = figures.to_svg(figure)
     assert '>$x<' in svg and '>$\\frac{<' in svg and '>a $b$ c<' in svg
+
+
+def test_titles_fit_their_figures():
+    for width in (3.4, 4.0):
+        name = 'Fused head − teacher · w_vit_32px_100_10/baseline_and_more'
+        figure = figures.draw_matrix(np.eye(2), name, 'ab', 'cd', '', '', 1, width=width)
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        assert figure._suptitle.get_window_extent().x1 < figure.bbox.x1
 
 
 def test_pixels_and_png_are_on_white():

@@ -22,7 +22,7 @@ LONG = 'a_name_without_any_space_' * 12
 def page_file(tmp_path):
     """Write a page on which all texts are hostile or long."""
     figure = draw_curves({HOSTILE: {1: 1.0, 2: 2.0}, LONG: {1: 3.0}}, HOSTILE + LONG, LONG)
-    rows = [Row('#123456', [LONG, HOSTILE]), Row('#123456', [HOSTILE, LONG])]
+    rows = [Row(color, [LONG, HOSTILE]) for color in ('#123456', '#654321', '')]
     table = Table([LONG, HOSTILE], rows)
     html = render(
         HOSTILE,
@@ -56,7 +56,19 @@ def test_is_shown_as_it_is(page_file, browser, width):
     assert page.locator('h2').all_inner_texts() == [HOSTILE, LONG]
     assert page.locator('nav a').all_inner_texts() == [HOSTILE, LONG]
     assert page.locator('svg').get_attribute('aria-label') == HOSTILE + '"'
-    assert page.locator('tbody th').all_text_contents() == [LONG, HOSTILE] * 2
+    assert page.locator('tbody th').all_text_contents() == [LONG] * 6
+    # The dot of a run is beside its name, at any width; the third row is not of a run.
+    assert page.locator('tbody tr[style]').count() == 4
+    dots = page.evaluate(
+        """() => [...document.querySelectorAll('tbody th')].map(cell => {
+            const dot = getComputedStyle(cell, '::before'), text = document.createRange();
+            text.selectNodeContents(cell);
+            const left = text.getBoundingClientRect().left - cell.getBoundingClientRect().left;
+            return [dot.content, left - (parseFloat(dot.left) + parseFloat(dot.width) || 0)];
+        })"""
+    )
+    assert [content for content, _ in dots] == ['""', '""', 'none'] * 2
+    assert all(0 <= gap < 20 for _, gap in dots)
     assert page.locator('.verdict p').all_text_contents() == [HOSTILE, LONG]
     assert page.evaluate('document.documentElement.scrollWidth') <= width
     page.close()
