@@ -22,14 +22,14 @@ import copy
 import shlex
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from mldr_kd_mm.apis import configs, results, trial
-from mldr_kd_mm.apis.configs import METHODS, PAIRS, SCRATCH
+from mldr_kd_mm.apis.configs import METHODS, PAIRS, SCRATCH, TEACHERS
 from mldr_kd_mm.apis.results import MeasuredTrial, read_results
 from mldr_kd_mm.apis.trial import Settings
 from mldr_kd_mm.engine.arguments import CfgOptions, merge_options, positive
@@ -37,7 +37,6 @@ from mldr_kd_mm.engine.processes import exit_when_stopped
 from mldr_kd_mm.utils.errors import ConfigError, one_line_for
 from mldr_kd_mm.utils.nested import iter_differences
 
-TEACHERS = 'teachers'
 # The fields of a distilled model that belong to its pair; the others belong to the method.
 OF_THE_PAIR = ('teacher', 'teacher_checkpoint', 'student', 'input_size', 'teacher_input_size')
 
@@ -63,9 +62,9 @@ class Plan:
         self.teachers: dict[Path, MeasuredTrial] = {}
         self.pairs: dict[str, Settings] = {}
         self.work_dir = args.work_dir
-        self.methods = find_all('method', METHODS, args.methods)
+        self.methods = configs.find_all('method', METHODS, args.methods)
         self._args = args
-        for pair, path in find_all('pair', PAIRS, args.pairs).items():
+        for pair, path in configs.find_all('pair', PAIRS, args.pairs).items():
             cfg = configs.read_config(path, 'pair')
             configs.check_pair(cfg, 'pair')
             self.pairs[pair] = self._complete(cfg)
@@ -90,6 +89,8 @@ class Plan:
         is_teacher = labels['method'] == 'teacher'
         name = ('teacher {pair}' if is_teacher else '{method} {pair} seed{seed}').format(**labels)
         run = MeasuredTrial.plan(name, work_dir, settings, labels | {'command': self._args.command})
+        if is_teacher:
+            run.elsewhere = 'set another model.teacher_checkpoint with --cfg-options'
         checkpoint = trial.teacher_file(settings)
         if checkpoint and not run.result_file.is_file():
             run.needs = self._teacher(checkpoint)
@@ -104,7 +105,7 @@ class Plan:
             return None
         if checkpoint not in self.teachers:
             missing = f"model.teacher_checkpoint='{checkpoint}': there is no such file"
-            config = configs.find_configs(TEACHERS).get(name)
+            config = configs.config_of_teacher(checkpoint)
             if config is None:
                 raise ConfigError(
                     f'{missing}, and no configs/{TEACHERS}/{name}.py to train it with'
@@ -147,19 +148,6 @@ class Plan:
         stored = stored_entries(self.work_dir, 'use another --work-dir, or remove that directory')
         others = [entry for entry in stored if entry[0] in self.pairs and entry[1] not in own]
         check_recipes([*planned[: len(self.pairs)], *others])
-
-
-def find_all(field: str, folder: str, arguments: Sequence[str]) -> dict[str, Path | None]:
-    """Return name -> path of the pairs or methods that the command line names."""
-    found: dict[str, Path | None] = {}
-    for argument in arguments:
-        is_scratch = argument == SCRATCH and folder == METHODS
-        path = None if is_scratch else configs.find_config(folder, argument, field)
-        name = path.stem if path else SCRATCH
-        if name in found:
-            raise ConfigError(f"{field}={argument!r}: '{name}' is given twice")
-        found[name] = path
-    return found
 
 
 def stored_entries(work_dir: Path, remedy: str) -> Iterator[Entry]:
@@ -253,7 +241,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def run_and_write(args: Namespace) -> list[str]:
     """Run what the command line asks for, and write the tables; return the failures."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, markup=False)
     failures: list[str] = []
     if args.table_only:
         check_recipes(stored_entries(args.work_dir, 'remove one of them'))

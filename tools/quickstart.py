@@ -171,7 +171,7 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Train and show the results; a failed run prints one line and exits with code 1."""
     args = parse_args(argv)
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     start = time.monotonic()
     shutil.rmtree(WORK_DIR, ignore_errors=True)
     runs = plan(args.seeds, args.epochs)

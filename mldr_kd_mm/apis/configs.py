@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fnmatch import filter as matching
 from pathlib import Path
 from typing import IO, Any
@@ -29,6 +29,7 @@ MIM = Path(__file__).parents[1] / '.mim'
 CONFIGS = MIM / 'configs'
 METHODS = '_base_/methods'
 PAIRS = 'pairs'
+TEACHERS = 'teachers'
 SCRATCH = 'scratch'
 """The method that trains the student of a pair alone."""
 
@@ -143,6 +144,42 @@ def find_config(folder: str, name: str, field: str) -> Path:
         hint = did_you_mean(name, known) or f'give the path of a file, or one of {", ".join(known)}'
         raise ConfigError(f'{field}={name!r}: there is no configs/{folder}/{name}.py; {hint}')
     return known[name]
+
+
+def find_all(field: str, folder: str, arguments: Sequence[str]) -> dict[str, Path | None]:
+    """Return the configs that a command line lists.
+
+    Args:
+        field: Name of the argument, for error messages.
+        folder: Folder in which names are looked up, see :func:`find_configs`.
+        arguments: Names, or paths that end in ``.py``; ``scratch`` is a method without a file.
+
+    Returns:
+        Name, without folder and ``.py`` -> path; in the order of the arguments.
+
+    Raises:
+        ConfigError: If there is no such config, or two arguments have the same name.
+    """
+    found: dict[str, Path | None] = {}
+    for argument in arguments:
+        is_scratch = argument == SCRATCH and folder == METHODS
+        path = None if is_scratch else find_config(folder, argument, field)
+        name = path.stem if path else SCRATCH
+        if name in found:
+            raise ConfigError(
+                f"{field}={argument!r}: '{name}' is given twice; give it once, or rename the file"
+            )
+        found[name] = path
+    return found
+
+
+def config_of_teacher(checkpoint: Path) -> Path | None:
+    """Return the config that trains a teacher checkpoint, if there is one.
+
+    Args:
+        checkpoint: Path of the checkpoint, whose folder has the name of the config.
+    """
+    return find_configs(TEACHERS).get(checkpoint.parent.name)
 
 
 def check_config_file(field: str, path: str) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -24,6 +25,7 @@ from mldr_kd_mm.evaluation.logged_run import ACCURACY
 from mldr_kd_mm.evaluation.measures import mean_and_std
 from mldr_kd_mm.evaluation.statistics import paired_difference, rank_groups
 from mldr_kd_mm.utils.errors import ConfigError
+from mldr_kd_mm.utils.outputs import show_markdown, write_output
 from mldr_kd_mm.visualization.style import COLORS, INK, apply_style
 
 KD = 'kd'
@@ -130,7 +132,7 @@ class MeasuredTrial(Trial):
             finished=datetime.now().isoformat(timespec='seconds'),
             settings=trial.identity(settings),
         )
-        write_text(self.result_file, json.dumps(asdict(result), indent=1))
+        write_text(self.result_file, json.dumps(asdict(result), indent=1) + '\n')
 
     def seconds(self) -> float:
         """Return the total duration of all parts of the run."""
@@ -197,19 +199,25 @@ def _read(file: Path) -> Result:
 def write_results(work_dir: Path, console: Console) -> bool:
     """Write results.md, results.csv and results.png of the finished runs, and print the tables.
 
+    A file of these names that the user has changed is kept, see
+    :func:`~mldr_kd_mm.utils.outputs.write_output`.
+
     Returns:
         Whether there is a finished run.
     """
     results = read_results(work_dir)
     if not results:
         return False
-    write_text(work_dir / 'results.md', markdown(results))
-    with (work_dir / 'results.csv').open('w', newline='') as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Result)])
-        writer.writeheader()
-        writer.writerows(asdict(result) for result in results)
-    draw(results, work_dir / 'results.png')
-    console.print((work_dir / 'results.md').read_text(), markup=False)
+    table, picture = io.StringIO(newline=''), io.BytesIO()
+    writer = csv.DictWriter(table, [field.name for field in fields(Result)])
+    writer.writeheader()
+    writer.writerows(asdict(result) for result in results)
+    draw(results, picture)
+    text = markdown(results)
+    contents = {'.md': text, '.csv': table.getvalue(), '.png': picture.getvalue()}
+    for suffix, content in contents.items():
+        write_output(work_dir / f'results{suffix}', content, console.print)
+    show_markdown(text, console)
     console.print(f'written: {work_dir}/results.md, results.csv and results.png')
     return True
 
@@ -298,7 +306,7 @@ def listed(values: Iterable) -> str:
 
 
 @apply_style()
-def draw(results: Sequence[Result], path: Path) -> None:
+def draw(results: Sequence[Result], file: Path | BinaryIO) -> None:
     """Draw a panel per pair: the accuracy of each seed and the mean of each method."""
     pairs = group(results, 'pair')
     most = max(len(group(its_own, 'method')) for its_own in pairs.values())
@@ -306,7 +314,7 @@ def draw(results: Sequence[Result], path: Path) -> None:
     panels = figure.subplots(len(pairs), squeeze=False).flat
     for panel, (pair, its_own) in zip(panels, pairs.items(), strict=True):
         draw_pair(panel, pair, its_own)
-    figure.savefig(path, dpi=120)
+    figure.savefig(file, dpi=120)
 
 
 def draw_pair(axes: Axes, pair: str, results: Sequence[Result]) -> None:

@@ -27,7 +27,15 @@ from mldr_kd_mm.apis import study as studies
 from mldr_kd_mm.apis.results import MeasuredTrial, folder, run_all, write_results
 from mldr_kd_mm.apis.search_report import write_report
 from mldr_kd_mm.apis.search_space import make_space, own_values, set_fields, short, suggest
-from mldr_kd_mm.apis.study import Plan, Task, open_storage, quiet_optuna, retried, retry
+from mldr_kd_mm.apis.study import (
+    Plan,
+    Task,
+    find_studies,
+    open_storage,
+    quiet_optuna,
+    retried,
+    retry,
+)
 from mldr_kd_mm.apis.trial import Trial, write_text
 from mldr_kd_mm.engine.arguments import merge_options
 from mldr_kd_mm.engine.parts import part
@@ -35,6 +43,8 @@ from mldr_kd_mm.engine.processes import Ended, RunFailed, RunQueue, places, trai
 from mldr_kd_mm.evaluation.logged_run import ACCURACY
 from mldr_kd_mm.registry import DATASETS
 from mldr_kd_mm.utils.errors import ConfigError, check_choice, check_file, check_positive
+from mldr_kd_mm.utils.logging import plural
+from mldr_kd_mm.utils.outputs import show_markdown, write_output
 
 # Hooks whose measurements and figures a search does not use.
 _NOT_OF_A_TRIAL = ('teacher_accuracy', 'figures')
@@ -73,7 +83,8 @@ def search(
         study: Name of the study; processes with the same name and storage work together. None: the
             pair's.
         storage: URL of a database. None: a file in the work directory.
-        work_dir: Folder of the trials and results. None: ``work_dirs/search/STUDY``.
+        work_dir: Folder of the trials and results, which must be new, empty or of the same study.
+            None: ``work_dirs/search/STUDY``.
         jobs: Number of concurrent runs, see :func:`~mldr_kd_mm.engine.processes.places`.
         cfg_options: Fields of every run to override.
         command: The command, for the record of the final runs.
@@ -82,7 +93,8 @@ def search(
         One line for each method and each final run that failed.
 
     Raises:
-        ConfigError: If an argument is wrong, or the study holds trials with other settings.
+        ConfigError: If an argument is wrong, the study holds trials with other settings, or the
+            folder is that of another study.
     """
     check_positive(trials=trials)
     check_choice(studies.SAMPLERS, sampler=sampler)
@@ -91,21 +103,17 @@ def search(
     path = configs.find_config(configs.PAIRS, pair, 'pair')
     name = study or path.stem
     root = Path(work_dir or Path('work_dirs/search', name))
-    plans = [
-        _plan(path, method, held_out, seed, root, cfg_options or {})
-        for method in dict.fromkeys(methods)
-    ]
+    configs.find_all('method', configs.METHODS, methods)
+    plans = [_plan(path, method, held_out, seed, root, cfg_options or {}) for method in methods]
     choices = dict(pair=path.stem, sampler=sampler, pruner=pruner)
     _check_held_out(plans[0].config)
-    root.mkdir(parents=True, exist_ok=True)
+    _claim(root, name)
     with quiet_optuna():
         opened, lock = open_storage(storage or f'sqlite:///{root}/study.db')
         with lock():
-            tasks = [
-                Task.open(plan, f'{name}/{plan.method}', opened, lock, trials, seed, choices)
-                for plan in plans
-            ]
-        console.print(f'{len(tasks)} methods with {trials} trials each, in {root}')
+            tasks = [Task.open(plan, name, opened, lock, trials, seed, choices) for plan in plans]
+        each = f'with {plural(trials, "trial")} each'
+        console.print(f'{plural(len(tasks), "method")} {each}, in {root}')
         queue = TrialQueue(tasks, root, console)
         try:
             train_all(queue, places(jobs), console)
@@ -116,12 +124,15 @@ def search(
             for task in tasks
             if not task.completed()
         ]
-        best = {
-            task.plan.method: _write_best(task, root, name) for task in tasks if task.completed()
-        }
-        of_method = {task.plan.method: task.study for task in tasks}
-        write_report(of_method, best, root, choices, held_out)
-    console.print((root / 'search.md').read_text(), markup=False)
+        # Other processes of the study may end at the same time.
+        with trial.claim_folder(root, 'search', wait=True):
+            best = {
+                task.plan.method: _write_best(task, root, name, console)
+                for task in tasks
+                if task.completed()
+            }
+            table = write_report(find_studies(name, opened), root, choices, held_out, console.print)
+    show_markdown(table, console)
     console.print(f'written: {root}/search.md and {root}/best')
     if seeds and best:
         # If several processes get here, one trains, and the others find its results.
@@ -130,6 +141,18 @@ def search(
             failures += run_all(runs, jobs, console)
             write_results(root / 'final', console)
     return failures
+
+
+def _claim(root: Path, study: str) -> None:
+    """Create the folder of a study, or check that an existing one belongs to it."""
+    with trial.claim_folder(root, 'search', wait=True):
+        owner = root / '.study'
+        if owner.is_file() and (other := owner.read_text()) != study:
+            raise ConfigError(
+                f'work_dir={str(root)!r}: belongs to the study {other!r}; give another --work-dir, '
+                f'or --study {other} to continue that one'
+            )
+        write_text(owner, study)
 
 
 def _plan(
@@ -147,7 +170,9 @@ def _plan(
     settings = trial.with_seed(trial.settings_of(config), seed)
     trial.epochs_of(settings, name)
     if checkpoint := trial.teacher_file(settings):
-        check_file('model.teacher_checkpoint', str(checkpoint), 'train the teacher first')
+        of_teacher = configs.config_of_teacher(checkpoint)
+        how = f': python tools/train.py {of_teacher}' if of_teacher else ''
+        check_file('model.teacher_checkpoint', str(checkpoint), f'train the teacher first{how}')
     share_teacher_outputs(config, root / 'teacher_cache')
     return Plan(
         name,
@@ -346,18 +371,18 @@ class TrialQueue(RunQueue):
                 storage.set_trial_state_values(run.trial._trial_id, TrialState.WAITING)
 
 
-def _write_best(task: Task, root: Path, study: str) -> Config:
+def _write_best(task: Task, root: Path, study: str, console: Console) -> Config:
     """Write the best config of a method, as it is trained on the whole training set."""
     best = task.study.best_trial
     config = copy.deepcopy(task.plan.full)
     set_fields(config, best.params, task.plan.method)
     config.work_dir = f'work_dirs/{study.replace("/", "_")}_{task.plan.method}'
     values = ''.join(f'    {name} = {short(value)}\n' for name, value in best.params.items())
-    (root / 'best').mkdir(exist_ok=True)
-    write_text(
+    write_output(
         root / 'best' / f'{task.plan.method}.py',
         f'"""The best of {len(task.study.trials)} trials: number {best.number}, {best.value:.2f} % '
         f'on the held-out part.\n\n{values}"""\n\n{config.pretty_text}',
+        console.print,
     )
     return config
 

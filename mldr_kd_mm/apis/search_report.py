@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -13,26 +14,29 @@ from optuna.trial import TrialState
 from optuna.visualization import matplotlib as plots
 
 from mldr_kd_mm.apis.search_space import short
-from mldr_kd_mm.apis.trial import write_text
+from mldr_kd_mm.utils.outputs import write_output
 
 _STATES = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
 def write_report(
     studies: Mapping[str, optuna.Study],
-    best: Mapping[str, object],
     root: Path,
     choices: Mapping[str, str],
     held_out: float,
-) -> None:
+    say: Callable[[str], None],
+) -> str:
     """Write ``search.md`` with a table of all methods and the plots of each.
 
     Args:
         studies: Method -> its study.
-        best: The methods with a completed trial.
         root: The work directory of the search.
         choices: Names of pair, sampler and pruner.
         held_out: Fraction that was held out.
+        say: See :func:`~mldr_kd_mm.utils.outputs.write_output`.
+
+    Returns:
+        The text up to the plots.
     """
     lines = [
         f'# Search: {choices["pair"]}',
@@ -45,19 +49,24 @@ def write_report(
         '',
         '| method | best | start | completed | pruned | failed | best values | config |',
         '|:--|--:|--:|--:|--:|--:|:--|:--|',
-        *(_row(method, study, method in best) for method, study in studies.items()),
+        *(_row(method, study, root) for method, study in studies.items()),
         '',
     ]
+    table = '\n'.join(lines)
     for method, study in studies.items():
-        pictures = _draw(method, study, root / 'plots')
+        pictures = _draw(method, study, root / 'plots', say)
         links = [f'![{path.stem}](plots/{path.name})' for path in pictures]
         lines += [f'## {method}', '', *links, '']
-    write_text(root / 'search.md', '\n'.join(lines))
+    write_output(root / 'search.md', '\n'.join(lines), say)
+    return table
 
 
-def _row(method: str, study: optuna.Study, has_best: bool) -> str:
+def _row(method: str, study: optuna.Study, root: Path) -> str:
+    has_best = bool(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
+    is_written = (root / 'best' / f'{method}.py').is_file()
     counts = [str(len(study.get_trials(deepcopy=False, states=(state,)))) for state in _STATES]
-    start = study.trials[0].value if study.trials[0].state == TrialState.COMPLETE else None
+    first = study.get_trials(deepcopy=False)[:1]
+    start = first[0].value if first and first[0].state == TrialState.COMPLETE else None
     values = study.best_params.items() if has_best else ()
     cells = [
         method,
@@ -65,12 +74,12 @@ def _row(method: str, study: optuna.Study, has_best: bool) -> str:
         '' if start is None else f'{start:.2f}',
         *counts,
         ', '.join(f'`{field}` {short(value)}' for field, value in values),
-        f'`best/{method}.py`' if has_best else '',
+        f'`best/{method}.py`' if is_written else '',
     ]
     return f'| {" | ".join(cells)} |'
 
 
-def _draw(method: str, study: optuna.Study, folder: Path) -> list[Path]:
+def _draw(method: str, study: optuna.Study, folder: Path, say: Callable[[str], None]) -> list[Path]:
     """Draw the history and, if the completed trials differ, the importance of the fields."""
     completed = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     drawings: dict[str, Callable[[], object]] = {}
@@ -80,13 +89,13 @@ def _draw(method: str, study: optuna.Study, folder: Path) -> list[Path]:
     if len({trial.value for trial in completed}) > 1:
         evaluator = PedAnovaImportanceEvaluator()
         drawings['importance'] = lambda: plots.plot_param_importances(study, evaluator=evaluator)
-    folder.mkdir(exist_ok=True)
     paths = []
     for name, draw in drawings.items():
         with mpl.rc_context():  # Optuna changes the style
             plt.switch_backend('Agg')
-            figure = draw().figure
-            paths.append(folder / f'{method}_{name}.png')
-            figure.savefig(paths[-1], dpi=120, bbox_inches='tight')
+            figure, picture = draw().figure, io.BytesIO()
+            figure.savefig(picture, dpi=120, bbox_inches='tight')
             plt.close(figure)
+        paths.append(folder / f'{method}_{name}.png')
+        write_output(paths[-1], picture.getvalue(), say)
     return paths

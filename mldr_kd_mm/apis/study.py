@@ -34,6 +34,8 @@ PRUNERS = ('hyperband', 'halving', 'none')
 HEARTBEAT, GRACE = 5, 60
 Lock = Callable[[], AbstractContextManager]
 _REDUCTION = 3  # of the trials that each rung of a pruner keeps
+# Settings that the methods of a search have in common; the data is that of the held-out part.
+_COMMON = ('pair', 'sampler', 'pruner', 'val_dataloader')
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class Task:
     def open(
         cls,
         plan: Plan,
-        name: str,
+        search: str,
         storage: RDBStorage,
         lock: Lock,
         trials: int,
@@ -98,9 +100,26 @@ class Task:
         Processes that do so at once, without the lock, may add too many trials. The surplus waits
         for ever.
 
+        Args:
+            plan: The method.
+            search: Name of the search.
+            storage: The storage.
+            lock: See :class:`Task`; it is held.
+            trials: Number of trials.
+            seed: Seed of the sampler.
+            choices: Names of pair, sampler and pruner.
+
         Raises:
-            ConfigError: The study has other settings.
+            ConfigError: The study has other settings, or those of another method of the search are
+                not comparable.
         """
+        settings = json.loads(json.dumps({**choices, **plan.settings}, default=str))
+        name = f'{search}/{plan.method}'
+        for method, other in find_studies(search, storage).items():
+            if method != plan.method:
+                both = (other.user_attrs.get('settings', settings), settings)
+                common = ({field: each.get(field) for field in _COMMON} for each in both)
+                _check_same(f'{search}/{method}', *common)
         study = optuna.create_study(
             storage=storage,
             study_name=name,
@@ -108,17 +127,11 @@ class Task:
             pruner=_make_pruner(choices['pruner'], plan.config.train_cfg.max_epochs),
             load_if_exists=True,
         )
-        settings = json.loads(json.dumps({**choices, **plan.settings}, default=str))
-        stored = study.user_attrs.get('settings')
-        if stored is None:
+        if 'settings' in study.user_attrs:
+            _check_same(name, study.user_attrs['settings'], settings)
+        else:
             study.set_user_attr('settings', settings)
             study.set_user_attr('made_with', describe_environment())
-        elif found := next(iter_differences(stored, settings), None):
-            key, old, new = found
-            raise ConfigError(
-                f'study={name!r}: {key} was {trial.show(old)} when it began, and would be '
-                f'{trial.show(new)}; undo the change, or start another --study'
-            )
         task = cls(plan, study, storage, lock, trials, seed, choices['sampler'])
         for number in range(len(task._originals()), trials):
             study.enqueue_trial(plan.start if number == 0 else {})
@@ -162,6 +175,31 @@ class Task:
                     self.study.sampler = _make_sampler(self.sampler, number)
                     return optuna.Trial(self.study, frozen._trial_id)
         return None
+
+
+def find_studies(search: str, storage: RDBStorage) -> dict[str, optuna.Study]:
+    """Return the studies of a search: method -> study.
+
+    Args:
+        search: Name of the search.
+        storage: The storage.
+    """
+    names = (name.rpartition('/') for name in optuna.get_all_study_names(storage))
+    return {
+        method: optuna.load_study(study_name=f'{search}/{method}', storage=storage)
+        for owner, _, method in names
+        if owner == search
+    }
+
+
+def _check_same(name: str, stored: Settings, settings: Settings) -> None:
+    """Raise a ConfigError if settings differ from those of a study."""
+    if found := next(iter_differences(stored, settings), None):
+        key, old, new = found
+        raise ConfigError(
+            f'study={name!r}: {key} was {trial.show(old)} when it began, and would be '
+            f'{trial.show(new)}; undo the change, or start another --study'
+        )
 
 
 def retry(study: optuna.Study, failed: FrozenTrial) -> None:

@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from pprint import pformat
@@ -46,9 +46,11 @@ class Trial(Run):
     Attributes:
         settings: Its resolved config, see :func:`settings_of`. :meth:`all_settings` adds what
             depends on files.
+        elsewhere: How to choose another work directory, for errors.
     """
 
     settings: Settings
+    elsewhere: str = field(default='use another --work-dir', kw_only=True)
 
     def all_settings(self) -> Settings:
         """Return its settings with the checksum of the teacher checkpoint."""
@@ -100,14 +102,14 @@ class Trial(Run):
         """
         if not self.config.is_file():
             raise ConfigError(
-                f'{self.work_dir}: holds a run that this command did not start; finish it '
-                'with tools/train.py, or remove that directory'
+                f'{self.work_dir}: holds a run that this command did not start; finish it with '
+                f'tools/train.py, {self.elsewhere}, or remove that directory'
             )
         if found := next(iter_differences(read_settings(self.config), self.all_settings()), None):
-            field, old, new = found
+            name, old, new = found
             raise ConfigError(
-                f'{field} was {show(old)} in the stored run {self.work_dir}, and would be '
-                f'{show(new)}; undo the change, use another --work-dir, or remove that directory'
+                f'{name} was {show(old)} in the stored run {self.work_dir}, and would be '
+                f'{show(new)}; undo the change, {self.elsewhere}, or remove that directory'
             )
 
 

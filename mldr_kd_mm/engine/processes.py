@@ -289,7 +289,7 @@ class _Display:
     def __init__(self, runs: Sequence[Run], console: Console) -> None:
         self._console = console
         self._progress = Progress(
-            TextColumn('{task.description}'),
+            TextColumn('{task.description}', markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn('epochs  {task.fields[accuracy]}'),

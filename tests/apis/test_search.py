@@ -218,7 +218,7 @@ def project(tmp_path, monkeypatch):
     (tmp_path / 'train.py').write_text(STUB.replace('WAIT', '0.05'))
     monkeypatch.setattr(processes, 'TRAIN', tmp_path / 'train.py')
     monkeypatch.setattr(processes, 'PAUSE', 0.05)
-    monkeypatch.setattr(search_report, '_draw', lambda method, study, folder: [])
+    monkeypatch.setattr(search_report, '_draw', lambda *args: [])
     monkeypatch.setattr(study, 'describe_environment', dict)
     monkeypatch.setattr(study, 'HEARTBEAT', 1)
     monkeypatch.setattr(study, 'GRACE', 2)
@@ -322,7 +322,7 @@ def test_worse_trials_are_pruned(project, monkeypatch):
     assert pruned and {*states(found)} == {'COMPLETE', 'PRUNED'}
     best = max(found, key=lambda trial: trial.params[WEIGHT])
     assert best.state.name == 'COMPLETE'
-    pictures = Path('work_dirs/search/digits/plots').iterdir()
+    pictures = Path('work_dirs/search/digits/plots').glob('*.png')
     names = {'kd_history.png', 'kd_epochs.png', 'kd_importance.png'}
     assert {path.name for path in pictures} == names
 
@@ -339,6 +339,23 @@ def test_final_runs_have_seeds_and_a_table(project):
     text = Path('work_dirs/search/digits/final/results.md').read_text()
     assert '| scratch | 50.00 ± 0.00 | 50.00 ± 0.00 |  | -' in text
     assert '    mldr-kd tune\n' in text and '- seeds: 0, 1\n' in text
+
+
+def test_files_of_the_user_and_rows_of_other_methods_are_kept(project, capsys):
+    (project / 'train.py').write_text(STUB.replace('WAIT', '0'))
+    root = Path('work_dirs/search/digits')
+    assert run(trials=1, methods=['kd', 'scratch']) == []
+    assert '2 methods with 1 trial each, in ' in capsys.readouterr().out
+    before = (root / 'search.md').read_text()
+    assert '| scratch | 50.00 |' in before
+    (root / 'best/kd.py').write_text('# my changes')
+    assert run(trials=2) == []
+    assert '1 method with 2 trials each, in ' in capsys.readouterr().out
+    assert (root / 'best/kd.py.1').read_text() == '# my changes'
+    assert Config.fromfile(root / 'best/kd.py').model.type == 'Distiller'
+    assert sorted(path.name for path in root.glob('search.md*')) == ['search.md'], 'not changed'
+    (row,) = (line for line in before.splitlines() if line.startswith('| scratch'))
+    assert row in (root / 'search.md').read_text().splitlines()
 
 
 def test_a_finished_search_is_not_repeated_and_can_grow(project):
@@ -387,9 +404,47 @@ def test_study_of_another_pair(project, monkeypatch):
     assert str(caught.value).startswith(message)
 
 
+def test_folder_of_another_study(project, monkeypatch):
+    monkeypatch.setattr(module, 'train_all', lambda queue, places, console: None)
+    run(study='first', work_dir='here')
+    before = {path: path.read_bytes() for path in Path('here').iterdir()}
+    with pytest.raises(ConfigError) as caught:
+        run(study='second', work_dir='here')
+    assert str(caught.value) == (
+        "work_dir='here': belongs to the study 'first'; give another --work-dir, or --study first "
+        'to continue that one'
+    )
+    assert before == {path: path.read_bytes() for path in Path('here').iterdir()}
+    Path('mine/best').mkdir(parents=True)
+    with pytest.raises(ConfigError, match="does not belong to a search and holds 'best'; give an"):
+        run(work_dir='mine')
+
+
+def test_methods_of_a_study_are_comparable(project, monkeypatch):
+    monkeypatch.setattr(module, 'train_all', lambda queue, places, console: None)
+    run()
+    for kwargs, field in (
+        (dict(pruner='halving'), "pruner was 'none'"),
+        (dict(held_out=0.5), 'val_dataloader.dataset.fraction was 0.25'),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            run(methods=['scratch'], **kwargs)
+        assert str(caught.value).startswith(f"study='digits/kd': {field} when it began, and would")
+    run(methods=['scratch'])
+
+
 @pytest.mark.parametrize(
     ('kwargs', 'message'),
     [
+        (
+            dict(methods=['kd', 'my/kd.py']),
+            "method='my/kd.py': 'kd' is given twice; give it once, or rename the file",
+        ),
+        (
+            dict(cfg_options={'model.teacher_checkpoint': 'work_dirs/vit/epoch_9.pth'}),
+            "model.teacher_checkpoint='work_dirs/vit/epoch_9.pth': there is no such file; train "
+            'the teacher first: python tools/train.py configs/teachers/vit.py',
+        ),
         (dict(storage='nonsense'), "storage='nonsense': must be the URL of a database, such as"),
         (
             dict(storage='sqlite:////no/such/folder/study.db'),
@@ -410,6 +465,8 @@ def test_study_of_another_pair(project, monkeypatch):
     ],
 )
 def test_mistake_is_one_line(project, kwargs, message):
+    put(project / 'my/kd.py', method=KD)
+    put(project / 'configs/teachers/vit.py', **pair_config())
     with pytest.raises(ConfigError) as caught:
         run(**kwargs)
     assert str(caught.value).startswith(message) and '\n' not in str(caught.value)

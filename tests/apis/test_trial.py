@@ -86,6 +86,19 @@ def test_stored_settings_are_read_and_not_run(tmp_path):
         assert not canary.exists()
 
 
+def test_an_error_about_a_stored_run_names_the_option(tmp_path):
+    planned = make_trial(tmp_path)
+    with pytest.raises(ConfigError, match=r'tools/train\.py, use another --work-dir, or remove'):
+        planned.check_stored()
+    planned.prepare()
+    planned.settings = dict(SETTINGS, randomness=dict(seed=1))
+    with pytest.raises(ConfigError, match='undo the change, use another --work-dir, or remove'):
+        planned.check_stored()
+    planned.elsewhere = 'set another model.teacher_checkpoint'
+    with pytest.raises(ConfigError, match='undo the change, set another model.teacher_checkpoin'):
+        planned.check_stored()
+
+
 def test_a_folder_of_somebody_else(tmp_path):
     (tmp_path / 'thesis.tex').write_text('precious')
     message = f"--work-dir {tmp_path}: does not belong to a search and holds 'thesis.tex'; give an "

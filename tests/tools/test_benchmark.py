@@ -98,7 +98,8 @@ def tree(root):
 
 
 def without_results(files):
-    return {path: time for path, time in files.items() if path.name.split('.')[0] != 'results'}
+    names = ('results.', '.written.json')
+    return {path: time for path, time in files.items() if not path.name.startswith(names)}
 
 
 def run_forked(*args):
@@ -511,7 +512,8 @@ def test_refuses_to_continue_what_it_did_not_start(project, refused):
     log.write_text('{"loss": 1.0, "epoch": 1, "step": 4}\n')
     assert refused(*COMMAND) == (
         'error: work_dirs/small_vit: holds a run that this command did not start; finish it with '
-        'tools/train.py, or remove that directory'
+        'tools/train.py, set another model.teacher_checkpoint with --cfg-options, or remove that '
+        'directory'
     )
 
 
