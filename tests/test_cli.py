@@ -114,10 +114,12 @@ def test_distill_info_export_report(command, arguments, tmp_path, monkeypatch):
     assert code == 0 and str(student) in out
     assert command('export', work_dir / 'epoch_1.pth', student)[0] == 2
 
-    code, out, _ = command(
-        'predict', work_dir / 'student', Path(arguments[arguments.index('--data') + 1], '*/1?.png')
-    )
+    images = Path(arguments[arguments.index('--data') + 1], '*/1?.png')
+    code, out, _ = command('predict', work_dir / 'student', images)
     assert code == 0 and out.splitlines()[0].split() == ['path', 'class', 'probability']
+    assert command('predict', work_dir, images) == (0, out, '')
+    code, _, err = command('predict', work_dir / 'teacher', images)
+    assert code == 2 and 'teacher/epoch_1.pth' in err and 'of a run without a teacher; mu' in err
 
     code, out, _ = command('report', work_dir, '--samples', '4', '--out', tmp_path / 'report')
     assert code == 0 and out.splitlines()[-1] == f'{tmp_path / "report/report.html"}'
@@ -185,6 +187,8 @@ def test_mistakes(command, args, message):
             "--method 'mldrr': there is no configs/_base_/methods/mldrr.py; did you mean mldr",
         ),
         (['--epochs', '0'], '--epochs 0: must be'),
+        (['--print-config', '--baseline'], 'error: --baseline: must not be set with --print-conf'),
+        (['--print-config', '--export', 'best'], "--export 'best': must not be set with --print-"),
         (['--val-fraction', '2'], '--val-fraction 2'),
         (['--teacher-size', '0'], '--teacher-size 0: must be'),
         (['--teacher-checkpoint', 'lost.pth'], "--teacher-checkpoint 'lost.pth': there is no such"),
@@ -213,6 +217,7 @@ def test_options_are_named_as_the_command_does():
         "--teacher 'x/lr=1': no; use --no-teacher-pretrained or --teacher-checkpoint"
     )
     assert reword("data_root='d': no") == "--data 'd': no"
+    assert reword("data_root: 'd' has one class") == "--data: 'd' has one class"
     assert reword('with --resume (resume=True), seed=1') == 'with --resume, --seed 1'
     for unchanged in (
         "model.teacher_checkpoint='a'",

@@ -219,6 +219,8 @@ def parse_args(argv: list[str] | None = None) -> Namespace:
     only = 'run nothing; write the tables of WORK_DIR'
     add('--table-only', action='store_true', help=only)
     args = parser.parse_args(argv)
+    if args.table_only and (args.pairs or args.methods or args.cfg_options):
+        parser.error('--table-only runs nothing: leave out --pairs, --methods and --cfg-options')
     if not args.table_only and not (args.pairs and args.methods):
         parser.error('--pairs and --methods are needed, or --table-only')
     args.command = 'python tools/benchmark.py ' + shlex.join(sys.argv[1:] if argv is None else argv)

@@ -211,8 +211,8 @@ def distill(
         augmentation (str): ``'recipe'``: random crops and flips, and in the Transformer recipe also
             RandAugment, erasing, mixup and cutmix. ``'light'``: the whole image, shifted by up to
             an eighth, for handwriting and similar data. Default: ``'recipe'``.
-        val_fraction (float): Fraction of the images to hold out if the folder has no validation
-            images. Default: 0.1.
+        val_fraction (float | None): Fraction of the images to hold out. It must not be set if the
+            folder has validation images. None: 0.1.
         seed (int): Seed of the weights, the augmentation and the held-out images. Default: 0.
         workers (int | None): Number of processes that load images. None: one per core, at most 8.
         amp (bool | None): Whether to use mixed precision. None: if there is a GPU.

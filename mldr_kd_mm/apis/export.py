@@ -24,7 +24,7 @@ from mldr_kd_mm.apis.onnx_preprocessing import (
     largest_difference,
     with_preprocessing,
 )
-from mldr_kd_mm.apis.quantize import CALIBRATION_IMAGES, MAX_DROP, Quantized, Quantizer
+from mldr_kd_mm.apis.quantize import Quantized, Quantizer
 from mldr_kd_mm.apis.run_record import RunRecord
 from mldr_kd_mm.apis.student import RebuiltStudent, read_run_config, rebuild_student
 from mldr_kd_mm.apis.student_config import write_config, write_timm_folder
@@ -80,9 +80,9 @@ def export_student(
     backbone: bool = False,
     int8: bool = False,
     calibrate: str | None = None,
-    calibration_images: int = CALIBRATION_IMAGES,
+    calibration_images: int | None = None,
     validate: str | None = None,
-    max_drop: float = MAX_DROP,
+    max_drop: float | None = None,
     onnx_preprocessing: bool = False,
 ) -> Exported:
     """Write a run's student and its model card; an error leaves no file behind.
@@ -110,9 +110,9 @@ def export_student(
         int8: Whether to quantise an ``.onnx`` file, see
             :class:`~mldr_kd_mm.apis.quantize.Quantizer`, which takes the next four arguments.
         calibrate: Folder of images to calibrate with.
-        calibration_images: Number of images to take from it.
+        calibration_images: Number of images to take from it. None: 256.
         validate: Folder of images to measure the accuracy on. None: the run's validation set.
-        max_drop: Largest allowed loss of accuracy by INT8, in percentage points.
+        max_drop: Largest allowed loss of accuracy by INT8, in percentage points. None: 1.
         onnx_preprocessing: Whether to write an ONNX file that prepares the images itself: from
             ``images``, uint8 RGB (N, height, width, 3) of any size, to ``probabilities`` (N, C).
 
@@ -130,7 +130,14 @@ def export_student(
     """
     is_folder = _is_folder(out)
     adds_graph = onnx or torch_export or onnx_preprocessing
-    _check_options(out, backbone, int8, adds_graph, calibrate, validate)
+    of_int8 = dict(
+        calibrate=calibrate,
+        calibration_images=calibration_images,
+        validate=validate,
+        max_drop=max_drop,
+    )
+    of_int8 = {name: value for name, value in of_int8.items() if value is not None}
+    _check_options(out, backbone, int8, adds_graph, of_int8)
     wanted = {'.pt2': torch_export, '.onnx': onnx or onnx_preprocessing}
     suffix = None if is_folder else Path(out).suffix
     graphs = [name for name in _GRAPHS if wanted[name] or name == suffix]
@@ -163,8 +170,7 @@ def export_student(
         check_preprocessing(description)
     quantize = quantized = None
     if int8:
-        images = (calibrate, calibration_images, validate)
-        quantize = Quantizer(run, record.classes, student, *images, max_drop)
+        quantize = Quantizer(run, record.classes, student, **of_int8)
     paths = _paths(Path(out), is_folder, graphs, student)
     if backbone:
         weights, metadata = backbone_weights(student, weights), {}
@@ -227,8 +233,7 @@ def _check_options(
     backbone: bool,
     int8: bool,
     adds_graph: bool,
-    calibrate: str | None,
-    validate: str | None,
+    of_int8: Mapping[str, Any],
 ) -> None:
     """Refuse options that do not fit the output or each other."""
     suffix = '' if out.endswith('/') else Path(out).suffix
@@ -243,8 +248,8 @@ def _check_options(
             'int8=True: must be without onnx, torch_export and onnx_preprocessing; export those '
             'separately'
         )
-    for name, value in dict(calibrate=calibrate, validate=validate).items():
-        if value is not None and not int8:
+    for name, value in of_int8.items():
+        if not int8:
             raise ConfigError(f'{name}={value!r}: must not be set without int8=True')
 
 

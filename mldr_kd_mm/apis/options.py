@@ -73,7 +73,7 @@ class Options:
     teacher_lr: float | None = None
     clip_grad: float | None = None
     augmentation: str = 'recipe'
-    val_fraction: float = 0.1
+    val_fraction: float | None = None
     seed: int = 0
     workers: int | None = None
     amp: bool | None = None

@@ -19,6 +19,7 @@ from mldr_kd_mm.apis.description import StudentDescription
 from mldr_kd_mm.apis.run_record import RunRecord, mapping
 from mldr_kd_mm.apis.student import build_student, read_run_config, rebuild_student
 from mldr_kd_mm.apis.student_images import StudentImages, find_images
+from mldr_kd_mm.evaluation.logged_run import find_checkpoints
 from mldr_kd_mm.utils.atomic_files import atomic_write
 from mldr_kd_mm.utils.checkpoint import (
     find_weights,
@@ -34,6 +35,7 @@ from mldr_kd_mm.utils.errors import (
     named,
 )
 from mldr_kd_mm.utils.progress import track
+from mldr_kd_mm.utils.run_identity import Origin
 from mldr_kd_mm.utils.stored_config import check_types, default_scope
 from mldr_kd_mm.utils.workers import available_cores
 
@@ -94,8 +96,9 @@ def predict(
     Loading a student never executes code from its files and downloads nothing.
 
     Args:
-        student: Path of an exported folder, ``.pth``, ``.safetensors`` or ``.onnx`` file, or of a
-            checkpoint of a distillation run.
+        student: Path of an exported folder, ``.pth``, ``.safetensors`` or ``.onnx`` file, of a
+            checkpoint of a distillation run, or of its work directory, whose newest checkpoint is
+            read.
         images: Files, folders, which are searched recursively, or patterns such as
             ``'photos/**/*.jpg'``.
         top_k: Number of classes to return for each image, at most all.
@@ -129,7 +132,9 @@ def predict(
     return results
 
 
-def write_predictions(path: str | Path, predictions: Sequence[Prediction]) -> None:
+def write_predictions(
+    path: str | Path, predictions: Sequence[Prediction], overwrite: bool = False
+) -> None:
     """Write the predictions for the images that could be read.
 
     Args:
@@ -137,37 +142,50 @@ def write_predictions(path: str | Path, predictions: Sequence[Prediction]) -> No
             ``class_2``, ``probability_2``, ...; or of a ``.json`` file with a list of
             ``{"path": ..., "classes": [{"class": ..., "probability": ...}, ...]}``.
         predictions: The predictions.
+        overwrite: Whether to replace an existing file.
 
     Raises:
-        ConfigError: The path has another suffix.
+        ConfigError: See :func:`check_table`.
         OSError: The file cannot be written.
     """
-    check_table(path)
+    check_table(path, overwrite)
     rows = [result for result in predictions if not result.error]
     with atomic_write(path) as file:
         # The name of a file may have bytes that are not UTF-8.
         text = io.TextIOWrapper(file, 'utf-8', 'surrogateescape', newline='')
         if Path(path).suffix == '.json':
             json.dump([_to_dict(row) for row in rows], text, indent=1)
+            text.write('\n')
         else:
             csv.writer(text).writerows(to_table(rows))
         text.flush()
         text.detach()
 
 
-def check_table(path: str | Path) -> None:
+def check_table(path: str | Path, overwrite: bool = False) -> None:
     """Check that predictions can be written to a file.
 
     Args:
         path: Path of the file.
+        overwrite: Whether to replace an existing file.
 
     Raises:
-        ConfigError: It cannot be written there, or has the suffix of another format.
+        ConfigError: It cannot be written there, has the suffix of another format, or exists and
+            must not be replaced.
     """
+    label, folder = f'out={str(path)!r}', Path(path).parent
     if Path(path).suffix not in TABLES:
-        raise ConfigError(f'out={str(path)!r}: must end with {" or ".join(TABLES)}')
-    if not Path(path).parent.is_dir():
-        raise MissingFileError(f'out={str(path)!r}: there is no such folder; create it first')
+        raise ConfigError(f'{label}: must end with {" or ".join(TABLES)}')
+    if not folder.is_dir():
+        raise MissingFileError(f'{label}: there is no such folder; create it first')
+    if Path(path).is_dir():
+        raise ConfigError(f'{label}: is a folder; must be a file')
+    if os.path.lexists(path) and not overwrite:
+        raise ConfigError(
+            f'{label}: exists already; name another file, or replace it with overwrite=True'
+        )
+    if not os.access(folder, os.W_OK):
+        raise ConfigError(f'{label}: the folder cannot be written; name a file in another one')
 
 
 def to_table(predictions: Sequence[Prediction]) -> Iterator[list[Any]]:
@@ -236,7 +254,7 @@ def _load(path: str, device: str | None) -> _Network:
     if path.endswith('.onnx'):
         return _load_graph(path, device)
     description, classifier = load_student(path)
-    place = _usable(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+    place = usable_device(device)
     classifier.to(place)
 
     @torch.inference_mode()
@@ -250,7 +268,8 @@ def load_student(path: str) -> tuple[StudentDescription, nn.Module]:
     """Build a student and load its weights.
 
     Args:
-        path: Path of a checkpoint of a run, or of an exported folder or file of weights.
+        path: Path of a run's work directory, whose newest checkpoint is read; of a checkpoint of a
+            run; or of an exported folder or file of weights.
 
     Returns:
         Its description, and the classifier in evaluation mode.
@@ -259,8 +278,22 @@ def load_student(path: str) -> tuple[StudentDescription, nn.Module]:
         MissingFileError: There is no such file.
         ConfigError: It is not of a student, or the student cannot be built.
     """
+    if os.path.isdir(path) and not local_file(path).is_file():
+        path = _newest_checkpoint(path)
     content = load_checkpoint(path, 'student')
     return _of_run(content, path) or _of_export(content, path)
+
+
+def _newest_checkpoint(folder: str) -> str:
+    """Return the newest checkpoint in the work directory of a run."""
+    checkpoints = (file for file in find_checkpoints(Path(folder)) if Origin.read(file))
+    found = next(checkpoints, None)
+    if found is None:
+        raise ConfigError(
+            f'student={folder!r}: must be a file, an exported folder, or the work directory of a '
+            'run'
+        )
+    return str(found)
 
 
 def _of_run(content: dict[str, Any], path: str) -> tuple[StudentDescription, nn.Module] | None:
@@ -276,11 +309,15 @@ def _of_run(content: dict[str, Any], path: str) -> tuple[StudentDescription, nn.
 def _of_export(content: dict[str, Any], path: str) -> tuple[StudentDescription, nn.Module]:
     """Return the student of an exported file of weights."""
     file = local_file(path)
-    metadata = mapping(content, 'meta').get('student')
+    metadata, label = mapping(content, 'meta').get('student'), f'student={path!r}'
+    if metadata is None and 'cfg' in mapping(content, 'meta'):
+        raise ConfigError(
+            f'{label}: is a checkpoint of a run without a teacher; must be of a distillation run, '
+            'or a student that was exported from one'
+        )
     if file.suffix == '.safetensors':
         with safe_open(file, 'pt') as opened:
             metadata = opened.metadata()
-    label = f'student={path!r}'
     description = StudentDescription.from_metadata(metadata, label)
     scope = default_scope(dict(default_scope=description.default_scope))
     weights = find_weights(content, label).tensors
@@ -320,8 +357,16 @@ def _load_graph(path: str, device: str | None) -> _Network:
     return _Network(description, run, size if isinstance(size, int) else None)
 
 
-def _usable(device: str) -> torch.device:
-    """Return a device that works."""
+def usable_device(device: str | None) -> torch.device:
+    """Return a device that works.
+
+    Args:
+        device: Its name. None: a GPU if there is one.
+
+    Raises:
+        ConfigError: There is no such device.
+    """
+    device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
     with named(f'device={device!r}'):
         place = torch.device(device)
         torch.zeros(1, device=place)

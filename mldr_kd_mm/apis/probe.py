@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -14,16 +12,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from mldr_kd_mm.apis.description import StudentDescription
-from mldr_kd_mm.apis.predict import load_student
+from mldr_kd_mm.apis.predict import load_student, usable_device
 from mldr_kd_mm.apis.student_images import steps_for_files
+from mldr_kd_mm.apis.training_images import held_out_options
 from mldr_kd_mm.datasets import ImageFolder
 from mldr_kd_mm.evaluation.knn import NEIGHBOURS, KNNClassifier, embed_all, embedder
 from mldr_kd_mm.evaluation.linear_probe import LinearProbe
-from mldr_kd_mm.evaluation.logged_run import find_checkpoints
-from mldr_kd_mm.utils.checkpoint import local_file
 from mldr_kd_mm.utils.errors import ConfigError, check_count, check_positive
 from mldr_kd_mm.utils.progress import track
-from mldr_kd_mm.utils.run_identity import Origin
 from mldr_kd_mm.utils.stored_config import check_types, default_scope, registered_names_only
 from mldr_kd_mm.utils.workers import default_workers
 
@@ -47,10 +43,11 @@ class Probed(NamedTuple):
 def probe(
     student: str,
     data: str,
-    val_fraction: float = 0.1,
-    seed: int = 0,
+    val_fraction: float | None = None,
+    seed: int | None = None,
     batch_size: int = 128,
     workers: int | None = None,
+    device: str | None = None,
 ) -> Probed:
     """Classify a folder of images by the features of a student.
 
@@ -63,40 +60,49 @@ def probe(
             of an exported folder, ``.pth`` or ``.safetensors`` file.
         data: Folder of images with one folder per class, see :func:`mldr_kd_mm.distill`.
         val_fraction: Fraction of the images to hold out if the folder has no validation images.
-        seed: Seed of the choice of the held-out images.
+            None: 0.1.
+        seed: Seed of the choice of the held-out images. None: 0.
         batch_size: Images per batch.
         workers: Number of processes that load images. None: one per core, at most 8.
+        device: Device of the network, such as ``'cuda'``. None: a GPU if there is one.
 
     Returns:
         The accuracies.
 
     Raises:
-        ConfigError: If the student cannot be built, or the folder does not have images of at least
-            two classes.
+        ConfigError: If an argument is invalid, the student cannot be built, or the folder does not
+            have images of at least two classes.
     """
     check_positive(batch_size=batch_size)
     workers = default_workers() if workers is None else workers
     check_count(workers=workers)
+    place = usable_device(device)
     model, description = open_student(student)
     scope = default_scope(dict(default_scope=description.default_scope))
     with DefaultScope.overwrite_default_scope(scope), registered_names_only():
         pipeline = check_types(steps_for_files(description), 'pipeline')
-        folder = dict(data_root=data, val_fraction=val_fraction, seed=seed, pipeline=pipeline)
-        images = [ImageFolder(split=split, **folder) for split in ('train', 'val')]
+        choice = held_out_options(data, val_fraction=val_fraction, seed=seed)
+        images = [
+            ImageFolder(data_root=data, split=split, pipeline=pipeline, **choice)
+            for split in ('train', 'val')
+        ]
     loaders = [
         DataLoader(part, batch_size, num_workers=workers, collate_fn=pseudo_collate)
         for part in images
     ]
-    knn, linear = measure(model, loaders)
+    knn, linear = measure(model, loaders, place)
     return Probed(knn, linear, *map(len, images))
 
 
-def measure(model: nn.Module, loaders: Sequence[DataLoader]) -> tuple[float, float]:
+def measure(
+    model: nn.Module, loaders: Sequence[DataLoader], device: torch.device
+) -> tuple[float, float]:
     """Classify images by the features of a model.
 
     Args:
-        model: The classifier; it is moved to the GPU, if there is one.
+        model: The classifier; it is moved to the device.
         loaders: Loaders of the training and of the validation images.
+        device: The device.
 
     Returns:
         The kNN and the linear-probe accuracy, in percent.
@@ -104,7 +110,7 @@ def measure(model: nn.Module, loaders: Sequence[DataLoader]) -> tuple[float, flo
     Raises:
         ConfigError: If a feature is not finite.
     """
-    model = model.to('cuda' if torch.cuda.is_available() else 'cpu').eval()
+    model = model.to(device).eval()
     (train, labels), (val, truth) = (
         embed_all(track(loader, name), model.data_preprocessor, embedder(model))
         for loader, name in zip(loaders, ('training images', 'validation images'), strict=True)
@@ -132,15 +138,11 @@ def open_student(path: str) -> tuple[nn.Module, StudentDescription]:
     Raises:
         ConfigError: If there is no student, or it cannot be built.
     """
-    if os.path.isdir(path) and not local_file(path).is_file():
-        checkpoints = (file for file in find_checkpoints(Path(path)) if Origin.read(file))
-        found = next(checkpoints, None)
-        if found is None:
-            raise ConfigError(
-                f'student={path!r}: must be a file, an exported folder, or the work directory of a '
-                'run'
-            )
-        path = str(found)
+    if path.endswith(('.onnx', '.pt2')):
+        raise ConfigError(
+            f'student={path!r}: must not be a graph, whose features cannot be read; give the '
+            'checkpoint, or an exported folder, .pth or .safetensors'
+        )
     description, model = load_student(path)
     # Files are read as BGR; the run may have read arrays of RGB.
     model.data_preprocessor.to_rgb = description.channel_order != 'BGR'

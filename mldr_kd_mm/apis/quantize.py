@@ -140,7 +140,7 @@ class Quantizer:
         run: Mapping[str, Any],
         classes: Sequence[str],
         student: RebuiltStudent,
-        calibrate: str | None,
+        calibrate: str | None = None,
         calibration_images: int = CALIBRATION_IMAGES,
         validate: str | None = None,
         max_drop: float = MAX_DROP,

@@ -17,6 +17,7 @@ from mldr_kd_mm.apis.configs import compose, config_path, student_alone
 from mldr_kd_mm.apis.models import NamedModel, find_model, recipe_of, with_pretrained_weights
 from mldr_kd_mm.apis.options import VISUALIZERS, Options
 from mldr_kd_mm.apis.training_images import TrainingImages, unlabeled_fields
+from mldr_kd_mm.datasets import ImageFolder
 from mldr_kd_mm.engine.arguments import set_gradient_clipping, set_learning_rate
 from mldr_kd_mm.models.data_preprocessor import own_statistics
 from mldr_kd_mm.utils.errors import ConfigError
@@ -275,7 +276,7 @@ def _data_fields(
         nothing = {f'{group}_{part}': None for group in ('val', 'test') for part in parts}
         # An exported student reads its preprocessing from here.
         return fields | nothing | dict(test_pipeline=test_pipeline)
-    folder = _labeled_folder(options, 'val', test_pipeline)
+    folder = _labeled_folder(images.val, options, 'val', test_pipeline)
     val_dataloader = dict(base['val_dataloader'], **loading, dataset=folder)
     evaluator = dict(type='Accuracy', topk=(1, 5) if images.num_classes > 5 else (1,))
     return fields | dict(
@@ -288,7 +289,8 @@ def _data_fields(
 
 def _training_set(options: Options, images: TrainingImages, pipeline: list[dict]) -> dict[str, Any]:
     """Return the config of the training set: labelled images, unlabelled ones or both."""
-    labeled = _labeled_folder(options, 'train', pipeline)
+    if images.labeled is not None:
+        labeled = _labeled_folder(images.labeled, options, 'train', pipeline)
     if images.unlabeled is None:
         return labeled
     unlabeled = dict(
@@ -301,12 +303,15 @@ def _training_set(options: Options, images: TrainingImages, pipeline: list[dict]
     return unlabeled
 
 
-def _labeled_folder(options: Options, split: str, pipeline: list[dict]) -> dict[str, Any]:
+def _labeled_folder(
+    folder: ImageFolder, options: Options, split: str, pipeline: list[dict]
+) -> dict[str, Any]:
+    """Return the config of a part of the labelled images."""
+    held_out = dict(val_fraction=folder.val_fraction, seed=folder.seed)
     return dict(
         type='mldr_kd_mm.ImageFolder',
         data_root=str(options.data),
-        val_fraction=options.val_fraction,
-        seed=options.seed,
+        **({} if folder.val_folder else held_out),
         split=split,
         pipeline=pipeline,
     )

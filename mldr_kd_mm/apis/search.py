@@ -42,7 +42,13 @@ from mldr_kd_mm.engine.parts import part
 from mldr_kd_mm.engine.processes import Ended, RunFailed, RunQueue, places, train_all
 from mldr_kd_mm.evaluation.logged_run import ACCURACY
 from mldr_kd_mm.registry import DATASETS
-from mldr_kd_mm.utils.errors import ConfigError, check_choice, check_file, check_positive
+from mldr_kd_mm.utils.errors import (
+    ConfigError,
+    check_choice,
+    check_file,
+    check_positive,
+    is_number,
+)
 from mldr_kd_mm.utils.logging import plural
 from mldr_kd_mm.utils.outputs import show_markdown, write_output
 
@@ -96,7 +102,9 @@ def search(
         ConfigError: If an argument is wrong, the study holds trials with other settings, or the
             folder is that of another study.
     """
-    check_positive(trials=trials)
+    check_positive(trials=trials, **({} if jobs is None else dict(jobs=jobs)))
+    if not is_number(seeds, int) or seeds < 0:
+        raise ConfigError(f'seeds={seeds!r}: must be a non-negative integer')
     check_choice(studies.SAMPLERS, sampler=sampler)
     check_choice(studies.PRUNERS, pruner=pruner)
     console = Console(highlight=False, soft_wrap=True, markup=False)

@@ -101,9 +101,8 @@ def _read_labeled(options: Options) -> tuple[ImageFolder | None, ImageFolder | N
     """Return the training and the validation images of ``data``."""
     if options.data is None:
         return None, None
-    settings = dict(
-        data_root=str(options.data), val_fraction=options.val_fraction, seed=options.seed
-    )
+    choice = held_out_options(options.data, val_fraction=options.val_fraction)
+    settings = dict(data_root=str(options.data), seed=options.seed, **choice)
     root = Path(options.data).expanduser()
     has_training = options.unlabeled is None or find_split_folders(root).train is not None
     train = ImageFolder(split='train', **settings) if has_training else None
@@ -114,6 +113,27 @@ def _read_labeled(options: Options) -> tuple[ImageFolder | None, ImageFolder | N
         f'images, {len(val)} validation images {source}'
     )
     return train, val
+
+
+def held_out_options(data: str | Path, **options: float | None) -> dict[str, float]:
+    """Return those options that choose the held-out images of a folder and are not None.
+
+    Args:
+        data: The folder.
+        **options: Arguments of :class:`~mldr_kd_mm.datasets.ImageFolder`.
+
+    Raises:
+        ConfigError: There are some, and the folder has validation images of its own.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    folder = find_split_folders(Path(data).expanduser()).val
+    if given and folder is not None:
+        name, value = next(iter(given.items()))
+        raise ConfigError(
+            f'{name}={value!r}: must not be set, as no images of the folder are held out: it has '
+            f'{folder.name}/'
+        )
+    return given
 
 
 def _read_unlabeled(options: Options) -> UnlabeledFolder | None:

@@ -90,5 +90,6 @@ def _name_options(parser: ArgumentParser, message: str) -> str:
         if '_' in name:
             message = re.sub(rf"(?<![\w.'/=-]){name}(?![\w.'/])", option, message)
     if 'data' in options:
-        message = re.sub(r'(?<![\w./])data_root(=|(?=:))', '--data ', message)
+        message = re.sub(r'(?<![\w./])data_root=', '--data ', message)
+        message = re.sub(r'(?<![\w./])data_root(?=:)', '--data', message)
     return re.sub(r'(--[\w-]+) \(\1\)', r'\1', message)

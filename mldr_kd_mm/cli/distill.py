@@ -6,6 +6,8 @@ import shlex
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace
 from pathlib import Path
 
+from mldr_kd_mm.utils.errors import ConfigError
+
 HELP = 'train a student on a folder of images'
 DESCRIPTION = """Train a student on a folder of images with the help of a teacher.
 
@@ -156,7 +158,6 @@ def add_arguments(parser: ArgumentParser) -> None:
     add(
         '--val-fraction',
         type=float,
-        default=0.1,
         help='fraction to hold out if the folder has no val/ or test/; default: 0.1',
     )
     add('--seed', type=int, default=0, help='random seed; default: 0')
@@ -228,6 +229,9 @@ def run(args: Namespace) -> None:
     names = ('baseline', 'export', 'resume', 'overwrite', 'verbose')
     run_options = {name: options.pop(name) for name in names}
     if options.pop('print_config'):
+        for name in ('baseline', 'export', 'resume', 'overwrite'):
+            if (value := run_options[name]) not in (False, 'last'):
+                raise ConfigError(f'{name}={value!r}: must not be set with --print-config')
         with log_warnings_only():
             print(distill_config(**options).pretty_text)
         return

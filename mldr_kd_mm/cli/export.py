@@ -46,7 +46,6 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         '--calibration-images',
         type=int,
-        default=256,
         metavar='N',
         help='number of calibration images; default: 256',
     )
@@ -59,7 +58,6 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         '--max-drop',
         type=float,
-        default=1.0,
         metavar='POINTS',
         help='largest allowed loss of accuracy by --int8, in percentage points; default: 1',
     )

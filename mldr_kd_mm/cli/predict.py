@@ -6,6 +6,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 
 from mldr_kd_mm.cli.arguments import add_imports
+from mldr_kd_mm.utils.errors import ConfigError
 
 HELP = 'predict the classes of images'
 DESCRIPTION = """Predict the classes of images with a student.
@@ -14,22 +15,26 @@ DESCRIPTION = """Predict the classes of images with a student.
     mldr-kd predict run/student photo.jpg 'more/**/*.png' --top-k 3
     mldr-kd predict student.onnx my/photos --out predictions.csv
 
-STUDENT is an exported folder or file (.pth, .safetensors, .onnx), or a checkpoint of a run. Images
-are prepared as in the run's validation. Unreadable files are listed on stderr, and the exit code is
-then 1.
+STUDENT is an exported folder or file (.pth, .safetensors, .onnx), a checkpoint of a run, or its
+work directory, whose newest checkpoint is read. Images are prepared as in the run's validation.
+Unreadable files are listed on stderr, and the exit code is then 1.
 """
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Add the arguments of ``mldr-kd predict``."""
     parser.add_argument(
-        'student', help='exported folder, .pth, .safetensors or .onnx, or a checkpoint of a run'
+        'student',
+        help='exported folder, .pth, .safetensors or .onnx; checkpoint or work directory of a run',
     )
     parser.add_argument(
         'images', nargs='+', help='files, folders (searched recursively) or quoted patterns'
     )
     parser.add_argument(
         '--out', metavar='FILE', help='write a .csv or .json file; default: print a table'
+    )
+    parser.add_argument(
+        '--overwrite', action='store_true', help='replace the file of --out if it exists'
     )
     parser.add_argument(
         '--top-k', type=int, default=1, metavar='N', help='classes per image; default: 1'
@@ -47,13 +52,15 @@ def run(args: Namespace) -> None:
     from mldr_kd_mm.utils.logging import log_warnings_only, plural
 
     if args.out:
-        check_table(args.out)
+        check_table(args.out, args.overwrite)
+    elif args.overwrite:
+        raise ConfigError('overwrite=True: must not be set without out')
     with log_warnings_only():
         results = predict(args.student, args.images, args.top_k, args.batch_size, args.device)
     failed = [result for result in results if result.error]
     read = [result for result in results if not result.error]
     if args.out and read:
-        write_predictions(args.out, read)
+        write_predictions(args.out, read, args.overwrite)
         print(f'{args.out}: {plural(len(read), "image")}')
     elif read:
         _print_table(list(to_table(read)))

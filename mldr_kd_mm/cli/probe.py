@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from argparse import ArgumentParser, Namespace
 
 from mldr_kd_mm.cli.arguments import add_imports
@@ -15,7 +16,7 @@ DESCRIPTION = """Measure the kNN and the linear-probe accuracy of a student's fe
 
 It takes students with and without a head (mldr-kd distill --method embed). The features of the
 validation images are classified by their nearest training images, and by a logistic regression on
-the training images. The last line is JSON.
+the training images. If the output is not a terminal, it is one line of JSON.
 """
 
 
@@ -27,10 +28,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     add(
         '--val-fraction',
         type=float,
-        default=0.1,
         help='fraction to hold out if the folder has no val/ or test/; default: 0.1',
     )
-    add('--seed', type=int, default=0, help='seed of the held-out images; default: 0')
+    add('--seed', type=int, help='seed of the held-out images; default: 0')
     add('--batch-size', type=int, default=128, metavar='N', help='images per batch; default: 128')
     add(
         '--workers',
@@ -38,17 +38,23 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar='N',
         help='data-loading processes; default: one per core, up to 8',
     )
+    add('--device', help='such as cpu or cuda; default: a GPU if there is one')
+    add('--json', action='store_true', help='print JSON on a terminal, too')
     add_imports(parser)
 
 
 def run(args: Namespace) -> None:
     """Run ``mldr-kd probe``."""
     from mldr_kd_mm.apis.probe import probe
-    from mldr_kd_mm.utils.logging import log_warnings_only
+    from mldr_kd_mm.utils.logging import log_warnings_only, percent
 
+    options = vars(args)
+    as_json = options.pop('json') or not sys.stdout.isatty()
     with log_warnings_only():
-        probed = probe(**vars(args))
+        probed = probe(**options)
+    if as_json:
+        print(json.dumps(probed._asdict()))
+        return
     print(f'images:       {probed.train_images} for training, {probed.val_images} for validation')
-    print(f'kNN:          {probed.knn:.2f} %')
-    print(f'linear probe: {probed.linear:.2f} %')
-    print(json.dumps(probed._asdict()))
+    print(f'kNN:          {percent(probed.knn)}')
+    print(f'linear probe: {percent(probed.linear)}')

@@ -27,6 +27,15 @@ def plural(count: int | str, noun: str) -> str:
     return f'{count} {noun}' if str(count) == '1' else f'{count} {noun}s'
 
 
+def percent(accuracy: float) -> str:
+    """Return an accuracy as the console shows it, such as ``61.3 %``.
+
+    Args:
+        accuracy: The accuracy, in percent.
+    """
+    return f'{accuracy:.1f} %'
+
+
 @contextmanager
 def log_warnings_only() -> Iterator[None]:
     """Silence mmengine's current logger below the level of warnings."""

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import numpy
@@ -223,7 +224,8 @@ class TestMistakes:
             ('hf-hub:a/b', "student='hf-hub:a/b': must be a file or a folder; download it first"),
             ('https://a.b/c.onnx', 'must be a file or a folder; download it first'),
             ('a.pt2', "student='a.pt2': must be a folder, .pth, .safetensors or .onnx; export one"),
-            ('photos', "student='photos': is a folder; it holds no checkpoint"),
+            ('photos', "student='photos': must be a file, an exported folder, or the work direct"),
+            ('teacher.pth', "student='teacher.pth': is a checkpoint of a run without a teacher; m"),
             ('old.pth', "student='old.pth': does not describe its images and classes; export it"),
             ('old.safetensors', 'does not describe its images and classes; export it again: mldr'),
             ('bad.onnx', "student='bad.onnx': "),
@@ -243,6 +245,7 @@ class TestMistakes:
         described = content['meta'].pop('student')
         torch.save(content, 'old.pth')
         save_file(content['state_dict'], 'old.safetensors')
+        torch.save(dict(content, meta=dict(cfg='epochs = 1', epoch=1)), 'teacher.pth')
         content['meta']['student'] = described | dict(output='"feature"')
         torch.save(content, 'headless.pth')
         content['meta']['student'] = described | dict(model='{"type": "os.system"}')
@@ -354,10 +357,36 @@ class TestCommand:
         assert code == 2 and not out and err.startswith(f'error: {message}')
         assert err.count('\n') == 1 and not list(tmp_path.iterdir())
 
+    def test_an_existing_file_is_not_replaced(self, command, run, photos, tmp_path, monkeypatch):
+        """It is refused before the first image is read."""
+        monkeypatch.setattr(sys.modules['mldr_kd_mm.apis.predict'], 'predict', None)
+        (tmp_path / 'folder.csv').mkdir()
+        (tmp_path / 'config.json').write_text('{}')
+        (tmp_path / 'link.csv').symlink_to('nowhere')
+        for name, message in (
+            ('folder.csv', 'is a folder; must be a file'),
+            ('config.json', 'exists already; name another file, or replace it with --overwrite'),
+            ('link.csv', 'exists already; name another file, or replace it with --overwrite'),
+        ):
+            code, out, err = command(run[0] / 'folder', photos, '--out', tmp_path / name)
+            assert (code, out) == (2, '')
+            assert err == f"error: --out '{tmp_path}/{name}': {message}\n"
+        assert (tmp_path / 'config.json').read_text() == '{}'
+        code, _, err = command(run[0] / 'folder', photos, '--overwrite')
+        assert code == 2 and err == 'error: --overwrite: must not be set without --out\n'
+
+    def test_overwrite(self, command, run, photos, tmp_path):
+        (tmp_path / 'a.json').write_text('old')
+        image = photos / 'palette.png'
+        code, *_ = command(run[0] / 'folder', image, '--out', tmp_path / 'a.json', '--overwrite')
+        text = (tmp_path / 'a.json').read_text()
+        assert code == 0 and len(json.loads(text)) == 1 and text.endswith(']\n')
+
     def test_nothing_is_written_if_no_image_can_be_read(self, command, run, tmp_path):
         (tmp_path / 'a.jpg').touch()
         (tmp_path / 'out.csv').write_text('kept')
-        code, out, _ = command(run[0] / 'folder', tmp_path, '--out', tmp_path / 'out.csv')
+        options = ('--out', tmp_path / 'out.csv', '--overwrite')
+        code, out, _ = command(run[0] / 'folder', tmp_path, *options)
         assert code == 1 and not out
         assert (tmp_path / 'out.csv').read_text() == 'kept'
 

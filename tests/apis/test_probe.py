@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from helpers import image_folder
 from torch.testing import assert_close
 
 from mldr_kd_mm import ConfigError, distill, distill_config
-from mldr_kd_mm.apis.probe import open_student, probe
+from mldr_kd_mm.apis.probe import Probed, open_student, probe
 from mldr_kd_mm.cli import main
 from mldr_kd_mm.engine.knn_loop import bank_config
 from mldr_kd_mm.evaluation.linear_probe import LinearProbe
@@ -117,19 +118,45 @@ class TestProbe:
         # The vote is that of the validation after the last epoch.
         assert probed.knn == pytest.approx(result.accuracy, abs=1e-3)
         assert probed.linear > 60 and probed[2:] == (36, 18)
-        main(['probe', result.checkpoint, '--data', folder, '--workers', '0'])
-        printed = capsys.readouterr().out.splitlines()
-        assert json.loads(printed[-1]) == pytest.approx(probed._asdict())
+        main(['probe', result.checkpoint, '--data', folder, '--workers', '0', '--device', 'cpu'])
+        assert json.loads(capsys.readouterr().out) == pytest.approx(probed._asdict())
         for exported in (result.folder, result.student):
             assert probe(exported, folder, workers=0) == pytest.approx(probed, abs=1e-3)
+
+    def test_a_terminal_gets_lines(self, monkeypatch, capsys):
+        probed = Probed(61.333335876464844, 70.0, 36, 18)
+        module = sys.modules['mldr_kd_mm.apis.probe']
+        monkeypatch.setattr(module, 'probe', lambda **options: probed)
+        monkeypatch.setattr(sys.stdout, 'isatty', lambda: True)
+        main(['probe', 'run', '--data', 'folder'])
+        assert capsys.readouterr().out == (
+            'images:       36 for training, 18 for validation\n'
+            'kNN:          61.3 %\n'
+            'linear probe: 70.0 %\n'
+        )
+        main(['probe', 'run', '--data', 'folder', '--json'])
+        assert json.loads(capsys.readouterr().out) == probed._asdict()
+
+    @pytest.mark.parametrize('option', [dict(val_fraction=0.2), dict(seed=0)])
+    def test_options_that_would_be_ignored(self, option, result, folder):
+        (name,) = option
+        with pytest.raises(
+            ConfigError, match=f'^{name}=.*: must not be set, as no .*: it has val/'
+        ):
+            probe(result.work_dir, folder, **option)
+        with pytest.raises(ConfigError, match=r'^val_fraction=0\.2: must not be set, as no images'):
+            distill_config('test_vit', 'test_resnet', folder, val_fraction=0.2)
 
     def test_wrong_students(self, tmp_path, folder, teacher):
         for student, message in (
             (tmp_path, 'must be a file, an exported folder, or the work directory of a run'),
             (teacher, 'does not describe its images and classes; export it again'),
+            ('a/student.onnx', 'must not be a graph, whose features cannot be read; give the ch'),
         ):
             with pytest.raises(ConfigError, match=f'^student={str(student)!r}: {message}'):
                 probe(str(student), folder)
+        with pytest.raises(ConfigError, match="^device='tpv': "):
+            probe(teacher, folder, device='tpv')
 
     def test_folder_of_one_class(self, result, tmp_path):
         data = image_folder(tmp_path / 'one', {'train': 3, 'val': 2}, classes='a')

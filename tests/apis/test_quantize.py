@@ -220,6 +220,9 @@ class TestInt8:
                 dict(int8=False, calibrate='images'),
                 '^calibrate=.* must not be set without int8',
             ),
+            (dict(int8=False, max_drop=1.0), r'^max_drop=1\.0: must not be set without int8=True$'),
+            (dict(int8=False, calibration_images=256), '^calibration_images=256: must not be set'),
+            (dict(int8=False, validate='images'), '^validate=.*: must not be set without int8'),
             (dict(int8=False, backbone=True), r'^out=.* \.pth or \.safetensors for backbone'),
         ],
     )

@@ -458,6 +458,8 @@ def test_methods_of_a_study_are_comparable(project, monkeypatch):
         (dict(held_out=1.0), 'held_out=1.0: must be between 0 and 1'),
         (dict(methods=['kdd']), "method='kdd': there is no configs/_base_/methods/kdd.py; did you"),
         (dict(trials=0), 'trials=0: must be a positive integer'),
+        (dict(jobs=0), 'jobs=0: must be a positive integer'),
+        (dict(seeds=-1), 'seeds=-1: must be a non-negative integer'),
         (
             dict(cfg_options={'model.teacher_checkpoint': 'no.pth'}),
             "model.teacher_checkpoint='no.pth': there is no such file; train the teacher first",
