@@ -13,8 +13,9 @@ import timm
 from helpers import image_folder
 
 from mldr_kd_mm import cli
-from mldr_kd_mm.apis.distill import EXPORTS
+from mldr_kd_mm.apis.distill import EXPORTS, Distilled
 from mldr_kd_mm.apis.options import AUGMENTATIONS, VISUALIZERS
+from mldr_kd_mm.evaluation.logged_run import ACCURACY, curve, read_records
 from mldr_kd_mm.utils.errors import one_line_for
 
 ROOT = Path(__file__).parents[1]
@@ -95,14 +96,17 @@ def test_distill_info_export_report(command, arguments, tmp_path, monkeypatch):
     timm.create_model('test_resnet', num_classes=3, checkpoint_path=results['exported'])
     alone = (work_dir / 'baseline').glob('2*/vis_data/scalars.json')
     last = json.loads(next(alone).read_text().splitlines()[-1])
-    assert results['baseline'].startswith(f'{last["accuracy/top1"]:.2f} %')
+    assert results['baseline'].startswith(f'{last["accuracy/top1"]:.1f} %')
+    accuracy = list(curve(read_records(work_dir), ACCURACY).values())[-1]
+    assert results['student'].startswith(f'{accuracy:.1f} %')
 
     code, out, _ = command('info', results['checkpoint'])
     assert code == 0
     facts = dict(line.split(None, 1) for line in out.splitlines())
-    assert f"student's accuracy/top1  {results['student'][:5]} after epoch 1" in out
+    assert f"student's accuracy/top1  {accuracy:.2f} after epoch 1" in out
     card = Path(results['folder'], 'README.md').read_text()
-    assert f'accuracy/top1: last {results["student"][:5]}' in card
+    assert f'accuracy/top1: last {accuracy:.2f}' in card
+    assert not re.search('Validated on: .*val_fraction=None', card)
     assert command('info', work_dir)[1] == out
     assert re.search('classes +3: a, b, c', command('info', results['folder'])[1])
     assert facts['classes'] == '3: a, b, c'
@@ -126,6 +130,30 @@ def test_distill_info_export_report(command, arguments, tmp_path, monkeypatch):
     page = (tmp_path / 'report/report.html').read_text()
     assert 'up to 4 samples' in page
     assert re.findall('no figures of its models[^<]*', page) == []
+
+
+@pytest.mark.parametrize(
+    ('method', 'step'),
+    [('embed', 'probe a/student --data images'), ('kd', 'predict a/student IMAGES')],
+)
+def test_last_lines(command, tmp_path, monkeypatch, method, step):
+    """Paths are relative, the next command is one that the student can be used with."""
+    monkeypatch.chdir(tmp_path)
+    done = Distilled('a', 61.333, 62.0, 70.0, f'{tmp_path}/a/epoch_1.pth', 'a/s.pth', 'a/student')
+    module = sys.modules['mldr_kd_mm.apis.distill']
+    monkeypatch.setattr(module, 'distill', lambda **options: done)
+    models = ('--teacher', 't', '--student', 's', '--data', 'images')
+    code, out, _ = command('distill', *models, '--method', method)
+    kind = ' by kNN' if method == 'embed' else ''
+    assert code == 0 and out.splitlines()[1:] == [
+        f'teacher:    70.0 %{kind}',
+        f'student:    61.3 %{kind} (best epoch: 62.0 %)',
+        'checkpoint: a/epoch_1.pth',
+        'exported:   a/s.pth',
+        'folder:     a/student',
+        f'next:       mldr-kd {step}',
+        'next:       mldr-kd report a',
+    ]
 
 
 def test_print_config_is_nothing_but_a_config(arguments, tmp_path):

@@ -256,7 +256,7 @@ def test_commands_exist():
 
 def check_command(command: Command) -> None:
     """Check one command."""
-    words = command.words
+    words = list(itertools.takewhile('>'.__ne__, command.words))
     variables = []
     while re.match('[A-Z_]+=', words[0]):
         variables.append(words.pop(0).partition('=')[0])
@@ -353,6 +353,9 @@ def check_options(arguments: list[str]) -> None:
         node = Config.fromfile(ROOT / config)
         *parents, _ = option.partition('=')[0].split('.')
         for name in parents:
+            if isinstance(node, list):
+                node = node[int(name)]
+                continue
             assert name in node or name == 'subset', f'{config}: {option}: there is no {name}'
             node = node.get(name, {})
 

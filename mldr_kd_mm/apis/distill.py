@@ -23,9 +23,10 @@ from mldr_kd_mm.engine.launch import fit_to_machine, start
 from mldr_kd_mm.engine.preflight import preflight
 from mldr_kd_mm.engine.work_dir import claim_work_dirs
 from mldr_kd_mm.evaluation.logged_run import ACCURACY
+from mldr_kd_mm.models.weights import OtherClassesError
 from mldr_kd_mm.utils.checkpoint import read_weights
 from mldr_kd_mm.utils.errors import ConfigError, check_choice, check_switch
-from mldr_kd_mm.utils.logging import plural, quiet_console, tell
+from mldr_kd_mm.utils.logging import percent, plural, quiet_console, tell
 
 EXPORTS = ('last', 'best')
 """Checkpoints of which the student can be exported: that of the last or the best epoch."""
@@ -260,7 +261,12 @@ def _distill(
     if parsed.trains_teacher:
         checked.model.teacher_checkpoint = None
     fields = _FIELDS if images.val is not None else _FIELDS[:-1]
-    preflight(checked, *fields)
+    try:
+        preflight(checked, *fields)
+    except OtherClassesError as error:
+        raise ConfigError(
+            f'{error.problem}; give it as teacher_init instead, to fine-tune it on the folder first'
+        ) from error
     runs = [(cfg, resume)]
     if baseline:
         baseline_cfg = baseline_config(cfg)
@@ -320,8 +326,8 @@ def _judge_teacher(result: Distilled) -> None:
     teacher, alone = result.teacher_accuracy, result.baseline_accuracy
     if teacher is not None and teacher < alone:
         print_log(
-            f"the teacher's accuracy, {teacher:.2f} %, is below that of the student alone, "
-            f'{alone:.2f} %; train the teacher for more epochs, or choose a stronger one',
+            f"the teacher's accuracy, {percent(teacher)}, is below that of the student alone, "
+            f'{percent(alone)}; train the teacher for more epochs, or choose a stronger one',
             'current',
             logging.WARNING,
         )

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mldr_kd_mm.apis.models import find_model, recipe_of
-from mldr_kd_mm.apis.run_record import RunRecord, mapping, plain
+from mldr_kd_mm.apis.run_record import RunRecord, mapping, metric_name, plain
 from mldr_kd_mm.datasets import ImageFolder
 from mldr_kd_mm.evaluation.logged_run import find_checkpoints, owner_of
 from mldr_kd_mm.models.backbones.selective_scan import mamba_kernel
@@ -22,10 +24,11 @@ from mldr_kd_mm.models.losses import relation
 from mldr_kd_mm.models.taps.recorder import FeatureRecorder
 from mldr_kd_mm.models.taps.tapped_model import TappedModel
 from mldr_kd_mm.utils.checkpoint import find_weights, load_checkpoint
-from mldr_kd_mm.utils.errors import named
+from mldr_kd_mm.utils.errors import ConfigError, named
 from mldr_kd_mm.utils.limits import MAX_CONFIG_BYTES, read_text
 from mldr_kd_mm.utils.logging import log_warnings_only
 from mldr_kd_mm.utils.run_identity import Origin
+from mldr_kd_mm.utils.safe_config import parse_config
 from mldr_kd_mm.utils.triton import triton_runs
 from mldr_kd_mm.version import __version__
 
@@ -155,13 +158,19 @@ def _checkpoint(path: str) -> Iterator[Fact]:
     for name in ('experiment', 'epoch', 'iteration', 'seed', 'time', 'mmengine'):
         if value := getattr(record, name):
             yield name, value
+    run: dict[str, Any] = {}
+    with suppress(ConfigError):
+        run = parse_config(record.config or '')
     for name, value in record.teacher_metrics.items():
         owner, metric = owner_of(name)
-        yield f"{owner}'s {metric}", f'{value:.2f}'
+        yield f"{owner}'s {metric_name(run, metric)}", f'{value:.2f}'
     epoch = record.validated_epoch
     after = '' if epoch is None else f' after epoch {epoch}'
     for name, values in record.metrics.items():
-        yield f"student's {name}", f'{values[-1]:.2f}{after}, best {max(values):.2f}'
+        yield (
+            f"student's {metric_name(run, name)}",
+            f'{values[-1]:.2f}{after}, best {max(values):.2f}',
+        )
 
 
 def _classes(names: Sequence[str]) -> Iterator[Fact]:

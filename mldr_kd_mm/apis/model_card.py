@@ -20,6 +20,7 @@ from mldr_kd_mm.apis.run_record import (
     dicts,
     escaped,
     mapping,
+    metric_name,
     plain,
     type_name,
 )
@@ -80,7 +81,7 @@ def model_card(
     sections = {
         'Student': _student_facts(record, run, student),
         'Training': _training_facts(record, run, model),
-        'Losses': _losses(model),
+        'Losses': _losses(run, student),
         'Accuracy': _accuracy(record, run),
         'Data': _data_facts(run),
         **({'INT8': quantized.facts()} if quantized else {}),
@@ -180,7 +181,7 @@ def _training_facts(
     yield f'Seed: {_known(record.seed)}'
     commit = NOT_RECORDED if record.commit is None else f'`{record.commit}`'
     yield f'Git commit of the working directory: {commit}'
-    yield f'Trained with: mmengine {_known(record.mmengine)}; torch {NOT_RECORDED}'
+    yield f'Trained with: mmengine {_known(record.mmengine)}, torch {_known(record.torch)}'
     yield (
         f'Exported with: mldr-kd {__version__}, torch {torch.__version__}, timm '
         f'{timm.__version__}, mmpretrain {mmpretrain.__version__}'
@@ -188,10 +189,14 @@ def _training_facts(
     yield f'Saved: {_known(record.time)}'
 
 
-def _losses(model: Mapping[str, Any]) -> Iterator[str]:
+def _losses(run: Mapping[str, Any], rebuilt: RebuiltStudent | None) -> Iterator[str]:
+    model = mapping(run, 'model')
     student = mapping(model, 'student')
     own = mapping(student, 'loss') or mapping(student, 'head', 'loss')
     unless_given = "the classifier's default" if student else NOT_RECORDED
+    has_labels = type_name(dataset_of(run, 'train_dataloader')) != 'UnlabeledFolder'
+    if not has_labels or (rebuilt is not None and not rebuilt.num_classes):
+        own, unless_given = {}, 'none'
     weight = model.get('student_loss_weight', 1.0)
     weighted = '' if weight == 1 else f', weight {plain(weight)}'
     yield f"Student's own loss: {_call(own) if own else unless_given}{weighted}"
@@ -217,7 +222,8 @@ def _accuracy(record: RunRecord, run: Mapping[str, Any]) -> Iterator[str]:
         return
     for name, values in record.metrics.items():
         best = f', best of {plural(len(values), "validation")} {max(values):.2f}'
-        yield f'{escaped(name)}: last {values[-1]:.2f}{best if "accuracy" in name else ""}'
+        shown = escaped(metric_name(run, name))
+        yield f'{shown}: last {values[-1]:.2f}{best if "accuracy" in name else ""}'
     if record.validated_epoch is None:
         yield f'Epoch of the last validation: {NOT_RECORDED}'
     elif record.validated_epoch == record.epoch:

@@ -32,7 +32,7 @@ from mldr_kd_mm.utils.errors import (
     named,
     printable,
 )
-from mldr_kd_mm.utils.logging import plural
+from mldr_kd_mm.utils.logging import percent, plural
 from mldr_kd_mm.utils.stored_config import check_types, default_scope, registered_names_only
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class Quantized(NamedTuple):
     def summary(self) -> str:
         """Return the measurements in one line."""
         return (
-            f'accuracy {self.accuracy:.2f} % in fp32, {self.int8_accuracy:.2f} % in INT8 '
+            f'accuracy {percent(self.accuracy)} in fp32, {percent(self.int8_accuracy)} in INT8 '
             f'({plural(self.validation_images, "image")}); '
             f'{self.latency:.2f} ms an image in fp32, {self.int8_latency:.2f} ms in INT8; '
             f'{self.megabytes:.1f} MB in fp32, {self.int8_megabytes:.1f} MB in INT8'

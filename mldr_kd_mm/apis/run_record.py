@@ -37,6 +37,7 @@ class RunRecord:
         seed: Random seed.
         time: When the checkpoint was saved.
         mmengine: mmengine's version.
+        torch: PyTorch's version.
         commit: Git commit of the directory that the run was started in.
         batch_size: Images per batch and process.
         processes: Number of processes.
@@ -57,6 +58,7 @@ class RunRecord:
     seed: str | None = None
     time: str | None = None
     mmengine: str | None = None
+    torch: str | None = None
     commit: str | None = None
     batch_size: str | None = None
     processes: str | None = None
@@ -79,7 +81,7 @@ class RunRecord:
         hub, info = mapping(content, 'message_hub'), mapping(content, 'message_hub', 'runtime_info')
         text = meta.get('cfg')
         version, commit = _split_version(plain(meta.get('mmengine_version')) or '')
-        best = info.get('best_ckpt')
+        best, best_score = info.get('best_ckpt'), info.get('best_score')
         teacher = mapping(info, 'teacher_metrics').items()
         return cls(
             config=text if isinstance(text, str) else None,
@@ -91,6 +93,7 @@ class RunRecord:
             seed=plain(meta.get('seed')),
             time=plain(meta.get('time')),
             mmengine=version,
+            torch=plain(meta.get('torch')),
             commit=commit,
             batch_size=plain(steps.get('batch_size')),
             processes=plain(steps.get('processes')),
@@ -99,7 +102,7 @@ class RunRecord:
             teacher_metrics={plain(name): value for name, value in teacher if is_number(value)},
             validated_epoch=plain(info.get('last_validated_epoch')),
             best_checkpoint=plain(Path(best).name) if isinstance(best, str) and best else None,
-            best_score=plain(info.get('best_score')),
+            best_score=f'{best_score:.2f}' if is_number(best_score) else plain(best_score),
         )
 
     @classmethod
@@ -161,6 +164,16 @@ def dataset_of(run: Mapping[str, Any], loader: str) -> Mapping[str, Any]:
     while inner := mapping(dataset, 'dataset') or mapping(dataset, 'labeled'):
         dataset = inner
     return dataset
+
+
+def metric_name(run: Mapping[str, Any], name: str) -> str:
+    """Return the name of a validation metric, with ``kNN`` if neighbours predict the classes.
+
+    Args:
+        run: The run's config.
+        name: The name in the log.
+    """
+    return f'kNN {name}' if type_name(mapping(run, 'val_cfg')) == 'KNNLoop' else name
 
 
 def dicts(value: Any) -> list[Mapping[str, Any]]:

@@ -45,9 +45,9 @@ from mldr_kd_mm.registry import DATASETS
 from mldr_kd_mm.utils.errors import (
     ConfigError,
     check_choice,
+    check_count,
     check_file,
     check_positive,
-    is_number,
 )
 from mldr_kd_mm.utils.logging import plural
 from mldr_kd_mm.utils.outputs import show_markdown, write_output
@@ -103,8 +103,7 @@ def search(
             folder is that of another study.
     """
     check_positive(trials=trials, **({} if jobs is None else dict(jobs=jobs)))
-    if not is_number(seeds, int) or seeds < 0:
-        raise ConfigError(f'seeds={seeds!r}: must be a non-negative integer')
+    check_count(seeds=seeds)
     check_choice(studies.SAMPLERS, sampler=sampler)
     check_choice(studies.PRUNERS, pruner=pruner)
     console = Console(highlight=False, soft_wrap=True, markup=False)

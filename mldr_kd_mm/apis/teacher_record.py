@@ -55,7 +55,7 @@ def record_teacher(checkpoint: Path, fingerprint: str) -> None:
         OSError: The record cannot be written.
     """
     with atomic_write(checkpoint.with_name(RECORD)) as file:
-        file.write(json.dumps(_facts(checkpoint, fingerprint)).encode())
+        file.write(json.dumps(_facts(checkpoint, fingerprint)).encode() + b'\n')
 
 
 def is_recorded(checkpoint: Path, fingerprint: str) -> bool:

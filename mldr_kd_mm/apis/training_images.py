@@ -91,8 +91,8 @@ def read_training_images(options: Options) -> TrainingImages:
         tell(f'unlabeled={options.unlabeled!r}: {plural(len(unlabeled), "image")}{part}')
     if val is None:
         tell(
-            'no validation images: the accuracy is not measured; to measure it, give data=FOLDER '
-            'with val/CLASS/'
+            'no validation images: the accuracy is not measured; to measure it, add labelled '
+            'images in val/CLASS/'
         )
     return TrainingImages(labeled, val, unlabeled, classes, count, ratio)
 

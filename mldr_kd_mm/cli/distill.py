@@ -223,7 +223,7 @@ def run(args: Namespace) -> None:
     """Run ``mldr-kd distill``."""
     from mldr_kd_mm.apis.configs import needs_head
     from mldr_kd_mm.apis.distill import distill, distill_config
-    from mldr_kd_mm.utils.logging import log_warnings_only
+    from mldr_kd_mm.utils.logging import log_warnings_only, percent, shown_path
 
     options = vars(args)
     names = ('baseline', 'export', 'resume', 'overwrite', 'verbose')
@@ -236,21 +236,27 @@ def run(args: Namespace) -> None:
             print(distill_config(**options).pretty_text)
         return
     result = distill(**options, **run_options)
+    has_head = needs_head(options['method'])
+    kind = '' if has_head else ' by kNN'
     if result.teacher_accuracy is not None:
-        print(f'teacher:    {result.teacher_accuracy:.2f} %')
+        print(f'teacher:    {percent(result.teacher_accuracy)}{kind}')
     if result.accuracy is None:
         print('student:    accuracy not measured, as there are no validation images')
     else:
-        best = '' if run_options['export'] == 'best' else f': {result.best_accuracy:.2f} %'
-        print(f'student:    {result.accuracy:.2f} % (best epoch{best})')
+        best = '' if run_options['export'] == 'best' else f': {percent(result.best_accuracy)}'
+        print(f'student:    {percent(result.accuracy)}{kind} (best epoch{best})')
     runs = [result.work_dir]
     if result.baseline_accuracy is not None:
-        print(f'baseline:   {result.baseline_accuracy:.2f} %, the student without a teacher')
+        print(f'baseline:   {percent(result.baseline_accuracy)}, the student without a teacher')
         runs.append(str(Path(result.work_dir, 'baseline')))
-    print(f'checkpoint: {result.checkpoint}')
-    print(f'exported:   {result.student}')
-    print(f'folder:     {result.folder}')
-    if needs_head(options['method']):  # a student without a head predicts no classes
-        print(f'next:       mldr-kd predict {shlex.quote(result.folder)} IMAGES')
+    print(f'checkpoint: {shown_path(result.checkpoint)}')
+    print(f'exported:   {shown_path(result.student)}')
+    print(f'folder:     {shown_path(result.folder)}')
+    folder = shlex.quote(shown_path(result.folder))
+    if has_head:
+        print(f'next:       mldr-kd predict {folder} IMAGES')
+    else:
+        data = shlex.quote(args.data) if args.data else 'LABELLED_IMAGES'
+        print(f'next:       mldr-kd probe {folder} --data {data}')
     if result.accuracy is not None:
         print(f'next:       mldr-kd report {shlex.join(runs)}')

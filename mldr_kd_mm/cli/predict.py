@@ -54,7 +54,7 @@ def run(args: Namespace) -> None:
     if args.out:
         check_table(args.out, args.overwrite)
     elif args.overwrite:
-        raise ConfigError('overwrite=True: must not be set without out')
+        raise ConfigError('overwrite=True: must not be set without --out')
     with log_warnings_only():
         results = predict(args.student, args.images, args.top_k, args.batch_size, args.device)
     failed = [result for result in results if result.error]

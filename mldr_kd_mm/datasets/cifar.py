@@ -13,7 +13,7 @@ from mmengine.fileio import LocalBackend, exists, get_file_backend, join_path
 from mmpretrain.datasets import CIFAR100
 from mmpretrain.datasets.utils import check_md5
 
-from mldr_kd_mm.datasets.subset import take_subset
+from mldr_kd_mm.datasets.subset import ACCEPT, take_subset
 from mldr_kd_mm.registry import DATASETS
 from mldr_kd_mm.utils.archive import extract
 from mldr_kd_mm.utils.dist import run_on_main_process
@@ -128,7 +128,7 @@ class VerifiedCIFAR100(CIFAR100):
             elif self.verify and not check_md5(path, md5):
                 raise ConfigError(
                     f'data_root={self.data_root!r}: {path} does not have the official MD5 '
-                    'checksum; replace it, or set verify=False to accept it'
+                    f'checksum; replace it, or {ACCEPT}'
                 )
         if not missing:
             return

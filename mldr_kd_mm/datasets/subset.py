@@ -6,6 +6,12 @@ from collections.abc import Sequence
 
 from mldr_kd_mm.utils.errors import ConfigError, check_positive
 
+ACCEPT = (
+    'accept it with verify=False in each data set of the config: train_dataloader.dataset.verify, '
+    'val_dataloader.dataset.verify, test_dataloader.dataset.verify'
+)
+"""How to use data that is not the official one, for errors."""
+
 
 def take_subset(
     data_list: list[dict], classes: Sequence[str], subset: dict | None

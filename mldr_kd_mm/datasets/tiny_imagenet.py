@@ -9,7 +9,7 @@ from typing import Any
 from mmengine.fileio import exists, get_text, join_path, list_dir_or_file
 
 from mldr_kd_mm.datasets.folder import FolderDataset
-from mldr_kd_mm.datasets.subset import take_subset
+from mldr_kd_mm.datasets.subset import ACCEPT, take_subset
 from mldr_kd_mm.registry import DATASETS
 from mldr_kd_mm.utils.errors import ConfigError
 
@@ -115,7 +115,7 @@ class TinyImageNet(FolderDataset):
             if self.verify and counts[label] != official:
                 raise ConfigError(
                     f'{place}: has {counts[label]} images of class {wnid}, must have {official}; '
-                    f'{UNPACK_AGAIN}, or give verify=False to accept this set as it is'
+                    f'{UNPACK_AGAIN}, or {ACCEPT}'
                 )
 
 

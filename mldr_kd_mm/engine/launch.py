@@ -25,6 +25,7 @@ from mldr_kd_mm.models.data_preprocessor import state_statistics
 from mldr_kd_mm.models.weights import use_counted_loading
 from mldr_kd_mm.utils.atomic_files import atomic_write
 from mldr_kd_mm.utils.errors import ConfigError, check_above_zero, describe, is_number, named
+from mldr_kd_mm.utils.logging import shown_path
 from mldr_kd_mm.utils.progress import close_bars
 from mldr_kd_mm.utils.run_identity import RunIdentity, was_restarted
 from mldr_kd_mm.utils.workers import available_cores, kill_workers
@@ -213,9 +214,9 @@ def _continues_run(cfg: Config) -> bool:
 
 def _exit_code_of(cfg: Config, task: str) -> int:
     try:
-        start(cfg, task)
+        runner = start(cfg, task)
         if task == 'train' and is_rank_0(cfg) and shows_progress(cfg):
-            print(f'Next: mldr-kd report {shlex.quote(cfg.work_dir)}')
+            _print_next(cfg, runner)
     except SystemExit as stop:  # raised by the StopSignalHook
         return stop.code
     except (EOFError, OSError, RuntimeError) as error:
@@ -225,6 +226,15 @@ def _exit_code_of(cfg: Config, task: str) -> int:
         print(f'error: {message}; --resume continues from the last checkpoint', file=sys.stderr)
         return 1
     return 0
+
+
+def _print_next(cfg: Config, runner: Runner) -> None:
+    """Print commands for the results of a run."""
+    print(f'Next: mldr-kd report {shlex.quote(cfg.work_dir)}')
+    checkpoint = runner.message_hub.runtime_info.get('last_ckpt')
+    if 'student' in cfg.model and checkpoint and Path(checkpoint).is_file():
+        paths = (shown_path(checkpoint), str(Path(cfg.work_dir, 'student')))
+        print(f'      mldr-kd export {shlex.join(paths)}')
 
 
 def join_processes(cfg: Config, over_gloo: bool) -> None:

@@ -25,6 +25,7 @@ from rich.progress import (
 )
 
 from mldr_kd_mm.evaluation.logged_run import ACCURACY, curve, read_records
+from mldr_kd_mm.utils.logging import percent
 from mldr_kd_mm.utils.workers import available_cores
 
 TRAIN = Path(__file__).resolve().parents[1] / '.mim/tools/train.py'
@@ -92,7 +93,7 @@ class Run:
     def latest_accuracy(self) -> str:
         """Return the latest accuracy as text."""
         accuracies = list(self.curve(ACCURACY).values())
-        return f'{accuracies[-1]:.1f} %' if accuracies else ''
+        return percent(accuracies[-1]) if accuracies else ''
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.optim.scheduler.param_scheduler import INF
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from mldr_kd_mm.engine.resume_check import Changes, length_of, unit_of
@@ -29,8 +30,7 @@ def stretch_schedules(config: Any, before: Mapping[bool, int], now: Mapping[bool
     if isinstance(config, (list, tuple)):
         return [stretch_schedules(each, before, now) for each in config]
     config = dict(config)
-    is_warm_up = str(config.get('type')).startswith(('Linear', 'Constant'))
-    if is_warm_up and config.get('end_factor', 1) >= 1:
+    if _is_warm_up(str(config.get('type')), config):
         return config
     by_epoch = config.get('by_epoch', True)
     old, new, begin = before[by_epoch], now[by_epoch], config.get('begin', 0)
@@ -40,6 +40,34 @@ def stretch_schedules(config: Any, before: Mapping[bool, int], now: Mapping[bool
         changed['T_max'] = config['T_max'] + new - old
     too_short = new <= begin or changed.get('T_max', 1) < 1
     return config if too_short else config | changed
+
+
+def warn_of_cut_off(runner: Runner) -> None:
+    """Warn if the run ends before a schedule of the learning rate does, above all its warm-up.
+
+    Args:
+        runner: The runner, with its schedules.
+    """
+    by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
+    unit, field = unit_of(runner)
+    length, per_epoch = length_of(runner), _iters_per_epoch(runner) or 1
+    ends = {True: 0, False: 0}
+    for scheduler in _flatten(runner.param_schedulers):
+        if scheduler.param_name != 'lr' or (scheduler.by_epoch and not by_epoch):
+            continue
+        end = scheduler.end if scheduler.by_epoch == by_epoch else -(-scheduler.end // per_epoch)
+        if length < end < INF:
+            is_warm_up = _is_warm_up(type(scheduler).__name__, vars(scheduler))
+            ends[is_warm_up] = max(ends[is_warm_up], end)
+    if ends[True]:
+        problem = f'the warm-up, which reaches the full learning rate in {unit} {ends[True]}'
+    elif ends[False]:
+        problem = f"the learning rate's schedule, which is for {ends[False]} {unit}s"
+    else:
+        return
+    runner.logger.warning(
+        f'train_cfg.{field}={length}: training ends before {problem}; shorten param_scheduler, too'
+    )
 
 
 def rebuild_if_changed(
@@ -116,6 +144,11 @@ def rebuild_schedules(runner: Runner, checkpoint: dict, config: Any) -> bool:
         saved = checkpoint.get('optimizer', {})
         _copy_settings(wrapper, saved if name is None else saved[name])
     return True
+
+
+def _is_warm_up(kind: str, arguments: Mapping[str, Any]) -> bool:
+    """Return whether a schedule ends with the full value."""
+    return kind.startswith(('Linear', 'Constant')) and arguments.get('end_factor', 1) >= 1
 
 
 def _flatten(schedulers: dict[str, list] | list | None) -> list:

@@ -37,6 +37,21 @@ _OF_TORCHVISION = re.compile(
 _OLD_DENSENET = re.compile(r'(denselayer\d+\.(?:norm|conv))\.([12]\.)')
 
 
+class OtherClassesError(ConfigError):
+    """The head of a checkpoint has another number of classes than the model.
+
+    Attributes:
+        problem: The message without the advice.
+    """
+
+    def __init__(self, label: str, theirs: int, own: int) -> None:
+        self.problem = f'{label}: its head has {theirs} classes, the model {own}'
+        super().__init__(
+            f'{self.problem}; fine-tune it on the {own} classes, or set num_classes={theirs} if '
+            'the data set has as many'
+        )
+
+
 class LoadReport(NamedTuple):
     """Summary of loading a checkpoint: names of its weights and conversions that were applied.
 
@@ -127,8 +142,8 @@ def load_content(
         if not mistake:
             notes = (*notes, *filter(None, [conversion]), *report.notes)
             return report._replace(notes=notes, unexpected=[*report.unexpected, *others])
-    if not for_training:
-        mistake = _of_other_classes(model, candidate) or mistake
+    if not for_training and (counts := _class_counts(model, candidate)):
+        raise OtherClassesError(label, *counts)
     advice = (
         "; list weights that may be missing in init_cfg=dict(type='Pretrained', checkpoint=FILE, "
         'allow_missing=[...])'
@@ -310,18 +325,6 @@ def _class_counts(model: nn.Module, weights: Mapping[str, Tensor]) -> tuple[int,
     if own is None or theirs is None or own.shape[1:] != theirs.shape[1:]:
         return None
     return (len(theirs), len(own)) if len(own) != len(theirs) else None
-
-
-def _of_other_classes(model: nn.Module, weights: Mapping[str, Tensor]) -> str:
-    """Return the error message if the last layers only differ in the number of classes."""
-    counts = _class_counts(model, weights)
-    if counts is None:
-        return ''
-    theirs, own = counts
-    return (
-        f'its head has {theirs} classes, the model {own}; fine-tune it on the '
-        f'{own} classes, or set num_classes={theirs} if the data set has as many'
-    )
 
 
 def _new_head(

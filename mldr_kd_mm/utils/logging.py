@@ -36,6 +36,16 @@ def percent(accuracy: float) -> str:
     return f'{accuracy:.1f} %'
 
 
+def shown_path(path: str) -> str:
+    """Return a path relative to the current directory if it is below it.
+
+    Args:
+        path: The path.
+    """
+    here = Path.cwd()
+    return str(Path(path).relative_to(here) if Path(path).is_relative_to(here) else path)
+
+
 @contextmanager
 def log_warnings_only() -> Iterator[None]:
     """Silence mmengine's current logger below the level of warnings."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 
+from mmengine.logging import print_log
 from rich.console import Console
 from rich.markdown import Markdown
 
@@ -18,7 +20,11 @@ RECORD = '.written.json'
 """Name of the file in a folder with the SHA-256 of each file that :func:`write_output` wrote."""
 
 
-def write_output(path: Path, content: str | bytes, say: Callable[[str], None]) -> None:
+def _warn(message: str) -> None:
+    print_log(message, 'current', logging.WARNING)
+
+
+def write_output(path: Path, content: str | bytes, say: Callable[[str], None] = _warn) -> None:
     """Write a file; keep a file of that name that the user has written or changed.
 
     Such a file gets a number at the end of its name, as in ``kd.py.1``.
@@ -26,7 +32,7 @@ def write_output(path: Path, content: str | bytes, say: Callable[[str], None]) -
     Args:
         path: The file. Its folder is created if necessary.
         content: The new content.
-        say: Called with a line about a file that was kept.
+        say: Called with a line about a file that was kept. By default it is logged.
 
     Raises:
         OSError: The file cannot be written.

@@ -169,7 +169,7 @@ class RunIdentity:
             OSError: It cannot be written.
         """
         with atomic_write(Path(work_dir, RECORD)) as file:
-            file.write(json.dumps(asdict(self), indent=1).encode())
+            file.write(json.dumps(asdict(self), indent=1).encode() + b'\n')
 
     def write_to_checkpoint(self, folder: str | Path, progress: Mapping[str, int]) -> None:
         """Write the origin of a checkpoint that is a directory.
@@ -183,7 +183,7 @@ class RunIdentity:
         """
         meta = dict(run=self.to_meta(), epoch=progress['epoch'], iter=progress['iter'])
         with atomic_write(Path(folder, RECORD)) as file:
-            file.write(json.dumps(meta).encode())
+            file.write(json.dumps(meta).encode() + b'\n')
 
     def to_meta(self) -> dict[str, str | None]:
         """Return the part that each checkpoint stores as ``meta['run']``."""

@@ -29,9 +29,9 @@ from mldr_kd_mm.evaluation.measures import (
 )
 from mldr_kd_mm.evaluation.observer import Observations, Observer
 from mldr_kd_mm.models.data_preprocessor import statistics as statistics_of
-from mldr_kd_mm.utils.atomic_files import atomic_write
 from mldr_kd_mm.utils.errors import ConfigError, check_positive, named
 from mldr_kd_mm.utils.logging import plural
+from mldr_kd_mm.utils.outputs import write_output
 from mldr_kd_mm.utils.progress import track
 from mldr_kd_mm.version import __version__
 from mldr_kd_mm.visualization import figures
@@ -69,6 +69,9 @@ def make_report(
 ) -> Path:
     """Write ``report.html``, and its figures as PNG files in ``figures``.
 
+    A file of these names that the user has written or changed is kept, see
+    :func:`~mldr_kd_mm.utils.outputs.write_output`.
+
     Runs that differ only in the seed are one series, with one line in each figure. If the teacher,
     the checkpoint or the data of a run are missing, the report shows what the run logged, with a
     note.
@@ -95,12 +98,11 @@ def make_report(
         for entry in each.entries:
             _look_at(entry, samples, checkpoint, costs if entry is each.first else None)
     out = Path(out)
-    (out / 'figures').mkdir(parents=True, exist_ok=True)
     sections = [section(series) for section in SECTIONS]
     for section in sections:
         for picture in section.pictures:
-            with atomic_write(out / 'figures' / f'{picture.name}.png') as file:
-                file.write(figures.to_png(picture.figure))
+            path = out / 'figures' / f'{picture.name}.png'
+            write_output(path, figures.to_png(picture.figure))
     commit = get_git_hash(digits=7, fallback='')
     page = render(
         'Distillation report',
@@ -112,8 +114,7 @@ def make_report(
         [f'{e.run.name}: {e.note}' for each in series for e in each.entries if e.note],
         sections,
     )
-    with atomic_write(out / 'report.html') as file:
-        file.write(page.encode())
+    write_output(out / 'report.html', page)
     return out / 'report.html'
 
 

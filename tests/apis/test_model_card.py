@@ -68,7 +68,8 @@ def test_what_a_run_recorded(work_dir, tmp_path):
     assert card['Output'].endswith(': ' + ', '.join(f'`{digit}`' for digit in range(10)))
     recorded = content['meta']['mmengine_version']
     commit = card['Git commit of the working directory'].strip('`')
-    version = card['Trained with'].removeprefix('mmengine ').partition(';')[0]
+    version, torch_version = card['Trained with'].removeprefix('mmengine ').split(', torch ')
+    assert torch_version == torch.__version__
     assert recorded in (version + commit, f'{version}unknown')
     sha256 = hashlib.sha256((tmp_path / 'student.pth').read_bytes()).hexdigest()
     assert card['`student.pth`'].endswith(f'sha256 `{sha256}`')
@@ -121,7 +122,7 @@ def test_what_is_not_recorded():
     assert card['Trained for'].startswith('not recorded epochs, not recorded iterations')
     for name in ('Seed', 'Processes', 'Run', 'Saved', 'Accuracy'):
         assert card[name] == 'not recorded'
-    assert card['Trained with'] == 'mmengine not recorded; torch not recorded'
+    assert card['Trained with'] == 'mmengine not recorded, torch not recorded'
 
 
 def test_images_that_are_read_as_bgr():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from helpers import image_folder
 from torch.testing import assert_close
 
 from mldr_kd_mm import ConfigError, distill, distill_config
+from mldr_kd_mm.apis.info import describe
 from mldr_kd_mm.apis.probe import Probed, open_student, probe
 from mldr_kd_mm.cli import main
 from mldr_kd_mm.engine.knn_loop import bank_config
@@ -86,6 +88,14 @@ class TestDistill:
         card = Path(result.folder, 'README.md').read_text()
         assert f'Output: a feature of width {model.num_features}, no classes' in card
         assert 'image-feature-extraction' in card and 'label_names' not in card
+        assert "- Student's own loss: none\n" in card
+        assert f'- kNN accuracy/top1: last {result.accuracy:.2f}' in card
+        facts = dict(describe(result.checkpoint))
+        assert facts["teacher's kNN accuracy/top1"] == f'{result.teacher_accuracy:.2f}'
+        assert facts["student's kNN accuracy/top1"].startswith(f'{result.accuracy:.2f}')
+        (log,) = Path(result.work_dir).glob('2*/*.log')
+        assert f'kNN accuracy {result.accuracy:.1f} %' in log.read_text()
+        assert not re.search(r'student 0\.0', log.read_text())
         another = timm.create_model(f'local-dir:{result.folder}', pretrained=True, num_classes=5)
         assert another(images).shape == (2, 5)
 

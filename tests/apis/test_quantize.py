@@ -103,7 +103,7 @@ class TestInt8:
         assert [path.name for path in sorted(out.parent.iterdir())] == ['student.md', out.name]
         (line,) = (text for text in capsys.readouterr().out.splitlines() if 'INT8' in text)
         wanted = (
-            r'INT8; accuracy 100\.00 % in fp32, 100\.00 % in INT8 \(15 images\); [\d.]+ ms an '
+            r'INT8; accuracy 100\.0 % in fp32, 100\.0 % in INT8 \(15 images\); [\d.]+ ms an '
             r'image in fp32, [\d.]+ ms in INT8; 0\.0 MB in fp32, 0\.0 MB in INT8'
         )
         assert re.fullmatch(f'{re.escape(str(out))}: {wanted}', line)
@@ -161,7 +161,7 @@ class TestInt8:
         options['validate'] = str(images / 'val')
         exported = export_student(checkpoint, str(tmp_path / 'student.onnx'), **options)
         # 'a' is found; 'b' and 'c' have each other's label.
-        assert 'accuracy 33.33 % in fp32' in exported.files[tmp_path / 'student.onnx']
+        assert 'accuracy 33.3 % in fp32' in exported.files[tmp_path / 'student.onnx']
 
     def test_a_folder_of_training_images(self, images, tmp_path):
         """Also one that has a few of them through links."""

@@ -66,3 +66,9 @@ def test_reads_each_fact():
 def test_malformed_facts_are_missing(content):
     record = RunRecord.from_checkpoint(content)
     assert record == RunRecord(dataset_meta=record.dataset_meta)
+
+
+def test_a_score_has_two_digits():
+    """mmengine stores a float32 as a float64, with digits that mean nothing."""
+    content = dict(message_hub=dict(runtime_info=dict(best_score=61.333335876464844)))
+    assert RunRecord.from_checkpoint(content).best_score == '61.33'

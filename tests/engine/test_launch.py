@@ -8,6 +8,7 @@ import signal
 import time
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -210,3 +211,22 @@ def test_determinism_configures_cublas(monkeypatch, deterministic):
     monkeypatch.setattr(os, 'environ', {})
     fit_to_machine(Config(dict(randomness=dict(seed=0, deterministic=deterministic))))
     assert os.environ == ({'CUBLAS_WORKSPACE_CONFIG': ':4096:8'} if deterministic else {})
+
+
+@pytest.mark.parametrize(
+    ('model', 'saved', 'last'),
+    [
+        (dict(student={}), True, '      mldr-kd export a/epoch_1.pth a/student'),
+        (dict(student={}), False, 'Next: mldr-kd report a'),
+        (dict(), True, 'Next: mldr-kd report a'),
+    ],
+)
+def test_next_commands(model, saved, last, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    if saved:
+        (tmp_path / 'a').mkdir()
+        (tmp_path / 'a/epoch_1.pth').touch()
+    hub = SimpleNamespace(runtime_info=dict(last_ckpt=f'{tmp_path}/a/epoch_1.pth'))
+    launch._print_next(Config(dict(model=model, work_dir='a')), SimpleNamespace(message_hub=hub))
+    lines = capsys.readouterr().out.splitlines()
+    assert (lines[0], lines[-1]) == ('Next: mldr-kd report a', last)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
+from types import SimpleNamespace
 
-from mldr_kd_mm.engine.schedules import stretch_schedules
+import pytest
+import torch
+from mmengine.optim import ConstantLR, CosineAnnealingLR, LinearLR, MultiStepLR
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
+
+from mldr_kd_mm.engine.schedules import stretch_schedules, warn_of_cut_off
 
 WARM_UP = dict(type='LinearLR', by_epoch=True, begin=0, end=4)
 
@@ -42,3 +47,50 @@ def test_a_shorter_run():
     assert stretch(cosine, now=100) == cosine | dict(end=100, T_max=96)
     assert stretch(cosine, now=3) == cosine
     assert stretch(cosine, now=4) == cosine
+
+
+WARNING = 'train_cfg.max_epochs={}: training ends before {}; shorten param_scheduler, too'
+RATE = 'the warm-up, which reaches the full learning rate in epoch {}'
+
+
+@pytest.mark.parametrize(
+    ('epochs', 'schedules', 'message'),
+    [
+        (1, [(LinearLR, dict(begin=0, end=4)), (CosineAnnealingLR, dict(T_max=9))], RATE.format(4)),
+        (3, [(LinearLR, dict(begin=0, end=4)), (CosineAnnealingLR, dict(T_max=9))], RATE.format(4)),
+        (4, [(LinearLR, dict(begin=0, end=4))], None),
+        (2, [(ConstantLR, dict(end=3))], RATE.format(3)),
+        (2, [(ConstantLR, dict())], None),
+        (2, [(LinearLR, dict(by_epoch=False, end=31))], RATE.format(4)),
+        (4, [(LinearLR, dict(by_epoch=False, end=31))], None),
+        (40, [(LinearLR, dict(end=4)), (CosineAnnealingLR, dict(begin=3, end=300, T_max=9))], 300),
+        (40, [(LinearLR, dict(start_factor=1.0, end_factor=0.1, end=50))], 50),
+        (40, [(CosineAnnealingLR, dict(T_max=9, end=40)), (MultiStepLR, dict(milestones=[50]))], 0),
+    ],
+)
+def test_a_run_that_ends_before_its_schedule(epochs, schedules, message):
+    """Ten steps an epoch."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    loop, found = object.__new__(EpochBasedTrainLoop), []
+    loop._max_epochs, loop.dataloader = epochs, range(10)
+    runner = SimpleNamespace(
+        train_loop=loop,
+        param_schedulers=[kind(optimizer, **arguments) for kind, arguments in schedules],
+        logger=SimpleNamespace(warning=found.append),
+    )
+    warn_of_cut_off(runner)
+    if isinstance(message, int) and message:
+        message = f"the learning rate's schedule, which is for {message} epochs"
+    assert found == ([WARNING.format(epochs, message)] if message else [])
+
+
+def test_a_run_in_steps_that_ends_in_its_warm_up():
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    loop, found = object.__new__(IterBasedTrainLoop), []
+    loop._max_iters = 20
+    runner = SimpleNamespace(train_loop=loop, logger=SimpleNamespace(warning=found.append))
+    for end, count in ((20, 0), (21, 1)):
+        runner.param_schedulers = {'a': [LinearLR(optimizer, by_epoch=False, end=end)]}
+        warn_of_cut_off(runner)
+        assert len(found) == count
+    assert found[0].startswith('train_cfg.max_iters=20: training ends before the warm-up, which ')

@@ -11,6 +11,7 @@ from mmengine.runner import Runner
 
 from mldr_kd_mm.evaluation.logged_run import ACCURACY, owner_of
 from mldr_kd_mm.registry import HOOKS
+from mldr_kd_mm.utils.logging import percent
 
 
 @HOOKS.register_module()
@@ -55,8 +56,8 @@ class ChanceHook(Hook):
         teacher = runner.message_hub.runtime_info.get('teacher_metrics', {}).get(ACCURACY)
         if teacher is not None and teacher < accuracy:
             runner.logger.warning(
-                f"the teacher's accuracy, {teacher:.2f} %, is below the student's, "
-                f'{accuracy:.2f} %; train the teacher for more epochs, or choose a stronger one'
+                f"the teacher's accuracy, {percent(teacher)}, is below the student's, "
+                f'{percent(accuracy)}; train the teacher for more epochs, or choose a stronger one'
             )
 
 
@@ -64,8 +65,8 @@ def _judge(runner: Runner, what: str, accuracy: float, advice: str) -> None:
     chance = _chance(runner.val_dataloader.dataset) if runner.val_loop else None
     if chance is not None and accuracy <= chance + 1e-3:  # metrics are rounded to float32
         runner.logger.warning(
-            f'{what}, {accuracy:.2f} %, is no better than that of always predicting the most '
-            f'frequent class, {chance:.2f} %; {advice}'
+            f'{what}, {percent(accuracy)}, is no better than that of always predicting the most '
+            f'frequent class, {percent(chance)}; {advice}'
         )
 
 

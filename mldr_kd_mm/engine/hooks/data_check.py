@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from mldr_kd_mm.datasets import ImageFolder, UnlabeledFolder
 from mldr_kd_mm.datasets.folder import FolderDataset
 from mldr_kd_mm.datasets.samples import has_links, iter_parts, real_paths
+from mldr_kd_mm.engine.schedules import warn_of_cut_off
 from mldr_kd_mm.models.distillers.distiller import Distiller
 from mldr_kd_mm.registry import HOOKS
 from mldr_kd_mm.utils.atomic_files import atomic_write
@@ -46,6 +47,7 @@ class DataCheckHook(Hook):
     - With ``auto_scale_lr.enable``, the batch is not larger than the training set.
     - A batch size, over all processes and accumulated steps, that differs from the one that the
       learning rate is for (``auto_scale_lr.base_batch_size``) is a warning.
+    - A run that ends before its learning-rate schedule, above all in the warm-up, is a warning.
     - Images that :class:`~mldr_kd_mm.datasets.ImageFolder` holds out are recorded in
       ``split.json`` in the work directory. In a resumed run, no image that was trained is now in
       the validation set. A teacher that was trained on images of the validation set is a warning.
@@ -69,6 +71,7 @@ class DataCheckHook(Hook):
         if scaling.get('enable'):
             _check_batch(loader)
         warn_of_batch(runner, scaling)
+        warn_of_cut_off(runner)
         check_unlabeled(loader.dataset, unwrap_model(runner.model))
         train = loader.dataset
         val = None if runner.val_loop is None else runner.val_dataloader.dataset
@@ -343,7 +346,7 @@ def _check_split(runner: Runner, train: Sequence[str], val: Sequence[str]) -> No
     if is_main_process():
         record = dict(train=sorted(trained), val=sorted(val))
         with atomic_write(Path(runner.work_dir, RECORD)) as file:
-            file.write(json.dumps(record, indent=0).encode())
+            file.write(json.dumps(record, indent=0).encode() + b'\n')
 
 
 def _check_teacher(runner: Runner, val: Sequence[str]) -> None:

@@ -103,6 +103,7 @@ class ExactResumeHook(Hook):
             steps=_steps(runner.train_loop.dataloader),
             schedule_length=self._schedule_length or length_of(runner),
             early_stopping=early_stopping_state(runner),
+            torch=str(torch.__version__),
         )
         if _has_groups(runner):
             checkpoint['meta']['parameter_groups'] = names_of(runner)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from mmengine.device import get_device
@@ -14,12 +13,13 @@ from mmengine.hooks import Hook
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 from torch import nn
 
+from mldr_kd_mm.engine.knn_loop import KNNLoop
 from mldr_kd_mm.evaluation.logged_run import ACCURACY, owner_of
 from mldr_kd_mm.models.distillers.distiller import Distiller
 from mldr_kd_mm.registry import HOOKS
 from mldr_kd_mm.utils.dist import unwrap_model
 from mldr_kd_mm.utils.errors import is_number
-from mldr_kd_mm.utils.logging import plural, tell
+from mldr_kd_mm.utils.logging import percent, plural, shown_path, tell
 from mldr_kd_mm.utils.progress import close_bars, is_open, open_bars, remove_bar, show_bar
 
 # The first steps are slower than the rest, so the steps after them are timed.
@@ -52,6 +52,7 @@ class ProgressHook(Hook):
     def __init__(self, enabled: bool = True) -> None:
         self.enabled = enabled
         self._accuracy: float | None = None
+        self._metric = 'accuracy'
         self._started = 0.0
         # Steps since the last line, when the first of them began, and the line of a trained epoch
         # that waits for its validation.
@@ -62,6 +63,8 @@ class ProgressHook(Hook):
         """Show the setup and the bar."""
         if not self.enabled:
             return
+        if isinstance(runner.val_loop, KNNLoop):
+            self._metric = 'kNN accuracy'
         facts = list(_facts(runner))
         width = max(len(name) for name, _ in facts)
         lines = [f'  {name:<{width}}  {value}' for name, value in facts]
@@ -111,7 +114,7 @@ class ProgressHook(Hook):
         self._show_line({})
         close_bars()
         if self.enabled:
-            tell(_describe_result(runner, time.monotonic() - self._began))
+            tell(_describe_result(runner, self._metric, time.monotonic() - self._began))
 
     def before_val_epoch(self, runner: Runner) -> None:
         """Show a bar for the validation."""
@@ -157,8 +160,9 @@ class ProgressHook(Hook):
         if 'train/lr' in scalars:
             parts.append(f'lr {scalars["train/lr"].current():.2e}')
         for label, name in (('loss', 'train/loss'), ('student', 'train/loss_student')):
-            if name in scalars:
-                parts.append(f'{label} {scalars[name].mean(self._steps):.4f}')
+            mean = scalars[name].mean(self._steps) if name in scalars else 0
+            if mean:  # the student's own loss is 0 without labels
+                parts.append(f'{label} {mean:.4f}')
         self._steps = 0
         return parts
 
@@ -167,7 +171,7 @@ class ProgressHook(Hook):
             return
         numbers = [(name, value) for name, value in metrics.items() if is_number(value)]
         if ACCURACY in metrics:
-            self._line.append(f'accuracy {metrics[ACCURACY]:.2f} %')
+            self._line.append(f'{self._metric} {percent(metrics[ACCURACY])}')
         elif numbers:
             self._line.append('{} {:.2f}'.format(*numbers[0]))
         now = time.monotonic()
@@ -184,7 +188,7 @@ class ProgressHook(Hook):
         if loss is not None:
             parts.append(f'loss {loss:.3f}')
         if self._accuracy is not None:
-            parts.append(f'accuracy {self._accuracy:.1f} %')
+            parts.append(f'{self._metric} {percent(self._accuracy)}')
         if cached := _cached(runner):
             parts.append(cached)
         return '  '.join(parts)
@@ -208,7 +212,7 @@ def _facts(runner: Runner) -> Iterator[tuple[str, str]]:
     steps = f'{runner.max_iters} in {plural(runner.max_epochs, "epoch")}'
     done = f', {runner.iter} of them done' if runner.iter else ''
     yield 'steps', f'{steps}{done}, on {get_device()} with {type(runner.optim_wrapper).__name__}'
-    yield 'log', _relative(runner.logger.log_file)
+    yield 'log', shown_path(runner.logger.log_file)
 
 
 def _judge_size(runner: Runner, images: int) -> None:
@@ -221,26 +225,20 @@ def _judge_size(runner: Runner, images: int) -> None:
         )
 
 
-def _describe_result(runner: Runner, seconds: float) -> str:
+def _describe_result(runner: Runner, metric: str, seconds: float) -> str:
     """Return the line about a run that has ended."""
     hub = runner.message_hub
     history = hub.log_scalars.get(f'val/{ACCURACY}')
     accuracies = []
     if history is not None:
         values = history.data[0]
-        accuracies.append(f'accuracy {values[-1]:.2f} %, best {max(values):.2f} %')
+        accuracies.append(f'{metric} {percent(values[-1])}, best {percent(max(values))}')
     teacher = hub.runtime_info.get('teacher_metrics', {})
     if ACCURACY in teacher:
-        accuracies.append(f'teacher {teacher[ACCURACY]:.2f} %')
+        accuracies.append(f'teacher {percent(teacher[ACCURACY])}')
     written = hub.runtime_info.get('last_ckpt')
     result = ', '.join([f'Trained in {_duration(seconds)}', *accuracies])
-    return f'{result}; wrote {_relative(written)}' if written else result
-
-
-def _relative(path: str) -> str:
-    """Return a path as seen from the current directory, if it is below it."""
-    here = Path.cwd()
-    return str(Path(path).relative_to(here) if Path(path).is_relative_to(here) else path)
+    return f'{result}; wrote {shown_path(written)}' if written else result
 
 
 def _facts_of_distiller(runner: Runner, model: Distiller, config: Any) -> Iterator[tuple[str, str]]:
@@ -252,7 +250,7 @@ def _facts_of_distiller(runner: Runner, model: Distiller, config: Any) -> Iterat
     for name, value in metrics.items():
         owner, metric = owner_of(name)
         if metric == ACCURACY:
-            yield f"{owner}'s accuracy", f'{value:.2f} % on the validation set'
+            yield f"{owner}'s accuracy", f'{percent(value)} on the validation set'
     own = config.get('student') if isinstance(config, Mapping) else None
     yield 'student', _summarize_model(model.student, own)
     for comparison in model.losses:

@@ -21,8 +21,8 @@ from mldr_kd_mm.models.taps.recorder import build_recorder
 from mldr_kd_mm.models.taps.tapped_model import Probe
 from mldr_kd_mm.utils.errors import (
     ConfigError,
+    are_sizes,
     check_config,
-    check_sizes,
     check_type,
     is_number,
     named,
@@ -300,7 +300,10 @@ def _check(config: TeacherConfig) -> None:
         )
     if config.recorder is not None:
         check_config(teacher_recorder=config.recorder)
-    if config.input_size is not None:
-        check_sizes(3, teacher_input_size=config.input_size)
+    if config.input_size is not None and not are_sizes(config.input_size, 3):
+        each = '' if config.field == 'teacher' else '; a list has one (3, H, W) or None per teacher'
+        raise ConfigError(
+            f'teacher_input_size={config.input_size!r}: must be 3 positive integers{each}'
+        )
     check_type('teacher_checkpoint', config.checkpoint, 'a path or URL', str, NoneType)
     check_type('teacher_compile', config.compile, 'True, False or a dict', bool, dict)

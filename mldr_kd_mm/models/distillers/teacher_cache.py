@@ -206,7 +206,7 @@ class TeacherCache:
             # Written last and atomically: without it the other files do not count.
             content = dict(fingerprint=self.fingerprint, outputs=stored | outputs)
             with atomic_write(self.folder / FINGERPRINT) as file:
-                file.write(json.dumps(content, indent=1).encode())
+                file.write(json.dumps(content, indent=1).encode() + b'\n')
 
     def _stored_outputs(self, outputs: dict[str, dict]) -> dict[str, dict]:
         path = self.folder / FINGERPRINT

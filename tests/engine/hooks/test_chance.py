@@ -38,18 +38,18 @@ MOSTLY_0 = [0] * 9 + [1]
     ('labels', 'chance'), [(EQUAL, 33.33), (MOSTLY_0, 90.0), (list(range(100)), 1.0)]
 )
 def test_at_chance(labels, chance):
-    end = f'predicting the most frequent class, {chance:.2f} %'
+    end = f'predicting the most frequent class, {chance:.1f} %'
     for accuracy in (chance, chance / 2):
         (text,) = cautions(labels, teacher=accuracy)
-        assert text.startswith(f"the teacher's accuracy, {accuracy:.2f} %") and end in text
+        assert text.startswith(f"the teacher's accuracy, {accuracy:.1f} %") and end in text
         (text,) = cautions(labels, accuracy=accuracy)
-        assert text.startswith(f'the accuracy, {accuracy:.2f} %') and end in text
+        assert text.startswith(f'the accuracy, {accuracy:.1f} %') and end in text
     assert not cautions(labels, teacher=chance + 1, accuracy=chance + 1)
 
 
 def test_a_teacher_below_the_student():
     (text,) = cautions(EQUAL, teacher=70.0, accuracy=75.5)
-    assert text.startswith("the teacher's accuracy, 70.00 %, is below the student's, 75.50 %; ")
+    assert text.startswith("the teacher's accuracy, 70.0 %, is below the student's, 75.5 %; ")
     assert not cautions(EQUAL, teacher=75.5, accuracy=75.5)
 
 

@@ -49,6 +49,8 @@ def check(
         val_dataloader=val and DataLoader(val),
         val_loop=val,
         max_iters=max_iters,
+        train_loop=SimpleNamespace(max_iters=max_iters),
+        param_schedulers=None,
         cfg=config,
         work_dir=str(work_dir),
         _resume=resume,

@@ -3,6 +3,7 @@
 import re
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -77,7 +78,7 @@ def test_both_say_what_will_be_trained(terminal, file):
     for text in (log_of(terminal[0]), ESCAPES.sub('', terminal[1]), log_of(file[0]), file[1]):
         assert 'Training setup:' in text
         assert re.search(r'teacher +ResNet_CIFAR, 0\.\d+ M parameters', text)
-        assert re.search(r"teacher's accuracy +\d+\.\d\d % on the validation set", text)
+        assert re.search(r"teacher's accuracy +\d+\.\d % on the validation set", text)
         assert re.search(r'student +VisionTransformer, 0\.\d+ M parameters', text)
         assert re.search('loss dfra +DFRALoss of logits, stage_logits, fused_logits', text)
         assert re.search('taps +stage1 backbone.layers.0, stage2', text)
@@ -178,6 +179,14 @@ def test_recording_of_the_teacher(tmp_path, cached, wanted):
     runner.register_hook(CacheStates(states))
     runner.train()
     assert states == wanted
+
+
+def test_a_loss_that_is_0_is_not_shown():
+    """The student's own loss, without labels."""
+    scalars = {'train/loss': 2.5, 'train/loss_student': 0.0}
+    hub = {name: SimpleNamespace(mean=lambda count, v=value: v) for name, value in scalars.items()}
+    runner = SimpleNamespace(message_hub=SimpleNamespace(log_scalars=hub))
+    assert ProgressHook()._describe(runner, 'epoch', 1, 2) == ['epoch 1/2', 'loss 2.5000']
 
 
 @pytest.mark.parametrize(

@@ -166,7 +166,10 @@ def _renamed(data):
         (dict(teacher_checkpoint=[None, 'lost.pth']), "teacher_checkpoint='lost.pth': there is"),
         (dict(teacher_precision=['fp32'] * 3), 'has 3 values; must have 2, one for each teacher'),
         (dict(teacher_precision=[None, 'int8']), "teacher_precision='int8': must be one of"),
-        (dict(teacher_input_size=[(3, 32, 32), 5]), 'teacher_input_size=5: must be 3 positive'),
+        (
+            dict(teacher_input_size=[(3, 32, 32), 5]),
+            'teacher_input_size=5: must be 3 positive integers; a list has one (3, H, W) or None',
+        ),
         (dict(teacher_compile=[False, 'yes']), "teacher_compile='yes': must be True, False or"),
         (dict(teacher_recorder=[None, 4]), 'teacher_recorder=4: must be a dict with a type'),
         (dict(teacher_weights=[1, -1]), 'teacher_weights=[1, -1]: must be 2 non-negative numbers'),
