@@ -47,9 +47,13 @@ def write_report(
         'with the values of the config.',
         f'Sampler {choices["sampler"]}, pruner {choices["pruner"]}.',
         '',
-        '| method | best | start | completed | pruned | failed | best values | config |',
-        '|:--|--:|--:|--:|--:|--:|:--|:--|',
+        '| method | best | start | completed | pruned | failed | config |',
+        '|:--|--:|--:|--:|--:|--:|:--|',
         *(_row(method, study, root) for method, study in studies.items()),
+        '',
+        'Best values:',
+        '',
+        *(_best_values(method, study) for method, study in studies.items() if _has_best(study)),
         '',
     ]
     table = '\n'.join(lines)
@@ -62,21 +66,27 @@ def write_report(
 
 
 def _row(method: str, study: optuna.Study, root: Path) -> str:
-    has_best = bool(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
     is_written = (root / 'best' / f'{method}.py').is_file()
     counts = [str(len(study.get_trials(deepcopy=False, states=(state,)))) for state in _STATES]
     first = study.get_trials(deepcopy=False)[:1]
     start = first[0].value if first and first[0].state == TrialState.COMPLETE else None
-    values = study.best_params.items() if has_best else ()
     cells = [
         method,
-        f'{study.best_value:.2f}' if has_best else '',
+        f'{study.best_value:.2f}' if _has_best(study) else '',
         '' if start is None else f'{start:.2f}',
         *counts,
-        ', '.join(f'`{field}` {short(value)}' for field, value in values),
         f'`best/{method}.py`' if is_written else '',
     ]
     return f'| {" | ".join(cells)} |'
+
+
+def _has_best(study: optuna.Study) -> bool:
+    return bool(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
+
+
+def _best_values(method: str, study: optuna.Study) -> str:
+    values = (f'`{field}` {short(value)}' for field, value in study.best_params.items())
+    return f'- {method}: {", ".join(values)}'
 
 
 def _draw(method: str, study: optuna.Study, folder: Path, say: Callable[[str], None]) -> list[Path]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import sqlite3
 import sys
@@ -284,7 +285,10 @@ def test_two_processes_share_a_study(project):
     assert config.val_dataloader.dataset.split == 'test'
     assert 'search_space' not in config
     text = (root / 'search.md').read_text()
-    assert f'| kd | {best.value:.2f} | 51.00 | 3 | 0 | 0 | ' in text
+    assert f'| kd | {best.value:.2f} | 51.00 | 3 | 0 | 0 | `best/kd.py` |\n' in text
+    assert re.search(
+        rf'^- kd: `{LEARNING_RATE}` [\d.e-]+, `{WEIGHT}` [\d.]+, `', text, re.MULTILINE
+    )
     assert not list(root.rglob('*.pth')), 'checkpoints of ended trials are removed'
 
 
