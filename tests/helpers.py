@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import copy
 import functools
 import json
+import multiprocessing
 import os
 import pickle
 import pty
@@ -14,6 +16,8 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from multiprocessing.connection import Connection
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import NoReturn
 
@@ -25,6 +29,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 from mmpretrain.structures import DataSample
 from PIL import Image
+from rank_server import serve
 
 from mldr_kd_mm.datasets import VerifiedCIFAR100
 
@@ -241,7 +246,7 @@ def on_terminal(*arguments, stdout: Path | None = None) -> tuple[int, str]:
     ours, theirs = pty.openpty()
     terminal = os.ttyname(theirs)
     _request(0, arguments, environment(), stdout or terminal, terminal)
-    answer = rank_server(0).stdout
+    answer = rank_server(0)
     chunks = []
     while True:
         ready, _, _ = select.select([ours, answer], [], [], 180)
@@ -280,18 +285,29 @@ def leave_group() -> NoReturn:
     os._exit(0)
 
 
+def fork_server() -> BaseContext:
+    """Return the context of processes that are forked from one that has imported everything."""
+    context = multiprocessing.get_context('forkserver')
+    # The fork server cannot find the modules of the tests.
+    context.set_forkserver_preload(PRELOADED)
+    return context
+
+
 @functools.cache
-def rank_server(rank: int) -> subprocess.Popen:
-    """Return the process that forks the processes of a rank, see rank_server.py."""
-    tests = Path(__file__).parent
-    return subprocess.Popen(
-        [sys.executable, tests / 'rank_server.py'],
+def rank_server(rank: int) -> Connection:
+    """Return a connection to the process that forks the processes of a rank; see rank_server.py."""
+    ours, theirs = multiprocessing.Pipe()
+    if rank == 0:
+        # It saves the imports, which take seconds, if the fork server runs already.
+        fork_server().Process(target=serve, args=(theirs,)).start()
+        atexit.register(ours.close)  # multiprocessing then waits for the end of the process
+    else:
         # Hashes of strings differ between the processes of a launcher, too.
-        env=environment(tests) | {'PYTHONHASHSEED': str(rank + 1)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+        variables = environment(Path(__file__).parent) | {'PYTHONHASHSEED': str(rank)}
+        program, channel = Path(__file__).with_name('rank_server.py'), theirs.fileno()
+        subprocess.Popen([sys.executable, program, str(channel)], env=variables, pass_fds=[channel])
+    theirs.close()
+    return ours
 
 
 def run_ranks(*commands: Sequence, code: int = 0) -> list[str]:
@@ -324,16 +340,16 @@ def _request(
         stdout=str(stdout),
         stderr=str(stderr),
     )
-    print(json.dumps(request), file=rank_server(rank).stdin, flush=True)
+    rank_server(rank).send(request)
 
 
 def _answer(rank: int) -> int:
     """Return the exit code of a rank's process; the server ends one that takes too long."""
     server = rank_server(rank)
-    answers, _, _ = select.select([server.stdout], [], [], 180)
-    line = server.stdout.readline() if answers else ''
-    if not line:
-        server.kill()
-        rank_server.cache_clear()
-        raise RuntimeError(f'the server of rank {rank} does not answer')
-    return int(line)
+    try:
+        if server.poll(180):
+            return server.recv()
+    except EOFError:
+        pass
+    rank_server.cache_clear()
+    raise RuntimeError(f'the server of rank {rank} does not answer')

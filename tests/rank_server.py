@@ -1,14 +1,13 @@
 """Fork a process per command, with the imports that take seconds already done.
 
-:func:`helpers.run_ranks` starts one server per rank, each with a hash seed of its own. A line of
-standard input is a command in JSON; the exit code of its process is the answer, -9 if it took too
-long. No process outlives the one that started it.
+:func:`helpers.run_ranks` starts one server per rank, each with a hash seed of its own. It receives
+commands as dicts; the exit code of a command's process is the answer, -9 if it took too long. No
+process outlives the one that started it.
 """
 
 import ctypes
 import gc
 import importlib
-import json
 import os
 import runpy
 import select
@@ -16,10 +15,7 @@ import signal
 import sys
 import traceback
 from contextlib import suppress
-
-import helpers
-
-import mldr_kd_mm  # noqa: F401
+from multiprocessing.connection import Connection
 
 TIMEOUT = 120  # seconds that a command may take
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
@@ -55,7 +51,7 @@ def run(
     return 0
 
 
-def serve(request: dict) -> int:
+def execute(request: dict) -> int:
     """Run a command in a process group of its own; return the exit code of its process."""
     child = os.fork()
     if child == 0:
@@ -71,11 +67,18 @@ def serve(request: dict) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-if __name__ == '__main__':
+def serve(channel: Connection) -> None:
+    """Run the commands that arrive, until the other end is closed."""
     die_with_parent()
+    gc.freeze()  # as in conftest.py
+    with suppress(EOFError):
+        while True:
+            channel.send(execute(channel.recv()))
+
+
+if __name__ == '__main__':
+    import helpers
+
     for module in helpers.PRELOADED:
         importlib.import_module(module)
-    gc.freeze()  # as in conftest.py
-    answers = os.fdopen(os.dup(1), 'w')
-    for line in sys.stdin:
-        print(serve(json.loads(line)), file=answers, flush=True)
+    serve(Connection(int(sys.argv[1])))

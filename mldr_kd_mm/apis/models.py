@@ -251,7 +251,10 @@ def _of_timm(name: str, num_classes: int, image_size: int | None) -> NamedModel:
     known = timm.get_pretrained_cfg(name, allow_unregistered=False)
     own_size = known.input_size[-1]
     config = dict(type='TimmClassifier', model_name=name, num_classes=num_classes)
-    if known.fixed_input_size and image_size not in (None, own_size):
+    # The attention pool of CLIP's ResNets interpolates its position embedding by itself; built for
+    # another size, it would not load the weights.
+    is_fixed = known.fixed_input_size and not timm.models.is_model_in_modules(name, ['byobnet'])
+    if is_fixed and image_size not in (None, own_size):
         config['img_size'] = image_size
     normalization = _normalization(known.mean, known.std)
     weights = 'timm' if known.has_weights else None

@@ -12,6 +12,9 @@ from mldr_kd_mm.apis.models import (
     with_pretrained_weights,
 )
 from mldr_kd_mm.models.builder import build_classifier
+from mldr_kd_mm.models.taps.recorder import FeatureRecorder
+from mldr_kd_mm.models.taps.tapped_model import TappedModel
+from mldr_kd_mm.models.weights import load_weights
 from mldr_kd_mm.utils.errors import ConfigError
 
 
@@ -134,3 +137,55 @@ def test_a_list_of_models_is_refused_in_one_line():
         find_model(['resnet18', 'resnet34'], 3, field='teacher')
     assert str(caught.value).startswith("teacher=['resnet18', 'resnet34']: must be a name, ")
     assert str(caught.value).endswith('several teachers need a config')
+
+
+# Image towers of foundation models: name -> size of the images, not the one of the weights.
+TOWERS = {
+    'vit_small_patch14_dinov2': 56,
+    'vit_small_patch14_reg4_dinov2': 56,
+    'vit_small_patch16_dinov3': 64,
+    'vit_base_patch16_siglip_224': 64,
+    'vit_base_patch16_clip_224': 64,
+    'resnet50_clip': 64,
+}
+
+
+@pytest.mark.parametrize(
+    ('name', 'size'),
+    [('test_vit', 96), *(pytest.param(*tower, marks=pytest.mark.slow) for tower in TOWERS.items())],
+)
+def test_a_tower_at_another_image_size(name, size, tmp_path):
+    """Its feature is timm's before the head, from weights for the size of timm."""
+    found = find_model(name, 0, size)
+    known = timm.get_pretrained_cfg(name)
+    assert found.normalization['mean'] == pytest.approx([255 * x for x in known.mean], abs=1e-3)
+    assert found.normalization['std'] == pytest.approx([255 * x for x in known.std], abs=1e-3)
+
+    torch.manual_seed(0)
+    theirs = timm.create_model(name, num_classes=0)
+    weights = theirs.state_dict()
+    for key in weights:
+        if 'pos_embed' in key:
+            weights[key].normal_()
+    torch.save(weights, tmp_path / 'weights.pth')
+    arguments = {key: found.config[key] for key in ('img_size',) if key in found.config}
+    theirs = timm.create_model(
+        name,
+        num_classes=0,
+        pretrained=True,
+        pretrained_cfg_overlay=dict(file=str(tmp_path / 'weights.pth'), custom_load=False),
+        **arguments,
+    ).eval()
+    ours = build_classifier(found.config).eval()
+    load_weights(ours, str(tmp_path / 'weights.pth'), 'teacher_checkpoint')
+    images = torch.randn(2, 3, size, size)
+    with torch.no_grad():
+        feature = TappedModel(ours, FeatureRecorder())(images, ['feature'])['feature']
+        wanted = theirs.forward_head(theirs.forward_features(images), pre_logits=True)
+    assert feature.std() > 0 and torch.equal(feature, wanted)
+
+
+def test_a_network_that_interpolates_its_position_embedding():
+    """CLIP's ResNets do, so weights of their own size load for images of another."""
+    assert 'img_size' not in find_model('resnet50_clip', 0, 64).config
+    assert find_model('botnet26t_256', 0, 64).config['img_size'] == 64

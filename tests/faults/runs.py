@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import json
-import multiprocessing
 import os
 import time
 from pathlib import Path
 
 import torch
 from faults import worker
-from helpers import PRELOADED, mldr, resnet, runner_config, vit
+from helpers import fork_server, mldr, resnet, runner_config, vit
 
 PIPELINE = [
     dict(type='RandomCrop', crop_size=32, padding=4),
@@ -97,9 +96,7 @@ def start(
     for path in folder.glob('found*.pt'):
         path.unlink()
     os.environ['GLOO_SOCKET_IFNAME'] = 'lo'
-    context = multiprocessing.get_context('forkserver')
-    # The fork server cannot find the modules of the tests.
-    context.set_forkserver_preload(PRELOADED)
+    context = fork_server()
     ranks = [(rank, processes, folder, fault) for rank in range(processes)]
     calls = [(worker.launch, (ranks,))] if launched else [(worker.main, rank) for rank in ranks]
     started = []

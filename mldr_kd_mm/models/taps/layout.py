@@ -99,7 +99,7 @@ def find_layout(
             return Layout('BHWC', axes[2], (axes[0], axes[1]))
     if len(shape) == 3:
         for order, tokens, channels in (('BNC', *shape[1:]), ('BCN', *shape[:0:-1])):
-            found = _find_grid(tokens, image_size, info)
+            found = _find_grid(tokens, image_size, info) if channels > 1 else None
             if found is not None:
                 grid, num_prefix = found
                 class_token = _class_token(num_prefix, info)
