@@ -88,26 +88,32 @@ def test_a_backbone_of_mmpretrain(name):
     """The stages pass through the neck, and each gets a gradient from it."""
     size = MMPRETRAIN[name][1]
     model = backbone(name)
-    found = stages_of(model, (3, size, size))
-    assert row(name, 'backbone', size, found) in PAGE, 'run: python tests/zoo.py'
-    names = STAGES[: len(found)]  # LeViT has three
-    recorder = FeatureRecorder(dict(zip(names, found, strict=True)))
+    recorder = FeatureRecorder()
+    recorder.find_stages(model, (3, size, size))
     model.eval()
-    with recorder(model) as record:
+    with torch.no_grad(), recorder(model) as record:
         model(torch.zeros(1, 3, size, size))
-    layouts = [stage_layout(model, stage, record[stage], (size, size)) for stage in names]
+    names = STAGES[: len(record)]  # LeViT has three
+    # Leaves of the graph: no stage gets a gradient from a later one.
+    features = [record[name].detach().requires_grad_() for name in names]
+    layouts = [
+        stage_layout(model, name, feature, (size, size))
+        for name, feature in zip(names, features, strict=True)
+    ]
+    found = {recorder.taps[name]: str(each) for name, each in zip(names, layouts, strict=True)}
+    assert row(name, 'backbone', size, found) in PAGE, 'run: python tests/zoo.py'
     neck = MSDFNeck(
         [layout.channels for layout in layouts],
         project_dim=16,
         grids=[None if layout.is_map else layout.grid for layout in layouts],
         num_classes=3,
     ).eval()
-    stages = [layout.arrange(record[s]) for s, layout in zip(names, layouts, strict=True)]
+    stages = [layout.arrange(each) for layout, each in zip(layouts, features, strict=True)]
     for layout, stage in zip(layouts, stages, strict=True):
         tokens = math.prod(stage.shape[2:]) if layout.is_map else stage.shape[1]
         assert tokens - math.prod(layout.grid) in (0, 1)
     loss = neck(stages).fused_logits.square().sum()
-    assert all(g is not None for g in torch.autograd.grad(loss, [record[s] for s in names]))
+    assert all(gradient is not None for gradient in torch.autograd.grad(loss, features))
 
 
 def test_every_backbone_of_mmpretrain_is_there():

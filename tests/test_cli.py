@@ -156,11 +156,12 @@ def test_last_lines(command, tmp_path, monkeypatch, method, step):
     ]
 
 
-def test_print_config_is_nothing_but_a_config(arguments, tmp_path):
-    done = python('-m', 'mldr_kd_mm', *arguments, '--print-config', cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+def test_print_config_is_nothing_but_a_config(command, arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = command(*arguments, '--print-config')
+    assert code == 0, err
     fields = {}
-    exec(done.stdout, fields)
+    exec(out, fields)
     assert fields['model']['type'] == 'Distiller'
     assert fields['train_cfg']['max_epochs'] == 1
     assert not (tmp_path / 'work_dirs').exists()
@@ -412,6 +413,7 @@ def test_public_names_in_a_script(tmp_path):
     (tmp_path / 'script.py').write_text(SCRIPT)
     done = python('script.py', cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    assert not done.stdout, 'the imports must not print anything, as --print-config shows'
 
 
 @pytest.mark.slow

@@ -62,15 +62,20 @@ def made(runs, tmp_path_factory):
 
 
 @pytest.fixture
-def undrawn(monkeypatch):
-    """Leave the figures and costs out: other tests look at them, and they take seconds."""
+def unmeasured(monkeypatch):
+    """Leave costs and t-SNE out: other tests look at them, and they take seconds."""
+    monkeypatch.setattr(report, 'measure', lambda *_: Efficiency(1, None, 0.1))
+    monkeypatch.setattr(model_figures, '_embed', lambda features: features[:, :2])
+
+
+@pytest.fixture
+def undrawn(unmeasured, monkeypatch):
+    """Leave the figures out, too."""
 
     def save(figure, file, *, format, **kwargs):
         file.write('<svg ></svg>' if format == 'svg' else b'')
 
     monkeypatch.setattr('matplotlib.figure.Figure.savefig', save)
-    monkeypatch.setattr(report, 'measure', lambda *_: Efficiency(1, None, 0.1))
-    monkeypatch.setattr(model_figures, '_embed', lambda features: features[:, :2])
 
 
 def test_table_is_what_was_logged_and_computed(made, runs, logged):
@@ -281,7 +286,7 @@ def test_hostile_names_are_texts(copy_run, tmp_path):
     assert 'loss_&lt;script' in page.source and '<script' not in page.source
 
 
-def test_what_the_hook_logged_and_a_loop_over_iterations(runs, tmp_path):
+def test_what_the_hook_logged_and_a_loop_over_iterations(unmeasured, runs, tmp_path):
     config = LoggedRun.read(runs / 'mldr', 'mldr').config
     train(
         config.model.to_dict(),
@@ -327,8 +332,7 @@ def run_report(capsys, *args):
     return 0, *capsys.readouterr()
 
 
-def test_command(copy_run, capsys, monkeypatch):
-    monkeypatch.setattr('mldr_kd_mm.evaluation.efficiency.find_spec', lambda name: None)
+def test_command(undrawn, copy_run, capsys):
     run = copy_run('mldr', 'run')
     code, out, _ = run_report(capsys, run, '--samples', 10, '--checkpoint', 'epoch_1.pth')
     assert code == 0 and out.splitlines()[-1] == f'{run}/report/report.html'
