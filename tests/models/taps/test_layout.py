@@ -54,7 +54,15 @@ def test_of_an_oblong_image(shape, expected):
 
 @pytest.mark.parametrize(
     'shape',
-    [(2, 10), (2, 1, 384), (2, 195, 383), (2, 8, 14, 15), (2, 3, 300, 300), (2, 2, 3, 4, 5)],
+    [
+        (2, 10),
+        (2, 1, 384),
+        (2, 1, 196),
+        (2, 195, 383),
+        (2, 8, 14, 15),
+        (2, 3, 300, 300),
+        (2, 2, 3, 4, 5),
+    ],
 )
 def test_of_neither(shape):
     assert find_layout(shape, SQUARE) is None
