@@ -28,7 +28,7 @@ from mldr_kd_mm.models.weights import LoadReport, load_content
 from mldr_kd_mm.structures.view import get_views
 from mldr_kd_mm.utils.checkpoint import class_names, load_checkpoint
 from mldr_kd_mm.utils.device import float32_products
-from mldr_kd_mm.utils.errors import ConfigError, MissingFileError, named
+from mldr_kd_mm.utils.errors import ConfigError, MissingFileError, describe, named
 
 Predictions = tuple[str, list[DataSample]]
 """Label of a teacher, or of the mean of several, and a batch's samples with its predictions."""
@@ -289,9 +289,19 @@ class Teacher(TappedModel):
             input_size: (3, H, W) of the student's image.
             arranged: Names that must be maps or tokens.
         """
-        probe = super().probe(names, self._own_size(input_size), arranged)
+        size = self._own_size(input_size)
+        with named(self.field, partial(self._explain_size, size)):
+            probe = super().probe(names, size, arranged)
         self.num_classes = probe.width('logits') if self.has_head else None
         return probe
+
+    def _explain_size(self, size: Sequence[int], error: Exception) -> str:
+        height, width = size[1:]
+        return (
+            f'{self.field}: does not run on images of {height} x {width} px ({describe(error)}); '
+            'if it needs another size, set teacher_input_size=(3, H, W) in the config, or a list '
+            'with one for each teacher'
+        )
 
     def prepare(self, images: Tensor) -> Tensor:
         """Renormalise and resize images (B, 3, H, W) for the network."""

@@ -16,6 +16,15 @@ from mldr_kd_mm.models.distillers.ensemble import mean_logits
 from mldr_kd_mm.registry import MODELS
 
 KD = dict(loss=dict(type='KDLoss'), name='kd')
+SWIN = dict(  # its image size is fixed
+    type='TimmClassifier',
+    model_name='swin_tiny_patch4_window7_224',
+    num_classes=10,
+    img_size=64,
+    embed_dim=12,
+    depths=[1, 1, 1, 1],
+    num_heads=[1, 1, 1, 1],
+)
 OF_FIRST = dict(loss=dict(type='KDLoss'), teacher='teacher1.logits', name='first')
 OF_SECOND = dict(loss=dict(type='RKDLoss'), student='feature', teacher='teacher2.feature')
 TEACHERS = [vit(), resnet(data_preprocessor=dict(mean=[0.0] * 3, std=[255.0] * 3))]
@@ -169,6 +178,10 @@ def _renamed(data):
         (
             dict(teacher_input_size=[(3, 32, 32), 5]),
             'teacher_input_size=5: must be 3 positive integers; a list has one (3, H, W) or None',
+        ),
+        (
+            dict(teacher=[vit(), SWIN], teacher_input_size=[None, (3, 32, 32)]),
+            "teacher[1]: does not run on images of 32 x 32 px (Input height (32) doesn't match mod",
         ),
         (dict(teacher_compile=[False, 'yes']), "teacher_compile='yes': must be True, False or"),
         (dict(teacher_recorder=[None, 4]), 'teacher_recorder=4: must be a dict with a type'),
