@@ -85,7 +85,10 @@ ABLATIONS = {
 }
 WEIGHTS_OF_ABLATIONS = {'mldr_small': 0.1, 'mldr_small-stages': [1.0, 0.1, 0.1]}
 CNNS = ('resnet18', 'resnet101', 'mobilenet')
-ON_20_CLASSES = ('resnet18_to_vit_cifar100-20cls', 'vit_to_resnet18_cifar100-20cls')
+ON_20_CLASSES = tuple(
+    f'{teacher}_to_{student}_cifar100-20cls'
+    for teacher, student in (('resnet18', 'mixer'), ('resnet18', 'vit'), ('vit', 'resnet18'))
+)
 SGD = dict(type='SGD', lr=0.05, momentum=0.9, nesterov=True, weight_decay=2e-3)
 MIXING = dict(augments=[dict(type='Mixup', alpha=0.8), dict(type='CutMix', alpha=1.0)])
 
