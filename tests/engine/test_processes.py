@@ -132,9 +132,14 @@ def test_an_interrupt_waits_for_the_end_of_a_block(monkeypatch, number):
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_queue_exits_with_one_line(capsys, number):
     handler = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit) as end, processes.exit_when_stopped('do that'):
-        os.kill(os.getpid(), number)
-        time.sleep(5)
+    # A shell's background job ignores Ctrl-C, and the tests may be one.
+    of_interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(SystemExit) as end, processes.exit_when_stopped('do that'):
+            os.kill(os.getpid(), number)
+            time.sleep(5)
+    finally:
+        signal.signal(signal.SIGINT, of_interrupt)
     assert end.value.code == 130
     assert capsys.readouterr().err == 'stopped; do that\n'
     assert signal.getsignal(signal.SIGTERM) is handler

@@ -460,7 +460,7 @@ def test_model_card_has_no_markup_of_the_run(stored, run_dir, tmp_path):
     assert 'onerror' in prose and 'javascript' in prose, 'the text is still there'
     assert not re.search('<[a-z/!]', prose)
     assert not re.search(r'(?<!\\)[\[\]]', re.sub(r'(mean|std) \[.*?\]', '', prose))
-    assert 'R&amp;B_singer' in prose
+    assert '`R&B_singer`' in text
 
 
 def test_code_of_a_model_card_has_names_and_literals_only():
