@@ -80,7 +80,7 @@ def test_a_student_of_timm(name):
 @pytest.mark.parametrize(
     'name',
     [
-        pytest.param(name, marks=[pytest.mark.slow] * (name in ('MixMIMTransformer', 'ViTSAM')))
+        pytest.param(name, marks=[pytest.mark.slow] * (name == 'MixMIMTransformer'))
         for name in MMPRETRAIN
     ],
 )
