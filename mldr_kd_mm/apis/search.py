@@ -140,7 +140,7 @@ def search(
             }
             table = write_report(find_studies(name, opened), root, choices, held_out, console.print)
     show_markdown(table, console)
-    console.print(f'written: {root}/search.md and {root}/best')
+    console.print(f'written: {root}/search.md' + (f' and {root}/best' if best else ''))
     if seeds and best:
         # If several processes get here, one trains, and the others find its results.
         with trial.claim_folder(root / 'final', 'search', wait=True):

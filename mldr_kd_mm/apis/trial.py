@@ -228,8 +228,8 @@ def claim_folder(folder: Path, owner: str, wait: bool = False) -> Iterator[None]
         wait: Whether to wait for another process that works in it.
 
     Raises:
-        ConfigError: If another process works in it and ``wait`` is False, or it holds files of
-            another kind.
+        ConfigError: If another process works in it and ``wait`` is False, or it belongs to another
+            kind of owner, or it holds files of somebody else.
     """
     lock = folder / '.lock'
     other = next(folder.iterdir(), None) if folder.is_dir() else None
@@ -239,9 +239,23 @@ def claim_folder(folder: Path, owner: str, wait: bool = False) -> Iterator[None]
             'empty or a new directory'
         )
     folder.mkdir(parents=True, exist_ok=True)
+    _read_owner(lock, owner)  # not to wait for a process that works on something else
     with ExitStack() as stack:
         try:
             stack.enter_context(lock_file(lock, wait))
         except BlockingIOError:
             raise ConfigError(f'--work-dir {folder}: another {owner} is running in it') from None
+        if not _read_owner(lock, owner):
+            lock.write_text(owner)
         yield
+
+
+def _read_owner(lock: Path, owner: str) -> str:
+    """Return the owner that a lock file names, if it does; raise a ConfigError for another."""
+    found = lock.read_text() if lock.is_file() else ''
+    if found not in ('', owner):
+        raise ConfigError(
+            f'--work-dir {lock.parent}: belongs to a {found}, not to a {owner}; give an empty or a '
+            'new directory'
+        )
+    return found

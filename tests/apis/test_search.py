@@ -331,11 +331,14 @@ def test_worse_trials_are_pruned(project, monkeypatch):
     assert {path.name for path in pictures} == names
 
 
-def test_a_run_that_is_killed_is_retried_once(project):
+def test_a_run_that_is_killed_is_retried_once(project, capsys):
     killed = STUB.replace('WAIT', '0') + '\nos.kill(os.getpid(), 9)\n'
     (project / 'train.py').write_text(killed)
     assert run(trials=1) == ['kd: no trial was completed, see work_dirs/search/digits/trials/kd']
     assert states(trials()) == ['FAIL', 'FAIL']
+    root = Path('work_dirs/search/digits')
+    assert capsys.readouterr().out.endswith(f'written: {root}/search.md\n')
+    assert not (root / 'best').exists()
 
 
 def test_final_runs_have_seeds_and_a_table(project):

@@ -106,3 +106,26 @@ def test_a_folder_of_somebody_else(tmp_path):
         pass
     assert str(caught.value) == message + 'empty or a new directory'
     assert [path.name for path in tmp_path.iterdir()] == ['thesis.tex']
+
+
+def test_a_folder_of_another_owner(tmp_path):
+    """A search ends with an error, even while the benchmark runs: it does not wait for its end."""
+    message = f'--work-dir {tmp_path}: belongs to a benchmark, not to a search; give an empty or a '
+    with claim_folder(tmp_path, 'benchmark'):
+        with pytest.raises(ConfigError) as caught, claim_folder(tmp_path, 'search', wait=True):
+            pass
+        assert str(caught.value) == message + 'new directory'
+    with pytest.raises(ConfigError, match='not to a search'), claim_folder(tmp_path, 'search'):
+        pass
+    with claim_folder(tmp_path, 'benchmark'):
+        pass
+
+
+def test_a_folder_of_an_earlier_version(tmp_path):
+    """Its lock file does not name an owner."""
+    (tmp_path / '.lock').touch()
+    for _ in range(2):
+        with claim_folder(tmp_path, 'search'):
+            pass
+    with pytest.raises(ConfigError, match='belongs to a search'), claim_folder(tmp_path, 'bench'):
+        pass
