@@ -264,9 +264,12 @@ def _distill(
     try:
         preflight(checked, *fields)
     except OtherClassesError as error:
-        raise ConfigError(
-            f'{error.problem}; give it as teacher_init instead, to fine-tune it on the folder first'
-        ) from error
+        advice = (
+            f'val/ of data={str(parsed.data)!r} must have all classes of the teacher'
+            if images.labeled is None
+            else 'give it as teacher_init instead, to fine-tune it on the folder first'
+        )
+        raise ConfigError(f'{error.problem}; {advice}') from error
     runs = [(cfg, resume)]
     if baseline:
         baseline_cfg = baseline_config(cfg)

@@ -55,8 +55,10 @@ def warn_of_cut_off(runner: Runner) -> None:
     for scheduler in _flatten(runner.param_schedulers):
         if scheduler.param_name != 'lr' or (scheduler.by_epoch and not by_epoch):
             continue
-        end = scheduler.end if scheduler.by_epoch == by_epoch else -(-scheduler.end // per_epoch)
-        if length < end < INF:
+        end = _last_change(scheduler)
+        if scheduler.by_epoch != by_epoch:
+            end = -(-end // per_epoch)
+        if length < end:
             is_warm_up = _is_warm_up(type(scheduler).__name__, vars(scheduler))
             ends[is_warm_up] = max(ends[is_warm_up], end)
     if ends[True]:
@@ -144,6 +146,18 @@ def rebuild_schedules(runner: Runner, checkpoint: dict, config: Any) -> bool:
         saved = checkpoint.get('optimizer', {})
         _copy_settings(wrapper, saved if name is None else saved[name])
     return True
+
+
+def _last_change(scheduler: Any) -> int:
+    """Return the epoch or iteration for which a schedule is written, 0 if for none.
+
+    A Runner ends each schedule with the run, unless its config says otherwise.
+    """
+    if getattr(scheduler, 'factor', None) == 1:
+        return 0
+    phases = [*getattr(scheduler, 'milestones', []), getattr(scheduler, 'T_max', 0)]
+    ends = [scheduler.end, *(scheduler.begin + phase for phase in phases)]
+    return max((end for end in ends if end < INF), default=0)
 
 
 def _is_warm_up(kind: str, arguments: Mapping[str, Any]) -> bool:

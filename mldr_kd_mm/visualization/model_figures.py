@@ -17,6 +17,7 @@ from mldr_kd_mm.evaluation.measures import (
     softmax,
 )
 from mldr_kd_mm.evaluation.observer import Observations
+from mldr_kd_mm.utils.errors import printable
 from mldr_kd_mm.visualization import figures
 from mldr_kd_mm.visualization.page import Picture
 from mldr_kd_mm.visualization.style import COLORS, INK
@@ -46,13 +47,13 @@ def pictures_of(seen: Observations, classes: Sequence[str]) -> list[Picture]:
 
 
 def class_names(dataset: Any, count: int) -> list[str]:
-    """Return the class names of a data set, or their numbers if it has no names.
+    """Return the class names of a data set as printable text, or numbers if it has no names.
 
     Args:
         dataset: Data set of the samples.
         count: Number of classes of the models.
     """
-    known = list(dataset.metainfo.get('classes') or ())
+    known = [printable(name) for name in dataset.metainfo.get('classes') or ()]
     return known if len(known) == count else [str(number) for number in range(count)]
 
 

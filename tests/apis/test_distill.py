@@ -339,6 +339,10 @@ def test_a_teacher_of_other_classes(distilled, tmp_path):
     message = 'its head has 3 classes, the model 2; give it as teacher_init instead, to fine-tun'
     with pytest.raises(ConfigError, match=message):
         distill(**SMALL, data=other, epochs=1, teacher_checkpoint=teacher)
+    to_measure = str(image_folder(tmp_path / 'few', {'val': 2}, classes='ab'))
+    message = "its head has 3 classes, the model 2; val/ of data='.*few' must have all classes of"
+    with pytest.raises(ConfigError, match=message):
+        distill(**SMALL, data=to_measure, unlabeled=other, epochs=1, teacher_checkpoint=teacher)
 
 
 def test_pretrained_weights_of_other_classes(folder):

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from mmengine.optim import ConstantLR, CosineAnnealingLR, LinearLR, MultiStepLR
+from mmengine.optim import ConstantLR, CosineAnnealingLR, LinearLR, MultiStepLR, StepLR
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 
 from mldr_kd_mm.engine.schedules import stretch_schedules, warn_of_cut_off
@@ -65,7 +65,15 @@ RATE = 'the warm-up, which reaches the full learning rate in epoch {}'
         (4, [(LinearLR, dict(by_epoch=False, end=31))], None),
         (40, [(LinearLR, dict(end=4)), (CosineAnnealingLR, dict(begin=3, end=300, T_max=9))], 300),
         (40, [(LinearLR, dict(start_factor=1.0, end_factor=0.1, end=50))], 50),
-        (40, [(CosineAnnealingLR, dict(T_max=9, end=40)), (MultiStepLR, dict(milestones=[50]))], 0),
+        (40, [(CosineAnnealingLR, dict(T_max=9, end=40)), (StepLR, dict(step_size=9))], 0),
+        # A Runner sets `end` to the length of the run.
+        (40, [(CosineAnnealingLR, dict(begin=3, T_max=47, end=40))], 50),
+        (40, [(CosineAnnealingLR, dict(begin=3, T_max=37, end=40))], 0),
+        (40, [(MultiStepLR, dict(milestones=[20, 50], end=40))], 50),
+        (40, [(MultiStepLR, dict(milestones=[20, 40]))], 0),
+        (40, [(StepLR, dict(step_size=9, by_epoch=False))], 0),
+        (40, [(CosineAnnealingLR, dict(T_max=450, by_epoch=False))], 45),
+        (40, [(ConstantLR, dict(factor=1.0, end=50))], 0),
     ],
 )
 def test_a_run_that_ends_before_its_schedule(epochs, schedules, message):

@@ -2,6 +2,7 @@
 
 import re
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from mldr_kd_mm.evaluation.measures import reliability
 from mldr_kd_mm.visualization import figures
+from mldr_kd_mm.visualization.model_figures import class_names
 from mldr_kd_mm.visualization.style import INK
 
 NAMES = ['<b>&"\'', '$x', '$\\frac{', '鳥' * 40]
@@ -60,6 +62,13 @@ def test_names_are_drawn_as_they_are():
     figure = figures.draw_curves({'$x': {1: 1.0}, '$\\frac{': {1: 2.0}}, 'a $b$ c', 'y')
     svg = figures.to_svg(figure)
     assert '>$x<' in svg and '>$\\frac{<' in svg and '>a $b$ c<' in svg
+
+
+def test_names_of_classes_are_printable():
+    """Matplotlib refuses the surrogates of a folder's name that is not UTF-8."""
+    data = SimpleNamespace(metainfo=dict(classes=('x\udcff\udcfe', 'a\nb')))
+    assert class_names(data, 2) == ['x', 'ab']
+    assert class_names(data, 3) == ['0', '1', '2']
 
 
 def test_titles_fit_their_figures():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 from collections import Counter
@@ -202,16 +203,13 @@ def check_disjoint(train: Any, val: Any) -> None:
     Raises:
         ConfigError: They share images, as with different fractions or seeds of held-out images.
     """
-    val = next(_folders(val), None)
-    if val is None:
-        return
-    for part in _folders(train):
+    for part, measured in itertools.product(_folders(train), _folders(val)):
         # Comparing the paths of a million images is slow, a search for links is not.
-        if _are_halves(part, val) and not has_links(val.img_prefix):
+        if _are_halves(part, measured) and not has_links(measured.img_prefix):
             continue
-        shared = real_paths(part) & real_paths(val)
+        shared = real_paths(part) & real_paths(measured)
         if shared:
-            _report_shared(part, val, shared)
+            _report_shared(part, measured, shared)
 
 
 def _report_shared(train: FolderDataset, val: FolderDataset, shared: set[str]) -> None:

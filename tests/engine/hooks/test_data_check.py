@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers import NORMALIZATION, image_folder, mldr, resnet, train
-from mmengine.dataset import RepeatDataset
+from mmengine.dataset import ConcatDataset, RepeatDataset
 from mmengine.registry import init_default_scope
 from mmengine.runner import TestLoop as Loop
 from torch.utils.data import DataLoader, TensorDataset
@@ -16,6 +16,7 @@ from mldr_kd_mm.datasets import ImageFolder
 from mldr_kd_mm.engine.hooks import DataCheckHook, data_check
 from mldr_kd_mm.engine.hooks.data_check import (
     RECORD,
+    check_disjoint,
     check_same_classes,
     check_teacher_classes,
 )
@@ -291,6 +292,13 @@ class TestSplit:
             with pytest.raises(ConfigError, match='in the training set, .* the same val_fraction'):
                 check(each, val, work_dir=tmp_path)
         assert not (tmp_path / RECORD).exists()
+
+    def test_no_image_is_in_any_part_of_the_validation_set(self, tmp_path):
+        root = image_folder(tmp_path / 'both', {'train': 3, 'val': 1})
+        train, val = self.splits(root)
+        of_training = ImageFolder(str(root / 'train'), 'val', val_fraction=0.5)
+        with pytest.raises(ConfigError, match='6 of its 6 images are also in the training set'):
+            check_disjoint(train, ConcatDataset([val, of_training]))
 
     def test_no_image_is_in_both_through_a_link(self, tmp_path):
         """A link to a file, in the folder of the other split or in the held-out part."""
