@@ -142,7 +142,7 @@ class Options:
         has_weights = self.teacher_checkpoint is not None or self.teacher_pretrained
         if not self.has_head and isinstance(self.teacher, str) and not has_weights:
             raise ConfigError(
-                f'teacher_pretrained=False: must be True, or teacher_checkpoint given, as '
+                'teacher_pretrained=False: must not be set without teacher_checkpoint, as '
                 f'method={self.method!r} does not train the teacher'
             )
         if self.teacher_checkpoint is not None:
