@@ -113,13 +113,13 @@ def predict(
         ConfigError: An argument is invalid, there are no images, or the student cannot be loaded.
     """
     check_positive(top_k=top_k, batch_size=batch_size)
-    paths = find_images(images)
     network = _load(os.fspath(student), device)
     if network.description.output == 'feature':
         raise ConfigError(
             f'student={os.fspath(student)!r}: must have a head to predict classes; measure its '
             'features with mldr-kd probe'
         )
+    paths = find_images(images)
     dataset = StudentImages(paths, network.description)
     size = 1 if network.description.input == 'uint8' else network.batch_size or batch_size
     results: list[Prediction] = []

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import glob
+import logging
 import os
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.logging import print_log
 from mmengine.registry import DefaultScope
 from torch import Tensor
 
 from mldr_kd_mm.apis.description import StudentDescription
 from mldr_kd_mm.apis.run_record import type_name
-from mldr_kd_mm.datasets.folder import EXTENSIONS, FolderDataset, list_images
+from mldr_kd_mm.datasets.folder import EXTENSIONS, FolderDataset, list_images, unread_files
 from mldr_kd_mm.utils.errors import ConfigError, MissingFileError, describe, named
 from mldr_kd_mm.utils.limits import MAX_PIXELS
 from mldr_kd_mm.utils.stored_config import check_types, default_scope, registered_names_only
@@ -25,7 +27,9 @@ _PACKING = ('PackInputs', 'PackPlanes')
 
 
 def find_images(images: str | Path | Sequence[str | Path]) -> list[str]:
-    """Return the paths of images, each once.
+    """Return the paths of images, each once, however its folder is written or linked.
+
+    A warning counts the files of folders that are not read.
 
     Args:
         images: Files, folders, which are searched recursively for files with the suffix of an
@@ -37,19 +41,35 @@ def find_images(images: str | Path | Sequence[str | Path]) -> list[str]:
         ConfigError: There are no images, or a folder cannot be listed.
     """
     given = [images] if isinstance(images, (str, Path)) else list(images)
-    found: dict[str, None] = {}
-    for each in given:
-        for path in _expand(os.fspath(each)):
-            paths = [path]
-            if os.path.isdir(path):
-                paths = map(str, list_images(Path(path), {}, Counter(), 'images'))
-            found.update(dict.fromkeys(paths))
+    resolve = functools.cache(os.path.realpath)
+
+    def real(path: str) -> str:
+        # A link to a file has its own name, so it is an image of its own.
+        folder, name = os.path.split(path)
+        return os.path.join(resolve(folder), name)
+
+    found: dict[str, str] = {}
+    unread: dict[str, Path] = {}
+    folders: list[str] = []
+    searched: dict[str, Any] = {}
+    for path in (path for each in given for path in _expand(os.fspath(each))):
+        if not os.path.isdir(path):
+            found.setdefault(real(path), path)
+        elif resolve(path) not in searched:
+            owners, others = {}, []
+            for image in map(str, list_images(Path(path), owners, others, 'images')):
+                found.setdefault(real(image), image)
+            unread.update((real(str(other)), other) for other in others)
+            searched.update(owners)
+            folders.append(path)
+    if others := [path for name, path in unread.items() if name not in found]:
+        print_log(unread_files(others, 'images', folders), 'current', logging.WARNING)
     if not found:
         places = ', '.join(repr(os.fspath(each)) for each in given)
         raise ConfigError(
             f'images={places}: there are no images; files must end in {", ".join(EXTENSIONS)}'
         )
-    return list(found)
+    return list(found.values())
 
 
 def _expand(given: str) -> list[str]:

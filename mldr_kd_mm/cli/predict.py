@@ -49,13 +49,13 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> None:
     """Run ``mldr-kd predict``."""
     from mldr_kd_mm.apis.predict import check_table, predict, to_table, write_predictions
-    from mldr_kd_mm.utils.logging import log_warnings_only, plural
+    from mldr_kd_mm.utils.logging import plural, warnings_on_stderr
 
     if args.out:
         check_table(args.out, args.overwrite)
     elif args.overwrite:
         raise ConfigError('overwrite=True: must not be set without --out')
-    with log_warnings_only():
+    with warnings_on_stderr():
         results = predict(args.student, args.images, args.top_k, args.batch_size, args.device)
     failed = [result for result in results if result.error]
     read = [result for result in results if not result.error]

@@ -9,6 +9,7 @@ import os
 import re
 import warnings
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -101,7 +102,7 @@ class FolderDataset(BaseDataset):
 def list_images(
     folder: Path,
     owners: dict[str, tuple[Path, str]],
-    others: Counter[str],
+    others: list[Path],
     field: str = 'data_root',
 ) -> list[Path]:
     """Return the sorted paths of all images in and below a folder.
@@ -110,7 +111,7 @@ def list_images(
         folder: The folder, such as that of a class.
         owners: Folder on disk -> the ``folder`` that it was found for, and its path there; new ones
             are added.
-        others: Number of other files by suffix; new ones are added.
+        others: Paths of other files; new ones are added.
         field: Name of the argument with the folder, for errors.
 
     Raises:
@@ -135,37 +136,54 @@ def list_images(
         # Sorted, so that the same of two links to a folder counts on every machine.
         folders[:] = sorted(name for name in folders if not name.startswith('.'))
         for path in (Path(place, name) for name in files if not name.startswith('.')):
-            if not path.is_file():
-                others['broken links'] += 1
-            elif path.suffix.lower() in EXTENSIONS:
-                images.append(path)
-            else:
-                others[path.suffix.lower() or 'without a suffix'] += 1
+            is_image = path.suffix.lower() in EXTENSIONS and path.is_file()
+            (images if is_image else others).append(path)
     return sorted(images)
 
 
-def warn_of_unread(folder: Path, others: Counter[str]) -> None:
-    """Warn of files that are not read, so that no image is left out silently.
+def unread_files(others: Sequence[Path], field: str, folders: Sequence[str]) -> str:
+    """Return a warning of files that are not read, so that no image is left out silently.
+
+    Args:
+        others: Paths of the files, at least one.
+        field: Name of the argument with the folders.
+        folders: The folders that were searched.
+    """
+    kinds = Counter(map(_kind, others)).most_common(8)
+    counts = ', '.join(f'{count} {printable(kind)}' for kind, count in kinds)
+    more = f' and {plural(len(folders) - 1, "other folder")}' if folders[1:] else ''
+    return (
+        f"{field}: not read: {plural(len(others), 'file')} in '{folders[0]}'{more} ({counts}); "
+        f'images must end in {", ".join(EXTENSIONS)}'
+    )
+
+
+def warn_of_unread(folder: Path, others: Sequence[Path]) -> None:
+    """Warn of files of a data set that are not read.
 
     Args:
         folder: The folder that was searched.
-        others: Number of the files by suffix.
+        others: Paths of the files.
     """
     if others:
-        counts = ', '.join(f'{count} {printable(kind)}' for kind, count in others.most_common(8))
-        print_log(
-            f"data_root: not read: {plural(others.total(), 'file')} in '{folder}' ({counts}); "
-            f'images must end in {", ".join(EXTENSIONS)}',
-            'current',
-            logging.WARNING,
-        )
+        text = unread_files(others, 'data_root', [str(folder)])
+        print_log(text, 'current', logging.WARNING)
+
+
+def _kind(path: Path) -> str:
+    if path.is_file():
+        return path.suffix.lower() or 'without a suffix'
+    return 'no regular files' if path.exists() else 'broken links'
 
 
 def _check_header(path: str, max_pixels: int | None, remedy: str) -> None:
     """Refuse an image by its header, before it is decoded.
 
-    A file of 100 kB can unpack to gigabytes, and a pipeline reads all values as 8 bits.
+    A file of 100 kB can unpack to gigabytes, and a pipeline reads all values as 8 bits. Reading a
+    named pipe would wait for ever.
     """
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ConfigError(f'{path}: cannot be read as an image (it is no regular file); {remedy}')
     try:
         pixels, depth = _read_header(path)
     except FileNotFoundError:

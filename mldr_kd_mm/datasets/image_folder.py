@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +163,7 @@ def _images_by_class(folder: Path, owners: dict[str, tuple[Path, str]]) -> dict[
     if broken:  # it may be a class
         raise ConfigError(f"data_root: '{broken}' is a broken link; repair or remove it")
     classes = visible_folders(folder)
-    others: Counter[str] = Counter()
+    others: list[Path] = []
     images = {path.name: list_images(path, owners, others) for path in classes}
     loose = sum(path.suffix.lower() in EXTENSIONS for path in folder.iterdir() if path.is_file())
     if loose:

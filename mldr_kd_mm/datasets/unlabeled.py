@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -68,7 +67,7 @@ class UnlabeledFolder(FolderDataset):
         return np.empty(0, np.int64)
 
     def _search(self) -> list[Path]:
-        others: Counter[str] = Counter()
+        others: list[Path] = []
         paths = list_images(Path(self.data_root), {}, others)
         warn_of_unread(Path(self.data_root), others)
         if not paths:

@@ -58,6 +58,21 @@ def log_warnings_only() -> Iterator[None]:
         logger.setLevel(level)
 
 
+@contextmanager
+def warnings_on_stderr() -> Iterator[None]:
+    """Log only warnings, and on stderr, for a command whose result is on stdout."""
+    consoles = list(filter(_is_console, MMLogger.get_current_instance().handlers))
+    before = [handler.stream for handler in consoles]
+    for handler in consoles:
+        handler.setStream(sys.stderr)
+    try:
+        with log_warnings_only():
+            yield
+    finally:
+        for handler, stream in zip(consoles, before, strict=True):
+            handler.setStream(stream)
+
+
 def tell(message: str) -> None:
     """Log a message that a quiet console shows, too.
 

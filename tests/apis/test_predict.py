@@ -193,6 +193,30 @@ class TestFindImages:
         assert len(student_images.find_images(tmp_path)) == 3
         assert len(student_images.find_images(tmp_path / '[a].png')) == 1
 
+    @pytest.mark.parametrize(
+        'given',
+        [
+            './birds/**',
+            'birds/val/**',
+            ['birds/val', 'birds/../birds/val'],
+            ['birds/val', 'birds', './birds/val/owl/*.png'],
+            ['ABSOLUTE', 'birds/val', 'linked/owl/0.png'],
+            ['linked', 'birds/val/owl/0.png'],
+        ],
+        ids=str,
+    )
+    def test_each_image_once(self, given, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        for name in ('owl', 'wren'):
+            (tmp_path / 'birds/val' / name).mkdir(parents=True)
+            for number in range(3):
+                (tmp_path / f'birds/val/{name}/{number}.png').touch()
+        (tmp_path / 'linked').symlink_to('birds/val')
+        if isinstance(given, list):
+            given = [str(tmp_path / 'birds') if name == 'ABSOLUTE' else name for name in given]
+        found = student_images.find_images(given)
+        assert len(found) == len(set(map(os.path.realpath, found))) == 6
+
     def test_mistakes(self, tmp_path):
         with pytest.raises(MissingFileError, match="images='nowhere': there is no such file or fo"):
             student_images.find_images([tmp_path, 'nowhere'])
@@ -303,6 +327,37 @@ class TestCommand:
             assert row.startswith(f'{result.path}  ')
             shown = ''.join(filter(str.isprintable, result.classes[0]))
             assert re.search(f'{re.escape(shown)} +{result.probabilities[0]:.6f}', row)
+
+    def test_files_that_are_not_read(self, command, run, photos, tmp_path):
+        """One line for all folders; a file counts once, and not at all if it is named."""
+        folder = shutil.copytree(photos / 'deep', tmp_path / 'mine/deep').parent
+        for name in ('a.heic', 'deep/b.heic', 'c.avif', 'deep/d'):
+            (folder / name).touch()
+        shutil.copy(photos / 'palette.png', folder / 'named.gif')
+        (folder / 'broken.jpg').symlink_to('nowhere')
+        os.mkfifo(folder / 'pipe.png')
+        given = (folder / 'deep', folder, folder / 'named.gif')
+        code, out, err = command(run[0] / 'folder', *given)
+        assert code == 0 and len(out.splitlines()) == 1 + 3
+        (line,) = err.splitlines()
+        assert f"images: not read: 6 files in '{folder}/deep' and 1 other folder (2 .heic, " in line
+        kinds = ('.avif', 'broken links', 'no regular files', 'without a suffix')
+        assert all(f'1 {kind}' in line for kind in kinds)
+
+    def test_a_pipe_is_named(self, command, run, photos, tmp_path):
+        """Reading it would wait for ever."""
+        os.mkfifo(tmp_path / 'pipe.jpg')
+        given = (tmp_path / 'pipe.jpg', photos / 'palette.png', '/dev/zero')
+        code, out, err = command(run[0] / 'folder', *given)
+        assert code == 1 and len(out.splitlines()) == 2
+        assert err.splitlines() == [
+            *(
+                f'error: {path}: cannot be read as an image (it is no regular file); replace or '
+                'remove it'
+                for path in given[::2]
+            ),
+            '2 of 3 files cannot be read',
+        ]
 
     def test_a_file_that_is_no_image_is_named(self, command, run, photos, tmp_path):
         shutil.copytree(photos / 'deep', tmp_path / 'deep')
