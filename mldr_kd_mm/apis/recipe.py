@@ -18,7 +18,7 @@ from mldr_kd_mm.apis.models import NamedModel, find_model, recipe_of, with_pretr
 from mldr_kd_mm.apis.options import VISUALIZERS, Options
 from mldr_kd_mm.apis.training_images import TrainingImages, unlabeled_fields
 from mldr_kd_mm.datasets import ImageFolder
-from mldr_kd_mm.engine.arguments import set_gradient_clipping, set_learning_rate
+from mldr_kd_mm.engine.arguments import leaves_one, set_gradient_clipping, set_learning_rate
 from mldr_kd_mm.models.data_preprocessor import own_statistics
 from mldr_kd_mm.utils.errors import ConfigError
 from mldr_kd_mm.utils.workers import default_workers
@@ -257,8 +257,7 @@ def _data_fields(
     train_dataloader = dict(
         base['train_dataloader'],
         **loading,
-        # BatchNorm cannot be trained on a last batch of one.
-        drop_last=images.epoch_length % batch_size == 1,
+        drop_last=leaves_one(images.epoch_length, batch_size),
         dataset=_training_set(options, images, train_pipeline),
     )
     if images.labeled is not None and images.unlabeled is not None:

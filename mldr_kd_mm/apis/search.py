@@ -21,6 +21,7 @@ from mmengine.registry import init_default_scope
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 from rich.console import Console
+from torch.utils.data import ConcatDataset
 
 from mldr_kd_mm.apis import configs, trial
 from mldr_kd_mm.apis import study as studies
@@ -28,6 +29,7 @@ from mldr_kd_mm.apis.results import MeasuredTrial, folder, run_all, write_result
 from mldr_kd_mm.apis.search_report import write_report
 from mldr_kd_mm.apis.search_space import make_space, own_values, set_fields, short, suggest
 from mldr_kd_mm.apis.study import (
+    IMAGES,
     Plan,
     Task,
     find_studies,
@@ -37,7 +39,8 @@ from mldr_kd_mm.apis.study import (
     retry,
 )
 from mldr_kd_mm.apis.trial import Trial, write_text
-from mldr_kd_mm.engine.arguments import merge_options
+from mldr_kd_mm.datasets.samples import hash_samples
+from mldr_kd_mm.engine.arguments import leaves_one, merge_options
 from mldr_kd_mm.engine.parts import part
 from mldr_kd_mm.engine.processes import Ended, RunFailed, RunQueue, places, train_all
 from mldr_kd_mm.evaluation.logged_run import ACCURACY
@@ -48,12 +51,14 @@ from mldr_kd_mm.utils.errors import (
     check_count,
     check_file,
     check_positive,
+    is_number,
 )
 from mldr_kd_mm.utils.logging import plural
 from mldr_kd_mm.utils.outputs import show_markdown, write_output
 
 # Hooks whose measurements and figures a search does not use.
 _NOT_OF_A_TRIAL = ('teacher_accuracy', 'figures')
+_LOADERS = ('train_dataloader', 'val_dataloader')
 _OF_THE_TEST_SET = ('test_dataloader', 'test_evaluator', 'test_cfg')
 
 
@@ -111,9 +116,8 @@ def search(
     name = study or path.stem
     root = Path(work_dir or Path('work_dirs/search', name))
     configs.find_all('method', configs.METHODS, methods)
-    plans = [_plan(path, method, held_out, seed, root, cfg_options or {}) for method in methods]
+    plans = _make_plans(path, methods, held_out, seed, root, cfg_options or {})
     choices = dict(pair=path.stem, sampler=sampler, pruner=pruner)
-    _check_held_out(plans[0].config)
     _claim(root, name)
     with quiet_optuna():
         opened, lock = open_storage(storage or f'sqlite:///{root}/study.db')
@@ -162,33 +166,44 @@ def _claim(root: Path, study: str) -> None:
         write_text(owner, study)
 
 
-def _plan(
-    pair: Path, method: str, held_out: float, seed: int, root: Path, options: Mapping[str, Any]
-) -> Plan:
-    """Compose a pair with a method, and derive the config of its trials."""
-    cfg = configs.read_config(pair, 'pair')
-    ranges = configs.read_search_space(method, cfg)
-    full = configs.compose(cfg, method)
+def _make_plans(
+    path: Path,
+    methods: Sequence[str],
+    held_out: float,
+    seed: int,
+    root: Path,
+    options: Mapping[str, Any],
+) -> list[Plan]:
+    """Compose a pair with each method, and derive the configs of their trials."""
+    pair = configs.read_config(path, 'pair')
+    composed = [_compose(pair, method, options) for method in methods]
+    of_trials = copy.deepcopy(composed)
+    for config in of_trials:
+        hold_out(config, held_out, seed)
+    images = _read_images(of_trials)
+    plans = []
+    for method, full, config in zip(methods, composed, of_trials, strict=True):
+        name = Path(method).stem
+        space = make_space(configs.read_search_space(method, pair), full, name)
+        settings = trial.with_checksum(trial.with_seed(trial.settings_of(config), seed))
+        # The images come last: if a field of their data set differs, the error names the field.
+        settings |= {'search_space': {k: repr(v) for k, v in space.items()}, IMAGES: images}
+        share_teacher_outputs(config, root / 'teacher_cache')
+        plans.append(Plan(name, full, config, settings, space, own_values(full, space, name)))
+    return plans
+
+
+def _compose(pair: Config, method: str, options: Mapping[str, Any]) -> Config:
+    """Compose a pair with a method, and check what a run of it needs."""
+    full = configs.compose(pair, method)
     merge_options(full, dict(options))
-    name = Path(method).stem
-    space = make_space(ranges, full, name)
-    config = copy.deepcopy(full)
-    hold_out(config, held_out, seed)
-    settings = trial.with_seed(trial.settings_of(config), seed)
-    trial.epochs_of(settings, name)
+    settings = trial.settings_of(full)
+    trial.epochs_of(settings, Path(method).stem)
     if checkpoint := trial.teacher_file(settings):
         of_teacher = configs.config_of_teacher(checkpoint)
         how = f': python tools/train.py {of_teacher}' if of_teacher else ''
         check_file('model.teacher_checkpoint', str(checkpoint), f'train the teacher first{how}')
-    share_teacher_outputs(config, root / 'teacher_cache')
-    return Plan(
-        name,
-        full,
-        config,
-        trial.with_checksum(settings) | {'search_space': {k: repr(v) for k, v in space.items()}},
-        space,
-        own_values(full, space, name),
-    )
+    return full
 
 
 def hold_out(cfg: Config, fraction: float, seed: int) -> None:
@@ -202,7 +217,7 @@ def hold_out(cfg: Config, fraction: float, seed: int) -> None:
     Raises:
         ConfigError: The config has no training or validation loader.
     """
-    for name in ('train_dataloader', 'val_dataloader'):
+    for name in _LOADERS:
         if not (cfg.get(name) or {}).get('dataset'):
             raise ConfigError(f'{name}: must have a dataset, for a part of it to be held out')
     train = cfg.train_dataloader.dataset
@@ -217,12 +232,35 @@ def hold_out(cfg: Config, fraction: float, seed: int) -> None:
         cfg.pop(name, None)
 
 
-def _check_held_out(cfg: Config) -> None:
-    """Raise a ConfigError if the training set cannot be read or divided."""
-    init_default_scope(cfg.get('default_scope') or 'mmpretrain')
-    dataset = copy.deepcopy(cfg.train_dataloader.dataset)
-    with part(dataset, DATASETS, 'train_dataloader.dataset'):
-        DATASETS.build(dataset)
+def _read_images(of_trials: Sequence[Config]) -> str | None:
+    """Build both parts of the training set, and decide again on a last batch of one image.
+
+    Args:
+        of_trials: Configs on the same data; they are changed.
+
+    Returns:
+        A hash of the images, see :func:`~mldr_kd_mm.datasets.samples.hash_samples`.
+
+    Raises:
+        ConfigError: The training set cannot be read or divided.
+    """
+    init_default_scope(of_trials[0].get('default_scope') or 'mmpretrain')
+    parts = []
+    for name in _LOADERS:
+        dataset = copy.deepcopy(of_trials[0][name].dataset)
+        with part(dataset, DATASETS, f'{name}.dataset'):
+            parts.append(DATASETS.build(dataset))
+    both = ConcatDataset(parts)
+    for config in of_trials:
+        loader = config.train_dataloader
+        batch_size = loader.get('batch_size')
+        if not is_number(batch_size, int):
+            continue
+        alone = leaves_one(len(parts[0]), batch_size)
+        decides = alone != leaves_one(len(both), batch_size)
+        if decides and alone != loader.get('drop_last', False):
+            loader.drop_last = alone
+    return hash_samples(both)
 
 
 def share_teacher_outputs(cfg: Config, cache: Path) -> None:

@@ -34,8 +34,10 @@ PRUNERS = ('hyperband', 'halving', 'none')
 HEARTBEAT, GRACE = 5, 60
 Lock = Callable[[], AbstractContextManager]
 _REDUCTION = 3  # of the trials that each rung of a pruner keeps
+# The setting that is a hash of the training images, those of the held-out part included.
+IMAGES = 'images'
 # Settings that the methods of a search have in common; the data is that of the held-out part.
-_COMMON = ('pair', 'sampler', 'pruner', 'val_dataloader')
+_COMMON = ('pair', 'sampler', 'pruner', 'val_dataloader', IMAGES)
 
 
 @dataclass(frozen=True)
@@ -194,12 +196,17 @@ def find_studies(search: str, storage: RDBStorage) -> dict[str, optuna.Study]:
 
 def _check_same(name: str, stored: Settings, settings: Settings) -> None:
     """Raise a ConfigError if settings differ from those of a study."""
-    if found := next(iter_differences(stored, settings), None):
-        key, old, new = found
-        raise ConfigError(
-            f'study={name!r}: {key} was {trial.show(old)} when it began, and would be '
-            f'{trial.show(new)}; undo the change, or start another --study'
-        )
+    for key, old, new in iter_differences(stored, settings):
+        if key != IMAGES:
+            raise ConfigError(
+                f'study={name!r}: {key} was {trial.show(old)} when it began, and would be '
+                f'{trial.show(new)}; undo the change, or start another --study'
+            )
+        if isinstance(old, str):  # studies of earlier versions have no hash
+            raise ConfigError(
+                f'study={name!r}: the training images are not those with which it began; restore '
+                'them, or start another --study'
+            )
 
 
 def retry(study: optuna.Study, failed: FrozenTrial) -> None:

@@ -196,6 +196,16 @@ def set_gradient_clipping(cfg: Config, max_norm: float) -> None:
     cfg.optim_wrapper.clip_grad = dict(max_norm=max_norm)
 
 
+def leaves_one(images: int, batch_size: int) -> bool:
+    """Return whether the last batch of an epoch is one image, on which BatchNorm cannot be trained.
+
+    Args:
+        images: Number of images in the epoch.
+        batch_size: Number of images in the other batches.
+    """
+    return batch_size > 1 and images % batch_size == 1
+
+
 def merge_options(cfg: Config, options: dict[str, Any]) -> None:
     """Merge ``--cfg-options`` into a config.
 

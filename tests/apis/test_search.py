@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import sqlite3
 import sys
@@ -409,6 +410,69 @@ def test_study_of_another_pair(project, monkeypatch):
         run(study='digits', pair='other')
     message = "study='digits/kd': pair was 'digits' when it began, and would be 'other'; undo"
     assert str(caught.value).startswith(message)
+
+
+def test_study_of_other_images(project, monkeypatch):
+    """The folder may be moved, but a renamed image of the held-out part is another one."""
+    monkeypatch.setattr(module, 'train_all', lambda queue, places, console: None)
+    helpers.image_folder(project / 'photos', {'train': 4, 'val': 1})
+    config = pair_config()
+    config['train_dataloader']['dataset'] = dict(
+        type='mldr_kd_mm.ImageFolder', data_root='photos', pipeline=[dict(type='PackInputs')]
+    )
+    put(project / 'configs/pairs/photos.py', **config)
+    options = dict(pair='photos', storage=f'sqlite:///{project}/study.db')
+    run(**options)
+    elsewhere = project / 'elsewhere'
+    for name in ('configs', 'photos'):
+        shutil.copytree(project / name, elsewhere / name)
+    monkeypatch.chdir(elsewhere)
+    run(**options)
+    message = (
+        "study='photos/kd': the training images are not those with which it began; restore them, "
+        'or start another --study'
+    )
+    for image in sorted(Path('photos/train/a').iterdir()):
+        image.rename(image.with_stem('zz'))
+        for method in ('kd', 'scratch'):
+            with pytest.raises(ConfigError) as caught:
+                run(**options, methods=[method])
+            assert str(caught.value) == message
+        image.with_stem('zz').rename(image)
+    shutil.copytree('photos/train/a', 'photos/train/d')
+    shutil.copytree('photos/val/a', 'photos/val/d')
+    with pytest.raises(ConfigError) as caught:
+        run(**options)
+    assert str(caught.value) == message
+
+
+def test_study_of_an_earlier_version_has_no_hash_of_its_images():
+    settings = dict(epochs=3, images='0123')
+    study._check_same('digits/kd', dict(epochs=3), settings)
+    with pytest.raises(ConfigError, match='epochs was 2 when it began'):
+        study._check_same('digits/kd', dict(epochs=2), settings)
+
+
+@pytest.mark.parametrize(
+    ('options', 'drop_last'),
+    [
+        (dict(batch_size=29), True),  # 30 of 40 images remain
+        (dict(batch_size=3), None),
+        (dict(batch_size=3, drop_last=True), False),  # 40 images left one, 30 do not
+        (dict(batch_size=39, drop_last=True), False),  # no batch would be full
+        (dict(batch_size=8, drop_last=True), True),
+        (dict(batch_size=1), None),
+    ],
+)
+def test_last_batch_of_one(project, monkeypatch, options, drop_last):
+    tasks = []
+    monkeypatch.setattr(module, 'train_all', lambda queue, *_: tasks.extend(queue._tasks))
+    fields = {f'train_dataloader.{name}': value for name, value in options.items()}
+    run(methods=['scratch', 'kd'], cfg_options=fields)
+    for task in tasks:
+        assert task.plan.config.train_dataloader.get('drop_last') is drop_last
+        assert task.plan.settings['train_dataloader'].get('drop_last') is drop_last
+        assert task.plan.full.train_dataloader.get('drop_last') == options.get('drop_last')
 
 
 def test_folder_of_another_study(project, monkeypatch):
