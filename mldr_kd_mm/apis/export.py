@@ -170,7 +170,8 @@ def export_student(
         check_preprocessing(description)
     quantize = quantized = None
     if int8:
-        quantize = Quantizer(run, record.classes, student, **of_int8)
+        quantize = Quantizer(run, checkpoint, record.classes, student, **of_int8)
+        notes += quantize.notes
     paths = _paths(Path(out), is_folder, graphs, student)
     if backbone:
         weights, metadata = backbone_weights(student, weights), {}

@@ -20,11 +20,9 @@ from mmpretrain.models import ClsDataPreprocessor
 from torch.utils.data import DataLoader
 
 from mldr_kd_mm.apis.run_record import dataset_of, dicts, type_name
-from mldr_kd_mm.apis.student_config import registered_modules
-from mldr_kd_mm.datasets import FolderDataset, ImageFolder
+from mldr_kd_mm.datasets import ImageFolder
 from mldr_kd_mm.datasets.samples import iter_parts, real_paths
 from mldr_kd_mm.evaluation.logged_run import LoggedRun
-from mldr_kd_mm.registry import DATASETS
 from mldr_kd_mm.utils.errors import (
     ConfigError,
     check_not_negative,
@@ -121,6 +119,7 @@ class Quantizer:
 
     Args:
         run: The run's config.
+        checkpoint: Path of its checkpoint.
         classes: Names of the run's classes; empty if unknown.
         student: The student.
         calibrate: Folder with one folder of images per class, or with ``train/`` of that form.
@@ -130,6 +129,9 @@ class Quantizer:
             the run's own validation set.
         max_drop: Largest allowed loss of accuracy, in percentage points.
 
+    Attributes:
+        notes: Remarks for the user.
+
     Raises:
         ConfigError: An argument is invalid, a folder has no images or one class, there are no
             validation images, or some of them are training images of the run.
@@ -138,6 +140,7 @@ class Quantizer:
     def __init__(
         self,
         run: Mapping[str, Any],
+        checkpoint: str,
         classes: Sequence[str],
         student: RebuiltStudent,
         calibrate: str | None = None,
@@ -163,8 +166,9 @@ class Quantizer:
             if validate is None
             else _Folder(run, student, 'validate', validate, 'val', classes)
         )
+        self.notes: list[str] = []
         if validate is not None:
-            _check_unseen(run, self.validation.dataset, validate)
+            self.notes = _check_unseen(run, Path(checkpoint), self.validation.dataset, validate)
 
     def __call__(self, path: Path) -> Quantized:
         """Replace an ONNX graph of the student with its INT8 version, and measure both.
@@ -305,17 +309,12 @@ class _Folder:
             yield images, self.labels[labels]
 
 
-def _check_unseen(run: Mapping[str, Any], dataset: ImageFolder, folder: str) -> None:
-    """Refuse images on which the run has trained, if its training images are still there."""
-    kind = registered_modules(DATASETS).get(type_name(dataset_of(run, 'train_dataloader')))
-    if not (isinstance(kind, type) and issubclass(kind, FolderDataset)):
-        return
-    try:
-        train = LoggedRun('', Path(), Config(dict(run)), []).build_dataset('train_dataloader')
-    except ConfigError:
-        return
-    parts = (part for part in iter_parts(train) if isinstance(part, FolderDataset))
-    seen = real_paths(dataset) & set().union(*map(real_paths, parts))
+def _check_unseen(
+    run: Mapping[str, Any], checkpoint: Path, dataset: ImageFolder, folder: str
+) -> list[str]:
+    """Refuse images on which the run has trained; return a note if that is not known of all."""
+    paths, unknown = _training_paths(run, checkpoint)
+    seen = real_paths(dataset) & paths
     if seen:
         own = "leave it out for the run's own validation set, or "
         raise ConfigError(
@@ -323,6 +322,48 @@ def _check_unseen(run: Mapping[str, Any], dataset: ImageFolder, folder: str) -> 
             f'training images, such as {printable(min(seen))!r}, where the accuracy is too high; '
             f'{own if run.get("val_dataloader") else ""}name a folder of other images'
         )
+    if not unknown:
+        return []
+    return [
+        f"validate={folder!r}: could not be compared with the run's training images ({unknown}); "
+        'on images that it trained on, the accuracy is too high'
+    ]
+
+
+def _training_paths(run: Mapping[str, Any], checkpoint: Path) -> tuple[set[str], str]:
+    """Return the paths of the run's training images, and why some are missing, if they are."""
+    field, paths, unknown = 'train_dataloader.dataset', set(), ''
+    # The run may have been started in another directory, often one above the checkpoint.
+    places = [Path.cwd(), *checkpoint.resolve().parents]
+    try:
+        with named(field):
+            config = Config(_with_found_folders(dict(run), places))
+            train = LoggedRun('', Path(), config, []).build_dataset('train_dataloader')
+            for part in iter_parts(train):
+                if 'img_path' in part.get_data_info(0):
+                    paths |= real_paths(part)
+                else:
+                    unknown = f'{field}: {type(part).__name__} does not read image files'
+    except ConfigError as error:
+        unknown = str(error)
+    return paths, unknown
+
+
+def _with_found_folders(config: Any, places: Sequence[Path]) -> Any:
+    """Return a copy of a config of data sets whose relative paths are below the first place."""
+    if isinstance(config, (list, tuple)):
+        return [_with_found_folders(each, places) for each in config]
+    if not isinstance(config, Mapping):
+        return config
+    copy = {name: _with_found_folders(value, places) for name, value in config.items()}
+    # The others are relative to the first.
+    names = (name for name in ('data_root', 'ann_file', 'data_prefix') if copy.get(name))
+    name = next(names, None)
+    if isinstance(copy.get(name), str):
+        path = Path(copy[name]).expanduser()
+        found = (str(place / path) for place in places if (place / path).exists())
+        copy[name] = next(found, copy[name])
+    return copy
 
 
 def _pipeline(run: Mapping[str, Any], student: RebuiltStudent) -> list[dict[str, Any]]:

@@ -66,7 +66,7 @@ class SortsColours(BaseClassifier):
         raise NotImplementedError
 
 
-def save_run(path, student, images=None, classes=(), pixels=16):
+def save_run(path, student, images=None, classes=(), pixels=16, wrap=None):
     """Write a checkpoint like that of a run; return its path."""
     student = {**student, 'data_preprocessor': STATISTICS}
     resize = dict(type='Resize', scale=pixels, backend='pillow')
@@ -74,10 +74,11 @@ def save_run(path, student, images=None, classes=(), pixels=16):
     dataset = dict(type='ImageFolder', data_root=str(images), split='val', pipeline=pipeline)
     model = dict(type='Distiller', student=student, input_size=(3, pixels, pixels))
     train = dict(dataset, split='train')
+    train = wrap(train) if wrap else dict(type='RepeatDataset', dataset=train, times=2)
     config = Config(
         dict(
             model=model,
-            train_dataloader=dict(dataset=dict(type='RepeatDataset', dataset=train, times=2)),
+            train_dataloader=dict(dataset=train),
             val_dataloader=dict(dataset=dataset, batch_size=8),
         )
     )
@@ -179,6 +180,54 @@ class TestInt8:
                     calibrate=str(images),
                     validate=str(folder),
                 )
+
+    @pytest.mark.parametrize(
+        'wrap',
+        [
+            lambda train: dict(type='ConcatDataset', datasets=[train, train]),
+            lambda train: dict(
+                type='mmpretrain.CustomDataset',
+                data_root='images/train',
+                pipeline=train['pipeline'],
+            ),
+            lambda train: dict(type='RepeatDataset', dataset=train, times=2),
+        ],
+        ids=['ConcatDataset', 'CustomDataset', 'RepeatDataset'],
+    )
+    def test_relative_training_images(self, wrap, images, tmp_path, monkeypatch):
+        """In any data set; found from the checkpoint if the run was started elsewhere."""
+        (tmp_path / 'run').mkdir()
+        checkpoint = save_run(
+            tmp_path / 'run', dict(type='SortsColours'), 'images', 'abc', wrap=wrap
+        )
+        options = dict(int8=True, calibrate=str(images), validate=str(images / 'train'))
+        (tmp_path / 'images').symlink_to(images)
+        for place in (tmp_path, tmp_path / 'run'):
+            monkeypatch.chdir(place)
+            with pytest.raises(ConfigError, match="18 of its 18 images .* run's training images"):
+                export_student(checkpoint, str(tmp_path / 'a.onnx'), **options)
+
+    @pytest.mark.parametrize(
+        ('wrap', 'message'),
+        [
+            (None, "data_root='gone': there is no such folder"),
+            (lambda _: None, 'train_dataloader.dataset: '),
+            (
+                lambda train: dict(type='Digits', split='train', pipeline=[]),
+                'Digits does not read image files',
+            ),
+        ],
+        ids=['gone', 'unknown', 'no files'],
+    )
+    def test_training_images_that_are_not_found(self, wrap, message, images, tmp_path):
+        checkpoint = save_run(tmp_path, dict(type='SortsColours'), 'gone', 'abc', wrap=wrap)
+        options = dict(int8=True, calibrate=str(images), validate=str(images / 'val'))
+        (note,) = export_student(checkpoint, str(tmp_path / 'a.onnx'), **options).notes
+        folder = str(images / 'val')
+        assert note.startswith(
+            f"validate={folder!r}: could not be compared with the run's training images ("
+        )
+        assert message in note and '\n' not in note
 
     def test_own_validation_set_with_a_new_class(self, images, tmp_path):
         """The labels of the other classes have changed."""
