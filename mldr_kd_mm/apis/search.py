@@ -180,14 +180,16 @@ def _make_plans(
     of_trials = copy.deepcopy(composed)
     for config in of_trials:
         hold_out(config, held_out, seed)
+    # Before drop_last is decided, which follows from the images: the error is to name the cause.
+    shared = [trial.with_seed(trial.settings_of(config), seed) for config in of_trials]
     images = _read_images(of_trials)
     plans = []
-    for method, full, config in zip(methods, composed, of_trials, strict=True):
+    for method, full, config, fixed in zip(methods, composed, of_trials, shared, strict=True):
         name = Path(method).stem
         space = make_space(configs.read_search_space(method, pair), full, name)
-        settings = trial.with_checksum(trial.with_seed(trial.settings_of(config), seed))
+        ranges = {field: repr(limits) for field, limits in space.items()}
         # The images come last: if a field of their data set differs, the error names the field.
-        settings |= {'search_space': {k: repr(v) for k, v in space.items()}, IMAGES: images}
+        settings = trial.with_checksum(fixed) | {'search_space': ranges, IMAGES: images}
         share_teacher_outputs(config, root / 'teacher_cache')
         plans.append(Plan(name, full, config, settings, space, own_values(full, space, name)))
     return plans
