@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,8 @@ from mldr_kd_mm.apis.student import RebuiltStudent
 from mldr_kd_mm.apis.student_config import registered_modules
 from mldr_kd_mm.datasets.cifar import CIFAR_LICENCE
 from mldr_kd_mm.datasets.tiny_imagenet import IMAGENET_LICENCE
+from mldr_kd_mm.models.backbones import hugging_face
+from mldr_kd_mm.models.data_preprocessor import weights_file
 from mldr_kd_mm.registry import DATASETS
 from mldr_kd_mm.utils.logging import plural
 from mldr_kd_mm.utils.nested import as_list
@@ -504,11 +507,40 @@ def _teachers(model: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], Any]]:
 
 
 def _teacher_weights(teacher: Mapping[str, Any], path: Any) -> str:
-    if path:
-        return f'`{plain(str(path).rpartition("/")[2])}`'
-    if teacher.get('pretrained'):
-        return 'pretrained, from timm'
+    file = path or weights_file(teacher)
+    if file:
+        return f'`{_file_name(str(file))}`'
+    kind, backbone = type_name(teacher), mapping(teacher, 'backbone')
+    # ModuleClassifier passes kwargs to a function of torchvision, transformers or another package.
+    kwargs = mapping(teacher, 'kwargs')
+    pretrained = (
+        kwargs.get('weights')
+        or kwargs.get('pretrained')
+        or teacher.get('pretrained')
+        or backbone.get('pretrained')
+    )
+    if isinstance(pretrained, str) and not kwargs:  # of an older backbone of OpenMMLab
+        return f'`{_file_name(pretrained)}`'
+    if pretrained:
+        return f'pretrained, from {_library(teacher)}'
+    if kind == 'BuiltClassifier':
+        return 'those of the module that was passed'
     return 'initialised by its config' if teacher else NOT_RECORDED
+
+
+def _file_name(path: str) -> str:
+    """Return the name of a file of weights, whole if it is a short one: ``torchvision://NAME``."""
+    is_short = re.fullmatch(r'(?!https?:|file:)[\w-]+://[^/]+', path)
+    return plain(path if is_short else path.rpartition('/')[2])
+
+
+def _library(classifier: Mapping[str, Any]) -> str:
+    """Return the library that loads the weights of a pretrained classifier."""
+    kind, module = type_name(classifier), str(classifier.get('module') or '')
+    package = module.partition(':')[0]
+    if kind == 'HuggingFaceClassifier' or package == hugging_face.__name__:
+        return 'transformers'
+    return escaped(package.partition('.')[0]) if package else 'timm'
 
 
 def _model(config: Mapping[str, Any]) -> str:

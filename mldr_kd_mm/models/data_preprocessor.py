@@ -321,7 +321,7 @@ def own_statistics(
     Returns:
         The statistics; None if nothing states them.
     """
-    checkpoint = checkpoint or _file_of(classifier)
+    checkpoint = checkpoint or weights_file(classifier)
     if checkpoint is None:
         is_loaded = (_timm_part(classifier) or classifier).get('pretrained')
         return (_of_timm(classifier) or _of_transformers(classifier)) if is_loaded else None
@@ -330,6 +330,22 @@ def own_statistics(
         or _of_openmmlab(checkpoint)
         or _of_timm(classifier, classifier.get('num_classes', _IMAGENET_CLASSES))
     )
+
+
+def weights_file(classifier: Mapping[str, Any]) -> str | None:
+    """Return the file whose weights the config of a classifier loads; None if it names none.
+
+    Args:
+        classifier: Config of an mmpretrain classifier.
+    """
+    if classifier.get('checkpoint_path'):
+        return classifier['checkpoint_path']
+    for part in filter(_is_dict, (classifier, classifier.get('backbone'))):
+        init_cfg = part.get('init_cfg')
+        for each in init_cfg if isinstance(init_cfg, list) else [init_cfg]:
+            if isinstance(each, dict) and each.get('type') == 'Pretrained':
+                return each.get('checkpoint')
+    return None
 
 
 def _has_statistics(preprocessor: Mapping[str, Any]) -> bool:
@@ -343,18 +359,6 @@ def _describe(mean: Sequence[float] | None, std: Sequence[float] | None) -> str:
         return f'mean {mean}, std {std}'
     values = (', '.join(f'{value:.4g}' for value in each) for each in (mean, std))
     return 'mean [{}], std [{}]'.format(*values)
-
-
-def _file_of(classifier: Mapping[str, Any]) -> str | None:
-    """Return the file whose weights the config of a classifier loads."""
-    if classifier.get('checkpoint_path'):
-        return classifier['checkpoint_path']
-    for part in filter(_is_dict, (classifier, classifier.get('backbone'))):
-        init_cfg = part.get('init_cfg')
-        for each in init_cfg if isinstance(init_cfg, list) else [init_cfg]:
-            if isinstance(each, dict) and each.get('type') == 'Pretrained':
-                return each.get('checkpoint')
-    return None
 
 
 def _of_file(checkpoint: str) -> Statistics | None:

@@ -12,7 +12,7 @@ from mmengine.config import Config
 
 from mldr_kd_mm.apis.description import StudentDescription
 from mldr_kd_mm.apis.export import export_student, rebuild_student
-from mldr_kd_mm.apis.model_card import model_card
+from mldr_kd_mm.apis.model_card import _teacher_weights, model_card
 from mldr_kd_mm.apis.run_record import RunRecord
 from mldr_kd_mm.evaluation.logged_run import ACCURACY, curve, read_records
 from mldr_kd_mm.models.builder import build_classifier
@@ -104,6 +104,61 @@ def test_a_checkpoint_without_its_log(work_dir, tmp_path):
             'The last validation was after epoch 1; these weights, of epoch 2, were saved '
             'before their validation' in card['']
         )
+
+
+INIT = dict(type='Pretrained', checkpoint='my/folder/weights.pth')
+
+
+@pytest.mark.parametrize(
+    ('teacher', 'weights'),
+    [
+        (dict(type='HuggingFaceClassifier', model_name='a/b', pretrained=True), 'transformers'),
+        (dict(type='mmpretrain.HuggingFaceClassifier', pretrained=True), 'transformers'),
+        (
+            dict(
+                type='ModuleClassifier',
+                module='mldr_kd_mm.models.backbones.hugging_face:create',
+                kwargs=dict(name='a/b', num_classes=3, pretrained=True),
+            ),
+            'transformers',
+        ),
+        (
+            dict(
+                type='ModuleClassifier',
+                module='torchvision.models:resnet18',
+                kwargs=dict(weights='DEFAULT'),
+            ),
+            'torchvision',
+        ),
+        (
+            dict(type='ModuleClassifier', module='zoo.nets:a', kwargs=dict(pretrained=True)),
+            'zoo',
+        ),
+        (dict(type='TimmClassifier', model_name='resnet18', pretrained=True), 'timm'),
+        (
+            dict(type='ImageClassifier', backbone=dict(type='TIMMBackbone', pretrained=True)),
+            'timm',
+        ),
+        (dict(type='ImageClassifier', init_cfg=INIT), '`weights.pth`'),
+        (dict(backbone=dict(type='ResNet', init_cfg=[INIT])), '`weights.pth`'),
+        (dict(checkpoint_path='my/folder/weights.pth'), '`weights.pth`'),
+        (
+            dict(type='ImageClassifier', pretrained='torchvision://resnet50'),
+            '`torchvision://resnet50`',
+        ),
+        (dict(type='TimmClassifier', model_name='resnet18'), 'initialised by its config'),
+        (
+            dict(type='BuiltClassifier', model_name='Net'),
+            'those of the module that was passed',
+        ),
+        ({}, 'not recorded'),
+    ],
+)
+def test_weights_of_a_teacher(teacher, weights):
+    if weights in ('timm', 'transformers', 'torchvision', 'zoo'):
+        weights = f'pretrained, from {weights}'
+    assert _teacher_weights(teacher, None) == weights
+    assert _teacher_weights(teacher, 'https://a.b/c/d.pth') == '`d.pth`'
 
 
 def test_cifar():
