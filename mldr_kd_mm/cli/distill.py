@@ -6,6 +6,7 @@ import shlex
 from argparse import ArgumentParser, BooleanOptionalAction, Namespace
 from pathlib import Path
 
+from mldr_kd_mm.cli.arguments import add_val_fraction, add_workers
 from mldr_kd_mm.utils.errors import ConfigError
 
 HELP = 'train a student on a folder of images'
@@ -155,18 +156,9 @@ def add_arguments(parser: ArgumentParser) -> None:
         help='recipe: crops and flips, for Transformers also mixup and cutmix; light: small '
         'shifts, for handwriting and similar images; default: recipe',
     )
-    add(
-        '--val-fraction',
-        type=float,
-        help='fraction to hold out if the folder has no val/ or test/; default: 0.1',
-    )
+    add_val_fraction(parser)
     add('--seed', type=int, default=0, help='random seed; default: 0')
-    add(
-        '--workers',
-        type=int,
-        metavar='N',
-        help='data-loading processes; default: one per core, up to 8',
-    )
+    add_workers(parser)
     add('--amp', default=None, **switch, help='mixed precision; default: on with a GPU')
     add(
         '--baseline',

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from argparse import ArgumentParser, Namespace
 
-from mldr_kd_mm.cli.arguments import add_imports
+from mldr_kd_mm.cli.arguments import add_device, add_imports
 from mldr_kd_mm.utils.errors import ConfigError
 
 HELP = 'predict the classes of images'
@@ -42,7 +42,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         '--batch-size', type=int, default=32, metavar='N', help='images per batch; default: 32'
     )
-    parser.add_argument('--device', help='such as cpu or cuda; default: a GPU if there is one')
+    add_device(parser)
     add_imports(parser)
 
 

@@ -6,7 +6,7 @@ import json
 import sys
 from argparse import ArgumentParser, Namespace
 
-from mldr_kd_mm.cli.arguments import add_imports
+from mldr_kd_mm.cli.arguments import add_device, add_imports, add_val_fraction, add_workers
 
 HELP = 'measure the features of a student on labelled images'
 DESCRIPTION = """Measure the kNN and the linear-probe accuracy of a student's features.
@@ -25,20 +25,11 @@ def add_arguments(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add('student', help='work directory of a run, checkpoint, or exported folder or file')
     add('--data', required=True, metavar='PATH', help='folder of labelled images')
-    add(
-        '--val-fraction',
-        type=float,
-        help='fraction to hold out if the folder has no val/ or test/; default: 0.1',
-    )
+    add_val_fraction(parser)
     add('--seed', type=int, help='seed of the held-out images; default: 0')
     add('--batch-size', type=int, default=128, metavar='N', help='images per batch; default: 128')
-    add(
-        '--workers',
-        type=int,
-        metavar='N',
-        help='data-loading processes; default: one per core, up to 8',
-    )
-    add('--device', help='such as cpu or cuda; default: a GPU if there is one')
+    add_workers(parser)
+    add_device(parser)
     add('--json', action='store_true', help='print JSON on a terminal, too')
     add_imports(parser)
 
