@@ -95,7 +95,8 @@ def test_a_killed_worker_ends_the_run_with_one_line(run, capsys):
         run(kill, workers=1, start=launch.run)
     assert stopped.value.code == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith('error: a data-loader worker was killed (DataLoader worker (pid')
+    # Either torch notices the dead worker first, or the connection to it breaks first.
+    assert line.startswith('error: a data-loader worker was killed (')
     assert line.endswith('--resume continues from the last checkpoint')
 
 
