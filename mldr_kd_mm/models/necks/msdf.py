@@ -115,12 +115,7 @@ class MSDFNeck(BaseModule):
                 for projector, feature in zip(self.projectors, features, strict=True)
             ]
         )
-        stage_logits = torch.stack(
-            [
-                projector['classifier'](descriptor)
-                for projector, descriptor in zip(self.projectors, descriptors, strict=True)
-            ]
-        )
+        stage_logits = self._classify(descriptors)
         if self.gate is None:
             scores = stage_logits.new_zeros(()).expand_as(stage_logits)
         else:
@@ -128,6 +123,13 @@ class MSDFNeck(BaseModule):
         weights = scores.softmax(dim=0)
         fused_logits = (weights * stage_logits).sum(dim=0)
         return MSDFOutput(stage_logits, fused_logits, weights.transpose(0, 1))
+
+    def _classify(self, descriptors: Tensor) -> Tensor:
+        """Apply each stage's classifier, (S, B, D) -> (S, B, C), in one kernel on a GPU."""
+        layers = [projector['classifier'] for projector in self.projectors]
+        weights = torch.stack([layer.weight for layer in layers])
+        biases = torch.stack([layer.bias for layer in layers])
+        return torch.baddbmm(biases.unsqueeze(1), descriptors, weights.mT)
 
     def _check(self, features: Sequence[Tensor]) -> None:
         shapes = [tuple(feature.shape) for feature in features]
