@@ -1,6 +1,7 @@
 """Training steps on the pretended GPU: no mixed devices, and no wait of the host."""
 
 import copy
+import weakref
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,45 @@ def test_losses():
             linear = entry | dict(loss=entry['loss'] | dict(relation='linear'), name='linear')
     method['losses'].append(linear)
     check('losses', step_of(mldr(**method)))
+
+
+class PrecisionGPU(PretendedGPU):
+    """Lists the precision of the products of a backward pass."""
+
+    def __enter__(self):
+        self.precisions = []
+        return super().__enter__()
+
+    def launch(self, operation, tensors):
+        super().launch(operation, tensors)
+        if operation in ('mm', 'bmm') and torch._C._current_autograd_node() is not None:
+            self.precisions.append(torch.get_float32_matmul_precision())
+
+
+@pytest.fixture
+def tf32():
+    torch.set_float32_matmul_precision('high')
+    yield
+    torch.set_float32_matmul_precision('highest')
+
+
+@pytest.mark.usefixtures('tf32')
+@pytest.mark.parametrize('order', [1, -1])
+def test_losses_do_not_use_tf32_in_the_backward_pass(order):
+    both = [losses.RKDLoss(), losses.RSDLoss(student_width=4, teacher_width=6)][::order]
+    with PrecisionGPU() as gpu:
+        weight = torch.randn(4, 4, device='cuda', requires_grad=True)
+        teacher = torch.randn(5, 6, device='cuda')
+        student = torch.randn(5, 4, device='cuda') @ weight
+        is_alive = weakref.ref(student)
+        total = sum(loss.to('cuda')(student, teacher) for loss in both)
+        total.backward()
+    *of_losses, of_student = gpu.precisions
+    assert len(of_losses) >= 5
+    assert set(of_losses) == {'highest'}
+    assert of_student == torch.get_float32_matmul_precision() == 'high'
+    del student, total
+    assert is_alive() is None
 
 
 def test_transformer_recipe():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -20,18 +21,41 @@ def full_precision(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Decorate a loss's ``forward(self, student, teacher, ...)`` to compute in float32 or float64.
 
     Products and powers of logits would overflow in half precision. Therefore autocast and TF32 are
-    off inside and half-precision tensors are converted to float32. The teacher's tensor is
-    detached.
+    off inside and half-precision tensors are converted to float32. TF32 is also off in the backward
+    pass of the loss. The teacher's tensor is detached.
     """
 
     @functools.wraps(forward)
     def wrapped(self: Any, student: Tensor, teacher: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        exact = float32_products(student.device, 'highest')
-        with torch.autocast(student.device.type, enabled=False), exact:
-            student, teacher = at_least_float32(student), at_least_float32(teacher.detach())
-            return forward(self, student, teacher, *args, **kwargs)
+        device = student.device
+        student, teacher = at_least_float32(student), at_least_float32(teacher.detach())
+        student = student.view_as(student)  # a node of the graph that is this loss's own
+        with torch.autocast(device.type, enabled=False), float32_products(device, 'highest'):
+            loss = forward(self, student, teacher, *args, **kwargs)
+        if device.type == 'cuda' and not torch.compiler.is_compiling():
+            parts = loss.values() if isinstance(loss, dict) else [loss]
+            _keep_float32_products(student, parts, device)
+        return loss
 
     return wrapped
+
+
+def _keep_float32_products(student: Tensor, loss: Iterable[Tensor], device: torch.device) -> None:
+    """Switch TF32 off in the backward pass from the parts of a loss to the student's tensor."""
+    if student.grad_fn is None:
+        return
+    # The hooks must not refer to tensors of the graph, which would then never be freed.
+    context = ExitStack()
+
+    def enter(_: Any) -> None:
+        context.enter_context(float32_products(device, 'highest'))
+
+    # Of the nodes that are ready, autograd takes the one that was made last. So it reaches the
+    # student's tensor before it starts with another loss.
+    for part in loss:
+        if part.grad_fn is not None:
+            part.grad_fn.register_prehook(enter)
+    student.grad_fn.register_prehook(lambda _: context.close())
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
