@@ -55,7 +55,7 @@ ALONE = {
 }
 # Losses that each method's release, or OFA-KD's version, adds to the student's own loss.
 METHODS = {
-    'mldr': dict(type='DFRALoss', temperature=1.0, alpha=2.0, max_relation=1.0),
+    'mldr': dict(type='DFRALoss', temperature=1.0, alpha=2.0, max_relation=4.0),
     'kd': dict(type='KDLoss', temperature=1.0),
     'dkd': dict(type='DKDLoss', alpha=1.0, beta=2.0, temperature=1.0),
     'dist': dict(type='DISTLoss', beta=1.0, gamma=1.0, temperature=1.0),

@@ -8,7 +8,7 @@ method = dict(
     neck=dict(type='MSDFNeck'),
     losses=[
         dict(
-            loss=dict(type='DFRALoss', temperature=1.0, alpha=2.0, max_relation=1.0),
+            loss=dict(type='DFRALoss', temperature=1.0, alpha=2.0, max_relation=4.0),
             student=['logits', 'stage_logits', 'fused_logits'],
             teacher='logits',
             weight=1.0,

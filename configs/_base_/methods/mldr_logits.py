@@ -3,7 +3,7 @@
 method = dict(
     losses=[
         dict(
-            loss=dict(type='DFRALoss', temperature=1.0, alpha=2.0, max_relation=1.0),
+            loss=dict(type='DFRALoss', temperature=1.0, alpha=2.0, max_relation=4.0),
             weight=1.0,
             name='dfra',
         )

@@ -59,10 +59,11 @@ class DFRALoss(nn.Module):
             :mod:`mldr_kd_mm.models.losses.relation`. ``'triton'`` computes them tile by tile on a
             GPU, and is ``'dense'`` on the CPU. ``'auto'`` takes the fastest one. Results agree to
             rounding error, and no relation is kept for the backward pass.
-        max_relation: Upper bound of the relations' root mean square, kappa * mean(z^2) over batch
-            and classes. Logits above it, of either model, are scaled down to it before they enter
-            the relations; the probability term is unchanged. None: no bound, the paper's form. Its
-            gradient grows with the logits, and with few classes training diverges.
+        max_relation: Upper bound of the root mean square of the teacher's relations, kappa *
+            mean(z^2) over batch and classes. Before they enter the relations, larger logits of the
+            teacher are scaled down to it, and those of each head to the teacher's; the probability
+            term is unchanged. None: no bound, the paper's form. Its gradient grows with the logits,
+            and with few classes training diverges.
         gather: Whether to relate the samples of all processes in training, not of each process
             alone. Loss and gradient, as averaged by DistributedDataParallel, then equal those of
             one process on the joined batch. Each process computes all of it.
@@ -164,7 +165,7 @@ class DFRALoss(nn.Module):
         if num_classes < _FEW_CLASSES:
             print_log(
                 f'DFRALoss: max_relation=None: the gradient has no bound, and with {num_classes} '
-                'classes training is likely to diverge; set max_relation=1.0 (--method mldr)',
+                'classes training is likely to diverge; set max_relation=4.0 (--method mldr)',
                 'current',
                 logging.WARNING,
             )

@@ -94,7 +94,8 @@ def compare_relations(
         names: Relations to compare, of ``RELATIONS``.
         form: See :func:`relation_kl`. ``triton`` compares tile by tile on a GPU, and is ``dense``
             on the CPU.
-        bound: Upper bound of kappa * mean(z^2) of a head's logits. Larger ones are scaled down.
+        bound: Upper bound of kappa * mean(z^2) of the teacher's logits, which are scaled down to
+            it. Those of each head are scaled down to the teacher's. None: no bound.
 
     Returns:
         Name -> scalar, or (K,).
@@ -114,7 +115,7 @@ def compare_relations(
         values, _ = _relations_kl(heads, teacher, scale, first, len(tiled), limit)
         terms = dict(zip(tiled, values.reshape(-1, *student.shape[:-2]).unbind(), strict=True))
     if len(terms) < len(names):
-        sides = [_bounded(logits, scale, bound) for logits in (student, teacher)]
+        sides = _bounded(student, teacher, scale, bound)
     for name in names:
         if name not in terms:
             rows = sides if name == 'class_relation' else [logits.mT for logits in sides]
@@ -134,12 +135,20 @@ def _is_tiled(student: Tensor, length: int, form: str) -> bool:
     return runs
 
 
-def _bounded(logits: Tensor, scale: float, bound: float | None) -> Tensor:
-    """Scale logits ([K,] B, C) down until the root mean square of their relations fits."""
+def _bounded(
+    student: Tensor, teacher: Tensor, scale: float, bound: float | None
+) -> tuple[Tensor, Tensor]:
+    """Scale the teacher's logits down to the bound, and those of each head to the teacher's."""
     if bound is None:
-        return logits
-    relation = scale * logits.square().mean((-2, -1), keepdim=True)
-    return logits * (bound / relation.clamp_min(bound)).sqrt()
+        # Both relations read this view, as they read the product below. Autograd then adds their
+        # gradients in the same order, so that a bound that nothing exceeds changes no bit.
+        return student.view_as(student), teacher
+    of_student, of_teacher = (
+        scale * logits.square().mean((-2, -1), keepdim=True) for logits in (student, teacher)
+    )
+    limit = of_teacher.clamp(torch.finfo(teacher.dtype).tiny, bound)
+    of_student, of_teacher = (of.clamp_min(limit) for of in (of_student, of_teacher))
+    return student * (limit / of_student).sqrt(), teacher * (limit / of_teacher).sqrt()
 
 
 @torch.library.custom_op('mldr_kd_mm::relations_kl', mutates_args=())

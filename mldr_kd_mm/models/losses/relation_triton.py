@@ -49,7 +49,8 @@ def relations_kl(
         teacher: Logits (B, C).
         scale: Factor kappa of the relations.
         relations: Part of (class relation, sample relation).
-        limit: Largest 2-norm of a head's logits (B, C). Larger ones are scaled down to it.
+        limit: Largest 2-norm of the teacher's logits, which are scaled down to it. Those of each
+            head are scaled down to the teacher's. Infinite: neither is scaled.
         gate: If it is closed, ``gradients`` is unchanged and the values have no meaning.
         gradients: Where to write the gradients.
 
@@ -114,6 +115,14 @@ def _locate(gate, COVERED: tl.constexpr, first_relation, samples, classes, BLOCK
     return row * tl.where(of_class, classes, 1), stride, packed, length, part
 
 
+@triton.jit
+def _limit(norm, LIMIT: tl.constexpr):
+    """Return the largest norm, where ``norm`` points to the teacher's, which may be 0."""
+    norm = tl.load(norm)
+    # Of two arguments of tl.minimum, a constant would be rounded to float32.
+    return tl.maximum(norm * tl.minimum(LIMIT / norm, 1.0), 1e-30)
+
+
 @triton.jit(do_not_specialize=_SIZES)
 def _normalizers(
     x,
@@ -138,7 +147,8 @@ def _normalizers(
     x += tl.program_id(2) * size + first
     factor = 1.0
     if norms is not None:
-        factor = tl.minimum(LIMIT / tl.load(norms + tl.program_id(2)), 1.0)
+        limit = _limit(norms + heads, LIMIT)
+        factor = tl.minimum(limit / tl.load(norms + tl.program_id(2)), 1.0)
 
     least = tl.full([COLUMNS], float('inf'), x.dtype.element_ty)
     largest = tl.full([COLUMNS], -float('inf'), x.dtype.element_ty)
@@ -244,11 +254,12 @@ def _divergences(
 def _through_the_limit(
     x, norms, products, gradients, size, LIMIT: tl.constexpr, ELEMENTS: tl.constexpr
 ):
-    """Turn the gradient of the limited logits f x, f = LIMIT / norm(x), into that of x.
+    """Turn the gradient of the limited logits f x, f = limit / norm(x), into that of x.
 
     It is f (g - x (g' x) / norm(x)^2).
     """
-    factor = LIMIT / tl.load(norms + tl.program_id(2))
+    limit = _limit(norms + tl.num_programs(2), LIMIT)
+    factor = limit / tl.load(norms + tl.program_id(2))
     of_head = tl.program_id(1) * tl.num_programs(2) + tl.program_id(2)
     element = tl.program_id(0) * ELEMENTS + tl.arange(0, ELEMENTS)
     scaled_down = element < tl.where(factor < 1, size, 0)
@@ -257,5 +268,5 @@ def _through_the_limit(
     # Of the gradient g and the logits f x.
     product = tl.load(products + of_head)
     along = tl.load(x + tl.program_id(2).to(tl.int64) * size + element, mask=scaled_down)
-    along *= factor * product / (LIMIT * LIMIT)
+    along *= factor * product / limit / limit
     tl.store(gradients, factor * (gradient - along), mask=scaled_down)

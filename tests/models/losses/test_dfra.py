@@ -272,10 +272,16 @@ class TestMaxRelation:
         value = DFRALoss(alpha=0.0, **kwargs)(student, teacher)
         return value.detach(), *torch.autograd.grad(value.sum(), student)
 
-    def test_does_not_change_smaller_logits(self):
-        student, teacher = self.logits(0.99 * self.BOUND), self.logits(0.9 * self.BOUND, seed=1)
-        bounded = self.relations(student, teacher, max_relation=1.0)
-        assert_close(bounded, self.relations(student, teacher), rtol=0, atol=0)
+    @pytest.mark.parametrize('seed', range(5))
+    def test_changes_no_bit_for_smaller_logits(self, seed):
+        """Nor in float32, where the gradients of the terms must be added in the same order."""
+        student = self.logits(0.9 * self.BOUND, 3, seed=seed).float().requires_grad_()
+        teacher = self.logits(0.99 * self.BOUND, seed=9).float()
+        results = []
+        for bound in (1.0, None):
+            values = DFRALoss(max_relation=bound)(student, teacher)
+            results.append([values, *torch.autograd.grad(values.sum(), student)])
+        assert_close(*results, rtol=0, atol=0)
 
     @pytest.mark.parametrize('max_relation', [1.0, 4.0])
     def test_compares_larger_logits_scaled_to_the_bound(self, max_relation):
@@ -284,6 +290,20 @@ class TestMaxRelation:
         value, _ = self.relations(student, teacher, max_relation=max_relation)
         expected, _ = self.relations(student * bound / 30, teacher * bound / 8)
         assert_close(value, expected, rtol=1e-12, atol=0)
+
+    def test_bounds_a_head_by_the_teacher(self):
+        student, teacher = self.logits(3.0), self.logits(0.5, seed=1)
+        value, _ = self.relations(student, teacher, max_relation=1.0)
+        expected, _ = self.relations(student * 0.5 / 3, teacher)
+        assert_close(value, expected, rtol=1e-12, atol=0)
+
+    @pytest.mark.parametrize('zero', ['student', 'teacher', 'both'])
+    def test_is_finite_for_zeros(self, zero):
+        student = torch.zeros(4, 5) if zero != 'teacher' else self.logits(3.0)
+        teacher = torch.zeros(4, 5) if zero != 'student' else self.logits(3.0)
+        value, gradient = self.relations(student, teacher, max_relation=1.0)
+        assert value.isfinite()
+        assert gradient.isfinite().all()
 
     def test_gradient_falls_with_the_size_of_the_logits(self):
         teacher = self.logits(1.0, seed=1)

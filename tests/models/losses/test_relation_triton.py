@@ -56,6 +56,7 @@ def relative_error(actual, expected):
         ((1, 1, 2), None),
         ((2, 1, 3), 1.0),
         ((3, 2, 2), 1.0),
+        ((3, 2, 2), 100.0),
         ((1, 3, 1), None),
     ],
     ids=str,
@@ -100,6 +101,12 @@ def test_is_finite_if_the_logits_are(size):
     terms, gradient = compared(student, teacher, 'triton')
     for result in (*terms.values(), gradient):
         assert result.isfinite().all() == math.isfinite(size)
+
+
+def test_is_finite_if_the_teacher_gives_zeros():
+    student, teacher = logits(1, 2, 3)
+    terms, gradient = compared(student, 0 * teacher, 'triton', bound=1.0)
+    assert all(result.isfinite().all() for result in (*terms.values(), gradient))
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16], ids=str)
