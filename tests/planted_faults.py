@@ -114,8 +114,8 @@ FAULTS = [
         'test_common.py test_all.py',
         [
             (
-                'torch.autocast(student.device.type, enabled=False)',
-                'torch.autocast(student.device.type, enabled=True)',
+                'torch.autocast(device.type, enabled=False)',
+                'torch.autocast(device.type, enabled=True)',
             )
         ],
     ),

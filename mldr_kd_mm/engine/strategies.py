@@ -13,12 +13,13 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy
 
 from mldr_kd_mm.models.distillers.loss_entry import LossEntry
+from mldr_kd_mm.models.necks.msdf import StageClassifier
 from mldr_kd_mm.registry import STRATEGIES
 
 # FSDP gathers the weights of a unit when the unit is called. A module cannot be a unit if others
 # call its parts: a Distiller calls `student.loss`, a classifier `head.loss`, a LossEntry
-# `losses[0]`.
-_NO_UNITS = (BaseClassifier, ClsHead, LossEntry, nn.ModuleList, nn.ModuleDict)
+# `losses[0]`. Nor can a StageClassifier, whose weights the neck reads.
+_NO_UNITS = (BaseClassifier, ClsHead, LossEntry, StageClassifier, nn.ModuleList, nn.ModuleDict)
 
 
 @STRATEGIES.register_module()

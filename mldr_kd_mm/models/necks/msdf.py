@@ -30,6 +30,10 @@ class MSDFOutput(NamedTuple):
     """Weights (B, S, C), which sum to 1 over the stages."""
 
 
+class StageClassifier(nn.Linear):
+    """Linear layer of a stage, which :class:`MSDFNeck` applies together with the other stages'."""
+
+
 @MODELS.register_module()
 class MSDFNeck(BaseModule):
     """Project the stages of a student to logits and fuse them with learned weights.
@@ -87,7 +91,7 @@ class MSDFNeck(BaseModule):
             nn.ModuleDict(
                 {
                     'project': _projector(channels, grid, project_dim, num_blocks=last - stage),
-                    'classifier': nn.Linear(project_dim, num_classes),
+                    'classifier': StageClassifier(project_dim, num_classes),
                 }
             )
             for stage, (channels, grid) in enumerate(zip(in_channels, self.grids, strict=True))
