@@ -20,16 +20,16 @@ from mldr_kd_mm.utils.errors import ConfigError, is_number
 def full_precision(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Decorate a loss's ``forward(self, student, teacher, ...)`` to compute in float32 or float64.
 
-    Products and powers of logits would overflow in half precision. Therefore autocast and TF32 are
-    off inside and half-precision tensors are converted to float32. TF32 is also off in the backward
-    pass of the loss. The teacher's tensor is detached.
+    Products and powers of logits would overflow in half precision. Therefore autocast is off inside
+    and half-precision tensors are converted to float32. TF32 is off inside and in the backward pass
+    of the loss, unless it is compiled. The teacher's tensor is detached.
     """
 
     @functools.wraps(forward)
     def wrapped(self: Any, student: Tensor, teacher: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         device = student.device
         student, teacher = at_least_float32(student), at_least_float32(teacher.detach())
-        student = student.view_as(student)  # a node of the graph that is this loss's own
+        student = student.view_as(student)  # gives this loss a node of its own to hook
         with torch.autocast(device.type, enabled=False), float32_products(device, 'highest'):
             loss = forward(self, student, teacher, *args, **kwargs)
         if device.type == 'cuda' and not torch.compiler.is_compiling():

@@ -129,7 +129,7 @@ class MSDFNeck(BaseModule):
         return MSDFOutput(stage_logits, fused_logits, weights.transpose(0, 1))
 
     def _classify(self, descriptors: Tensor) -> Tensor:
-        """Apply each stage's classifier, (S, B, D) -> (S, B, C), in one kernel on a GPU."""
+        """Apply each stage's classifier, (S, B, D) -> (S, B, C), in one product."""
         layers = [projector['classifier'] for projector in self.projectors]
         weights = torch.stack([layer.weight for layer in layers])
         biases = torch.stack([layer.bias for layer in layers])
