@@ -281,6 +281,15 @@ def test_recipe_goes_with_the_student(subtests):
             assert student.get('head', student).loss.label_smooth_val == 0.1
 
 
+def test_only_published_recipes_do_not_clip(subtests):
+    """With --method mldr, no other pair diverges at high rates: docs/stability.md."""
+    adaptive = dict(type='mldr_kd_mm.AdaptiveClipHook')
+    for name in (*(f'pairs/{pair}' for pair in ON_20_CLASSES), 'quickstart/mldr'):
+        with subtests.test(name):
+            cfg = load(name)
+            assert 'clip_grad' in cfg.optim_wrapper or adaptive in cfg.custom_hooks
+
+
 def test_recipe_of_imagenet():
     cnn = load('mldr/swin-tiny_to_resnet18_in1k')
     assert cnn.train_dataloader.batch_size * 8 == cnn.auto_scale_lr.base_batch_size == 512

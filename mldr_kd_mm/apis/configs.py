@@ -283,11 +283,25 @@ def compose(
     addition, has_head = fields.pop('method'), fields.pop('has_head', True)
     if num_samples is not None:
         _set_num_samples(addition, num_samples)
-    composed.merge_from_dict(fields)
+    _add(composed, fields)
     composed.merge_from_dict({'model': addition})
     if not has_head:
         _without_heads(composed)
     return composed
+
+
+def _add(cfg: Config, fields: dict[str, Any]) -> None:
+    """Merge a method's fields into a pair, but append its hooks and imports to the pair's."""
+    if 'custom_hooks' in fields:
+        fields['custom_hooks'] = [*(cfg.get('custom_hooks') or []), *fields['custom_hooks']]
+    if known := (cfg.get('custom_imports') or {}).get('imports'):
+        imports = fields.setdefault('custom_imports', {})
+        imports['imports'] = [*_as_list(known), *_as_list(imports.get('imports', []))]
+    cfg.merge_from_dict(fields)
+
+
+def _as_list(value: str | list[str]) -> list[str]:
+    return [value] if isinstance(value, str) else value
 
 
 def needs_head(method: str | Mapping[str, Any]) -> bool:

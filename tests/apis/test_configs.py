@@ -197,13 +197,20 @@ def test_a_method_of_the_current_directory_is_found_by_name_and_by_path(tmp_path
     path.write_text(
         "method = dict(losses=[dict(loss=dict(type='KDLoss'), weight=3.0)])\n"
         "custom_imports = dict(imports=['colorsys'])\n"
+        "custom_hooks = [dict(type='EMAHook')]\n"
     )
     pair = Config.fromfile(config_path(PAIR))
     for method in ('mine', str(path)):
         cfg = compose(pair, method)
         assert cfg.model.losses[0].weight == 3.0
         assert cfg.custom_imports == dict(imports=['colorsys'])
+        assert cfg.custom_hooks == [dict(type='EMAHook')]
     assert 'losses' not in pair.model
+    # Those of the pair stay.
+    pair.custom_hooks, pair.custom_imports = [dict(type='MyHook')], dict(imports='calendar')
+    cfg = compose(pair, 'mine')
+    assert cfg.custom_hooks == [dict(type='MyHook'), dict(type='EMAHook')]
+    assert cfg.custom_imports == dict(imports=['calendar', 'colorsys'])
 
 
 def test_crd_remembers_the_images_that_there_are():

@@ -18,3 +18,6 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=1e-2, by_epoch=True, begin=0, end=4),
     dict(type='CosineAnnealingLR', T_max=80 - 3 - 1, eta_min=2e-4, by_epoch=True, begin=3, end=80),
 ]
+
+# At high rates, students and MLDR-KD's heads can diverge without it: docs/stability.md.
+custom_hooks = [dict(type='mldr_kd_mm.AdaptiveClipHook')]
