@@ -91,6 +91,7 @@ PLACES = [
     (r'python docs/benchmarks/draw_gain\.py', 'test_docs.py::test_picture_of_the_gain'),
     (r'python docs/benchmarks/teacher_confidence\.py', NOT + 'needs the teachers, of an hour'),
     (r'python docs/stability/relations\.py', NOT + 'trains a whole run'),
+    (r'python docs/stability/folders\.py', NOT + 'needs CIFAR-100'),
     (r'python benchmarks/faults\.py', 'faults/test_campaign.py::test_a_log_is_continued'),
     (r'python benchmarks/data\.py', 'test_benchmarks.py::test_data'),
     (r'python benchmarks/dfra\.py', 'test_benchmarks.py::test_dfra'),
