@@ -92,6 +92,10 @@ PLACES = [
     (r'python docs/benchmarks/teacher_confidence\.py', NOT + 'needs the teachers, of an hour'),
     (r'python docs/stability/relations\.py', NOT + 'trains a whole run'),
     (r'python docs/stability/folders\.py', NOT + 'needs CIFAR-100'),
+    (
+        r'python docs/stability/write_tables\.py',
+        'test_docs.py::test_tables_of_the_page_on_stability',
+    ),
     (r'python benchmarks/faults\.py', 'faults/test_campaign.py::test_a_log_is_continued'),
     (r'python benchmarks/data\.py', 'test_benchmarks.py::test_data'),
     (r'python benchmarks/dfra\.py', 'test_benchmarks.py::test_dfra'),
@@ -515,6 +519,12 @@ def test_tables_of_the_benchmarks():
     tables = runpy.run_path(str(ROOT / 'docs/benchmarks/write_tables.py'))
     for path, text in tables['written_pages']().items():
         assert path.read_text() == text, f'{path}: run python docs/benchmarks/write_tables.py'
+
+
+def test_tables_of_the_page_on_stability():
+    tables = runpy.run_path(str(ROOT / 'docs/stability/write_tables.py'))
+    page = (ROOT / 'docs/stability.md').read_text()
+    assert tables['written_page']() == page, 'run python docs/stability/write_tables.py'
 
 
 def test_experiment_without_labels():
