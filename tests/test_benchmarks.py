@@ -84,9 +84,9 @@ def test_mldr_is_stable_with_few_classes(load, run, tmp_path):
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert len(rows) == 6
     assert [row['student'] for row in rows if row['diverged']] == []
-    # Up to 5.1 and 22; the values depend on the processor's rounding.
-    assert all(row['last']['own_loss'] < 20 for row in rows)
-    assert all(max(row['last']['logits']) < 100 for row in rows)
+    # Up to 5.1 on one processor and below 3 on another, whose rounding differs.
+    assert all(row['last']['own_loss'] < 10 for row in rows)
+    assert all(max(row['last']['logits']) < 30 for row in rows)
 
     paper = ('--methods', 'mldr_paper', '--no-hooks', '--students', 'test_efficientnet')
     output = run(stability, *shared, folders[0], *paper)

@@ -61,8 +61,8 @@ def first_steps() -> str:
             cells = [' / '.join(outcome(found.get(each)) for each in some) for some in places]
             lines.append([f'{classes}', f'{batch}', *cells])
     explained = (
-        'The table has the step of divergence at '
-        f'{", ".join(f"{rate:g}" for rate in RATES)} times the rate; "-" is a stable run.'
+        'The table has the step of divergence at 0.3, 1 and 3 times the rate; "-" is a stable run, '
+        '"?" was not run.'
     )
     items = (f'**Default:** {summary(default)}', f'**Paper:** {summary(paper)} {explained}')
     bullets = [fill(f'- {item}', width=100, subsequent_indent='  ') for item in items]
@@ -119,14 +119,13 @@ def summary(runs: list[Run]) -> str:
     """Return how many runs diverged, and which of the grid were not run."""
     text = f'{sum(run["diverged"] for run in runs)} of {len(runs)} runs diverged.'
     found = Counter((run['batch_size'], run['rate']) for run in runs)
-    incomplete = [
-        f'{rate:g} ({", ".join(batches)})'
+    missing = [
+        f'{count} at {rate:g} times the rate with batches of {batch}'
         for rate in RATES
-        if (batches := [f'{b}' for b in BATCHES if found[b, rate] < len(CLASSES) * len(STUDENTS)])
+        for batch in BATCHES
+        if (count := len(CLASSES) * len(STUDENTS) - found[batch, rate])
     ]
-    if incomplete:
-        text += f' Not all run, by rate (and batch size): {", ".join(incomplete)}.'
-    return text
+    return f'{text} Not run yet: {", ".join(missing)}.' if missing else text
 
 
 def markdown(lines: Iterable[list[str]]) -> str:

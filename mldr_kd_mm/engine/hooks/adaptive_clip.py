@@ -44,8 +44,8 @@ class AdaptiveClipHook(Hook):
         """Clip the gradients before each step of the optimizer."""
         if isinstance(runner, FlexibleRunner):
             raise ConfigError(
-                'AdaptiveClipHook: needs whole weights, which a strategy may shard; must be left '
-                'out, or be replaced by optim_wrapper.clip_grad'
+                'custom_hooks: AdaptiveClipHook needs whole weights, which a strategy may shard; '
+                'must be without it'
             )
         if isinstance(runner.optim_wrapper, OptimWrapperDict):
             raise ConfigError('AdaptiveClipHook: must have one optimizer, the run has several')
