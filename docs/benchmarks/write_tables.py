@@ -2,8 +2,9 @@
 
     python docs/benchmarks/write_tables.py
 
-Reads results.csv and tries*.csv, which tools/benchmark.py wrote, and published.csv, the numbers of
-the papers.
+Reads results.csv and tries*.csv, which tools/benchmark.py wrote, published.csv, the numbers of the
+papers, and, in docs/tuned_comparison/, the results and the study of each pair that `mldr-kd tune`
+wrote.
 """
 
 from __future__ import annotations
@@ -11,15 +12,24 @@ from __future__ import annotations
 import csv
 import re
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
+import optuna
+
+from mldr_kd_mm.apis.search_space import short
 from mldr_kd_mm.evaluation.statistics import paired_difference, rank_groups
 
 ROOT = Path(__file__).parents[2]
+TUNED = ROOT / 'docs/tuned_comparison'
 TOKEN_STUDENT = 'resnet18_to_vit_cifar100-20cls'
 CNN_STUDENT = 'vit_to_resnet18_cifar100-20cls'
+MLP_STUDENT = 'resnet18_to_mixer_cifar100-20cls'
 PAIRS = {TOKEN_STUDENT: 'ResNet18 teaches a ViT', CNN_STUDENT: 'A ViT teaches a ResNet18'}
+TUNED_PAIRS = PAIRS | {MLP_STUDENT: 'ResNet18 teaches an MLP-Mixer'}
 ABLATIONS = re.compile('mldr_(no-.*|features|logits)')
+REFERENCES = {'vs alone': 'scratch', 'vs KD': 'kd'}
+TUNED_REFERENCES = REFERENCES | {'vs OFA': 'ofa', 'vs MLDR-KD': 'mldr'}
 SUMMARY = {'scratch': 'student alone', 'kd': 'KD', 'mldr': 'MLDR-KD'}
 VARIANTS = {
     'kd': ('kd', 'kd_t4'),
@@ -58,6 +68,7 @@ def written_pages() -> dict[Path, str]:
         'README.md': [summary_table()],
         'docs/index.md': [summary_table()],
         'docs/benchmarks.md': [benchmark_tables(), changes_table(), learning_rate_table()],
+        'docs/tuned_comparison.md': [tuned_tables()],
         'docs/results.md': [trained_tables(), untrained_tables()],
     }
     pages = {ROOT / name: fill((ROOT / name).read_text(), *of) for name, of in tables.items()}
@@ -68,7 +79,7 @@ def written_pages() -> dict[Path, str]:
 
 def with_results(readme: str, method: str) -> str:
     """Return the text of a README with tables of its method's current results."""
-    return fill(readme, f'{measured_table(method)}\n{published_table(method)}')
+    return fill(readme, f'{measured_tables(method)}\n{published_table(method)}')
 
 
 def fill(text: str, *tables: str) -> str:
@@ -92,26 +103,48 @@ def benchmark_tables() -> str:
     rows, sections = read('results'), []
     for pair, name in PAIRS.items():
         of_pair = [row for row in rows if row['pair'] == pair]
-        teacher = next(row for row in of_pair if row['teacher_sha256'])
-        methods = sorted(
-            dict.fromkeys(row['method'] for row in of_pair),
-            key=lambda method: -mean(rows, method, pair),
-        )
+        methods = by_accuracy(of_pair)
         ablations = [method for method in methods if ABLATIONS.fullmatch(method)]
         others = [method for method in methods if method not in ablations]
         sections.append(
-            f'## {name}\n\n`{pair}`. Teacher: {float(teacher["teacher"]):.2f} %, '
-            f'`{teacher["teacher_checkpoint"]}`, SHA-256 {teacher["teacher_sha256"][:12]}…\n\n'
-            f'{methods_table(of_pair, others)}\n'
+            f'{title(name, of_pair)}\n\n{methods_table(of_pair, others)}\n'
             f'Ablations of MLDR-KD:\n\n{methods_table(of_pair, ["mldr", *ablations])}'
         )
     return '\n'.join(sections)
 
 
-def methods_table(rows: Rows, methods: list[str]) -> str:
+def tuned_tables() -> str:
+    """Return a section per pair of the tuned comparison: methods by gain, and their values."""
+    sections = []
+    for pair, name in TUNED_PAIRS.items():
+        if rows := read_tuned(pair):
+            methods = by_accuracy(rows)
+            sections.append(
+                f'{title(name, rows)}\n\n{methods_table(rows, methods, TUNED_REFERENCES)}\n'
+                f'Best trial on the held-out images:\n\n{values_table(pair, methods)}'
+            )
+    return '\n'.join(sections)
+
+
+def title(name: str, rows: Rows) -> str:
+    """Return the title of a section on a pair, with a line about its teacher."""
+    row = next(row for row in rows if row['teacher_sha256'])
+    return (
+        f'## {name}\n\n`{row["pair"]}`. Teacher: {float(row["teacher"]):.2f} %, '
+        f'`{row["teacher_checkpoint"]}`, SHA-256 {row["teacher_sha256"][:12]}…'
+    )
+
+
+def by_accuracy(rows: Rows) -> list[str]:
+    """Return the methods of a pair's runs, the one with the highest accuracy first."""
+    methods = dict.fromkeys(row['method'] for row in rows)
+    return sorted(methods, key=lambda method: -mean(rows, method, rows[0]['pair']))
+
+
+def methods_table(rows: Rows, methods: list[str], references: dict[str, str] = REFERENCES) -> str:
     """Return a table of one row per method, of the runs of a pair."""
-    table = [['Method', 'Last epoch', 'vs alone', 'vs KD', 'Group', 'Minutes per run']]
-    table.append([':--', *['--:'] * 3, ':--', '--:'])
+    table = [['Method', 'Last epoch', 'Best epoch', *references, 'Group', 'Minutes per run']]
+    table.append([':--', '--:', '--:', *('--:' for _ in references), ':--', '--:'])
     pair = rows[0]['pair']
     groups = rank_groups({name: of for name, of in by_seed(rows, pair).items() if name in methods})
     for method in methods:
@@ -120,12 +153,25 @@ def methods_table(rows: Rows, methods: list[str]) -> str:
             [
                 f'`{method}`',
                 accuracy(rows, pair, method),
-                difference(rows, pair, method),
-                difference(rows, pair, method, 'kd'),
+                accuracy(rows, pair, method, 'best'),
+                *(difference(rows, pair, method, other) for other in references.values()),
                 groups[method],
                 f'{statistics.mean(seconds) / 60:.1f}',
             ]
         )
+    return markdown(table)
+
+
+def values_table(pair: str, methods: list[str]) -> str:
+    """Return a table of the values with which each method of a tuned pair was trained."""
+    storage = f'sqlite:///{TUNED / pair}.db'
+    table = [['Method', 'Accuracy', 'Of the first trial', 'Values'], [':--', '--:', '--:', ':--']]
+    for method in methods:
+        study = optuna.load_study(study_name=f'{pair}/{method}', storage=storage)
+        first = study.trials[0].value
+        values = (f'`{name}` {short(value)}' for name, value in study.best_params.items())
+        cells = ['pruned' if first is None else f'{first:.1f}', ', '.join(values)]
+        table.append([f'`{method}`', f'{study.best_value:.1f}', *cells])
     return markdown(table)
 
 
@@ -207,22 +253,31 @@ def mean(rows: Rows, method: str, pair: str = TOKEN_STUDENT) -> float:
     )
 
 
-def measured_table(method: str) -> str:
-    """Return the table of the results measured in this project."""
-    rows = read('results')
-    names = [v for v in VARIANTS.get(method, (method,)) if any(r['method'] == v for r in rows)]
-    if not names:
-        return 'This project has not measured this method yet.\n'
+def measured_tables(method: str) -> str:
+    """Return the tables of the results measured in this project."""
+    names = VARIANTS.get(method, (method,))
+    tuned = [row for pair in TUNED_PAIRS for row in read_tuned(pair)]
+    sources = {
+        'tuned with eight trials (docs/tuned_comparison.md)': tuned,
+        'with the same recipe for all methods (docs/benchmarks.md)': read('results'),
+    }
+    tables = [measured_table(rows, names, how) for how, rows in sources.items()]
+    return '\n'.join(filter(None, tables)) or 'This project has not measured this method yet.\n'
+
+
+def measured_table(rows: Rows, names: Sequence[str], how: str) -> str:
+    """Return a table of the methods with these names; empty if none is in the rows."""
+    if not (found := [name for name in names if any(row['method'] == name for row in rows)]):
+        return ''
     pairs = list(dict.fromkeys(row['pair'] for row in rows))
     table = [['', *(f'`{pair}`' for pair in pairs)], [':--', *('--:' for _ in pairs)]]
     table.append(['teacher', *(accuracy(rows, pair, name='teacher') for pair in pairs)])
     table.append(['student alone', *(accuracy(rows, pair, 'scratch') for pair in pairs)])
-    table += [[f'`{name}`', *(accuracy(rows, pair, name) for pair in pairs)] for name in names]
+    table += [[f'`{name}`', *(accuracy(rows, pair, name) for pair in pairs)] for name in found]
     seeds = len({row['seed'] for row in rows})
     return (
         'Measured: top-1 accuracy after the last epoch in %, mean ± standard deviation of '
-        f'{seeds} seeds, on\n20 classes of CIFAR-100 at 32 px (docs/benchmarks.md).\n\n'
-        f'{markdown(table)}'
+        f'{seeds} seeds, on\n20 classes of CIFAR-100 at 32 px, {how}.\n\n{markdown(table)}'
     )
 
 
@@ -255,9 +310,20 @@ def markdown(table: list[list[str]]) -> str:
     return ''.join(f'| {" | ".join(cells)} |\n' for cells in table)
 
 
+def read_tuned(pair: str) -> Rows:
+    """Return the final runs of a pair of the tuned comparison; empty if it was not tuned."""
+    path = TUNED / f'{pair}.csv'
+    return read_csv(path) if path.is_file() else []
+
+
 def read(name: str) -> Rows:
-    """Return the rows of a results file."""
-    with Path(__file__).with_name(f'{name}.csv').open(newline='') as file:
+    """Return the rows of a results file of the benchmarks."""
+    return read_csv(Path(__file__).with_name(f'{name}.csv'))
+
+
+def read_csv(path: Path) -> Rows:
+    """Return the rows of a file."""
+    with path.open(newline='') as file:
         return list(csv.DictReader(file))
 
 
