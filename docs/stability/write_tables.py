@@ -53,18 +53,20 @@ def first_steps() -> str:
     runs = read('rows.jsonl')
     default = [run for run in runs if run['method'] == 'mldr' and run['hooks']]
     paper = [run for run in runs if run['method'] == 'mldr_paper']
-    found = {place(run): run for run in paper}
+    found = {place(run): outcome(run) for run in paper}
     lines = [['Classes', 'Batch', *STUDENTS.values()], ['--:', '--:', *[':--'] * len(STUDENTS)]]
     for classes in CLASSES:
         for batch in BATCHES:
             places = [[(classes, batch, rate, name) for rate in RATES] for name in STUDENTS]
-            cells = [' / '.join(outcome(found.get(each)) for each in some) for some in places]
+            cells = [' / '.join(found[each] for each in some) for some in places]
             lines.append([f'{classes}', f'{batch}', *cells])
+    usual = Counter(place(run)[0] for run in paper if run['diverged'] and run['rate'] == 1)
     explained = (
-        'The table has the step of divergence at 0.3, 1 and 3 times the rate; "-" is a stable run, '
-        '"?" was not run.'
+        f"{summary(paper)} At the recipe's rate: {', '.join(f'{usual[n]}' for n in CLASSES)} of "
+        f'{len(BATCHES) * len(STUDENTS)} with {", ".join(map(str, CLASSES))} classes. The table '
+        'has the step of divergence at 0.3, 1 and 3 times the rate; "-" is a stable run.'
     )
-    items = (f'**Default:** {summary(default)}', f'**Paper:** {summary(paper)} {explained}')
+    items = (f'**Default:** {summary(default)}', f'**Paper:** {explained}')
     bullets = [fill(f'- {item}', width=100, subsequent_indent='  ') for item in items]
     return '\n'.join([*bullets, '', markdown(lines)])
 
@@ -108,24 +110,14 @@ def place(run: Run) -> tuple[int, int, float, str]:
     return int(Path(run['data']).name), run['batch_size'], run['rate'], run['student']
 
 
-def outcome(run: Run | None) -> str:
-    """Return the step at which a run diverged."""
-    if run is None:
-        return '?'
+def outcome(run: Run) -> str:
+    """Return the step at which a run diverged, or "-"."""
     return f'{run["finite_steps"] + 1}' if run['diverged'] else '-'
 
 
 def summary(runs: list[Run]) -> str:
-    """Return how many runs diverged, and which of the grid were not run."""
-    text = f'{sum(run["diverged"] for run in runs)} of {len(runs)} runs diverged.'
-    found = Counter((run['batch_size'], run['rate']) for run in runs)
-    missing = [
-        f'{count} at {rate:g} times the rate with batches of {batch}'
-        for rate in RATES
-        for batch in BATCHES
-        if (count := len(CLASSES) * len(STUDENTS) - found[batch, rate])
-    ]
-    return f'{text} Not run yet: {", ".join(missing)}.' if missing else text
+    """Return how many runs diverged."""
+    return f'{sum(run["diverged"] for run in runs)} of {len(runs)} runs diverged.'
 
 
 def markdown(lines: Iterable[list[str]]) -> str:
