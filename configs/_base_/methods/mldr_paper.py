@@ -1,4 +1,4 @@
-"""MLDR-KD exactly as in the paper; with fewer than 20 classes it is likely to diverge.
+"""MLDR-KD exactly as in the paper; with 20 classes or fewer it can diverge.
 
 DFRA on the final, the four stages' and the fused logits, each with weight 1.
 """

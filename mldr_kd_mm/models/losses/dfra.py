@@ -21,7 +21,7 @@ from mldr_kd_mm.models.losses.relation import FORMS, RELATIONS, compare_relation
 from mldr_kd_mm.registry import MODELS
 from mldr_kd_mm.utils.errors import ConfigError, check_above_zero, check_not_negative, check_switch
 
-# With fewer classes, DFRA without a bound diverges at common learning rates (docs/stability.md).
+# Up to this number, DFRA without a bound can diverge at common learning rates (docs/stability.md).
 _FEW_CLASSES = 20
 
 TERMS = (*RELATIONS, 'probability')
@@ -162,10 +162,10 @@ class DFRALoss(nn.Module):
 
     def _warn_of_few_classes(self, num_classes: int) -> None:
         self._has_warned = True
-        if num_classes < _FEW_CLASSES:
+        if num_classes <= _FEW_CLASSES:
             print_log(
                 f'DFRALoss: max_relation=None: the gradient has no bound, and with {num_classes} '
-                'classes training is likely to diverge; set max_relation=4.0 (--method mldr)',
+                'classes training can diverge; set max_relation=4.0 (--method mldr)',
                 'current',
                 logging.WARNING,
             )

@@ -336,7 +336,7 @@ class TestMaxRelation:
 
     @pytest.mark.parametrize(
         ('classes', 'arguments', 'warnings'),
-        [(2, {}, 1), (20, {}, 0), (2, dict(max_relation=1.0), 0)],
+        [(2, {}, 1), (20, {}, 1), (100, {}, 0), (2, dict(max_relation=1.0), 0)],
     )
     def test_warns_once_without_a_bound(self, monkeypatch, classes, arguments, warnings):
         logged = []
