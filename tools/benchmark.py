@@ -37,9 +37,6 @@ from mldr_kd_mm.engine.processes import exit_when_stopped
 from mldr_kd_mm.utils.errors import ConfigError, one_line_for
 from mldr_kd_mm.utils.nested import iter_differences
 
-# The fields of a distilled model that belong to its pair; the others belong to the method.
-OF_THE_PAIR = ('teacher', 'teacher_checkpoint', 'student', 'input_size', 'teacher_input_size')
-
 Entry = tuple[str, str, Settings, str]
 
 
@@ -148,6 +145,7 @@ class Plan:
         stored = stored_entries(self.work_dir, 'use another --work-dir, or remove that directory')
         others = [entry for entry in stored if entry[0] in self.pairs and entry[1] not in own]
         check_recipes([*planned[: len(self.pairs)], *others])
+        results.check_seeds(self.work_dir, self.students)
 
 
 def stored_entries(work_dir: Path, remedy: str) -> Iterator[Entry]:
@@ -163,7 +161,7 @@ def check_recipes(entries: Iterable[Entry]) -> None:
 
     Args:
         entries: Pair, name for errors, settings and remedy of each; each is compared with the first
-            of its pair. If either trains a student alone, teachers are not compared.
+            of its pair, see :func:`~mldr_kd_mm.apis.trial.shared_settings`.
 
     Raises:
         ConfigError: They differ in more.
@@ -171,23 +169,13 @@ def check_recipes(entries: Iterable[Entry]) -> None:
     first: dict[str, tuple[str, Settings]] = {}
     for pair, name, settings, remedy in entries:
         other, reference = first.setdefault(pair, (name, settings))
-        both = tuple(map(trial.with_checksum, (reference, settings)))
-        if not all(map(trial.is_distilled, both)):
-            both = tuple(map(trial.without_teacher, both))
-        if found := next(iter_differences(*map(recipe, both)), None):
+        both = trial.shared_settings(reference, settings)
+        if found := next(iter_differences(*both), None):
             field, expected, value = found
             raise ConfigError(
                 f'{field} is {trial.show(expected)} in {other}, and {trial.show(value)} in {name}, '
                 f'but the methods of a pair share one recipe; {remedy}'
             )
-
-
-def recipe(settings: Settings) -> Settings:
-    """Return the settings without those of the method and without the seed."""
-    shared = {k: v for k, v in trial.with_seed(settings, 0).items() if k != 'custom_imports'}
-    if trial.is_distilled(settings):
-        shared['model'] = {k: v for k, v in settings['model'].items() if k in OF_THE_PAIR}
-    return shared
 
 
 def summary(plan: Plan) -> str:
@@ -247,6 +235,7 @@ def run_and_write(args: Namespace) -> list[str]:
     failures: list[str] = []
     if args.table_only:
         check_recipes(stored_entries(args.work_dir, 'remove one of them'))
+        results.check_seeds(args.work_dir)
     else:
         plan = Plan(args)
         plan.check()

@@ -85,6 +85,8 @@ def with_results(readme: str, method: str) -> str:
 def fill(text: str, *tables: str) -> str:
     """Return a text with its results blocks replaced by the tables, in order."""
     following = iter(tables)
+    if len(BLOCK.findall(text)) != len(tables):
+        raise ValueError(f'{len(tables)} tables, but {len(BLOCK.findall(text))} blocks for results')
     return BLOCK.sub(lambda match: f'{match[1]}\n{next(following)}\n{match[2]}', text)
 
 
@@ -168,9 +170,10 @@ def values_table(pair: str, methods: list[str]) -> str:
     table = [['Method', 'Accuracy', 'Of the first trial', 'Values'], [':--', '--:', '--:', ':--']]
     for method in methods:
         study = optuna.load_study(study_name=f'{pair}/{method}', storage=storage)
-        first = study.trials[0].value
+        first = study.trials[0]
         values = (f'`{name}` {short(value)}' for name, value in study.best_params.items())
-        cells = ['pruned' if first is None else f'{first:.1f}', ', '.join(values)]
+        start = first.state.name.lower() if first.value is None else f'{first.value:.1f}'
+        cells = [start, ', '.join(values)]
         table.append([f'`{method}`', f'{study.best_value:.1f}', *cells])
     return markdown(table)
 

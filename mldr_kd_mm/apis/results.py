@@ -25,6 +25,7 @@ from mldr_kd_mm.evaluation.logged_run import ACCURACY
 from mldr_kd_mm.evaluation.measures import mean_and_std
 from mldr_kd_mm.evaluation.statistics import paired_difference, rank_groups
 from mldr_kd_mm.utils.errors import ConfigError
+from mldr_kd_mm.utils.nested import iter_differences
 from mldr_kd_mm.utils.outputs import show_markdown, write_output
 from mldr_kd_mm.visualization.style import COLORS, INK, apply_style
 
@@ -194,6 +195,34 @@ def _read(file: Path) -> Result:
         return Result(**{name: value for name, value in values if name in names})
     except (AttributeError, ValueError, TypeError, RecursionError) as error:
         raise ConfigError(f'{file}: is not the result of a run ({error})') from error
+
+
+def check_seeds(work_dir: Path, planned: Sequence[MeasuredTrial] = ()) -> None:
+    """Check that the runs of a method differ only in the seed.
+
+    Args:
+        work_dir: The directory of the finished runs.
+        planned: The runs to come; the finished ones are compared with these.
+
+    Raises:
+        ConfigError: A finished run has other settings.
+    """
+    first: dict[tuple[str, str], tuple[Path, Settings]] = {}
+    for run in planned:
+        key = run.labels['pair'], run.labels['method']
+        first.setdefault(key, (run.work_dir, run.all_settings()))
+    for result in read_results(work_dir):
+        place = folder(work_dir, result.pair, result.method, result.seed)
+        settings = trial.read_settings(config_file(place))
+        other, expected = first.setdefault((result.pair, result.method), (place, settings))
+        both = (trial.with_seed(each, 0) for each in (expected, settings))
+        if found := next(iter_differences(*both), None):
+            name, value, stored = found
+            raise ConfigError(
+                f'{name} is {trial.show(stored)} in the stored run {place}, and '
+                f'{trial.show(value)} in {other}, but the seeds of a method share its settings; '
+                'use another --work-dir, or remove that directory'
+            )
 
 
 def write_results(work_dir: Path, console: Console) -> bool:

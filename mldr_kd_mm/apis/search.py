@@ -25,9 +25,25 @@ from torch.utils.data import ConcatDataset
 
 from mldr_kd_mm.apis import configs, trial
 from mldr_kd_mm.apis import study as studies
-from mldr_kd_mm.apis.results import MeasuredTrial, folder, run_all, write_results
+from mldr_kd_mm.apis.configs import SCRATCH
+from mldr_kd_mm.apis.results import (
+    MeasuredTrial,
+    check_seeds,
+    config_file,
+    folder,
+    read_results,
+    run_all,
+    write_results,
+)
 from mldr_kd_mm.apis.search_report import write_report
-from mldr_kd_mm.apis.search_space import make_space, own_values, set_fields, short, suggest
+from mldr_kd_mm.apis.search_space import (
+    get_field,
+    make_space,
+    own_values,
+    set_fields,
+    short,
+    suggest,
+)
 from mldr_kd_mm.apis.study import (
     IMAGES,
     Plan,
@@ -108,7 +124,7 @@ def search(
             folder is that of another study.
     """
     check_positive(trials=trials, **({} if jobs is None else dict(jobs=jobs)))
-    check_count(seeds=seeds)
+    check_count(seeds=seeds, seed=seed)
     check_choice(studies.SAMPLERS, sampler=sampler)
     check_choice(studies.PRUNERS, pruner=pruner)
     console = Console(highlight=False, soft_wrap=True, markup=False)
@@ -142,13 +158,16 @@ def search(
                 for task in tasks
                 if task.completed()
             }
-            table = write_report(find_studies(name, opened), root, choices, held_out, console.print)
+            found = find_studies(name, opened)
+            table = write_report(found, root, choices, held_out, console.print)
     show_markdown(table, console)
     console.print(f'written: {root}/search.md' + (f' and {root}/best' if best else ''))
     if seeds and best:
         # If several processes get here, one trains, and the others find its results.
         with trial.claim_folder(root / 'final', 'search', wait=True):
             runs = _plan_final(best, path.stem, seeds, root / 'final', command)
+            check_seeds(root / 'final', runs)
+            _check_final(root / 'final', found)
             failures += run_all(runs, jobs, console)
             write_results(root / 'final', console)
     return failures
@@ -197,8 +216,14 @@ def _make_plans(
 
 def _compose(pair: Config, method: str, options: Mapping[str, Any]) -> Config:
     """Compose a pair with a method, and check what a run of it needs."""
-    full = configs.compose(pair, method)
-    merge_options(full, dict(options))
+    if method == SCRATCH:
+        # Options describe the pair, so the student is taken after them.
+        pair = copy.deepcopy(pair)
+        merge_options(pair, trial.without_options_of_method(options))
+        full = configs.compose(pair, method)
+    else:
+        full = configs.compose(pair, method)
+        merge_options(full, dict(options))
     settings = trial.settings_of(full)
     trial.epochs_of(settings, Path(method).stem)
     if checkpoint := trial.teacher_file(settings):
@@ -212,7 +237,8 @@ def hold_out(cfg: Config, fraction: float, seed: int) -> None:
     """Let a config train without a part of its training set, and validate each epoch on that part.
 
     Args:
-        cfg: The config; it is changed. Its test set is removed.
+        cfg: The config; it is changed. Its test set is removed. For kNN accuracy, the labelled
+            images are those of the remaining part.
         fraction: Fraction of each class to hold out.
         seed: Seed of the choice.
 
@@ -229,6 +255,9 @@ def hold_out(cfg: Config, fraction: float, seed: int) -> None:
     held_out = {**train.to_dict(), 'pipeline': pipeline}
     cfg.train_dataloader.dataset = dict(rest, dataset=train.to_dict())
     cfg.val_dataloader.dataset = dict(rest, dataset=held_out, held_out=True)
+    if str(cfg.val_cfg.get('type')).endswith('KNNLoop'):
+        bank = dict(rest, dataset=held_out)
+        cfg.val_cfg.bank_dataloader = {**cfg.val_dataloader.to_dict(), 'dataset': bank}
     cfg.train_cfg.update(val_interval=1, val_begin=1)
     for name in _OF_THE_TEST_SET:
         cfg.pop(name, None)
@@ -346,7 +375,11 @@ class TrialQueue(RunQueue):
         tasks = sorted(self._tasks, key=lambda task: -task.count(TrialState.WAITING))
         for task in tasks:
             if (taken := task.take()) is not None:
-                run = self._make_run(task, taken)
+                try:
+                    run = self._make_run(task, taken)
+                except ConfigError:
+                    self._give_back(task, taken)
+                    raise
                 self._active.add(run)
                 return run
         self._looked = time.monotonic()
@@ -413,9 +446,11 @@ class TrialQueue(RunQueue):
     def release(self) -> None:
         """Let the trials of runs that were interrupted wait for the next process."""
         for run in self._active:
-            storage = run.task.storage
-            if storage.get_trial(run.trial._trial_id).state == TrialState.RUNNING:
-                storage.set_trial_state_values(run.trial._trial_id, TrialState.WAITING)
+            self._give_back(run.task, run.trial)
+
+    def _give_back(self, task: Task, taken: optuna.Trial) -> None:
+        if task.storage.get_trial(taken._trial_id).state == TrialState.RUNNING:
+            task.storage.set_trial_state_values(taken._trial_id, TrialState.WAITING)
 
 
 def _write_best(task: Task, root: Path, study: str, console: Console) -> Config:
@@ -449,3 +484,22 @@ def _plan_final(
             run.check_stored()
             runs.append(run)
     return runs
+
+
+def _check_final(root: Path, found: Mapping[str, optuna.Study]) -> None:
+    """Check that the finished final runs have the best values of their methods.
+
+    Raises:
+        ConfigError: The study of a method has found better values since then.
+    """
+    for result in read_results(root):
+        place = folder(root, result.pair, result.method, result.seed)
+        settings = trial.read_settings(config_file(place))
+        for name, best in found[result.method].best_params.items():
+            stored = get_field(settings, name, result.method)
+            if stored != best:
+                raise ConfigError(
+                    f'{name} is {short(stored)} in the stored run {place}, but the best is now '
+                    f'{short(best)}; remove {place.parent}, and repeat the command with '
+                    f'--methods {result.method}'
+                )

@@ -43,8 +43,8 @@ def write_report(
         '',
         f'Top-1 accuracy after the last epoch, in %, on the held-out part ({held_out:.0%}) of the',
         'training set. The best accuracy of several trials is biased upwards: to compare methods,',
-        'train the best configs with several seeds and test them. "start" is the first trial,',
-        'with the values of the config.',
+        'train the best configs with several seeds and test them. "start" is the first trial with',
+        'the values of the config; empty if it was pruned, or if a range excludes one of them.',
         f'Sampler {choices["sampler"]}, pruner {choices["pruner"]}.',
         '',
         '| method | best | start | completed | pruned | failed | config |',
@@ -68,8 +68,8 @@ def write_report(
 def _row(method: str, study: optuna.Study, root: Path) -> str:
     is_written = (root / 'best' / f'{method}.py').is_file()
     counts = [str(len(study.get_trials(deepcopy=False, states=(state,)))) for state in _STATES]
-    first = study.get_trials(deepcopy=False)[:1]
-    start = first[0].value if first and first[0].state == TrialState.COMPLETE else None
+    first = study.get_trials(deepcopy=False)[0]
+    start = first.value if first.system_attrs.get('fixed_params') == first.params else None
     cells = [
         method,
         f'{study.best_value:.2f}' if _has_best(study) else '',

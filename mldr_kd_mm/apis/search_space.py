@@ -40,6 +40,11 @@ def make_space(ranges: Mapping[str, Any], cfg: Config, method: str) -> Space:
     space = {}
     for field, limits in {LEARNING_RATE: default, **ranges}.items():
         get_field(cfg, field, method)
+        if field.split('.')[:2] in (['train_dataloader', 'dataset'], ['val_dataloader', 'dataset']):
+            raise ConfigError(
+                f'method={method!r}: search_space names {field}, but the trials of a search share '
+                'their data; remove it'
+            )
         name = f'method={method!r}: search_space {field}'
         names = set(limits) if isinstance(limits, Mapping) else set()
         if 'choices' not in names and not {'low', 'high'} <= names:

@@ -33,11 +33,10 @@ PRUNERS = ('hyperband', 'halving', 'none')
 # A process without a heartbeat for the grace period counts as killed. In seconds.
 HEARTBEAT, GRACE = 5, 60
 Lock = Callable[[], AbstractContextManager]
+_SEEDS = 2**32  # of NumPy
 _REDUCTION = 3  # of the trials that each rung of a pruner keeps
 # The setting that is a hash of the training images, those of the held-out part included.
 IMAGES = 'images'
-# Settings that the methods of a search have in common; the data is that of the held-out part.
-_COMMON = ('pair', 'sampler', 'pruner', 'val_dataloader', IMAGES)
 
 
 @dataclass(frozen=True)
@@ -119,9 +118,8 @@ class Task:
         name = f'{search}/{plan.method}'
         for method, other in find_studies(search, storage).items():
             if method != plan.method:
-                both = (other.user_attrs.get('settings', settings), settings)
-                common = ({field: each.get(field) for field in _COMMON} for each in both)
-                _check_same(f'{search}/{method}', *common)
+                stored = other.user_attrs.get('settings', settings)
+                _check_same(f'{search}/{method}', *trial.shared_settings(stored, settings))
         study = optuna.create_study(
             storage=storage,
             study_name=name,
@@ -173,7 +171,7 @@ class Task:
                 if taken:
                     self.storage.record_heartbeat(frozen._trial_id)
                     # By its number, so that processes of the same seed do not repeat each other.
-                    number = self.seed * 10_000 + frozen.number
+                    number = (self.seed * 10_000 + frozen.number) % _SEEDS
                     self.study.sampler = _make_sampler(self.sampler, number)
                     return optuna.Trial(self.study, frozen._trial_id)
         return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -35,6 +35,11 @@ _FIELDS = (RUNNER_FIELDS - {'work_dir', 'resume', 'launcher'}) | {'custom_import
 # mmengine removes the oldest checkpoint before it writes the next: with a single one, a run that is
 # stopped in between could not resume.
 _CHECKPOINTS = dict(type='AtomicCheckpointHook', interval=1, max_keep_ckpts=2, save_best=None)
+
+# The fields of a distilled model that belong to its pair; the others belong to the method.
+_OF_THE_PAIR = ('teacher', 'teacher_checkpoint', 'student', 'input_size', 'teacher_input_size')
+# Other settings of the method.
+_OF_THE_METHOD = ('custom_imports', 'search_space')
 
 Settings = dict[str, Any]
 
@@ -157,6 +162,34 @@ def without_teacher(settings: Settings) -> Settings:
     if not is_distilled(settings):
         return settings
     return settings | {'model': student_alone(settings), 'teacher_sha256': None}
+
+
+def shared_settings(first: Settings, second: Settings) -> tuple[Settings, Settings]:
+    """Return of two runs the settings that comparable methods of a pair share.
+
+    These are all but those of the method and the seed. If either run trains a student alone, both
+    are without the teacher.
+    """
+    both = tuple(map(with_checksum, (first, second)))
+    if not all(map(is_distilled, both)):
+        both = tuple(map(without_teacher, both))
+    return tuple(map(_without_method, both))
+
+
+def _without_method(settings: Settings) -> Settings:
+    shared = {k: v for k, v in with_seed(settings, 0).items() if k not in _OF_THE_METHOD}
+    if is_distilled(settings):
+        shared['model'] = {k: v for k, v in settings['model'].items() if k in _OF_THE_PAIR}
+    return shared
+
+
+def without_options_of_method(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``--cfg-options`` without those of a model's losses and other fields of a method."""
+    return {
+        option: value
+        for option, value in options.items()
+        if not option.startswith('model.') or option.split('.')[1] in _OF_THE_PAIR
+    }
 
 
 def teacher_file(settings: Settings) -> Path | None:

@@ -22,6 +22,7 @@ from mldr_kd_mm.apis import configs
 from mldr_kd_mm.cli import main
 from mldr_kd_mm.engine import processes
 from mldr_kd_mm.models.distillers.teacher_cache import TeacherCache
+from mldr_kd_mm.registry import DATASETS
 from mldr_kd_mm.structures.view import View
 from mldr_kd_mm.utils.errors import ConfigError
 
@@ -100,6 +101,11 @@ def test_space_of_a_method_names_its_fields(pair, method):
             'model.losses.3',
         ),
         (
+            {'train_dataloader.dataset.subset.per_class': dict(low=5, high=50)},
+            "method='kd': search_space names train_dataloader.dataset.subset.per_class, but the "
+            'trials of a search share their data',
+        ),
+        (
             {WEIGHT: [1, 2]},
             f"method='kd': search_space {WEIGHT}=[1, 2]: must be dict(low=, high=) or "
             'dict(choices=[])',
@@ -149,6 +155,19 @@ def test_trial_sees_neither_the_test_set_nor_what_is_held_out(tmp_path):
         ran.append(name)
     # Once to find the shapes, and once for each of the three batches that nobody has recorded.
     assert ran == [1] * 4 + ['first', 1, 'second']
+
+
+def test_labelled_images_of_knn_are_not_held_out():
+    """The neighbours of a held-out image are others, prepared for validation."""
+    cfg = configs.compose(Config(pair_config()), 'embed')
+    hold_out(cfg, 0.25, seed=0)
+    bank, held_out = (
+        DATASETS.build(loader.dataset)
+        for loader in (cfg.val_cfg.bank_dataloader, cfg.val_dataloader)
+    )
+    assert len(bank) == 30 and len(held_out) == 10
+    shown = [{each['inputs'].numpy().tobytes() for each in part} for part in (bank, held_out)]
+    assert not shown[0] & shown[1]
 
 
 def test_data_without_a_dataset_cannot_be_held_out():
@@ -366,6 +385,48 @@ def test_files_of_the_user_and_rows_of_other_methods_are_kept(project, capsys):
     assert row in (root / 'search.md').read_text().splitlines()
 
 
+def test_seeds_of_an_earlier_best_are_not_averaged(project):
+    """More trials have found better values, and fewer seeds are asked for."""
+    assert run(trials=1, seeds=2, methods=['kd', 'scratch']) == []
+    final = Path('work_dirs/search/digits/final/digits')
+    assert run(trials=4) == []
+    best = max(trials(), key=lambda trial: trial.value).params
+    assert best[WEIGHT] > 1
+    shutil.rmtree(final / 'kd/seed0')
+    changed = f'is 1.0 in the stored run {final}/kd/seed1, and {best[WEIGHT]} in {final}/kd/seed0'
+    with pytest.raises(ConfigError, match=re.escape(changed)):
+        run(trials=4, seeds=1)
+    with pytest.raises(ConfigError) as caught:
+        run(trials=1, seeds=2, methods=['scratch'])
+    assert str(caught.value).endswith(
+        f'; remove {final}/kd, and repeat the command with --methods kd'
+    )
+    shutil.rmtree(final / 'kd')
+    assert run(trials=4, seeds=2) == []
+
+
+def test_options_of_the_pair_reach_the_student_alone(project, monkeypatch):
+    tasks = []
+    monkeypatch.setattr(module, 'train_all', lambda queue, *_: tasks.extend(queue._tasks))
+    options = {'model.student.backbone.base_channels': 4, WEIGHT: 2.0, 'train_cfg.max_epochs': 9}
+    run(methods=['scratch', 'kd'], cfg_options=options)
+    scratch, kd = (task.plan.full for task in tasks)
+    assert scratch.model.backbone.base_channels == kd.model.student.backbone.base_channels == 4
+    assert scratch.train_cfg.max_epochs == 9 and kd.model.losses[0].weight == 2
+
+
+def test_start_has_all_values_of_the_config(project):
+    """The range excludes the weight, so that the first trial has another one."""
+    assert run(trials=1, cfg_options={WEIGHT: 20.0}) == []
+    assert '| kd | ' in (text := Path('work_dirs/search/digits/search.md').read_text())
+    assert re.search(r'^\| kd \| [\d.]+ \|  \| 1 \| 0 \|', text, re.MULTILINE)
+
+
+def test_large_seed(project):
+    assert run(trials=2, seed=2**32 - 1) == []
+    assert len({trial.params[LEARNING_RATE] for trial in trials()}) == 2
+
+
 def test_a_finished_search_is_not_repeated_and_can_grow(project):
     assert run(trials=1) == []
     before = [trial.datetime_complete for trial in trials()]
@@ -495,7 +556,12 @@ def test_methods_of_a_study_are_comparable(project, monkeypatch):
     run()
     for kwargs, field in (
         (dict(pruner='halving'), "pruner was 'none'"),
-        (dict(held_out=0.5), 'val_dataloader.dataset.fraction was 0.25'),
+        (dict(held_out=0.5), 'train_dataloader.dataset.fraction was 0.25'),
+        (dict(cfg_options={'train_cfg.max_epochs': 5}), 'train_cfg.max_epochs was 3'),
+        (
+            dict(cfg_options={'model.student.backbone.base_channels': 4}),
+            'model.backbone.base_channels was 8',
+        ),
     ):
         with pytest.raises(ConfigError) as caught:
             run(methods=['scratch'], **kwargs)
@@ -530,6 +596,7 @@ def test_methods_of_a_study_are_comparable(project, monkeypatch):
         (dict(trials=0), 'trials=0: must be a positive integer'),
         (dict(jobs=0), 'jobs=0: must be a positive integer'),
         (dict(seeds=-1), 'seeds=-1: must be a non-negative integer'),
+        (dict(seed=-1), 'seed=-1: must be a non-negative integer'),
         (
             dict(cfg_options={'model.teacher_checkpoint': 'no.pth'}),
             "model.teacher_checkpoint='no.pth': there is no such file; train the teacher first",

@@ -424,6 +424,16 @@ def test_table_refuses_runs_of_different_recipes(benchmarked, refused):
     )
 
 
+def test_refuses_seeds_of_another_version_of_the_method(benchmarked, refused):
+    """Its file was changed, and the runs to come, of fewer seeds, would not be compared."""
+    config = PAIR / 'dfra/seed1/benchmark/config.py'
+    config.write_text(config.read_text().replace("'DFRALoss'", "'KDLoss'"))
+    message = "error: model.losses.0.loss.type is 'KDLoss' in the stored run {0}/dfra/seed1, and "
+    message += "'DFRALoss' in {0}/dfra/seed0, but the seeds of a method share its settings; "
+    for arguments in (['--table-only'], [*COMMAND[:-1], '1']):
+        assert refused(*arguments).startswith(message.format(PAIR))
+
+
 @pytest.mark.parametrize(
     ('content', 'difference'),
     [
