@@ -71,7 +71,12 @@ def written_pages() -> dict[Path, str]:
         'docs/tuned_comparison.md': [tuned_tables()],
         'docs/results.md': [trained_tables(), untrained_tables()],
     }
-    pages = {ROOT / name: fill((ROOT / name).read_text(), *of) for name, of in tables.items()}
+    pages = {}
+    for name, of_page in tables.items():
+        text = (ROOT / name).read_text()
+        if len(BLOCK.findall(text)) != len(of_page):
+            raise ValueError(f'{name}: must have a block for each of {len(of_page)} tables')
+        pages[ROOT / name] = fill(text, *of_page)
     for path in sorted(ROOT.glob('configs/*/README.md')):
         pages[path] = with_results(path.read_text(), path.parent.name)
     return pages
@@ -85,8 +90,6 @@ def with_results(readme: str, method: str) -> str:
 def fill(text: str, *tables: str) -> str:
     """Return a text with its results blocks replaced by the tables, in order."""
     following = iter(tables)
-    if len(BLOCK.findall(text)) != len(tables):
-        raise ValueError(f'{len(tables)} tables, but {len(BLOCK.findall(text))} blocks for results')
     return BLOCK.sub(lambda match: f'{match[1]}\n{next(following)}\n{match[2]}', text)
 
 

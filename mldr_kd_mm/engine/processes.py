@@ -25,7 +25,7 @@ from rich.progress import (
 )
 
 from mldr_kd_mm.evaluation.logged_run import ACCURACY, curve, read_records
-from mldr_kd_mm.utils.logging import percent
+from mldr_kd_mm.utils.logging import percent, plural
 from mldr_kd_mm.utils.workers import available_cores
 
 TRAIN = Path(__file__).resolve().parents[1] / '.mim/tools/train.py'
@@ -326,4 +326,6 @@ class _Display:
         """Remove the bar of a run that has ended."""
         self._progress.remove_task(self._bars.pop(run))
         if ended.code == 0:
-            self._console.print(f'{run.name}: {run.epochs} epochs, {run.latest_accuracy()}')
+            self._console.print(
+                f'{run.name}: {plural(run.epochs, "epoch")}, {run.latest_accuracy()}'
+            )
