@@ -174,7 +174,10 @@ def values_table(pair: str, methods: list[str]) -> str:
     for method in methods:
         study = optuna.load_study(study_name=f'{pair}/{method}', storage=storage)
         first = study.trials[0]
-        values = (f'`{name}` {short(value)}' for name, value in study.best_params.items())
+        values = (
+            f'`{re.sub("^(model|optim_wrapper.optimizer).", "", name)}` {short(value)}'
+            for name, value in study.best_params.items()
+        )
         start = first.state.name.lower() if first.value is None else f'{first.value:.1f}'
         cells = [start, ', '.join(values)]
         table.append([f'`{method}`', f'{study.best_value:.1f}', *cells])
