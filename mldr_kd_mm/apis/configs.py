@@ -411,7 +411,8 @@ def _set_num_samples(method: dict[str, Any], num_samples: int) -> None:
     for entry in method['losses']:
         loss = entry.get('loss', {})
         if loss.get('type') == 'CRDLoss':
-            loss.update(num_samples=num_samples, negatives=min(loss['negatives'], num_samples - 1))
+            negatives = min(loss.get('negatives', num_samples), num_samples - 1)
+            loss.update(num_samples=num_samples, negatives=negatives)
 
 
 def _is_distiller(cfg: Config) -> bool:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from mldr_kd_mm.apis.run_record import RunRecord, dataset_of, dicts
+from mldr_kd_mm.apis.run_record import RunRecord, dicts, validation_part
 from mldr_kd_mm.apis.student import RebuiltStudent
 from mldr_kd_mm.models.data_preprocessor import Statistics, are_valid
-from mldr_kd_mm.utils.errors import ConfigError, are_sizes
+from mldr_kd_mm.utils.errors import ConfigError, are_sizes, is_number
 from mldr_kd_mm.utils.stored_config import default_scope
 
 
@@ -72,7 +72,7 @@ class StudentDescription:
             channel_order=preprocessing.channel_order,
             mean=preprocessing.mean,
             std=preprocessing.std,
-            pipeline=dicts(dataset_of(run, 'val_dataloader').get('pipeline')),
+            pipeline=dicts(validation_part(run).get('pipeline')),
             resize=preprocessing.resize,
             classes=(list(record.classes) or None) if student.num_classes else None,
             output=student.output,
@@ -108,7 +108,8 @@ class StudentDescription:
             description = None
         if description is None or not description._is_valid():
             raise ConfigError(f'{label}: its description is damaged; export it again')
-        return description
+        # JSON has no tuples, but mmcv's transforms take no lists as sizes.
+        return replace(description, pipeline=[_with_tuples(step) for step in description.pipeline])
 
     def class_names(self, count: int) -> list[str]:
         """Return a name for each of ``count`` classes, its number if it has none."""
@@ -128,6 +129,14 @@ class StudentDescription:
             and self.input in ('normalised', 'uint8')
             and self.output in ('logits', 'probabilities', 'feature')
         )
+
+
+def _with_tuples(step: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a step of a pipeline with lists of numbers as tuples."""
+    return {
+        name: tuple(value) if isinstance(value, list) and all(map(is_number, value)) else value
+        for name, value in step.items()
+    }
 
 
 def _to_json(value: Any) -> str:

@@ -24,6 +24,7 @@ from mldr_kd_mm.apis.run_record import (
     metric_name,
     plain,
     type_name,
+    validation_part,
 )
 from mldr_kd_mm.apis.student import RebuiltStudent
 from mldr_kd_mm.apis.student_config import registered_modules
@@ -32,6 +33,7 @@ from mldr_kd_mm.datasets.tiny_imagenet import IMAGENET_LICENCE
 from mldr_kd_mm.models.backbones import hugging_face
 from mldr_kd_mm.models.data_preprocessor import weights_file
 from mldr_kd_mm.registry import DATASETS
+from mldr_kd_mm.utils.errors import is_number
 from mldr_kd_mm.utils.logging import plural
 from mldr_kd_mm.utils.nested import as_list
 from mldr_kd_mm.version import __version__
@@ -230,7 +232,8 @@ def _accuracy(record: RunRecord, run: Mapping[str, Any]) -> Iterator[str]:
     if record.validated_epoch is None:
         yield f'Epoch of the last validation: {NOT_RECORDED}'
     elif record.validated_epoch == record.epoch:
-        yield 'The last validation measured these weights'
+        rounded = ', rounded to INT8 by QuantizationAwareHook' if _is_rounded(record, run) else ''
+        yield f'The last validation measured these weights{rounded}'
     else:
         yield (
             f'The last validation was after epoch {_known(record.validated_epoch)}; these weights, '
@@ -238,6 +241,17 @@ def _accuracy(record: RunRecord, run: Mapping[str, Any]) -> Iterator[str]:
         )
     if record.best_checkpoint:
         yield f"Run's best checkpoint: `{record.best_checkpoint}`, {_known(record.best_score)}"
+
+
+def _is_rounded(record: RunRecord, run: Mapping[str, Any]) -> bool:
+    """Return whether the student learned and was validated with weights as in an INT8 file."""
+    begins = (
+        hook.get('begin')
+        for hook in dicts(run.get('custom_hooks'))
+        if type_name(hook) == 'QuantizationAwareHook'
+    )
+    epoch = int(record.epoch) if str(record.epoch).isdigit() else 0
+    return any(is_number(begin) and epoch > begin for begin in begins)
 
 
 def _data_info(dataset: Mapping[str, Any]) -> dict[str, str]:
@@ -484,7 +498,9 @@ def _torch_export_lines(name: str) -> list[str]:
 
 
 def _pipeline(run: Mapping[str, Any], loader: str = 'val_dataloader') -> list[str]:
-    return [_call(step) for step in dicts(dataset_of(run, loader).get('pipeline'))]
+    is_validation = loader == 'val_dataloader'
+    dataset = validation_part(run) if is_validation else dataset_of(run, loader)
+    return [_call(step) for step in dicts(dataset.get('pipeline'))]
 
 
 def _augments(run: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -93,7 +93,7 @@ def predict(
             print(result.path, result.classes, result.probabilities)
 
     Images are prepared as in the validation of the run, so the accuracy measured there applies.
-    Loading a student never executes code from its files and downloads nothing.
+    Loading a student never executes code from its files and downloads no weights.
 
     Args:
         student: Path of an exported folder, ``.pth``, ``.safetensors`` or ``.onnx`` file, of a

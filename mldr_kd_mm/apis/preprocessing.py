@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from mldr_kd_mm.apis.run_record import dataset_of, dicts, plain, type_name
+from mldr_kd_mm.apis.run_record import dataset_of, dicts, plain, type_name, validation_part
 from mldr_kd_mm.models.data_preprocessor import statistics
 from mldr_kd_mm.utils.errors import are_sizes, is_number
 
@@ -57,7 +57,7 @@ class Preprocessing(NamedTuple):
             input_size: (3, H, W) of its images.
         """
         size = tuple(input_size[1:])
-        steps = dicts(dataset_of(run, 'val_dataloader').get('pipeline'))
+        steps = dicts(validation_part(run).get('pipeline'))
         mean, std = (values.flatten().tolist() for values in statistics(model.data_preprocessor))
         found = _resizing([step for step in steps if type_name(step) not in _LOADING], size)
         order = _channel_order(run, model)
@@ -129,16 +129,17 @@ class Preprocessing(NamedTuple):
         ]
 
 
-def image_size(run: Mapping[str, Any]) -> tuple[int, ...] | None:
-    """Return (H, W) of the validation images, or None if their pipeline does not set it.
+def image_size(dataset: Mapping[str, Any]) -> tuple[int, ...] | None:
+    """Return (H, W) of the images of a data set, or None if its pipeline does not set it.
 
     Args:
-        run: The run's config.
+        dataset: Its config.
     """
-    for step in reversed(dicts(dataset_of(run, 'val_dataloader').get('pipeline'))):
-        if type_name(step) == 'CenterCrop':
+    for step in reversed(dicts(dataset.get('pipeline'))):
+        if type_name(step) in ('CenterCrop', 'RandomCrop'):
             return _pair(step.get('crop_size'))
-        if type_name(step) == 'Resize' and not step.get('keep_ratio'):
+        is_resize = type_name(step) == 'Resize' and not step.get('keep_ratio')
+        if is_resize or type_name(step) == 'RandomResizedCrop':
             return _pair(step.get('scale'))
     return None
 
@@ -194,7 +195,7 @@ def _is_resized_by_opencv(step: Mapping[str, Any]) -> bool:
 
 def _channel_order(run: Mapping[str, Any], model: nn.Module) -> str | None:
     """Return RGB or BGR, or None if the config does not state it."""
-    dataset = dataset_of(run, 'val_dataloader') or dataset_of(run, 'train_dataloader')
+    dataset = validation_part(run) or dataset_of(run, 'train_dataloader')
     steps = map(type_name, dicts(dataset.get('pipeline')))
     if type_name(dataset) in _RGB_DATA:
         order = 'RGB'

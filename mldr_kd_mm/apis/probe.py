@@ -80,7 +80,9 @@ def probe(
     model, description = open_student(student)
     scope = default_scope(dict(default_scope=description.default_scope))
     with DefaultScope.overwrite_default_scope(scope), registered_names_only():
-        pipeline = check_types(steps_for_files(description), 'pipeline')
+        pipeline = check_types(
+            steps_for_files(description.pipeline, description.input_size), 'pipeline'
+        )
         choice = held_out_options(data, val_fraction=val_fraction, seed=seed)
         images = [
             ImageFolder(data_root=data, split=split, pipeline=pipeline, **choice)

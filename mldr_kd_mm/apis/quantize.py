@@ -19,7 +19,8 @@ from mmengine.registry import DefaultScope
 from mmpretrain.models import ClsDataPreprocessor
 from torch.utils.data import DataLoader
 
-from mldr_kd_mm.apis.run_record import dataset_of, dicts, type_name
+from mldr_kd_mm.apis.run_record import validation_part
+from mldr_kd_mm.apis.student_images import steps_for_files
 from mldr_kd_mm.datasets import ImageFolder
 from mldr_kd_mm.datasets.samples import iter_parts, real_paths
 from mldr_kd_mm.evaluation.logged_run import LoggedRun
@@ -284,7 +285,9 @@ class _Folder:
         )
         try:
             with DefaultScope.overwrite_default_scope(default_scope(run)), registered_names_only():
-                self.dataset = _AllImages(folder, split, pipeline=_pipeline(run, student))
+                steps = steps_for_files(validation_part(run).get('pipeline'), student.input_size)
+                pipeline = check_types(steps, 'val_dataloader.dataset.pipeline')
+                self.dataset = _AllImages(folder, split, pipeline=pipeline)
         except ConfigError as error:
             raise ConfigError(str(error).replace('data_root', field)) from error
         names = self.dataset.metainfo['classes']
@@ -364,16 +367,6 @@ def _with_found_folders(config: Any, places: Sequence[Path]) -> Any:
         found = (str(place / path) for place in places if (place / path).exists())
         copy[name] = next(found, copy[name])
     return copy
-
-
-def _pipeline(run: Mapping[str, Any], student: RebuiltStudent) -> list[dict[str, Any]]:
-    """Return the run's validation pipeline, made to read image files if it does not."""
-    steps = dicts(dataset_of(run, 'val_dataloader').get('pipeline'))
-    if not any(type_name(step) == 'LoadImageFromFile' for step in steps):
-        height, width = student.preprocessing.size
-        resize = dict(type='Resize', scale=(width, height), backend='pillow')
-        steps = [dict(type='LoadImageFromFile'), resize, dict(type='PackInputs')]
-    return check_types(list(steps), 'val_dataloader.dataset.pipeline')
 
 
 def _labels(

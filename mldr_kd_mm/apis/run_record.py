@@ -161,6 +161,29 @@ def dataset_of(run: Mapping[str, Any], loader: str) -> Mapping[str, Any]:
     # A run without labelled images has no validation set.
     if not dataset and loader == 'val_dataloader' and run.get('test_pipeline'):
         return dict(pipeline=run['test_pipeline'])
+    return _unwrapped(dataset)
+
+
+def validation_part(run: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the config of the validation set or, if it joins several, of the first of them.
+
+    Args:
+        run: The run's config.
+
+    Raises:
+        ConfigError: The parts prepare their images in different ways.
+    """
+    dataset = dataset_of(run, 'val_dataloader')
+    parts = [_unwrapped(part) for part in dicts(dataset.get('datasets'))] or [dataset]
+    if any(part.get('pipeline') != parts[0].get('pipeline') for part in parts):
+        raise ConfigError(
+            'val_dataloader.dataset.datasets: must have the same pipeline, by which the student '
+            'prepares its images'
+        )
+    return parts[0]
+
+
+def _unwrapped(dataset: Mapping[str, Any]) -> Mapping[str, Any]:
     while inner := mapping(dataset, 'dataset') or mapping(dataset, 'labeled'):
         dataset = inner
     return dataset

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mldr_kd_mm.apis.configs import read_config
 from mldr_kd_mm.apis.preprocessing import Preprocessing, image_size
-from mldr_kd_mm.apis.run_record import RunRecord, mapping, type_name
+from mldr_kd_mm.apis.run_record import RunRecord, dataset_of, mapping, type_name, validation_part
 from mldr_kd_mm.models.builder import build_classifier
 from mldr_kd_mm.models.taps.stages import fixed_size, has_head
 from mldr_kd_mm.models.taps.tapped_model import output_of
@@ -109,15 +109,20 @@ def rebuild_student(run: Mapping[str, Any], weights: dict[str, Tensor]) -> Rebui
     config = check_types(config, 'model.student', run.get('custom_imports'))
     classifier = build_student(config, weights, default_scope(run))
     with named('model.student'), registered_names_only():
-        size = model.get('input_size') or (3, *(fixed_size(classifier) or (224, 224)))
-        if (pixels := image_size(run)) is not None:  # a CNN's input_size may be left out
-            size = (3, *pixels)
+        size = _input_size(run, model.get('input_size') or fixed_size(classifier))
         check_sizes(3, input_size=size)
         with torch.no_grad():
             width = output_of(classifier, torch.zeros(1, *size)).shape[1]
     num_classes = width if has_head(classifier) else 0
     preprocessing = Preprocessing.of(run, classifier, size)
     return RebuiltStudent(classifier, config, tuple(size), num_classes, preprocessing, width)
+
+
+def _input_size(run: Mapping[str, Any], known: Sequence[int] | None) -> tuple[int, ...]:
+    """Return (3, H, W) of the student's images; a CNN's ``input_size`` may be left out."""
+    of_training = dataset_of(run, 'train_dataloader')
+    sizes = (image_size(validation_part(run)), known, image_size(of_training), (224, 224))
+    return (3, *next(size for size in sizes if size is not None)[-2:])
 
 
 def build_student(config: dict[str, Any], weights: dict[str, Tensor], scope: str) -> nn.Module:

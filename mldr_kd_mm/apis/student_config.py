@@ -12,7 +12,7 @@ from typing import Any
 from mmengine.registry import Registry
 from timm.models import save_for_hf
 
-from mldr_kd_mm.apis.run_record import dataset_of, type_name
+from mldr_kd_mm.apis.run_record import type_name, validation_part
 from mldr_kd_mm.apis.student import RebuiltStudent
 from mldr_kd_mm.registry import MODELS, TRANSFORMS
 from mldr_kd_mm.utils.errors import ConfigError, named
@@ -71,15 +71,14 @@ def write_config(path: Path, run: Mapping[str, Any], student: RebuiltStudent) ->
         run: The run's config.
         student: The student.
     """
-    preprocessor = student.model.data_preprocessor
-    mean, std = student.preprocessing.mean, student.preprocessing.std
-    model = {
-        **student.config,
-        'data_preprocessor': dict(mean=mean, std=std, to_rgb=preprocessor.to_rgb),
-    }
+    preprocessing = student.preprocessing
+    # The inferencers read files as BGR; the run may have read arrays of RGB.
+    to_rgb = preprocessing.channel_order != 'BGR'
+    statistics = dict(mean=preprocessing.mean, std=preprocessing.std, to_rgb=to_rgb)
+    model = {**student.config, 'data_preprocessor': statistics}
     pipeline = None
     with suppress(ConfigError):  # a pipeline with a step that is not registered is left out
-        stored = dataset_of(run, 'val_dataloader').get('pipeline')
+        stored = validation_part(run).get('pipeline')
         pipeline = check_types(stored, 'val_dataloader.dataset.pipeline')
     dataset = dict(type='CustomDataset', pipeline=pipeline)
     modules = sorted({*_modules(model, MODELS), *_modules(pipeline, TRANSFORMS)})

@@ -16,7 +16,7 @@ from mmengine.registry import DefaultScope
 from torch import Tensor
 
 from mldr_kd_mm.apis.description import StudentDescription
-from mldr_kd_mm.apis.run_record import type_name
+from mldr_kd_mm.apis.run_record import dicts, type_name
 from mldr_kd_mm.datasets.folder import EXTENSIONS, FolderDataset, list_images, unread_files
 from mldr_kd_mm.utils.errors import ConfigError, MissingFileError, describe, named
 from mldr_kd_mm.utils.limits import MAX_PIXELS
@@ -84,18 +84,19 @@ def _expand(given: str) -> list[str]:
     return matches
 
 
-def steps_for_files(description: StudentDescription) -> list[dict[str, Any]]:
-    """Return the steps of the validation for image files, also if its data set has arrays.
+def steps_for_files(pipeline: Any, input_size: Sequence[int]) -> list[Any]:
+    """Return the steps of a validation for image files, also if its data set has arrays.
 
     Args:
-        description: Description of the student.
+        pipeline: Its pipeline; without other steps than loading, images are resized.
+        input_size: (3, H, W) of the student's images.
     """
-    steps = description.pipeline
+    steps = dicts(pipeline)
     load = next((step for step in steps if type_name(step) == _LOAD['type']), _LOAD)
     left_out = (_LOAD['type'], *_PACKING)
     others = [step for step in steps if type_name(step) not in left_out]
     if not others:
-        height, width = description.input_size[1:]
+        height, width = input_size[1:]
         others = [dict(type='Resize', scale=(width, height), backend='pillow')]
     return [load, *others, dict(type='PackInputs')]
 
@@ -174,7 +175,8 @@ class StudentImages(FolderDataset):
         return self._description.input == 'uint8'
 
     def _steps(self) -> list[Any]:
-        load, *others = steps_for_files(self._description)
+        description = self._description
+        load, *others = steps_for_files(description.pipeline, description.input_size)
         return [load, self._check_shape, *([] if self._is_raw else others)]
 
     def _check_shape(self, results: dict[str, Any]) -> dict[str, Any]:

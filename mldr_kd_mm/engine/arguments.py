@@ -13,6 +13,7 @@ from mmengine.config import Config, DictAction
 from mmengine.runner import FlexibleRunner, Runner
 
 from mldr_kd_mm.engine.launch import RANK_VARIABLES, fit_to_machine
+from mldr_kd_mm.engine.schedules import RATES
 from mldr_kd_mm.utils.errors import (
     ConfigError,
     check_above_zero,
@@ -31,8 +32,6 @@ RUNNER_FIELDS = {
     'sync_bn',
 }
 """Fields that mmengine reads from a config: the Runners' arguments and a few others."""
-
-_RATES = ('eta_min', 'eta_max', 'min_value')  # learning rates in the config of a schedule
 
 
 class CfgOptions(DictAction):
@@ -123,7 +122,10 @@ def add_training_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         '--auto-scale-lr',
         action='store_true',
-        help='scale the learning rate with the batch size, as set by auto_scale_lr in the config',
+        help=(
+            'scale the learning rate with the batch size, as set by auto_scale_lr in the config; '
+            'not that of --lr'
+        ),
     )
 
 
@@ -162,6 +164,8 @@ def apply_training_arguments(cfg: Config, args: Namespace) -> None:
         cfg.auto_scale_lr.enable = True
     if args.lr is not None:
         set_learning_rate(cfg, args.lr)
+        if cfg.get('auto_scale_lr'):
+            cfg.auto_scale_lr.enable = False  # it is the rate to train with
     if args.clip_grad is not None:
         set_gradient_clipping(cfg, args.clip_grad)
     if args.amp:
@@ -180,7 +184,7 @@ def set_learning_rate(cfg: Config, lr: float) -> None:
     schedules = cfg.get('param_scheduler') or []
     for schedule in schedules if isinstance(schedules, list) else [schedules]:
         # Schedules of the momentum have fields of the same names.
-        rates = _RATES if 'Momentum' not in str(schedule.get('type')) else ()
+        rates = RATES if 'Momentum' not in str(schedule.get('type')) else ()
         for field in rates:
             if field in schedule:
                 schedule[field] *= scale

@@ -13,6 +13,9 @@ from mmengine.runner import EpochBasedTrainLoop, Runner
 from mldr_kd_mm.engine.resume_check import Changes, length_of, unit_of
 from mldr_kd_mm.utils.errors import is_number
 
+RATES = ('eta_min', 'eta_max', 'min_value')
+"""Learning rates in the config of a schedule."""
+
 
 def stretch_schedules(config: Any, before: Mapping[bool, int], now: Mapping[bool, int]) -> Any:
     """Adapt schedules that end with the run to another length of the run.
@@ -36,7 +39,7 @@ def stretch_schedules(config: Any, before: Mapping[bool, int], now: Mapping[bool
     old, new, begin = before[by_epoch], now[by_epoch], config.get('begin', 0)
     changed = {name: new for name in ('end', 'total_steps') if config.get(name) == old}
     # The last value of a cosine is either that of the last epoch or would be that of the next.
-    if begin + config.get('T_max', 0) in (old - 1, old):
+    if 'T_max' in config and begin + config['T_max'] in (old - 1, old):
         changed['T_max'] = config['T_max'] + new - old
     too_short = new <= begin or changed.get('T_max', 1) < 1
     return config if too_short else config | changed
@@ -90,7 +93,10 @@ def rebuild_if_changed(
     meta, now = checkpoint['meta'], length_of(runner)
     before = {change.field: change.before for change in changes.applied}
     written_for = meta.get('schedule_length', before.get(f'train_cfg.{unit_of(runner)[1]}', now))
-    if any(field.startswith('param_scheduler') for field in before) or not _is_length(written_for):
+    # A changed learning rate changes rates of the schedules, but not their length.
+    of_schedules = (field for field in before if field.startswith('param_scheduler'))
+    is_new = any(field.rpartition('.')[2] not in RATES for field in of_schedules)
+    if is_new or not _is_length(written_for):
         written_for = now
     is_complete = runner.param_schedulers is None or 'param_schedulers' in checkpoint
     if is_complete and not has_moved and not changes.of_schedule:

@@ -9,7 +9,7 @@ from logging import Logger
 from pathlib import Path
 from typing import NamedTuple
 
-from mldr_kd_mm.utils.checkpoint import load_checkpoint
+from mldr_kd_mm.utils.checkpoint import last_checkpoint_name, load_checkpoint
 from mldr_kd_mm.utils.errors import ConfigError, printable
 from mldr_kd_mm.utils.run_identity import (
     Origin,
@@ -106,7 +106,7 @@ class RunDirectory:
                 else:
                     if origin is not None:
                         origins[path] = origin
-        last = self._last_name()
+        last = last_checkpoint_name(self.work_dir)
         if last and not any(path.name == last for path in origins):
             self.logger.warning(f'last_checkpoint={last!r}: names no whole checkpoint; ignored')
         # The times of copied files are those of copying.
@@ -115,14 +115,6 @@ class RunDirectory:
             for path, origin in origins.items()
         }
         self.origins = {path: origins[path] for path in sorted(order, key=order.get, reverse=True)}
-
-    def _last_name(self) -> str | None:
-        """Return the name in ``last_checkpoint``; None without such a file."""
-        note = self.work_dir / 'last_checkpoint'
-        if not note.is_file():
-            return None
-        with note.open(errors='replace') as file:
-            return printable(file.read(10_000).strip().rpartition('/')[2])
 
     def _skip(self, error: ConfigError) -> None:
         self.damaged += 1
@@ -141,7 +133,7 @@ class RunDirectory:
         elif others:
             problem = f'{self.work_dir} has no checkpoint of its own run'
             fix = 'continue one of them with --resume CHECKPOINT'
-        elif self._last_name() is not None:
+        elif last_checkpoint_name(self.work_dir) is not None:
             problem = f'{self.work_dir} has a last_checkpoint, but no checkpoint'
             fix = 'remove it to start from the beginning'
         else:

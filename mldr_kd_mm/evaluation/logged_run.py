@@ -22,7 +22,7 @@ from mldr_kd_mm.models.distillers.distiller import Distiller
 from mldr_kd_mm.models.distillers.weights import load_into
 from mldr_kd_mm.models.weights import use_counted_loading
 from mldr_kd_mm.registry import DATASETS, MODELS
-from mldr_kd_mm.utils.checkpoint import load_checkpoint
+from mldr_kd_mm.utils.checkpoint import last_checkpoint_name, load_checkpoint
 from mldr_kd_mm.utils.errors import ConfigError, MissingFileError, describe, is_number, named
 from mldr_kd_mm.utils.limits import MAX_LOG_BYTES, read_text
 from mldr_kd_mm.utils.nested import as_list
@@ -102,10 +102,14 @@ def curve(records: Sequence[dict[str, Any]], key: str) -> dict[int, float]:
 def find_checkpoints(work_dir: Path) -> list[Path]:
     """Return the checkpoints in a work directory: from new to old, then the best.
 
+    The newest is that in ``last_checkpoint``. The others are in the order of their numbers, as the
+    times of copied files are those of copying.
+
     Args:
         work_dir: The Runner's work directory.
     """
-    return sorted(work_dir.glob('*.pth'), key=_recency, reverse=True)
+    last = last_checkpoint_name(work_dir)
+    return sorted(work_dir.glob('*.pth'), key=lambda path: _recency(path, last), reverse=True)
 
 
 def owner_of(name: str) -> tuple[str, str]:
@@ -198,7 +202,6 @@ class LoggedRun:
         """
         if name is not None:
             return load_checkpoint(str(self.work_dir / name))
-        # The path in last_checkpoint is wrong if the work directory has been moved.
         record = RunIdentity.read(self.work_dir)
         for path in find_checkpoints(self.work_dir):
             content = load_checkpoint(str(path))
@@ -288,9 +291,8 @@ class LoggedRun:
         return check_types(config, field, self.config.get('custom_imports'))
 
 
-def _recency(checkpoint: Path) -> tuple[bool, float, int]:
+def _recency(checkpoint: Path, last: str | None) -> tuple[bool, bool, int, float]:
     """Return a sort key: best checkpoints come first, then the others from old to new."""
-    numbers = re.findall(r'\d+', checkpoint.stem)
-    # Copied files may all have the same time.
+    name, numbers = checkpoint.name, re.findall(r'\d+', checkpoint.stem)
     number = int(numbers[-1]) if numbers else 0
-    return not checkpoint.name.startswith('best_'), checkpoint.stat().st_mtime, number
+    return not name.startswith('best_'), name == last, number, checkpoint.stat().st_mtime

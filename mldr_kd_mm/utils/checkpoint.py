@@ -441,6 +441,21 @@ def _is_left_out(value: Any) -> bool:
     return isinstance(value, (_Discarded, PickledDType))
 
 
+def last_checkpoint_name(work_dir: Path) -> str | None:
+    """Return the name in ``last_checkpoint``; None without such a file.
+
+    The path in it is wrong if the work directory has been moved.
+
+    Args:
+        work_dir: The Runner's work directory.
+    """
+    note = work_dir / 'last_checkpoint'
+    if not note.is_file():
+        return None
+    with note.open(errors='replace') as file:
+        return printable(file.read(10_000).strip().rpartition('/')[2])
+
+
 def local_file(path: str) -> Path:
     """Return the file of a checkpoint, see :func:`load_checkpoint`; one elsewhere is downloaded.
 

@@ -28,6 +28,12 @@ _WEIGHTS = ('checkpoint_path', 'init_cfg', 'pretrained', 'teacher_checkpoint', '
 # torch.compile runs the compiler that its options name.
 _COMPILE = ('losses_compile', 'student_compile', 'teacher_compile')
 _IGNORED = ('cache_dir', 'trust_remote_code', *_COMPILE)
+_TORCHVISION = 'torchvision.models:'
+# Defaults of these models that depend on whether they have weights.
+_WITH_WEIGHTS = dict(
+    googlenet=dict(transform_input=True, aux_logits=False),
+    inception_v3=dict(transform_input=True),
+)
 _LOCAL = ('disk', 'local')  # the backends that import nothing: mmengine's old name and its new one
 # What these modules register unpickles files or runs code from the Hugging Face hub.
 _NOT_BUILT = ('mmpretrain.models.multimodal', 'mmpretrain.models.retrievers', 'transformers')
@@ -149,7 +155,18 @@ def default_scope(config: Mapping[str, Any]) -> str:
 
 def without_weights(config: Any) -> Any:
     """Copy the config of a model whose weights are loaded afterwards, without other weights."""
+    if isinstance(config, Mapping) and str(config.get('module')).startswith(_TORCHVISION):
+        config = {**config, 'kwargs': _without_torchvision_weights(config)}
     return without_fields(config, _WEIGHTS)
+
+
+def _without_torchvision_weights(config: Mapping[str, Any]) -> Any:
+    """Return the arguments of a model of torchvision that would otherwise download its weights."""
+    kwargs = config.get('kwargs')
+    if not isinstance(kwargs, Mapping) or kwargs.get('weights') is None:
+        return kwargs
+    name = config['module'].removeprefix(_TORCHVISION)
+    return {**_WITH_WEIGHTS.get(name, {}), **kwargs, 'weights': None}
 
 
 def without_fields(config: Any, names: Sequence[str]) -> Any:

@@ -263,3 +263,10 @@ def test_a_config_that_has_moved(monkeypatch, subtests):
         with subtests.test(old), pytest.raises(ConfigError) as caught:
             load_config(old)
         assert str(caught.value).endswith(f'this config has moved; use configs/{new}')
+
+
+def test_number_of_samples_of_a_loss_with_default_arguments():
+    method = dict(losses=[dict(loss=dict(type='CRDLoss'), student='feature', teacher='feature')])
+    pair = read_config(config_path('pairs/vit_to_resnet18_cifar100-20cls.py'))
+    loss = compose(pair, method, num_samples=100).model.losses[0].loss
+    assert (loss.num_samples, loss.negatives) == (100, 99)

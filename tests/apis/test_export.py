@@ -28,8 +28,10 @@ from zoo import FAMILIES, image_classifier, timm
 from mldr_kd_mm.apis import preprocessing
 from mldr_kd_mm.apis.description import StudentDescription
 from mldr_kd_mm.apis.export import ExportError, export_student
+from mldr_kd_mm.apis.student import _input_size
 from mldr_kd_mm.registry import MODELS
 from mldr_kd_mm.utils.errors import ConfigError
+from mldr_kd_mm.utils.stored_config import without_weights
 
 MKDIR = dict(type='os.mkdir', path='CANARY')
 
@@ -334,6 +336,18 @@ class TestFolder:
         assert_close(scores, logits.softmax(1)[0], atol=1e-6, rtol=1e-4)
         assert fields['result']['pred_class'] == 'abcdefghij'[logits.argmax()]
 
+    @pytest.mark.parametrize('kind', ['CIFAR100', 'ImageFolder'])
+    @pytest.mark.parametrize('to_rgb', [True, False])
+    def test_config_for_files_of_a_student_of_arrays(self, kind, to_rgb, tmp_path):
+        """mmpretrain reads files as BGR, while CIFAR's arrays are RGB."""
+        statistics = STATISTICS | dict(to_rgb=to_rgb)
+        config = validation(dict(type='Resize', scale=32)) | dict(data_preprocessor=statistics)
+        config['val_dataloader']['dataset']['type'] = kind
+        checkpoint, _ = save_run(tmp_path, resnet(data_preprocessor=statistics), **config)
+        export_student(checkpoint, str(tmp_path / 'folder'))
+        written = Config.fromfile(tmp_path / 'folder/config.py').model.data_preprocessor
+        assert written.to_rgb is (to_rgb is (kind == 'ImageFolder'))
+
     @pytest.mark.parametrize(
         ('steps', 'reason'),
         [
@@ -395,9 +409,27 @@ def test_timm_finds_the_scale(size):
     assert preprocessing._crop_fraction((224, 224), (256, 256)) == 0.875
 
 
+@pytest.mark.parametrize(
+    ('training', 'validating', 'known', 'size'),
+    [
+        ([], [dict(type='CenterCrop', crop_size=(24, 16))], (3, 8, 8), (3, 16, 24)),
+        ([dict(type='RandomCrop', crop_size=40)], [], (3, 8, 8), (3, 8, 8)),
+        ([dict(type='RandomCrop', crop_size=40), dict(type='RandomFlip')], [], None, (3, 40, 40)),
+        ([dict(type='RandomResizedCrop', scale=48)], [], None, (3, 48, 48)),
+        ([], [], None, (3, 224, 224)),
+    ],
+)
+def test_size_of_the_images(training, validating, known, size):
+    """Its arrays have their size, so that a validation often has no step but PackInputs."""
+    pipelines = dict(train_dataloader=training, val_dataloader=validating)
+    run = {name: dict(dataset=dict(pipeline=steps)) for name, steps in pipelines.items()}
+    assert _input_size(run, known) == size
+
+
 def test_a_description_is_read_as_it_was_written():
     written = StudentDescription(
-        dict(type='a'), 'b', [3, 4, 5], 'BGR', [1.0] * 3, [2.0] * 3, [], None, ['x', 'y']
+        *(dict(type='a'), 'b', [3, 4, 5], 'BGR', [1.0] * 3, [2.0] * 3),
+        *([dict(type='CenterCrop', crop_size=(5, 4))], None, ['x', 'y']),
     )
     texts = written.to_metadata()
     assert StudentDescription.from_metadata(texts | dict(format='pt'), 'file') == written
@@ -482,6 +514,21 @@ class TestUntrustedConfig:
         torch.save(content, checkpoint)
         exported = export_student(checkpoint, str(tmp_path / 'student.pth'))
         assert not exported.notes
+
+    @pytest.mark.parametrize(
+        ('name', 'defaults'),
+        [
+            ('mobilenet_v3_small', {}),
+            ('googlenet', dict(transform_input=True, aux_logits=False)),
+            ('inception_v3', dict(transform_input=True)),
+        ],
+    )
+    def test_downloads_no_weights_of_torchvision(self, name, defaults):
+        """The network is the one that torchvision builds for its weights."""
+        config = dict(type='ModuleClassifier', module=f'torchvision.models:{name}')
+        found = without_weights(config | dict(kwargs=dict(weights='DEFAULT', progress=False)))
+        assert found == config | dict(kwargs=dict(weights=None, progress=False, **defaults))
+        assert without_weights(config | dict(kwargs={})) == config | dict(kwargs={})
 
     def test_config_of_the_users(self, tmp_path):
         """Only a config that the user gives may import the package of a backbone."""

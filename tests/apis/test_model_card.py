@@ -12,7 +12,7 @@ from mmengine.config import Config
 
 from mldr_kd_mm.apis.description import StudentDescription
 from mldr_kd_mm.apis.export import export_student, rebuild_student
-from mldr_kd_mm.apis.model_card import _teacher_weights, model_card
+from mldr_kd_mm.apis.model_card import _accuracy, _teacher_weights, model_card
 from mldr_kd_mm.apis.run_record import RunRecord
 from mldr_kd_mm.evaluation.logged_run import ACCURACY, curve, read_records
 from mldr_kd_mm.models.builder import build_classifier
@@ -199,3 +199,12 @@ def test_texts_stay_in_their_lines(work_dir, tmp_path):
     assert card['Seed'] == '0'
     assert '\n# y' not in card['']
     assert card['Output'].endswith("classes: `x# y`, `'a, b'`")
+
+
+@pytest.mark.parametrize(('begin', 'is_rounded'), [(2, True), (3, False)])
+def test_accuracy_of_rounded_weights(begin, is_rounded):
+    hooks = [dict(type='mldr_kd_mm.QuantizationAwareHook', begin=begin)]
+    record = RunRecord(epoch='3', validated_epoch='3', metrics={'accuracy/top1': [50.0]})
+    *_, line = _accuracy(record, dict(custom_hooks=hooks))
+    rounded = ', rounded to INT8 by QuantizationAwareHook' if is_rounded else ''
+    assert line == f'The last validation measured these weights{rounded}'

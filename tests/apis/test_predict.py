@@ -506,7 +506,7 @@ class TestOnnxPreprocessing:
     def test_pixels_differ_by_a_level(self, name, order, photos, tmp_path):
         config = validation(*RESIZING[name])
         config['data_preprocessor'] = STATISTICS | dict(to_rgb=order == 'RGB')
-        size = preprocessing.image_size(config)
+        size = preprocessing.image_size(config['val_dataloader']['dataset'])
         student = torch.nn.Module()
         student.data_preprocessor = MODELS.build(
             dict(type='ClsDataPreprocessor', **config['data_preprocessor'])

@@ -24,6 +24,7 @@ from zoo import timm
 
 from mldr_kd_mm.apis.export import export_student
 from mldr_kd_mm.apis.quantize import _labels
+from mldr_kd_mm.apis.student_images import steps_for_files
 from mldr_kd_mm.cli import main
 from mldr_kd_mm.registry import MODELS
 from mldr_kd_mm.utils.errors import ConfigError
@@ -418,3 +419,12 @@ def test_timm_and_mmdetection_have_the_same_names():
     names = set(create_model('resnet18', num_classes=NUM_CLASSES).state_dict())
     backbone = MODELS.build(dict(type='mmpretrain.ResNet', depth=18))
     assert names - set(backbone.state_dict()) == {'fc.weight', 'fc.bias'}
+
+
+def test_files_are_prepared_as_the_arrays_of_the_validation():
+    """A data set of arrays, such as CIFAR-100, has no step that reads a file."""
+    steps = [dict(type='ResizeEdge', scale=20), dict(type='CenterCrop', crop_size=16)]
+    load, pack = dict(type='LoadImageFromFile'), dict(type='PackInputs')
+    assert steps_for_files([*steps, dict(type='PackPlanes')], (3, 16, 16)) == [load, *steps, pack]
+    resize = dict(type='Resize', scale=(24, 16), backend='pillow')
+    assert steps_for_files([load, pack], (3, 16, 24)) == [load, resize, pack]

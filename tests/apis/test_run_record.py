@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from mmengine.logging import HistoryBuffer
 
-from mldr_kd_mm.apis.run_record import RunRecord
+from mldr_kd_mm.apis.run_record import RunRecord, validation_part
+from mldr_kd_mm.utils.errors import ConfigError
 
 COMMIT = '0123456789abcdef' * 2 + '01234567'
 
@@ -72,3 +73,16 @@ def test_a_score_has_two_digits():
     """mmengine stores a float32 as a float64, with digits that mean nothing."""
     content = dict(message_hub=dict(runtime_info=dict(best_score=61.333335876464844)))
     assert RunRecord.from_checkpoint(content).best_score == '61.33'
+
+
+CROP = dict(type='CenterCrop', crop_size=8)
+
+
+def test_validation_set_of_several():
+    parts = [dict(type='A', pipeline=[CROP]), dict(dataset=dict(type='B', pipeline=[CROP]))]
+    run = dict(val_dataloader=dict(dataset=dict(type='ConcatDataset', datasets=parts)))
+    assert validation_part(run) == parts[0]
+    parts[1]['dataset']['pipeline'] = []
+    with pytest.raises(ConfigError, match='^val_dataloader.dataset.datasets: must have the same'):
+        validation_part(run)
+    assert validation_part(dict(val_dataloader=dict(dataset=parts[1]))) == parts[1]['dataset']

@@ -53,6 +53,14 @@ def test_lr_needs_no_schedule():
     assert applied('--lr', '0.02').optim_wrapper.optimizer.lr == 0.02
 
 
+def test_lr_is_not_scaled():
+    """The advice of a diverged run is a fraction of the rate that it had."""
+    scaling = dict(base_batch_size=8)
+    assert applied('--auto-scale-lr', auto_scale_lr=scaling).auto_scale_lr.enable
+    cfg = applied('--auto-scale-lr', '--lr', '0.02', auto_scale_lr=scaling)
+    assert cfg.optim_wrapper.optimizer.lr == 0.02 and not cfg.auto_scale_lr.enable
+
+
 def test_clip_grad():
     cfg = applied('--clip-grad', '5', '--resume')
     assert cfg.optim_wrapper.clip_grad == dict(max_norm=5.0)

@@ -116,6 +116,25 @@ def test_more_epochs_stretch_the_schedule_for_good(resumed):
     assert load_checkpoint(f'{longer.work_dir}/epoch_7.pth')['meta']['schedule_length'] == 3
 
 
+def test_another_final_rate_is_stretched_too(resumed):
+    """As --lr sets it, which the error of a diverged run advises."""
+    schedule = dict(settings()['param_scheduler'], eta_min=0.0)
+    runner = resumed(3, max_epochs=6, param_scheduler=schedule)
+    assert 'param_scheduler.eta_min: not set -> 0.0' in log(runner)
+    assert rates(runner)[3 * STEPS :] == cosine(3 * STEPS, 6 * STEPS, 6)
+
+
+def test_a_random_seed_is_kept(tmp_path):
+    """The samples of a resumed run are those of the same permutations."""
+    loader = runner_config(MODEL, tmp_path)['train_dataloader']
+    loader['sampler'] = dict(type='ViewSampler', shuffle=True)
+    options = dict(randomness=dict(seed=None), train_dataloader=loader)
+    first = run(tmp_path / 'run', max_epochs=1, **options)
+    path = str(tmp_path / 'run/epoch_1.pth')
+    second = run(tmp_path / 'run', max_epochs=2, load_from=path, resume=True, **options)
+    assert second.train_dataloader.sampler.seed == first.train_dataloader.sampler.seed
+
+
 def test_a_finished_run_says_so(resumed):
     runner = resumed(3, optim_wrapper=optimizer(lr=LR / 4))
 

@@ -31,6 +31,7 @@ def stretch(config, before=300, now=400, per_epoch=10):
         (dict(type='CosineAnnealingLR', T_max=50), {}),  # restarts
         (dict(type='CosineAnnealingLR'), {}),  # ends with the run by itself
         (dict(type='MultiStepLR', milestones=[100, 200]), {}),
+        (dict(type='LinearLR', start_factor=1.0, end_factor=0.1, begin=299), {}),
         (WARM_UP, {}),
         (WARM_UP | dict(end=300), {}),
     ],

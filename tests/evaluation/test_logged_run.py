@@ -155,8 +155,11 @@ def test_checkpoint_by_name(trained, tmp_path):
     for path in work_dir.glob('*.pth'):
         os.utime(path, (0, 0))
     assert run.checkpoint()['meta']['epoch'] == 1, 'the higher number, not the best one'
+    (work_dir / 'last_checkpoint').write_text('/moved/from/here/epoch_0.pth')
+    assert run.checkpoint()['meta']['epoch'] == 0, 'saved last, by a run that went back'
+    (work_dir / 'last_checkpoint').unlink()
     os.utime(work_dir / 'epoch_0.pth')
-    assert run.checkpoint()['meta']['epoch'] == 0, 'the newer one'
+    assert run.checkpoint()['meta']['epoch'] == 1, 'the other was copied last'
     assert run.checkpoint('epoch_1.pth')['meta']['epoch'] == 1
     for path in work_dir.glob('epoch_*.pth'):
         path.unlink()

@@ -18,7 +18,7 @@ from mmengine.runner import BaseLoop, Runner
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from mldr_kd_mm.datasets import ImageFolder, UnlabeledFolder
+from mldr_kd_mm.datasets import ImageFolder, MixedDataset, UnlabeledFolder
 from mldr_kd_mm.datasets.folder import FolderDataset
 from mldr_kd_mm.datasets.samples import has_links, iter_parts, real_paths
 from mldr_kd_mm.engine.schedules import warn_of_cut_off
@@ -74,6 +74,7 @@ class DataCheckHook(Hook):
         warn_of_batch(runner, scaling)
         warn_of_cut_off(runner)
         check_unlabeled(loader.dataset, unwrap_model(runner.model))
+        check_index(loader.dataset, unwrap_model(runner.model))
         train = loader.dataset
         val = None if runner.val_loop is None else runner.val_dataloader.dataset
         check_teacher_classes(unwrap_model(runner.model), train, val)
@@ -191,6 +192,24 @@ def check_unlabeled(train: Any, model: nn.Module) -> None:
             'learn from without labels'
         )
     model.check_needs_no_label(source, some_have_one=train is not part)
+
+
+def check_index(train: Any, model: nn.Module) -> None:
+    """Check that no two training images have the same index, if a loss stores an entry for each.
+
+    Args:
+        train: The training set. Each part of a ConcatDataset counts its images from 0.
+        model: The model.
+
+    Raises:
+        ConfigError: The parts of the training set share indices.
+    """
+    reads_index = isinstance(model, Distiller) and any('index' in e.needs for e in model.losses)
+    if reads_index and len([*iter_parts(train)]) > 1 and not isinstance(train, MixedDataset):
+        raise ConfigError(
+            f'train_dataloader.dataset={type(train).__name__}: must be one data set, as a loss '
+            'stores an entry for each image by its index; put the images in one folder'
+        )
 
 
 def check_disjoint(train: Any, val: Any) -> None:

@@ -129,6 +129,7 @@ class ExactResumeHook(Hook):
         if _has_groups(runner):
             regroup(checkpoint, names_of(runner))
         log_changes(runner, checkpoint['meta'], self._changes)
+        _restore_seed(runner, checkpoint['meta'])
         has_moved = _convert_progress(runner, checkpoint['meta'])
         restore_early_stopping(runner, checkpoint['meta'])
         self._schedule_length = rebuild_if_changed(runner, checkpoint, self._changes, has_moved)
@@ -137,6 +138,17 @@ class ExactResumeHook(Hook):
 def _has_groups(runner: Runner) -> bool:
     """Return whether the optimizer's state in checkpoints is torch's; a strategy has its own."""
     return isinstance(runner, Runner) and not isinstance(runner.optim_wrapper, OptimWrapperDict)
+
+
+def _restore_seed(runner: Runner, meta: dict) -> None:
+    """Let a run without a seed in its config go on with the random one of its beginning.
+
+    mmengine restores that of the Runner, but not that of the sampler, which has been built.
+    """
+    loader, seed = runner.train_loop.dataloader, meta.get('seed')
+    has_own = (runner.cfg.get('randomness') or {}).get('seed') is not None
+    if isinstance(loader.sampler, ViewSampler) and seed is not None and not has_own:
+        loader.sampler.seed = seed
 
 
 def _convert_progress(runner: Runner, meta: dict) -> bool:

@@ -44,9 +44,18 @@ class QuantizationAwareHook(Hook):
         self.begin = begin
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
+    def before_train(self, runner: Runner) -> None:
+        """Round in an interrupted validation, which a resumed run repeats before it trains."""
+        if runner.epoch > self.begin:
+            self._start(runner)
+
     def before_train_epoch(self, runner: Runner) -> None:
         """Start to round."""
-        if runner.epoch < self.begin or self._handles:
+        if runner.epoch >= self.begin:
+            self._start(runner)
+
+    def _start(self, runner: Runner) -> None:
+        if self._handles:
             return
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         self._handles = add_rounding(getattr(model, 'student', model))

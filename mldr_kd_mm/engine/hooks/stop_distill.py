@@ -5,6 +5,8 @@ from __future__ import annotations
 from mmengine.hooks import Hook
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
+from mldr_kd_mm.datasets import UnlabeledFolder
+from mldr_kd_mm.datasets.samples import iter_parts
 from mldr_kd_mm.models.distillers.distiller import Distiller
 from mldr_kd_mm.registry import HOOKS
 from mldr_kd_mm.utils.dist import unwrap_model
@@ -35,7 +37,8 @@ class StopDistillHook(Hook):
         """Check that the run can stop distillation.
 
         Raises:
-            ConfigError: The run counts iterations, or the student has no loss of its own.
+            ConfigError: The run counts iterations, or the student has no loss of its own or no
+                labels for it.
         """
         model = unwrap_model(runner.model)
         if not isinstance(model, Distiller):
@@ -44,6 +47,9 @@ class StopDistillHook(Hook):
             raise ConfigError('StopDistillHook: train_cfg.by_epoch must be True')
         if not model.tapped_student.has_head:
             raise ConfigError('StopDistillHook: the student must have a head, to be trained alone')
+        parts = iter_parts(runner.train_dataloader.dataset)
+        if all(isinstance(part, UnlabeledFolder) for part in parts):
+            raise ConfigError('StopDistillHook: the student must have labels, to be trained alone')
         model.distillation_stopped = False
 
     def before_train_epoch(self, runner: Runner) -> None:

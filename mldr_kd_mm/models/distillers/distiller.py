@@ -441,6 +441,7 @@ class Distiller(BaseClassifier):
         self.tapped_student.separate_heads(False)  # The labels train both heads from now on.
         with refuse_one_image(len(inputs)):
             losses = self.tapped_student.own_loss(inputs, data_samples)
+        losses = _weigh(losses, self.student_loss_weight)
         unused = [
             parameter.flatten()[:0].sum()
             for module in (self.neck, self.losses)

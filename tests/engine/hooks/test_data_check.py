@@ -17,11 +17,12 @@ from mldr_kd_mm.engine.hooks import DataCheckHook, data_check
 from mldr_kd_mm.engine.hooks.data_check import (
     RECORD,
     check_disjoint,
+    check_index,
     check_same_classes,
     check_teacher_classes,
 )
 from mldr_kd_mm.models.distillers.teacher import Member
-from mldr_kd_mm.registry import MODELS
+from mldr_kd_mm.registry import DATASETS, MODELS
 from mldr_kd_mm.utils.errors import ConfigError
 
 
@@ -118,6 +119,26 @@ def loader_of_digits(**kwargs):
     data = dict(type='Digits', subset=dict(per_class=4), pipeline=[dict(type='PackInputs')])
     sampler = dict(type='DefaultSampler', shuffle=True)
     return dict(dataset=data, sampler=sampler, num_workers=0, **kwargs)
+
+
+class TestIndex:
+    """CRD stores an entry for each image."""
+
+    CRD = dict(loss=dict(type='CRDLoss', num_samples=40, negatives=8))
+
+    @pytest.mark.parametrize(
+        ('loss', 'parts'), [(CRD, 2), (CRD, 1), (dict(loss=dict(type='KDLoss')), 2)]
+    )
+    def test_parts_with_the_same_indices(self, loss, parts):
+        tensors = dict(student='feature', teacher='feature') if loss is self.CRD else {}
+        model = MODELS.build(mldr(neck=None, losses=[loss | tensors]))
+        digits = dict(type='mldr_kd_mm.Digits', subset=dict(per_class=2))
+        train = DATASETS.build(dict(type='ConcatDataset', datasets=[digits] * parts))
+        if loss is self.CRD and parts > 1:
+            with pytest.raises(ConfigError, match='^train_dataloader.dataset=ConcatDataset: must'):
+                check_index(train, model)
+        else:
+            check_index(train, model)
 
 
 class TestClasses:

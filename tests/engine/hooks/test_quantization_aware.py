@@ -1,5 +1,7 @@
 """Rounding of the last epochs."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from helpers import mldr, train
@@ -13,7 +15,7 @@ from mldr_kd_mm.engine.hooks.quantization_aware import (
     round_activation,
     round_weight,
 )
-from mldr_kd_mm.registry import HOOKS
+from mldr_kd_mm.registry import HOOKS, MODELS
 from mldr_kd_mm.utils.errors import ConfigError
 
 
@@ -74,6 +76,15 @@ def test_begins_and_ends_in_a_run(tmp_path):
     assert before == [0, 0, 0] and after == [layers, 0, 0]
     assert rounded_layers(runner.model) == 0
     assert len(runner.message_hub.get_scalar('val/accuracy/top1').data[0]) == 2
+
+
+@pytest.mark.parametrize(('epoch', 'is_rounded'), [(1, False), (2, True)])
+def test_an_interrupted_validation_is_repeated_as_it_was(epoch, is_rounded):
+    """It is repeated before a resumed run trains; that of epoch 1 was not rounded."""
+    hook, model = QuantizationAwareHook(begin=1), MODELS.build(mldr())
+    logger = SimpleNamespace(info=lambda text: None)
+    hook.before_train(SimpleNamespace(model=model, epoch=epoch, logger=logger))
+    assert (rounded_layers(model.student) > 0) is is_rounded
 
 
 def test_bad_argument():

@@ -8,9 +8,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers import batch, mldr, train
-from mmengine.runner import IterBasedTrainLoop
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 
 from mldr_kd_mm import ConfigError
+from mldr_kd_mm.datasets import UnlabeledFolder
 from mldr_kd_mm.engine.hooks import StopDistillHook
 from mldr_kd_mm.models.distillers.teacher import Teacher
 from mldr_kd_mm.registry import MODELS
@@ -61,11 +62,34 @@ def test_a_resumed_run_stops_at_once():
     assert model.distillation_stopped
 
 
+def test_the_own_loss_keeps_its_weight():
+    own = []
+    for weight in (1.0, 0.5):
+        model = MODELS.build(mldr(student_loss_weight=weight)).eval()
+        model.student.load_state_dict(MODELS.build(mldr()).student.state_dict())
+        model.distillation_stopped = True
+        torch.manual_seed(0)
+        for parameter in model.student.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        data = model.data_preprocessor(batch())
+        own.append(model(**data, mode='loss')['loss'].item())
+    assert own[1] == pytest.approx(own[0] / 2)
+
+
 class TestErrors:
-    def message(self, model, loop=None) -> str:
+    def message(self, model, loop=None, dataset=None) -> str:
+        loader = SimpleNamespace(dataset=dataset)
+        runner = SimpleNamespace(model=model, train_loop=loop, train_dataloader=loader)
         with pytest.raises(ConfigError) as caught:
-            StopDistillHook(1).before_train(SimpleNamespace(model=model, train_loop=loop))
+            StopDistillHook(1).before_train(runner)
         return str(caught.value)
+
+    def test_images_without_labels(self):
+        """Weight decay alone would shrink the student."""
+        loop = EpochBasedTrainLoop.__new__(EpochBasedTrainLoop)
+        images = UnlabeledFolder.__new__(UnlabeledFolder)
+        message = self.message(MODELS.build(mldr()), loop, images)
+        assert message == 'StopDistillHook: the student must have labels, to be trained alone'
 
     @pytest.mark.parametrize('epoch', [0, -1, 1.5, None])
     def test_epoch(self, epoch):

@@ -218,6 +218,13 @@ def test_a_mixed_image_belongs_to_its_batch(tmp_path):
     assert teaching.calls == 1
 
 
+def test_an_image_that_is_mixed_twice_in_a_batch_is_not_stored(tmp_path):
+    cache = TeacherCache(tmp_path / 'cache', {**KEY, 'mixing': dict(batch_size=2)}, OUTPUTS)
+    for seed in (0, 1):
+        teaching = Teaching(seed=seed)
+        assert_equal(cache(views([0, 0]), CPU, teaching), teaching.outputs)
+
+
 @pytest.mark.parametrize(
     ('changed', 'message'),
     [
