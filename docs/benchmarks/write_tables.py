@@ -29,8 +29,13 @@ PAIRS = {TOKEN_STUDENT: 'ResNet18 teaches a ViT', CNN_STUDENT: 'A ViT teaches a 
 TUNED_PAIRS = PAIRS | {MLP_STUDENT: 'ResNet18 teaches an MLP-Mixer'}
 ABLATIONS = re.compile('mldr_(no-.*|features|logits)')
 REFERENCES = {'vs alone': 'scratch', 'vs KD': 'kd'}
-TUNED_REFERENCES = REFERENCES | {'vs OFA': 'ofa', 'vs MLDR-KD': 'mldr'}
-SUMMARY = {'scratch': 'student alone', 'kd': 'KD', 'mldr': 'MLDR-KD'}
+TUNED_REFERENCES = {'vs KD': 'kd', 'vs OFA': 'ofa', 'vs MLDR-KD': 'mldr'}
+SUMMARY = {
+    'scratch': 'student alone',
+    'kd': 'KD',
+    'mldr': 'MLDR-KD',
+    'mldr_rsd': 'MLDR-KD with RSD',
+}
 VARIANTS = {
     'kd': ('kd', 'kd_t4'),
     'ofa': ('ofa', 'ofa_cnn'),
@@ -84,7 +89,7 @@ def written_pages() -> dict[Path, str]:
 
 def with_results(readme: str, method: str) -> str:
     """Return the text of a README with tables of its method's current results."""
-    return fill(readme, f'{measured_tables(method)}\n{published_table(method)}')
+    return fill(readme, f'{results_table(method)}\n{published_table(method)}')
 
 
 def fill(text: str, *tables: str) -> str:
@@ -94,12 +99,14 @@ def fill(text: str, *tables: str) -> str:
 
 
 def summary_table() -> str:
-    """Return the accuracy of the CNN student alone, with KD and with MLDR-KD."""
-    rows = read('results')
-    table = [['', 'Top-1 accuracy, %', 'Gain, points (95 % interval)'], [':--', '--:', '--:']]
+    """Return the accuracy of the CNN student with a few methods: with one recipe, and tuned."""
+    table = [['', 'One recipe', 'Tuned'], [':--', '--:', '--:']]
     for method, label in SUMMARY.items():
-        gain = difference(rows, CNN_STUDENT, method)
-        table.append([label, accuracy(rows, CNN_STUDENT, method), gain])
+        cells = [label]
+        for rows in (read('results'), read_tuned(CNN_STUDENT)):
+            gain = difference(rows, CNN_STUDENT, method)
+            cells.append(', '.join(filter(None, [accuracy(rows, CNN_STUDENT, method), gain])))
+        table.append(cells)
     return markdown(table)
 
 
@@ -125,7 +132,9 @@ def tuned_tables() -> str:
         if rows := read_tuned(pair):
             methods = by_accuracy(rows)
             sections.append(
-                f'{title(name, rows)}\n\n{methods_table(rows, methods, TUNED_REFERENCES)}\n'
+                f'{title(name, rows)}\n\n'
+                f'{methods_table(rows, methods, {"vs alone": "scratch"})}\n'
+                f'{differences_table(rows, methods)}\n'
                 f'Best trial on the held-out images:\n\n{values_table(pair, methods)}'
             )
     return '\n'.join(sections)
@@ -148,8 +157,8 @@ def by_accuracy(rows: Rows) -> list[str]:
 
 def methods_table(rows: Rows, methods: list[str], references: dict[str, str] = REFERENCES) -> str:
     """Return a table of one row per method, of the runs of a pair."""
-    table = [['Method', 'Last epoch', 'Best epoch', *references, 'Group', 'Minutes per run']]
-    table.append([':--', '--:', '--:', *('--:' for _ in references), ':--', '--:'])
+    table = [['Method', 'Last epoch', *references, 'Group', 'Minutes per run']]
+    table.append([':--', '--:', *('--:' for _ in references), ':--', '--:'])
     pair = rows[0]['pair']
     groups = rank_groups({name: of for name, of in by_seed(rows, pair).items() if name in methods})
     for method in methods:
@@ -158,12 +167,22 @@ def methods_table(rows: Rows, methods: list[str], references: dict[str, str] = R
             [
                 f'`{method}`',
                 accuracy(rows, pair, method),
-                accuracy(rows, pair, method, 'best'),
                 *(difference(rows, pair, method, other) for other in references.values()),
                 groups[method],
                 f'{statistics.mean(seconds) / 60:.1f}',
             ]
         )
+    return markdown(table)
+
+
+def differences_table(rows: Rows, methods: list[str]) -> str:
+    """Return a table of the differences between the methods of a tuned pair."""
+    table = [['Method', 'Best epoch', *TUNED_REFERENCES]]
+    table.append([':--', '--:', *('--:' for _ in TUNED_REFERENCES)])
+    pair = rows[0]['pair']
+    for method in methods:
+        differences = (difference(rows, pair, method, other) for other in TUNED_REFERENCES.values())
+        table.append([f'`{method}`', accuracy(rows, pair, method, 'best'), *differences])
     return markdown(table)
 
 
@@ -262,16 +281,15 @@ def mean(rows: Rows, method: str, pair: str = TOKEN_STUDENT) -> float:
     )
 
 
-def measured_tables(method: str) -> str:
-    """Return the tables of the results measured in this project."""
+def results_table(method: str) -> str:
+    """Return the table of the results measured in this project, tuned if there are any."""
     names = VARIANTS.get(method, (method,))
     tuned = [row for pair in TUNED_PAIRS for row in read_tuned(pair)]
-    sources = {
-        'tuned with eight trials (docs/tuned_comparison.md)': tuned,
-        'with the same recipe for all methods (docs/benchmarks.md)': read('results'),
-    }
-    tables = [measured_table(rows, names, how) for how, rows in sources.items()]
-    return '\n'.join(filter(None, tables)) or 'This project has not measured this method yet.\n'
+    return (
+        measured_table(tuned, names, 'tuned with eight trials (docs/tuned_comparison.md)')
+        or measured_table(read('results'), names, 'not tuned (docs/benchmarks.md)')
+        or 'This project has not measured this method yet.\n'
+    )
 
 
 def measured_table(rows: Rows, names: Sequence[str], how: str) -> str:
@@ -310,6 +328,8 @@ def accuracy(rows: Rows, pair: str, method: str | None = None, name: str = 'last
     """Return the mean and standard deviation over the seeds; for the teacher, its value."""
     selected = [row for row in rows if row['pair'] == pair and method in (None, row['method'])]
     values = [float(row[name]) for row in selected if row[name]]
+    if not values:
+        return ''
     center = f'{statistics.mean(values):.2f}'
     return center if name == 'teacher' else f'{center} ± {statistics.stdev(values):.2f}'
 
