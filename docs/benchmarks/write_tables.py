@@ -36,11 +36,7 @@ SUMMARY = {
     'mldr': 'MLDR-KD',
     'mldr_rsd': 'MLDR-KD with RSD',
 }
-VARIANTS = {
-    'kd': ('kd', 'kd_t4'),
-    'ofa': ('ofa', 'ofa_cnn'),
-    'mldr': ('mldr', 'mldr_ls', 'mldr_rsd'),
-}
+VARIANTS = {'mldr': ('mldr', 'mldr_rsd')}
 # Row of docs/benchmarks.md -> method.
 CHANGES = {
     'MLDR-KD': 'mldr',

@@ -101,6 +101,7 @@ class ExactResumeHook(Hook):
         """Record what a resumed run compares itself with, and the state of early stopping."""
         checkpoint['meta'].update(
             steps=_steps(runner.train_loop.dataloader),
+            sampler_seed=getattr(runner.train_loop.dataloader.sampler, 'seed', None),
             schedule_length=self._schedule_length or length_of(runner),
             early_stopping=early_stopping_state(runner),
             torch=str(torch.__version__),
@@ -145,7 +146,7 @@ def _restore_seed(runner: Runner, meta: dict) -> None:
 
     mmengine restores that of the Runner, but not that of the sampler, which has been built.
     """
-    loader, seed = runner.train_loop.dataloader, meta.get('seed')
+    loader, seed = runner.train_loop.dataloader, meta.get('sampler_seed')
     has_own = (runner.cfg.get('randomness') or {}).get('seed') is not None
     if isinstance(loader.sampler, ViewSampler) and seed is not None and not has_own:
         loader.sampler.seed = seed
