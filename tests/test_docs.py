@@ -88,7 +88,7 @@ PLACES = [
     (r'python tools/train\.py configs/teachers/NAME\.py', NOT + 'an hour, and needs CIFAR-100'),
     (r'(python )?tools/benchmark\.py', 'tools/test_benchmark.py::test_csv_is_what_the_runs_logged'),
     (r'python docs/benchmarks/write_tables\.py', 'test_docs.py::test_tables_of_the_benchmarks'),
-    (r'python docs/benchmarks/draw_gain\.py', 'test_docs.py::test_picture_of_the_gain'),
+    (r'python docs/benchmarks/draw_accuracies\.py', 'test_docs.py::test_pictures_of_accuracies'),
     (r'python docs/benchmarks/teacher_confidence\.py', NOT + 'needs the teachers, of an hour'),
     (r'python docs/stability/relations\.py', NOT + 'trains a whole run'),
     (r'python docs/stability/folders\.py', NOT + 'needs CIFAR-100'),
@@ -482,25 +482,30 @@ def build(names: dict) -> None:
         MODELS.build(dict(names['model'], teacher_checkpoint=None))
 
 
-def test_picture_of_the_gain(tmp_path):
-    """The picture is drawn from the result files, and its text is legible on any ground."""
-    draw = runpy.run_path(str(ROOT / 'docs/benchmarks/draw_gain.py'))
-    curves, bands, teacher = draw['read_runs']()
-    assert [round(curve[25], 2) for curve in curves.values()] == [24.5, 30.77, 38.92]
-    assert round(teacher, 2) == 60.35
-    assert [round(bands['MLDR-KD'][1][25] - curves['MLDR-KD'][25], 2)] == [0.25]
+def test_pictures_of_accuracies(tmp_path):
+    """The pictures show the current results, and their text is legible on any ground."""
+    draw = runpy.run_path(str(ROOT / 'docs/benchmarks/draw_accuracies.py'))
     words = {
-        'gain.svg': {'MLDR-KD', 'student alone', 'KD', 'teacher, 60.4 %'},
-        'methods.svg': {'rsd', 'mldr', 'ResNet18 teaches a ViT', 'A ViT teaches a ResNet18'},
+        'tuned_comparison/methods.svg': {'RSD', 'MLDR-KD + RSD', 'MLP-Mixer'},
+        'benchmarks/methods.svg': {'rsd', 'mldr', 'A ViT teaches a ResNet18'},
     }
+    for name in words:
+        (tmp_path / name).parent.mkdir()
     draw['draw_all'](tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {*words}
     for name, texts in words.items():
-        for folder in (tmp_path, ROOT / 'docs/benchmarks'):
-            svg = (folder / name).read_text()
-            assert texts <= {*re.findall('>([^<>]+)</text>', svg)}
-            assert '#1b1f23' not in svg and 'currentColor' not in svg
-            assert 'fill: #ffffff' not in svg
+        drawn, shipped = ((folder / name).read_text() for folder in (tmp_path, ROOT / 'docs'))
+        assert points(drawn) == points(shipped), 'run: python docs/benchmarks/draw_accuracies.py'
+        assert texts <= {*re.findall('>([^<>]+)</text>', shipped)}
+        assert '#1b1f23' not in shipped and 'currentColor' not in shipped
+        assert 'fill: #ffffff' not in shipped
+
+
+def points(svg):
+    """Return the places of the seeds in a picture, in whole pixels."""
+    return [
+        (round(float(x)), round(float(y)))
+        for x, y in re.findall(r'<use xlink:href="#\w+" x="([\d.]+)" y="([\d.]+)"', svg)
+    ]
 
 
 def test_badges_state_the_requirements():

@@ -29,6 +29,7 @@ model = dict(
 )
 
 train_dataloader = dict(batch_size=50, dataset=dict(subset=dict(per_class=50)))
+num_train_images = 20 * 50
 train_cfg = dict(max_epochs=25, val_interval=5)
 optim_wrapper = dict(optimizer=dict(lr=0.02))
 auto_scale_lr = dict(base_batch_size=50)

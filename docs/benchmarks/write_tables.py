@@ -30,9 +30,11 @@ TUNED_PAIRS = PAIRS | {MLP_STUDENT: 'ResNet18 teaches an MLP-Mixer'}
 ABLATIONS = re.compile('mldr_(no-.*|features|logits)')
 REFERENCES = {'vs alone': 'scratch', 'vs KD': 'kd'}
 TUNED_REFERENCES = {'vs KD': 'kd', 'vs OFA': 'ofa', 'vs MLDR-KD': 'mldr'}
+STUDENTS = {CNN_STUDENT: 'ResNet18', TOKEN_STUDENT: 'ViT', MLP_STUDENT: 'MLP-Mixer'}
 SUMMARY = {
     'scratch': 'student alone',
     'kd': 'KD',
+    'ofa': 'OFA',
     'mldr': 'MLDR-KD',
     'mldr_rsd': 'MLDR-KD with RSD',
 }
@@ -95,13 +97,14 @@ def fill(text: str, *tables: str) -> str:
 
 
 def summary_table() -> str:
-    """Return the accuracy of the CNN student with a few methods: with one recipe, and tuned."""
-    table = [['', 'One recipe', 'Tuned'], [':--', '--:', '--:']]
+    """Return the accuracy of each student with a few tuned methods, and its gain."""
+    table = [['', *STUDENTS.values()], [':--', *('--:' for _ in STUDENTS)]]
     for method, label in SUMMARY.items():
         cells = [label]
-        for rows in (read('results'), read_tuned(CNN_STUDENT)):
-            gain = difference(rows, CNN_STUDENT, method)
-            cells.append(', '.join(filter(None, [accuracy(rows, CNN_STUDENT, method), gain])))
+        for pair in STUDENTS:
+            rows = read_tuned(pair)
+            gain = difference(rows, pair, method)
+            cells.append(', '.join(filter(None, [f'{mean(rows, method, pair):.2f}', gain])))
         table.append(cells)
     return markdown(table)
 
@@ -347,9 +350,21 @@ def read(name: str) -> Rows:
 
 
 def read_csv(path: Path) -> Rows:
-    """Return the rows of a file."""
+    """Return the rows of a file.
+
+    Raises:
+        ValueError: The methods of a pair have different seeds, or only one.
+    """
     with path.open(newline='') as file:
-        return list(csv.DictReader(file))
+        rows = list(csv.DictReader(file))
+    if rows and 'seed' in rows[0]:
+        for pair in {row['pair'] for row in rows}:
+            seeds = {tuple(sorted(of_method)) for of_method in by_seed(rows, pair).values()}
+            if len(seeds) > 1 or len(next(iter(seeds))) < 2:
+                raise ValueError(
+                    f'{path}: the methods of {pair} must have the same seeds, 2 or more'
+                )
+    return rows
 
 
 if __name__ == '__main__':

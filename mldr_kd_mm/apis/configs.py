@@ -264,7 +264,7 @@ def compose(
             :class:`~mldr_kd_mm.engine.knn_loop.KNNLoop`. For a CNN student the name ``ofa`` stands
             for ``ofa_cnn``.
         num_samples: Number of training images, for a loss that stores an entry for each of them
-            (CRD). None: the number in the method's config.
+            (CRD). None: the pair's ``num_train_images``, else the number in the method's config.
 
     Returns:
         The composed config.
@@ -281,8 +281,10 @@ def compose(
     fields = _read_method(method, pair)
     fields.pop('search_space', None)
     addition, has_head = fields.pop('method'), fields.pop('has_head', True)
+    if num_samples is None:
+        num_samples = pair.get('num_train_images')
     if num_samples is not None:
-        _set_num_samples(addition, num_samples)
+        set_num_samples(addition, num_samples)
     _add(composed, fields)
     composed.merge_from_dict({'model': addition})
     if not has_head:
@@ -407,8 +409,14 @@ def _has_cnn_student(pair: Config) -> bool:
         return is_cnn(build_classifier(student))
 
 
-def _set_num_samples(method: dict[str, Any], num_samples: int) -> None:
-    for entry in method['losses']:
+def set_num_samples(model: Mapping[str, Any], num_samples: int) -> None:
+    """Set the number of training images in each loss that stores an entry for each of them.
+
+    Args:
+        model: Config of a Distiller, or the ``method`` of a file; its losses are changed.
+        num_samples: Number of training images.
+    """
+    for entry in model.get('losses', ()):
         loss = entry.get('loss', {})
         if loss.get('type') == 'CRDLoss':
             negatives = min(loss.get('negatives', num_samples), num_samples - 1)

@@ -81,7 +81,7 @@ def distill_config(
     teacher: str | dict | nn.Module,
     student: str | dict | nn.Module,
     data: str | None = None,
-    method: str | dict = 'mldr',
+    method: str | dict = 'mldr_rsd',
     epochs: int = 100,
     **options: Any,
 ) -> Config:
@@ -117,7 +117,7 @@ def distill(
     teacher: str | dict | nn.Module,
     student: str | dict | nn.Module,
     data: str | None = None,
-    method: str | dict = 'mldr',
+    method: str | dict = 'mldr_rsd',
     epochs: int = 100,
     *,
     baseline: bool = False,
@@ -135,7 +135,7 @@ def distill(
 
         result = distill(
             teacher='timm/vit_small_patch16_224', student='mobilenetv2_100', data='my/images',
-            method='mldr', epochs=100)
+            method='mldr_rsd', epochs=100)
         print(result.accuracy, result.student)
 
     Without ``teacher_checkpoint`` the teacher is first trained on the folder, because its

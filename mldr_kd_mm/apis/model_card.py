@@ -505,8 +505,10 @@ def _pipeline(run: Mapping[str, Any], loader: str = 'val_dataloader') -> list[st
 
 def _augments(run: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Return the batch augmentations, such as mixup."""
-    student = mapping(run, 'model', 'student')
-    for holder in (mapping(student, 'train_cfg'), mapping(student, 'data_preprocessor')):
+    model = mapping(run, 'model')
+    student = mapping(model, 'student')
+    preprocessors = (mapping(part, 'data_preprocessor') for part in (student, model, run))
+    for holder in (mapping(student, 'train_cfg'), *preprocessors):
         augments = holder.get('augments') or mapping(holder, 'batch_augments').get('augments')
         if augments:
             return dicts(augments)

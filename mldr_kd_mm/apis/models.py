@@ -17,7 +17,12 @@ from mldr_kd_mm.apis.configs import find_configs
 from mldr_kd_mm.models.backbones import VisionMamba, hugging_face
 from mldr_kd_mm.models.backbones.modules import describe_module
 from mldr_kd_mm.models.builder import build_classifier, is_cnn
-from mldr_kd_mm.models.data_preprocessor import Statistics, own_statistics, read_pretrained_cfg
+from mldr_kd_mm.models.data_preprocessor import (
+    Statistics,
+    own_statistics,
+    read_pretrained_cfg,
+    statistics_of_run,
+)
 from mldr_kd_mm.utils.download import quiet_hub
 from mldr_kd_mm.utils.errors import ConfigError, did_you_mean, named
 from mldr_kd_mm.utils.logging import log_warnings_only, tell
@@ -34,7 +39,8 @@ class NamedModel:
         name: Name for messages and work directories.
         config: Config of an mmpretrain classifier.
         image_size: Height and width of its images, in pixels.
-        normalization: ``mean`` and ``std`` of its images, RGB on [0, 255].
+        normalization: ``mean`` and ``std`` of its images, on [0, 255], and ``to_rgb=False`` if it
+            was made for BGR images.
         weights: Source of its pretrained weights: ``'timm'``, ``'hf'``, a URL, or None if there are
             none.
         pretrained_classes: Number of classes of the pretrained weights.
@@ -43,9 +49,22 @@ class NamedModel:
     name: str
     config: dict[str, Any]
     image_size: int
-    normalization: dict[str, list[float]]
+    normalization: dict[str, Any]
     weights: str | None = None
     pretrained_classes: int | None = None
+
+    @property
+    def shared_normalization(self) -> dict[str, Any]:
+        """``mean`` and ``std`` of RGB images for a run of this model: ImageNet's if it reads BGR.
+
+        A model that reads BGR needs a data preprocessor of its own.
+        """
+        return _normalization() if self.reads_bgr else self.normalization
+
+    @property
+    def reads_bgr(self) -> bool:
+        """Whether the model was made for BGR images."""
+        return 'to_rgb' in self.normalization
 
 
 def find_model(
@@ -141,15 +160,17 @@ def _of_hugging_face(name: str, num_classes: int, image_size: int | None, field:
         ) from error
     with named(f"{field}='hf/{name}'"):
         known = AutoConfig.from_pretrained(name)
-    mean, std = hugging_face.read_statistics(name) or (IMAGENET['mean'], IMAGENET['std'])
+    known_statistics = hugging_face.read_statistics(name)
+    mean, std, is_bgr = known_statistics or (IMAGENET['mean'], IMAGENET['std'], False)
     config = dict(
         type='ModuleClassifier',
         module='mldr_kd_mm.models.backbones.hugging_face:create',
         kwargs=dict(name=name, num_classes=num_classes),
     )
     size = image_size or _side(getattr(known, 'image_size', None)) or 224
+    normalization = _normalization(mean, std, is_bgr)
     label = Path(name).name
-    return NamedModel(label, config, size, _normalization(mean, std), 'hf', known.num_labels)
+    return NamedModel(label, config, size, normalization, 'hf', known.num_labels)
 
 
 def _side(size: Any) -> int | None:
@@ -277,11 +298,7 @@ def _of_mmpretrain(name: str, num_classes: int, image_size: int | None) -> Named
     config = info.config.model.to_dict()
     pretrained_classes = config.get('head', {}).get('num_classes')
     _set_classes(config, num_classes)
-    statistics = info.config.get('data_preprocessor', {})
-    normalization = {
-        key: list(statistics[key]) if key in statistics else values
-        for key, values in _normalization().items()
-    }
+    normalization = _fields_of(statistics_of_run(info.config.to_dict(), name))
     size = _set_size(config, image_size)
     return NamedModel(name, config, size, normalization, info.weights, pretrained_classes)
 
@@ -316,14 +333,17 @@ def _set_size(config: dict, image_size: int | None) -> int:
 
 
 def _normalization(
-    mean: Sequence[float] = IMAGENET['mean'], std: Sequence[float] = IMAGENET['std']
-) -> dict[str, list[float]]:
-    return dict(mean=[round(255 * x, 3) for x in mean], std=[round(255 * x, 3) for x in std])
+    mean: Sequence[float] = IMAGENET['mean'],
+    std: Sequence[float] = IMAGENET['std'],
+    is_bgr: bool = False,
+) -> dict[str, Any]:
+    scaled = ([round(255 * x, 3) for x in values] for values in (mean, std))
+    return _fields_of(Statistics(*scaled, source='', is_bgr=is_bgr))
 
 
-def _fields_of(found: Statistics | None) -> dict[str, list[float]]:
+def _fields_of(found: Statistics | None) -> dict[str, Any]:
     """Return the statistics of a model's weights, or ImageNet's if they are unknown."""
-    return _normalization() if found is None else dict(mean=found.mean, std=found.std)
+    return _normalization() if found is None else found.to_fields(dict(to_rgb=True))
 
 
 def _bare(kind: Any) -> str:

@@ -55,7 +55,7 @@ class Options:
     teacher: str | dict | nn.Module
     student: str | dict | nn.Module
     data: str | None = None
-    method: str | dict = 'mldr'
+    method: str | dict = 'mldr_rsd'
     epochs: int = 100
     _: dataclasses.KW_ONLY
     unlabeled: str | None = None

@@ -279,12 +279,12 @@ def load_student(path: str) -> tuple[StudentDescription, nn.Module]:
         ConfigError: It is not of a student, or the student cannot be built.
     """
     if os.path.isdir(path) and not local_file(path).is_file():
-        path = _newest_checkpoint(path)
+        path = newest_checkpoint(path)
     content = load_checkpoint(path, 'student')
     return _of_run(content, path) or _of_export(content, path)
 
 
-def _newest_checkpoint(folder: str) -> str:
+def newest_checkpoint(folder: str) -> str:
     """Return the newest checkpoint in the work directory of a run."""
     checkpoints = (file for file in find_checkpoints(Path(folder)) if Origin.read(file))
     found = next(checkpoints, None)

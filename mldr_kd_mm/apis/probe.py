@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from mmengine.dataset import pseudo_collate
+from mmengine.logging import print_log
 from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from mldr_kd_mm.apis.description import StudentDescription
-from mldr_kd_mm.apis.predict import load_student, usable_device
-from mldr_kd_mm.apis.student_images import steps_for_files
+from mldr_kd_mm.apis.predict import load_student, newest_checkpoint, usable_device
+from mldr_kd_mm.apis.run_record import RunRecord
+from mldr_kd_mm.apis.student import read_run_config
+from mldr_kd_mm.apis.student_images import seen_in_training, steps_for_files
 from mldr_kd_mm.apis.training_images import held_out_options
 from mldr_kd_mm.datasets import ImageFolder
 from mldr_kd_mm.evaluation.knn import NEIGHBOURS, KNNClassifier, embed_all, embedder
 from mldr_kd_mm.evaluation.linear_probe import LinearProbe
-from mldr_kd_mm.utils.errors import ConfigError, check_count, check_positive
+from mldr_kd_mm.utils.checkpoint import load_checkpoint, local_file
+from mldr_kd_mm.utils.errors import ConfigError, check_count, check_positive, printable
 from mldr_kd_mm.utils.progress import track
 from mldr_kd_mm.utils.stored_config import check_types, default_scope, registered_names_only
 from mldr_kd_mm.utils.workers import default_workers
@@ -77,6 +84,8 @@ def probe(
     workers = default_workers() if workers is None else workers
     check_count(workers=workers)
     place = usable_device(device)
+    if os.path.isdir(student) and not local_file(student).is_file():
+        student = newest_checkpoint(student)
     model, description = open_student(student)
     scope = default_scope(dict(default_scope=description.default_scope))
     with DefaultScope.overwrite_default_scope(scope), registered_names_only():
@@ -88,12 +97,30 @@ def probe(
             ImageFolder(data_root=data, split=split, pipeline=pipeline, **choice)
             for split in ('train', 'val')
         ]
+    _warn_of_seen(student, images[1])
     loaders = [
         DataLoader(part, batch_size, num_workers=workers, collate_fn=pseudo_collate)
         for part in images
     ]
     knn, linear = measure(model, loaders, place)
     return Probed(knn, linear, *map(len, images))
+
+
+def _warn_of_seen(student: str, val: ImageFolder) -> None:
+    """Warn if the student's run has trained on some validation images."""
+    content = load_checkpoint(student, 'student', read_tensors=False)
+    record = RunRecord.read(content, student)
+    if record.config is None:  # an exported student
+        return
+    seen, _ = seen_in_training(read_run_config(record), Path(student), val)
+    if seen:
+        print_log(
+            f'{len(seen)} of the {len(val)} validation images are among the training images of the '
+            f'run, such as {printable(min(seen))!r}, so the accuracies may be too high; to hold '
+            'out the same images as the run, repeat its seed and val_fraction',
+            'current',
+            logging.WARNING,
+        )
 
 
 def measure(

@@ -20,9 +20,8 @@ from mmpretrain.models import ClsDataPreprocessor
 from torch.utils.data import DataLoader
 
 from mldr_kd_mm.apis.run_record import validation_part
-from mldr_kd_mm.apis.student_images import steps_for_files
+from mldr_kd_mm.apis.student_images import seen_in_training, steps_for_files
 from mldr_kd_mm.datasets import ImageFolder
-from mldr_kd_mm.datasets.samples import iter_parts, real_paths
 from mldr_kd_mm.evaluation.logged_run import LoggedRun
 from mldr_kd_mm.utils.errors import (
     ConfigError,
@@ -316,8 +315,7 @@ def _check_unseen(
     run: Mapping[str, Any], checkpoint: Path, dataset: ImageFolder, folder: str
 ) -> list[str]:
     """Refuse images on which the run has trained; return a note if that is not known of all."""
-    paths, unknown = _training_paths(run, checkpoint)
-    seen = real_paths(dataset) & paths
+    seen, unknown = seen_in_training(run, checkpoint, dataset)
     if seen:
         own = "leave it out for the run's own validation set, or "
         raise ConfigError(
@@ -331,42 +329,6 @@ def _check_unseen(
         f"validate={folder!r}: could not be compared with the run's training images ({unknown}); "
         'on images that it trained on, the accuracy is too high'
     ]
-
-
-def _training_paths(run: Mapping[str, Any], checkpoint: Path) -> tuple[set[str], str]:
-    """Return the paths of the run's training images, and why some are missing, if they are."""
-    field, paths, unknown = 'train_dataloader.dataset', set(), ''
-    # The run may have been started in another directory, often one above the checkpoint.
-    places = [Path.cwd(), *checkpoint.resolve().parents]
-    try:
-        with named(field):
-            config = Config(_with_found_folders(dict(run), places))
-            train = LoggedRun('', Path(), config, []).build_dataset('train_dataloader')
-            for part in iter_parts(train):
-                if 'img_path' in part.get_data_info(0):
-                    paths |= real_paths(part)
-                else:
-                    unknown = f'{field}: {type(part).__name__} does not read image files'
-    except ConfigError as error:
-        unknown = str(error)
-    return paths, unknown
-
-
-def _with_found_folders(config: Any, places: Sequence[Path]) -> Any:
-    """Return a copy of a config of data sets whose relative paths are below the first place."""
-    if isinstance(config, (list, tuple)):
-        return [_with_found_folders(each, places) for each in config]
-    if not isinstance(config, Mapping):
-        return config
-    copy = {name: _with_found_folders(value, places) for name, value in config.items()}
-    # The others are relative to the first.
-    names = (name for name in ('data_root', 'ann_file', 'data_prefix') if copy.get(name))
-    name = next(names, None)
-    if isinstance(copy.get(name), str):
-        path = Path(copy[name]).expanduser()
-        found = (str(place / path) for place in places if (place / path).exists())
-        copy[name] = next(found, copy[name])
-    return copy
 
 
 def _labels(

@@ -106,6 +106,9 @@ def teacher_config(
         options, images, teacher, options.epochs_of_teacher, work_dir, options.teacher_lr
     )
     cfg.model = copy.deepcopy(teacher.config)
+    if teacher.reads_bgr:
+        own = {**cfg.data_preprocessor, **teacher.normalization}
+        cfg.model.setdefault('data_preprocessor', own)
     cfg.load_from = options.teacher_init
     if _mixes_images(options, teacher):
         cfg.model.setdefault('train_cfg', _MIXING)
@@ -139,6 +142,8 @@ def _student_model(options: Options, student: NamedModel) -> dict[str, Any]:
         model.setdefault('loss', _LABEL_SMOOTHING)
     if _mixes_images(options, student):
         model.setdefault('train_cfg', _MIXING)
+    if student.reads_bgr:
+        model.setdefault('data_preprocessor', dict(student.normalization))
     return model
 
 
@@ -155,7 +160,7 @@ def _teacher_fields(
             _check_pretrained_classes(teacher, num_classes)
         model = with_pretrained_weights(teacher, 'teacher')
     is_stated = checkpoint is not None and own_statistics(model, checkpoint) is not None
-    if teacher.normalization != student.normalization and not is_stated:
+    if teacher.normalization != student.shared_normalization and not is_stated:
         model.setdefault('data_preprocessor', dict(teacher.normalization))
     fields = dict(teacher=model, teacher_checkpoint=checkpoint)
     if teacher.image_size != student.image_size:
@@ -266,7 +271,9 @@ def _data_fields(
         )
     fields = dict(
         data_preprocessor=dict(
-            base['data_preprocessor'], num_classes=images.num_classes, **trained.normalization
+            base['data_preprocessor'],
+            num_classes=images.num_classes,
+            **trained.shared_normalization,
         ),
         train_dataloader=train_dataloader,
     )

@@ -35,6 +35,7 @@ from mldr_kd_mm.apis.results import (
     run_all,
     write_results,
 )
+from mldr_kd_mm.apis.run_record import validation_part
 from mldr_kd_mm.apis.search_report import write_report
 from mldr_kd_mm.apis.search_space import (
     get_field,
@@ -70,11 +71,13 @@ from mldr_kd_mm.utils.errors import (
     is_number,
 )
 from mldr_kd_mm.utils.logging import plural
+from mldr_kd_mm.utils.nested import iter_differences
 from mldr_kd_mm.utils.outputs import show_markdown, write_output
 
 # Hooks whose measurements and figures a search does not use.
 _NOT_OF_A_TRIAL = ('teacher_accuracy', 'figures')
 _LOADERS = ('train_dataloader', 'val_dataloader')
+_WITH_ACCURACY = (TrialState.COMPLETE, TrialState.PRUNED)
 _OF_THE_TEST_SET = ('test_dataloader', 'test_evaluator', 'test_cfg')
 
 
@@ -139,6 +142,8 @@ def search(
         opened, lock = open_storage(storage or f'sqlite:///{root}/study.db')
         with lock():
             tasks = [Task.open(plan, name, opened, lock, trials, seed, choices) for plan in plans]
+        if seeds:
+            _check_shared(root / 'final', find_studies(name, opened), plans[0])
         each = f'with {plural(trials, "trial")} each'
         console.print(f'{plural(len(tasks), "method")} {each}, in {root}')
         queue = TrialQueue(tasks, root, console)
@@ -201,7 +206,7 @@ def _make_plans(
         hold_out(config, held_out, seed)
     # Before drop_last is decided, which follows from the images: the error is to name the cause.
     shared = [trial.with_seed(trial.settings_of(config), seed) for config in of_trials]
-    images = _read_images(of_trials)
+    images = _read_images(of_trials, composed)
     plans = []
     for method, full, config, fixed in zip(methods, composed, of_trials, shared, strict=True):
         name = Path(method).stem
@@ -251,8 +256,12 @@ def hold_out(cfg: Config, fraction: float, seed: int) -> None:
     train = cfg.train_dataloader.dataset
     rest = dict(type='mldr_kd_mm.HeldOutPart', fraction=fraction, seed=seed)
     # The images of the one part, prepared as those of validation.
-    pipeline = cfg.val_dataloader.dataset.get('pipeline', train.get('pipeline'))
-    held_out = {**train.to_dict(), 'pipeline': pipeline}
+    validation = validation_part(cfg.to_dict())
+    if 'pipeline' in train and 'pipeline' not in validation:
+        raise ConfigError(
+            'val_dataloader.dataset: must have a pipeline, which prepares the held-out images'
+        )
+    held_out = {**train.to_dict(), 'pipeline': validation.get('pipeline')}
     cfg.train_dataloader.dataset = dict(rest, dataset=train.to_dict())
     cfg.val_dataloader.dataset = dict(rest, dataset=held_out, held_out=True)
     if str(cfg.val_cfg.get('type')).endswith('KNNLoop'):
@@ -263,11 +272,15 @@ def hold_out(cfg: Config, fraction: float, seed: int) -> None:
         cfg.pop(name, None)
 
 
-def _read_images(of_trials: Sequence[Config]) -> str | None:
-    """Build both parts of the training set, and decide again on a last batch of one image.
+def _read_images(of_trials: Sequence[Config], composed: Sequence[Config]) -> str | None:
+    """Build both parts of the training set, and set what follows from their sizes.
+
+    That is whether a last batch of one image is dropped, and the number of images in a loss that
+    stores an entry for each.
 
     Args:
         of_trials: Configs on the same data; they are changed.
+        composed: The same on the whole training set; they are changed.
 
     Returns:
         A hash of the images, see :func:`~mldr_kd_mm.datasets.samples.hash_samples`.
@@ -282,7 +295,9 @@ def _read_images(of_trials: Sequence[Config]) -> str | None:
         with part(dataset, DATASETS, f'{name}.dataset'):
             parts.append(DATASETS.build(dataset))
     both = ConcatDataset(parts)
-    for config in of_trials:
+    for config, full in zip(of_trials, composed, strict=True):
+        configs.set_num_samples(config.model, len(parts[0]))
+        configs.set_num_samples(full.model, len(both))
         loader = config.train_dataloader
         batch_size = loader.get('batch_size')
         if not is_number(batch_size, int):
@@ -345,6 +360,10 @@ class SearchRun(Trial):
                 self.trial.report(accuracy, epoch)
                 self.reported.add(epoch)
                 self.pruned = self.pruned or (epoch < self.epochs and self.trial.should_prune())
+
+    def has_diverged(self) -> bool:
+        """Return whether the NonFiniteHook skipped a step."""
+        return any('skipped_steps' in record for record in self.records())
 
     def remove_checkpoints(self) -> None:
         """Delete the checkpoints of the ended run; a search has many."""
@@ -437,7 +456,7 @@ class TrialQueue(RunQueue):
         failed = self._tell(run, TrialState.FAIL)
         if ended.code < 0 or ended.code > 128:  # by a signal
             retry(run.task.study, failed)
-        elif ended.code == 2 and not run.reported:
+        elif ended.code == 2 and not run.reported and not run.has_diverged():
             raise ConfigError(message)  # the next trial would have the same fault
 
     def _tell(self, run: SearchRun, state: TrialState, value: float | None = None) -> FrozenTrial:
@@ -460,9 +479,10 @@ def _write_best(task: Task, root: Path, study: str, console: Console) -> Config:
     set_fields(config, best.params, task.plan.method)
     config.work_dir = f'work_dirs/{study.replace("/", "_")}_{task.plan.method}'
     values = ''.join(f'    {name} = {short(value)}\n' for name, value in best.params.items())
+    ended = plural(task.count(*_WITH_ACCURACY), 'trial')
     write_output(
         root / 'best' / f'{task.plan.method}.py',
-        f'"""The best of {len(task.study.trials)} trials: number {best.number}, {best.value:.2f} % '
+        f'"""The best of {ended}: number {best.number}, {best.value:.2f} % '
         f'on the held-out part.\n\n{values}"""\n\n{config.pretty_text}',
         console.print,
     )
@@ -484,6 +504,36 @@ def _plan_final(
             run.check_stored()
             runs.append(run)
     return runs
+
+
+def _check_shared(root: Path, found: Mapping[str, optuna.Study], plan: Plan) -> None:
+    """Check that the finished final runs are comparable with the final runs of a method to come.
+
+    The trials of a study share one recipe, but not their validation set with the final runs.
+
+    Raises:
+        ConfigError: A run differs in more than the method and the tuned fields, or it is of a
+            method that the study does not have.
+    """
+    planned = trial.with_resumable_checkpoints(trial.settings_of(plan.full))
+    for result in read_results(root):
+        place = folder(root, result.pair, result.method, result.seed)
+        if result.method not in found:
+            raise ConfigError(
+                f'{place}: is a run of a method that the study does not have; remove {root}, or '
+                'use another --work-dir'
+            )
+        stored = trial.read_settings(config_file(place))
+        tuned = [*plan.space, *found[result.method].trials[0].distributions]
+        # The rates of the schedule follow the tuned learning rate.
+        ignored = {'param_scheduler', *(name.split('.')[0] for name in tuned)}
+        for name, old, new in iter_differences(*trial.shared_settings(stored, planned)):
+            if name.split('.')[0] not in ignored:
+                raise ConfigError(
+                    f'{name} is {trial.show(old)} in the stored run {place}, and would be '
+                    f'{trial.show(new)} in the next, but the final runs share all but the tuned '
+                    f'fields; undo the change, or use another --study and --work-dir'
+                )
 
 
 def _check_final(root: Path, found: Mapping[str, optuna.Study]) -> None:

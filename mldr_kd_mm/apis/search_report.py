@@ -10,10 +10,11 @@ import matplotlib as mpl
 import optuna
 from matplotlib import pyplot as plt
 from optuna.importance import PedAnovaImportanceEvaluator
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from optuna.visualization import matplotlib as plots
 
 from mldr_kd_mm.apis.search_space import short
+from mldr_kd_mm.apis.study import retried
 from mldr_kd_mm.utils.outputs import write_output
 
 _STATES = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
@@ -68,8 +69,7 @@ def write_report(
 def _row(method: str, study: optuna.Study, root: Path) -> str:
     is_written = (root / 'best' / f'{method}.py').is_file()
     counts = [str(len(study.get_trials(deepcopy=False, states=(state,)))) for state in _STATES]
-    first = study.get_trials(deepcopy=False)[0]
-    start = first.value if first.system_attrs.get('fixed_params') == first.params else None
+    start = next(filter(None, map(_value_of_start, study.get_trials(deepcopy=False))), None)
     cells = [
         method,
         f'{study.best_value:.2f}' if _has_best(study) else '',
@@ -78,6 +78,13 @@ def _row(method: str, study: optuna.Study, root: Path) -> str:
         f'`best/{method}.py`' if is_written else '',
     ]
     return f'| {" | ".join(cells)} |'
+
+
+def _value_of_start(frozen: FrozenTrial) -> float | None:
+    """Return the accuracy of the first trial or its retry, with the values of the config."""
+    is_first = frozen.number == 0 or retried(frozen) == 0
+    is_whole = frozen.system_attrs.get('fixed_params') == frozen.params
+    return frozen.value if is_first and is_whole else None
 
 
 def _has_best(study: optuna.Study) -> bool:

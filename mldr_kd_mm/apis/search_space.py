@@ -16,6 +16,8 @@ LEARNING_RATE = 'optim_wrapper.optimizer.lr'
 # The learning rate of every method, as factors of the recipe's.
 _LOWEST, _HIGHEST = 1 / 4, 4
 
+_SCALARS = (bool, int, float, str, type(None))
+
 Space = dict[str, BaseDistribution]
 
 
@@ -39,7 +41,12 @@ def make_space(ranges: Mapping[str, Any], cfg: Config, method: str) -> Space:
     default = dict(low=learning_rate * _LOWEST, high=learning_rate * _HIGHEST, log=True)
     space = {}
     for field, limits in {LEARNING_RATE: default, **ranges}.items():
-        get_field(cfg, field, method)
+        container, _ = _locate(cfg, field, method)
+        if isinstance(container, tuple):
+            raise ConfigError(
+                f'method={method!r}: search_space names {field}, but the config has a tuple there; '
+                'write it as a list'
+            )
         if field.split('.')[:2] in (['train_dataloader', 'dataset'], ['val_dataloader', 'dataset']):
             raise ConfigError(
                 f'method={method!r}: search_space names {field}, but the trials of a search share '
@@ -50,6 +57,11 @@ def make_space(ranges: Mapping[str, Any], cfg: Config, method: str) -> Space:
         if 'choices' not in names and not {'low', 'high'} <= names:
             raise ConfigError(f'{name}={limits!r}: must be dict(low=, high=) or dict(choices=[])')
         with named(name):
+            choices = list(limits.get('choices', []))
+            if not all(isinstance(choice, _SCALARS) for choice in choices):
+                raise ConfigError(
+                    f'{name}: choices={choices!r}: must be numbers, strings or True, False'
+                )
             kind = CategoricalDistribution if 'choices' in limits else FloatDistribution
             space[field] = kind(**limits)
     return space

@@ -6,11 +6,12 @@ import functools
 import glob
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.registry import DefaultScope
 from torch import Tensor
@@ -18,6 +19,9 @@ from torch import Tensor
 from mldr_kd_mm.apis.description import StudentDescription
 from mldr_kd_mm.apis.run_record import dicts, type_name
 from mldr_kd_mm.datasets.folder import EXTENSIONS, FolderDataset, list_images, unread_files
+from mldr_kd_mm.datasets.image_folder import ImageFolder
+from mldr_kd_mm.datasets.samples import iter_parts, real_paths
+from mldr_kd_mm.evaluation.logged_run import LoggedRun
 from mldr_kd_mm.utils.errors import ConfigError, MissingFileError, describe, named
 from mldr_kd_mm.utils.limits import MAX_PIXELS
 from mldr_kd_mm.utils.stored_config import check_types, default_scope, registered_names_only
@@ -99,6 +103,53 @@ def steps_for_files(pipeline: Any, input_size: Sequence[int]) -> list[Any]:
         height, width = input_size[1:]
         others = [dict(type='Resize', scale=(width, height), backend='pillow')]
     return [load, *others, dict(type='PackInputs')]
+
+
+def seen_in_training(
+    run: Mapping[str, Any], checkpoint: Path, dataset: ImageFolder
+) -> tuple[set[str], str]:
+    """Return which images of a folder a run has trained on.
+
+    Args:
+        run: The run's config.
+        checkpoint: Path of its checkpoint.
+        dataset: The folder.
+
+    Returns:
+        Their paths, and why some training images are unknown; empty if all are known.
+    """
+    field, paths, unknown = 'train_dataloader.dataset', set(), ''
+    # The run may have been started in another directory, often one above the checkpoint.
+    places = [Path.cwd(), *checkpoint.resolve().parents]
+    try:
+        with named(field):
+            config = Config(_with_found_folders(dict(run), places))
+            train = LoggedRun('', Path(), config, []).build_dataset('train_dataloader')
+            for part in iter_parts(train):
+                if 'img_path' in part.get_data_info(0):
+                    paths |= real_paths(part)
+                else:
+                    unknown = f'{field}: {type(part).__name__} does not read image files'
+    except ConfigError as error:
+        unknown = str(error)
+    return real_paths(dataset) & paths, unknown
+
+
+def _with_found_folders(config: Any, places: Sequence[Path]) -> Any:
+    """Return a copy of a config of data sets whose relative paths are below the first place."""
+    if isinstance(config, (list, tuple)):
+        return [_with_found_folders(each, places) for each in config]
+    if not isinstance(config, Mapping):
+        return config
+    copy = {name: _with_found_folders(value, places) for name, value in config.items()}
+    # The others are relative to the first.
+    names = (name for name in ('data_root', 'ann_file', 'data_prefix') if copy.get(name))
+    name = next(names, None)
+    if isinstance(copy.get(name), str):
+        path = Path(copy[name]).expanduser()
+        found = (str(place / path) for place in places if (place / path).exists())
+        copy[name] = next(found, copy[name])
+    return copy
 
 
 class StudentImages(FolderDataset):

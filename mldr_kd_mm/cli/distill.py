@@ -20,7 +20,7 @@ zip file of such a folder is unpacked beside it.
         --data my/images
 
 This fine-tunes the pretrained teacher on the folder, then trains the student. It writes to
-work_dirs/vit_small_patch16_224_to_mobilenetv2_100_mldr:
+work_dirs/vit_small_patch16_224_to_mobilenetv2_100_mldr_rsd:
 
     student/      the student, its preprocessing and its class names, for
                   timm.create_model('local-dir:FOLDER/student', pretrained=True)
@@ -71,9 +71,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     add(
         '--method',
-        default='mldr',
+        default='mldr_rsd',
         help=f'distillation method: {", ".join(_method_names())} or the path of a method file; '
-        'default: mldr',
+        'default: mldr_rsd',
     )
     add('--epochs', type=int, default=100, help="student's training epochs; default: 100")
     add(
@@ -249,6 +249,9 @@ def run(args: Namespace) -> None:
         print(f'next:       mldr-kd predict {folder} IMAGES')
     else:
         data = shlex.quote(args.data) if args.data else 'LABELLED_IMAGES'
-        print(f'next:       mldr-kd probe {folder} --data {data}')
+        held_out = f' --seed {args.seed}' if args.seed else ''
+        if args.val_fraction is not None:
+            held_out += f' --val-fraction {args.val_fraction}'
+        print(f'next:       mldr-kd probe {folder} --data {data}{held_out}')
     if result.accuracy is not None:
         print(f'next:       mldr-kd report {shlex.join(runs)}')

@@ -81,8 +81,8 @@ class FolderDataset(BaseDataset):
 
         Raises:
             ConfigError: The file is not a complete image, has more pixels than ``max_pixels`` or
-                OpenCV accept, or has values that would be lost in 8 bits: floating-point numbers,
-                32-bit integers, or 14 bits or fewer of 16.
+                OpenCV accept, is a TIFF with transparent pixels, or has values that would be lost
+                in 8 bits: floating-point numbers, 32-bit integers, or 14 bits or fewer of 16.
         """
         info = self.get_data_info(idx)
         path = info['img_path']
@@ -196,15 +196,15 @@ def _check_header(path: str, max_pixels: int | None, remedy: str) -> None:
         if max_pixels is not None and pixels > max_pixels:
             reason = f'it has {pixels} pixels, must have at most {max_pixels}'
             remedy = f'{remedy}, or set max_pixels={pixels} for the data set'
-        elif reason := _lost_values(path, depth):
-            remedy = 'convert it to 8 bits, scaled from the range of your data'
+        elif lost := _lost_values(path, depth):
+            reason, remedy = lost
         else:
             return
     raise ConfigError(f'{path}: cannot be read as an image ({reason}); {remedy}')
 
 
 def _read_header(path: str) -> tuple[int, str]:
-    """Return the number of pixels and Pillow's name of their format, such as ``RGB RGB;16B``."""
+    """Return the number of pixels and Pillow's names of their format: ``RGB RGB;16B TIFF``."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', Image.DecompressionBombWarning)
@@ -213,24 +213,30 @@ def _read_header(path: str) -> tuple[int, str]:
                 stored = options[0] if isinstance(options, tuple) else options
                 if image.format == 'PPM' and isinstance(options, tuple) and options[-1] > 255:
                     stored = f'{image.mode};16'
-                return math.prod(image.size), f'{image.mode} {stored}'
+                return math.prod(image.size), f'{image.mode} {stored} {image.format}'
     except Image.DecompressionBombError as error:
         # Pillow's own limit comes first.
         return int(re.search(r'\d+', str(error))[0]), ''
 
 
-def _lost_values(path: str, depth: str) -> str | None:
-    """Return why an image cannot be stored in 8 bits without a large loss; None if it can."""
+def _lost_values(path: str, depth: str) -> tuple[str, str] | None:
+    """Return why OpenCV does not read the values of an image, and a remedy; None if it does."""
+    remedy = 'convert it to 8 bits, scaled from the range of your data'
     if ';16' in depth:
         image = cv2.imread(path, cv2.IMREAD_ANYDEPTH | cv2.IMREAD_COLOR)
         highest = 0 if image is None else int(image.max())  # the pipeline reports a damaged one
         # The 8 highest bits are kept, so images of a 10-, 12- or 14-bit camera would be dark.
         if 0 < highest < 2**14:
-            return f'it has 16 bits per channel, but values up to {highest} only'
+            return f'it has 16 bits per channel, but values up to {highest} only', remedy
         _warn_of_16_bits()
     elif depth[:1] in ('F', 'I'):
         kind = 'floating-point numbers' if depth[0] == 'F' else '32-bit integers'
-        return f'its values are {kind}'
+        return f'its values are {kind}', remedy
+    elif depth.endswith('TIFF') and depth.split()[0] in ('RGBA', 'LA'):
+        with Image.open(path) as image:
+            if image.getchannel('A').getextrema()[0] < 255:
+                reason = 'OpenCV would blend its transparent pixels into black'
+                return reason, 'save it without transparency, or as PNG'
     return None
 
 

@@ -60,7 +60,8 @@ class ImageFolder(FolderDataset):
         val_fraction: Expected fraction of each class that is held out, at least one image; unused
             if there is a folder for validation.
         seed: Seed of the choice of the held-out images.
-        **kwargs: ``pipeline`` and other arguments of mmpretrain's BaseDataset.
+        **kwargs: ``pipeline`` and other arguments of mmpretrain's BaseDataset. ``classes`` is the
+            order of the classes, by the names of their folders; by default it is alphabetical.
 
     Attributes:
         train_folder: Folder of the classes with the training images, or None if there is only
@@ -84,6 +85,12 @@ class ImageFolder(FolderDataset):
     ) -> None:
         if not is_number(val_fraction) or not 0 < val_fraction < 1:
             raise ConfigError(f'val_fraction={val_fraction!r}: must be a number between 0 and 1')
+        for name in ('ann_file', 'data_prefix', 'filter_cfg'):
+            if kwargs.get(name):
+                raise ConfigError(
+                    f'{name}={kwargs[name]!r}: must be left out, as the folders alone select the '
+                    'images'
+                )
         self.val_fraction = val_fraction
         self.seed = seed
         super().__init__(data_root, split, **kwargs)
@@ -110,6 +117,13 @@ class ImageFolder(FolderDataset):
             if train is not None:
                 _check_same_classes(self.train_folder, train, self.val_folder, val)
             chosen = val if self.split == 'val' else train
+        if order := self._metainfo.get('classes'):
+            if sorted(order) != sorted(chosen):
+                raise ConfigError(
+                    f'classes={tuple(order)!r}: must be the names of the folders of all classes, '
+                    f'in any order: {", ".join(map(repr, chosen))}'
+                )
+            chosen = {name: chosen[name] for name in order}
         self._metainfo['classes'] = tuple(chosen)
         return [
             {'img_path': str(path), 'gt_label': label}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -27,6 +28,8 @@ from mldr_kd_mm.utils.errors import ConfigError, check_above_zero, check_positiv
 from mldr_kd_mm.utils.logging import plural, tell
 
 FIELD = 'bank_dataloader'
+
+_REPEATING = re.compile(r"(Repeat|ClassBalanced)Dataset('>)?$")
 
 Predict = Callable[[Any], list[DataSample]]
 
@@ -152,16 +155,28 @@ def bank_config(cfg: Mapping[str, Any], stage: str = 'val') -> dict[str, Any]:
         ConfigError: If the training set has no pipeline of its own.
     """
     loader = copy.deepcopy(cfg.get(f'{stage}_dataloader'))
-    dataset = (cfg.get('train_dataloader') or {}).get('dataset')
-    while isinstance(dataset, Mapping) and {'dataset', 'labeled'} & {*dataset}:  # of a wrapper
-        dataset = dataset['dataset' if 'dataset' in dataset else 'labeled']
     pipeline = isinstance(loader, Mapping) and (loader.get('dataset') or {}).get('pipeline')
-    if not pipeline or not isinstance(dataset, Mapping) or 'pipeline' not in dataset:
+    train = (cfg.get('train_dataloader') or {}).get('dataset')
+    dataset = pipeline and _with_pipeline(copy.deepcopy(train), pipeline)
+    if not dataset:
         raise ConfigError(
             f'{stage}_cfg.{FIELD}: must be set to the loader of labelled images, as '
             'train_dataloader.dataset has no pipeline that can be replaced'
         )
-    return {**loader, 'dataset': {**copy.deepcopy(dataset), 'pipeline': pipeline}}
+    return {**loader, 'dataset': dataset}
+
+
+def _with_pipeline(dataset: Any, pipeline: list) -> dict[str, Any] | None:
+    """Return the config of a data set with another pipeline, each image once; None without one."""
+    if not isinstance(dataset, Mapping):
+        return None
+    if 'labeled' in dataset:
+        return _with_pipeline(dataset['labeled'], pipeline)
+    if 'dataset' in dataset:
+        inner = _with_pipeline(dataset['dataset'], pipeline)
+        repeats = _REPEATING.search(str(dataset.get('type')))
+        return inner if repeats or inner is None else {**dataset, 'dataset': inner}
+    return {**dataset, 'pipeline': pipeline} if 'pipeline' in dataset else None
 
 
 def check_bank_of(dataset: Any, stage: str) -> None:

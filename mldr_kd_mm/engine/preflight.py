@@ -41,6 +41,7 @@ from mldr_kd_mm.datasets import MixedDataset
 from mldr_kd_mm.engine.arguments import RUNNER_FIELDS
 from mldr_kd_mm.engine.hooks.data_check import (
     check_disjoint,
+    check_index,
     check_same_classes,
     check_steps,
     check_teacher_classes,
@@ -49,6 +50,7 @@ from mldr_kd_mm.engine.hooks.data_check import (
 from mldr_kd_mm.engine.knn_loop import KNNLoop, KNNTestLoop, bank_config, check_bank_of
 from mldr_kd_mm.engine.launch import is_rank_0
 from mldr_kd_mm.engine.parts import building, check_arguments, find_fields, find_type, part
+from mldr_kd_mm.engine.schedules import check_unit
 from mldr_kd_mm.models.distillers.batch import check_has_labels, refuse_one_image
 from mldr_kd_mm.models.distillers.distiller import Distiller
 from mldr_kd_mm.models.distillers.weights import load_into
@@ -366,6 +368,7 @@ def _check_data(
         return loader
     if group == 'train':
         check_unlabeled(loader.dataset, model)
+        check_index(loader.dataset, model)
         _try_loss(cfg, model, batch)
     elif 'type' not in cfg[f'{group}_cfg']:  # another loop may compute metrics in its own way
         metrics = _try_metrics(cfg, group, model, batch, loader)
@@ -444,7 +447,9 @@ def _check_schedulers(cfg: Config, wrapper: OptimWrapper, loader: DataLoader) ->
             named_arguments.pop('end', None)
         with part(named_arguments, PARAM_SCHEDULERS, field):
             default = dict(optimizer=wrapper, epoch_length=len(loader))
-            PARAM_SCHEDULERS.build(config, default_args=default)
+            scheduler = PARAM_SCHEDULERS.build(config, default_args=default)
+        if 'max_iters' in cfg.train_cfg:
+            check_unit(scheduler, field)
 
 
 def _try_loss(cfg: Config, model: BaseModel, batch: Any) -> None:

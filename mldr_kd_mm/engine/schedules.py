@@ -8,10 +8,10 @@ from typing import Any
 
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.optim.scheduler.param_scheduler import INF
-from mmengine.runner import EpochBasedTrainLoop, Runner
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 
 from mldr_kd_mm.engine.resume_check import Changes, length_of, unit_of
-from mldr_kd_mm.utils.errors import is_number
+from mldr_kd_mm.utils.errors import ConfigError, is_number
 
 RATES = ('eta_min', 'eta_max', 'min_value')
 """Learning rates in the config of a schedule."""
@@ -43,6 +43,38 @@ def stretch_schedules(config: Any, before: Mapping[bool, int], now: Mapping[bool
         changed['T_max'] = config['T_max'] + new - old
     too_short = new <= begin or changed.get('T_max', 1) < 1
     return config if too_short else config | changed
+
+
+def check_unit(scheduler: Any, field: str) -> None:
+    """Check that a schedule of a run that counts iterations does the same.
+
+    Args:
+        scheduler: The schedule.
+        field: Its name, for the error.
+
+    Raises:
+        ConfigError: It counts epochs, so that it would never step.
+    """
+    # One that follows a metric steps after each validation.
+    if scheduler.by_epoch and not getattr(scheduler, 'need_val_args', False):
+        raise ConfigError(
+            f'{field}.by_epoch=True: must be False, with all lengths in iterations, as train_cfg '
+            'counts iterations, and the schedule would never step'
+        )
+
+
+def check_units(runner: Runner) -> None:
+    """Check that the schedules of a run that counts iterations do the same.
+
+    Args:
+        runner: The runner, with its schedules.
+
+    Raises:
+        ConfigError: One counts epochs.
+    """
+    if isinstance(runner.train_loop, IterBasedTrainLoop):
+        for scheduler in _flatten(runner.param_schedulers):
+            check_unit(scheduler, f'param_scheduler: {type(scheduler).__name__}')
 
 
 def warn_of_cut_off(runner: Runner) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import string
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from itertools import combinations
@@ -23,9 +24,10 @@ class Difference(NamedTuple):
 
     Attributes:
         mean: Mean of the per-seed differences.
-        low: Lower end of its confidence interval; NaN for a single seed.
-        high: Upper end; NaN for a single seed.
-        p_value: Two-sided p-value of the hypothesis that the mean is 0; NaN for a single seed.
+        low: Lower end of its confidence interval; NaN if the spread of the differences is unknown.
+        high: Upper end; NaN if the spread is unknown.
+        p_value: Two-sided p-value of the hypothesis that the mean is 0; NaN if the spread is
+            unknown.
         count: Number of seeds that both methods have.
     """
 
@@ -41,8 +43,8 @@ class Difference(NamedTuple):
         return self.low > 0 or self.high < 0
 
     def __str__(self) -> str:
-        """Return ``+1.50 [+0.26, +2.74]``, or the mean alone for a single seed."""
-        interval = f' [{self.low:+.2f}, {self.high:+.2f}]' if self.count > 1 else ''
+        """Return ``+1.50 [+0.26, +2.74]``, or the mean alone without an interval."""
+        interval = '' if math.isnan(self.low) else f' [{self.low:+.2f}, {self.high:+.2f}]'
         return f'{self.mean:+.2f}{interval}'
 
 
@@ -51,8 +53,9 @@ def paired_difference(
 ) -> Difference | None:
     """Compare two methods by their differences on the same seeds, with Student's t-distribution.
 
-    The differences are assumed to be independent and normal. If all of them are equal, the interval
-    has no width.
+    The differences are assumed to be independent and normal. With one seed, or if all differences
+    are equal but not 0, which rounded accuracies of a few seeds can be by chance, their spread is
+    unknown.
 
     Args:
         values: Seed -> result of the method.
@@ -72,15 +75,14 @@ def paired_difference(
     if count == 0:
         return None
     mean = float(differences.mean())
-    if count == 1:
-        return Difference(mean, np.nan, np.nan, np.nan, 1)
     # Rounding errors of equal differences are not a spread.
-    error = 0.0 if np.allclose(differences, mean, rtol=1e-9, atol=1e-12) else stats.sem(differences)
+    if np.allclose(differences, mean, rtol=1e-9, atol=1e-12):
+        if count > 1 and abs(mean) < 1e-12:
+            return Difference(mean, mean, mean, 1.0, count)
+        return Difference(mean, np.nan, np.nan, np.nan, count)
+    error = stats.sem(differences)
     half = float(stats.t.ppf((1 + confidence) / 2, count - 1) * error)
-    if error == 0:
-        p_value = float(abs(mean) < 1e-12)
-    else:
-        p_value = float(2 * stats.t.sf(abs(mean) / error, count - 1))
+    p_value = float(2 * stats.t.sf(abs(mean) / error, count - 1))
     return Difference(mean, mean - half, mean + half, p_value, count)
 
 
@@ -105,8 +107,8 @@ def rank_groups(results: Mapping[str, Values]) -> dict[str, str]:
     """Give methods without a significant difference a common letter.
 
     Two methods differ significantly if the paired t-test of their common seeds, adjusted for the
-    number of pairs by Holm's method, has a p-value of at most 0.05. Two methods with fewer than two
-    common seeds never differ significantly.
+    number of pairs by Holm's method, has a p-value of at most 0.05. Two methods whose p-value is
+    unknown never differ significantly.
 
     Args:
         results: Method -> seed -> result.
@@ -118,7 +120,7 @@ def rank_groups(results: Mapping[str, Values]) -> dict[str, str]:
     tests = {}
     for pair in combinations(order, 2):
         difference = paired_difference(*(results[method] for method in pair))
-        if difference is not None and difference.count > 1:
+        if difference is not None and not math.isnan(difference.p_value):
             tests[pair] = difference.p_value
     adjusted = zip(tests, holm(list(tests.values())), strict=True)
     # Exact on the edge: 1 - 0.95 is slightly above 0.05.

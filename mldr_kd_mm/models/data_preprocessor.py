@@ -208,6 +208,8 @@ class Statistics(NamedTuple):
 
     def equals(self, preprocessor: Mapping[str, Any]) -> bool:
         """Return whether a data preprocessor has these statistics, up to rounding."""
+        if self.is_bgr and preprocessor.get('to_rgb'):
+            return False
         given = Statistics(preprocessor.get('mean'), preprocessor.get('std'), '')
         pairs = zip(
             [*self.mean, *self.std], [*(given.mean or ()), *(given.std or ())], strict=False
@@ -251,10 +253,10 @@ def with_statistics(
     used = _describe(fields.get('mean'), fields.get('std'))
     print_log(f'{side}: {used} ({source})', 'current')
     if doubt is not None and not doubt.equals(fields):
+        advice = ', '.join(f'{key}={value}' for key, value in doubt.to_fields(fields).items())
         print_log(
             f'{side}: its weights may have been trained with {_describe(doubt.mean, doubt.std)} '
-            f'({doubt.source}); if so, set model.{side}.data_preprocessor=dict(mean={doubt.mean}, '
-            f'std={doubt.std})',
+            f'({doubt.source}); if so, set model.{side}.data_preprocessor=dict({advice})',
             'current',
             logging.WARNING,
         )
@@ -295,10 +297,12 @@ def check_statistics(preprocessor: nn.Module, checkpoint: str, label: str) -> No
     """
     found = _of_file(checkpoint)
     mean, std = (values.flatten().tolist() for values in statistics(preprocessor))
-    if found is not None and not found.equals(dict(mean=mean, std=std)):
+    to_rgb = bool(getattr(preprocessor, 'to_rgb', False))
+    if found is not None and not found.equals(dict(mean=mean, std=std, to_rgb=to_rgb)):
+        order = ' of BGR images' if found.is_bgr else ''
         print_log(
-            f'{label}: was trained with {_describe(found.mean, found.std)}, but is tested with '
-            f'{_describe(mean, std)}; set data_preprocessor as in training',
+            f'{label}: was trained with {_describe(found.mean, found.std)}{order}, but is tested '
+            f'with {_describe(mean, std)}; set data_preprocessor as in training',
             'current',
             logging.WARNING,
         )
@@ -372,13 +376,21 @@ def _of_file(checkpoint: str) -> Statistics | None:
         if text is None:
             meta = load_checkpoint(checkpoint, read_tensors=False).get('meta')
             text = meta.get('cfg') if isinstance(meta, dict) else None
-        return _of_config(parse_config(text), source) if isinstance(text, str) else None
+        return statistics_of_run(parse_config(text), source) if isinstance(text, str) else None
     except (ConfigError, ValueError, AttributeError, TypeError):
         return None  # whoever loads the weights reports it
 
 
-def _of_config(config: Mapping[str, Any], source: str) -> Statistics | None:
-    """Return the statistics of the model that the config of a run trains."""
+def statistics_of_run(config: Mapping[str, Any], source: str) -> Statistics | None:
+    """Return the statistics of the model that the config of a run trains.
+
+    Args:
+        config: The run's config.
+        source: What to call it in the log.
+
+    Returns:
+        The statistics; None if the config has no valid ones.
+    """
     model = config.get('model') or {}
     student = model.get('student') or {}
     shared = model.get('data_preprocessor') or config.get('data_preprocessor') or {}
@@ -403,7 +415,7 @@ def _of_openmmlab(checkpoint: str) -> Statistics | None:
     for model, known in ModelHub._models_dict.items():
         if known.weights and Path(known.weights).name == name:
             config = ModelHub.get(model).config.to_dict()
-            return _of_config(config, f"mmpretrain's for {model}")
+            return statistics_of_run(config, f"mmpretrain's for {model}")
     return None
 
 
@@ -437,8 +449,9 @@ def _of_transformers(classifier: Mapping[str, Any]) -> Statistics | None:
     known = hugging_face.read_statistics(name)
     if known is None:
         return None
-    found = dict(zip(('mean', 'std'), known, strict=True))
-    return read_pretrained_cfg(found, f"transformers' for {name}")
+    mean, std, is_bgr = known
+    found = read_pretrained_cfg(dict(mean=mean, std=std), f"transformers' for {name}")
+    return found and found._replace(is_bgr=is_bgr)
 
 
 def _is_dict(part: Any) -> bool:

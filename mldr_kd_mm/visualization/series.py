@@ -111,6 +111,10 @@ class Series:
         curves = self._curves(ACCURACY)
         return [[*curve.values()][-1] for curve in curves] if all(curves) else []
 
+    def last_epochs(self) -> set[float]:
+        """Return the last epochs after which the runs measured their accuracy."""
+        return {max(curve) for curve in self._curves(ACCURACY) if curve}
+
     def teacher_accuracy(self) -> float | None:
         """Return the teacher's accuracy in percent; None if it was not measured."""
         values = [*self.curve(f'teacher/{ACCURACY}').values()]
@@ -157,7 +161,9 @@ def data_set(run: LoggedRun) -> str:
 
 
 def alone(series: Series, others: Sequence[Series]) -> Series | None:
-    """Return the series of the same student trained without a teacher on the same images.
+    """Return the series of the same student without a teacher, validated on the same images.
+
+    Of several, that whose recipe differs least.
 
     Args:
         series: The distilled student.
@@ -170,7 +176,27 @@ def alone(series: Series, others: Sequence[Series]) -> Series | None:
         and _architecture(other.run) == _architecture(series.run)
         and data_set(other.run) == data_set(series.run)
     ]
-    return min(candidates, key=lambda o: _seed(o.run) != _seed(series.run), default=None)
+    return min(
+        candidates,
+        key=lambda o: (len(other_fields(series, o)), _seed(o.run) != _seed(series.run)),
+        default=None,
+    )
+
+
+def other_fields(series: Series, other: Series) -> list[str]:
+    """Return the fields of the config in which the recipes of two series differ."""
+    both = [_recipe(each.run) for each in (series, other)]
+    return [name for name, value in both[0].items() if value != both[1][name]]
+
+
+def _recipe(run: LoggedRun) -> dict[str, Any]:
+    config = run.config.to_dict()
+    recipe = {name: config.get(name) for name in ('train_cfg', 'optim_wrapper', 'param_scheduler')}
+    loader = config.get('train_dataloader') or {}
+    # The sampler may follow from a cache of the teacher's outputs.
+    return recipe | {
+        f'train_dataloader.{name}': loader.get(name) for name in ('dataset', 'batch_size')
+    }
 
 
 def _settings(run: LoggedRun) -> str:

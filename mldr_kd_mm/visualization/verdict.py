@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from mldr_kd_mm.evaluation.measures import mean_and_std
 from mldr_kd_mm.utils.logging import plural
-from mldr_kd_mm.visualization.series import Series, alone, data_set
+from mldr_kd_mm.visualization.series import Series, alone, data_set, other_fields
 
 
 def verdict(series: Sequence[Series]) -> list[str]:
@@ -64,13 +64,18 @@ def _judge(series: Series, baseline: Series | None) -> str:
         series.teacher_accuracy(),
     )
     if points is not None:
-        parts.append(f'{points:+.1f} points over the student alone')
+        fields = other_fields(series, baseline)
+        remark = f', which was trained with another {" and ".join(fields)}' if fields else ''
+        parts.append(f'{points:+.1f} points over the student alone{remark}')
     if share is not None:
         parts.append(f"{share:.0f} % of the teacher's lead")
     if teacher is not None:
         parts.append(f'teacher {teacher:.1f} %')
     if points is None:
         word = 'no run of the student alone to compare with'
+    elif len(epochs := series.last_epochs() | baseline.last_epochs()) > 1:
+        listed = ' and '.join(f'{epoch:g}' for epoch in sorted(epochs))
+        word = f'not judged, as the runs end with different epochs, {listed}'
     else:
         word = _word(points, [_standard_error(each) for each in (series, baseline)])
     return f'{series.name}: {word}. {", ".join(parts)}.'
@@ -86,17 +91,19 @@ def _word(points: float, errors: Sequence[float | None]) -> str:
 
 
 def _standard_error(series: Series) -> float | None:
-    """Return the standard error of the mean accuracy in points, from the seeds or the images.
+    """Return the standard error of the mean accuracy in points, the larger of seeds and images.
 
-    None if there is one seed and the number of images is unknown.
+    A few seeds can have equal accuracies by chance. None if there is one seed and the number of
+    images is unknown.
     """
     accuracies = series.last_accuracies()
+    errors = []
     if len(accuracies) > 1:
-        return statistics.stdev(accuracies) / math.sqrt(len(accuracies))
-    if not series.first.images:
-        return None
-    share = min(max(accuracies[0] / 100, 0), 1)
-    return 100 * math.sqrt(share * (1 - share) / series.first.images)
+        errors.append(statistics.stdev(accuracies) / math.sqrt(len(accuracies)))
+    if series.first.images:
+        share = min(max(statistics.fmean(accuracies) / 100, 0), 1)
+        errors.append(100 * math.sqrt(share * (1 - share) / series.first.images))
+    return max(errors, default=None)
 
 
 def describe_data(series: Sequence[Series]) -> str:

@@ -131,5 +131,5 @@ def test_help(function):
     for name, parameter in inspect.signature(function).parameters.items():
         assert name in text
         assert not isinstance(parameter.annotation, str)
-    assert 'batch_size: int | None = None' in text and "method: str | dict = 'mldr'" in text
+    assert 'batch_size: int | None = None' in text and "method: str | dict = 'mldr_rsd'" in text
     assert 'Keyword Args:' in text or function is distill_config

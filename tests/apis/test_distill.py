@@ -550,6 +550,30 @@ def test_each_model_gets_what_it_was_made_for(folder):
     assert cfg.data_preprocessor.mean == [123.675, 116.28, 103.53]
 
 
+@pytest.mark.parametrize('side', ['student', 'teacher'])
+def test_a_model_of_bgr_images_gets_them(folder, side):
+    """mmpretrain's RegNetX was trained on BGR, with its statistics in that order."""
+    named = dict(SMALL, teacher_pretrained=False) | {side: 'mmpretrain/regnetx-400mf_8xb128_in1k'}
+    cfg = distill_config(**named, data=folder, method='kd')
+    own = cfg.model[side]['data_preprocessor']
+    preprocessor = MODELS.build({**cfg.data_preprocessor, **own})
+    red = torch.zeros(3, 4, 4, dtype=torch.uint8)
+    red[2] = 255  # files are read as BGR
+    pixel = preprocessor(dict(inputs=[red], data_samples=None))['inputs'][0, :, 0, 0]
+    assert pixel.tolist() == pytest.approx([-103.53 / 57.375, -116.28 / 57.12, 131.325 / 58.395])
+    other = 'teacher' if side == 'student' else 'student'
+    assert 'to_rgb' not in (cfg.model[other].get('data_preprocessor') or {})
+    assert cfg.data_preprocessor.to_rgb
+    if side == 'student':
+        alone = baseline_config(cfg).model
+        assert alone['data_preprocessor']['to_rgb'] is False
+    else:
+        parsed = parse_options(**named, data=folder, method='kd')
+        images = read_training_images(parsed)
+        trained = teacher_config(parsed, images, find_models(parsed, images.num_classes)[0], cfg)
+        assert trained.model['data_preprocessor'] == {**trained.data_preprocessor, **own}
+
+
 def test_a_transformer_is_augmented_more(folder):
     def types(cfg):
         return [step.type for step in cfg.train_dataloader.dataset.pipeline]

@@ -12,7 +12,7 @@ from mmengine.config import Config
 
 from mldr_kd_mm.apis.description import StudentDescription
 from mldr_kd_mm.apis.export import export_student, rebuild_student
-from mldr_kd_mm.apis.model_card import _accuracy, _teacher_weights, model_card
+from mldr_kd_mm.apis.model_card import _accuracy, _augments, _teacher_weights, model_card
 from mldr_kd_mm.apis.run_record import RunRecord
 from mldr_kd_mm.evaluation.logged_run import ACCURACY, curve, read_records
 from mldr_kd_mm.models.builder import build_classifier
@@ -185,6 +185,14 @@ def test_images_that_are_read_as_bgr():
     assert card['Input'] == '3 x 64 x 64, RGB'
     assert 'non-commercial' in card['Licence of the data']
     assert card['Preprocessing'].startswith('`LoadImageFromFile`')
+
+
+@pytest.mark.parametrize('place', ['run', 'model', 'student'])
+def test_batch_augmentation_of_a_data_preprocessor(place):
+    mixup = [dict(type='Mixup', alpha=0.8)]
+    own = dict(data_preprocessor=dict(batch_augments=dict(augments=mixup)))
+    student, model, run = (own if name == place else {} for name in ('student', 'model', 'run'))
+    assert _augments(run | dict(model=model | dict(student=student))) == mixup
 
 
 def test_texts_stay_in_their_lines(work_dir, tmp_path):

@@ -133,6 +133,20 @@ class TestProbe:
         for exported in (result.folder, result.student):
             assert probe(exported, folder, workers=0) == pytest.approx(probed, abs=1e-3)
 
+    def test_training_images_are_reported(self, teacher, tmp_path, capsys, monkeypatch):
+        """The command that the run names holds out the same images."""
+        monkeypatch.chdir(tmp_path)
+        data = str(image_folder(tmp_path / 'images', {'': 12}))
+        options = ['--seed', '3', '--val-fraction', '0.3']
+        command = ['distill', '--teacher', 'test_vit', '--student', 'test_resnet', '--method']
+        command += ['embed', '--image-size', '32', '--workers', '0', '--teacher-checkpoint']
+        main([*command, teacher, '--data', data, '--epochs', '1', '--work-dir', 'run', *options])
+        assert f' --data {data} {" ".join(options)}\n' in capsys.readouterr().out
+        for extra, warns in ([], True), (options, False):
+            main(['probe', 'run', '--data', data, '--workers', '0', *extra])
+            text = ''.join(capsys.readouterr())
+            assert ('validation images are among the training images of the' in text) is warns
+
     def test_a_terminal_gets_lines(self, monkeypatch, capsys):
         probed = Probed(61.333335876464844, 70.0, 36, 18)
         module = sys.modules['mldr_kd_mm.apis.probe']

@@ -114,10 +114,21 @@ def test_space_of_a_method_names_its_fields(pair, method):
             {WEIGHT: dict(low=2.0, high=1.0)},
             f"method='kd': search_space {WEIGHT}: ",
         ),
+        (
+            {'optim_wrapper.optimizer.betas': dict(choices=[(0.9, 0.999), (0.9, 0.95)])},
+            "method='kd': search_space optim_wrapper.optimizer.betas: choices=[(0.9, 0.999), "
+            '(0.9, 0.95)]: must be numbers, strings or True, False',
+        ),
+        (
+            {'optim_wrapper.optimizer.betas.1': dict(low=0.9, high=0.999)},
+            "method='kd': search_space names optim_wrapper.optimizer.betas.1, but the config has a "
+            'tuple there; write it as a list',
+        ),
     ],
 )
 def test_mistake_in_a_space_is_one_line(pair, space, message):
     cfg = configs.compose(pair, KD)
+    cfg.optim_wrapper.optimizer.betas = (0.9, 0.999)
     with pytest.raises(ConfigError) as caught:
         make_space(space, cfg, 'kd')
     assert str(caught.value).startswith(message) and '\n' not in str(caught.value)
@@ -168,6 +179,19 @@ def test_labelled_images_of_knn_are_not_held_out():
     assert len(bank) == 30 and len(held_out) == 10
     shown = [{each['inputs'].numpy().tobytes() for each in part} for part in (bank, held_out)]
     assert not shown[0] & shown[1]
+
+
+def test_held_out_images_are_prepared_as_those_of_joined_validation_sets():
+    cfg = Config(pair_config())
+    validation = cfg.val_dataloader.dataset
+    validation.pipeline = [dict(type='CenterCrop', crop_size=8), *validation.pipeline]
+    cfg.val_dataloader.dataset = dict(type='ConcatDataset', datasets=[validation])
+    hold_out(cfg, 0.25, seed=0)
+    assert DATASETS.build(cfg.val_dataloader.dataset)[0]['inputs'].shape[-2:] == (8, 8)
+    cfg = Config(pair_config())
+    del cfg.val_dataloader.dataset.pipeline
+    with pytest.raises(ConfigError, match='val_dataloader.dataset: must have a pipeline, which'):
+        hold_out(cfg, 0.25, seed=0)
 
 
 def test_data_without_a_dataset_cannot_be_held_out():
@@ -359,6 +383,75 @@ def test_a_run_that_is_killed_is_retried_once(project, capsys):
     root = Path('work_dirs/search/digits')
     assert capsys.readouterr().out.endswith(f'written: {root}/search.md\n')
     assert not (root / 'best').exists()
+
+
+def test_a_trial_that_diverges_does_not_end_the_search(project):
+    """It ends with code 2 before its first epoch does."""
+    diverges = """
+if not os.path.exists('diverged'):
+    open('diverged', 'w').close()
+    with open(log, 'a') as file:
+        file.write(json.dumps({'skipped_steps': 10, 'step': 10}) + chr(10))
+    raise SystemExit(2)
+"""
+    place = STUB.index('for epoch in')
+    stub = f'{STUB[:place]}{diverges}{STUB[place:]}'
+    (project / 'train.py').write_text(stub.replace('WAIT', '0'))
+    assert run(trials=2) == []
+    assert states(trials()) == ['FAIL', 'COMPLETE']
+    best = Path('work_dirs/search/digits/best/kd.py').read_text()
+    assert best.startswith('"""The best of 1 trial: number 1,')
+
+
+def test_start_of_a_search_whose_first_trial_was_killed(project):
+    killed = """
+if not os.path.exists('killed'):
+    open('killed', 'w').close()
+    os.kill(os.getpid(), 9)
+"""
+    (project / 'train.py').write_text(f'{STUB}{killed}'.replace('WAIT', '0'))
+    assert run(trials=1) == []
+    text = Path('work_dirs/search/digits/search.md').read_text()
+    assert '| kd | 51.00 | 51.00 | 1 | 0 | 1 |' in text
+
+
+def test_final_runs_are_validated_on_the_same_images(project):
+    """The trials do not see the validation set of the final runs."""
+    assert run(trials=1, seeds=1) == []
+    place = 'work_dirs/search/digits/final/digits/kd/seed0'
+    with pytest.raises(ConfigError) as caught:
+        run(
+            trials=1,
+            seeds=1,
+            methods=['scratch'],
+            cfg_options={'val_dataloader.dataset.subset.per_class': 2},
+        )
+    message = (
+        f'val_dataloader.dataset.subset.per_class is 3 in the stored run {place}, and would be 2'
+    )
+    assert str(caught.value).startswith(message)
+    # Tuned values differ between methods.
+    assert run(trials=3, seeds=1, methods=['scratch']) == []
+
+
+def test_final_runs_of_a_lost_study(project):
+    assert run(trials=1, seeds=1) == []
+    root = Path('work_dirs/search/digits')
+    (root / 'study.db').unlink()
+    with pytest.raises(ConfigError, match='kd/seed0: is a run of a method that the study does not'):
+        run(trials=1, seeds=1, methods=['scratch'])
+    assert not (root / 'trials/scratch').exists(), 'found before the trials'
+
+
+def test_bank_of_a_loss_has_the_images_of_the_run(project, monkeypatch):
+    tasks = []
+    monkeypatch.setattr(module, 'train_all', lambda queue, *_: tasks.extend(queue._tasks))
+    run(methods=['crd'])
+    of_trial, of_final = (
+        config.model.losses[0].loss for config in (tasks[0].plan.config, tasks[0].plan.full)
+    )
+    assert (of_trial.num_samples, of_trial.negatives) == (30, 29)
+    assert (of_final.num_samples, of_final.negatives) == (40, 39)
 
 
 def test_final_runs_have_seeds_and_a_table(project):

@@ -122,6 +122,19 @@ def single(root):
     image_folder(root, {'': 1})
 
 
+def two_images(root):
+    image_folder(root, {'': 2})
+
+
+def test_order_of_the_classes(tmp_path):
+    """A teacher may have its own."""
+    root = image_folder(tmp_path, {'train': 1, 'val': 1})
+    found = read(root, classes=['c', 'a', 'b'])
+    assert found.CLASSES == ('c', 'a', 'b')
+    names = [found.CLASSES[found.get_data_info(i)['gt_label']] for i in range(3)]
+    assert names == [Path(path).parent.name for path in paths(found)]
+
+
 @pytest.mark.parametrize(
     ('prepare', 'arguments', 'message'),
     [
@@ -133,6 +146,10 @@ def single(root):
         (single, {}, "class 'a' has 1 image, too few"),
         (empty, dict(split='test'), "split='test': must be"),
         (empty, dict(val_fraction=1), 'val_fraction=1: must be'),
+        (two_images, dict(classes=['a', 'b']), r"classes=\('a', 'b'\): must be the names of the"),
+        (two_images, dict(metainfo=dict(classes=['A', 'B', 'C'])), "any order: 'a', 'b', 'c'"),
+        (two_images, dict(data_prefix='train'), "data_prefix='train': must be left out"),
+        (two_images, dict(filter_cfg=dict(a=1)), "filter_cfg={'a': 1}: must be left out"),
     ],
 )
 def test_mistakes(tmp_path, prepare, arguments, message):

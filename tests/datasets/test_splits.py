@@ -246,6 +246,20 @@ class TestDepth:
         with pytest.raises(ConfigError, match='a/0.ppm.* 16 bits per channel'):
             read(root)[0]
 
+    @pytest.mark.parametrize(('suffix', 'opaque'), [('tif', False), ('tif', True), ('png', False)])
+    def test_transparent_pixels(self, root, suffix, opaque):
+        """OpenCV multiplies those of a TIFF by their opacity, and drops those of a PNG."""
+        (root / 'train/a/0.png').unlink()
+        pixels = np.full((8, 8, 4), 200, np.uint8)
+        pixels[..., 3] = 255 if opaque else 128
+        path = root / f'train/a/0.{suffix}'
+        Image.fromarray(pixels).save(path)
+        if suffix == 'tif' and not opaque:
+            with pytest.raises(ConfigError, match='a/0.tif.* blend its transparent pixels into'):
+                read(root)[0]
+        else:
+            assert (read(root)[0]['img'] == 200).all()
+
     @pytest.mark.parametrize(
         ('kind', 'message'),
         [(np.float32, 'its values are floating'), (np.int32, 'its values are 32-bit integers')],

@@ -236,6 +236,32 @@ def parse(value):
     return DictAction._parse_iterable(value)
 
 
+@pytest.mark.parametrize('loop', [dict(by_epoch=False), dict(type='IterBasedTrainLoop')])
+def test_schedules_that_count_epochs_in_a_run_of_iterations(config, loop):
+    cosine = dict(type='CosineAnnealingLR', T_max=8)
+    cfg = config(train_cfg=dict(_delete_=True, max_iters=8, **loop), param_scheduler=cosine)
+    assert refusal(cfg).startswith('param_scheduler.0.by_epoch=True: must be False, with all')
+    cfg.param_scheduler.convert_to_iter_based = True
+    preflight(cfg, *FIELDS)
+    cfg.param_scheduler = dict(cosine, by_epoch=False)
+    preflight(cfg, *FIELDS)
+
+
+def test_entries_for_other_images(config):
+    crd = dict(type='CRDLoss', num_samples=50, negatives=45)
+    losses = [
+        dict(loss=dict(type='KDLoss'), name='kd'),
+        dict(loss=crd, student='feature', teacher='feature', name='crd'),
+    ]
+    field = 'model.losses.1.loss'
+    assert refusal(config(mldr(losses=losses, neck=None))) == (
+        f'{field}.num_samples=50: must be 40, the number of training images; add --cfg-options '
+        f'{field}.num_samples=40 {field}.negatives=39'
+    )
+    crd |= dict(num_samples=40, negatives=39)
+    preflight(config(mldr(losses=losses, neck=None)), *FIELDS)
+
+
 def test_what_the_mistakes_are_made_in_is_right(config):
     fields = {}
     for each in NEEDED.values():

@@ -6,10 +6,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from mmengine.optim import ConstantLR, CosineAnnealingLR, LinearLR, MultiStepLR, StepLR
+from mmengine.optim import (
+    ConstantLR,
+    CosineAnnealingLR,
+    LinearLR,
+    MultiStepLR,
+    ReduceOnPlateauLR,
+    StepLR,
+)
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 
-from mldr_kd_mm.engine.schedules import stretch_schedules, warn_of_cut_off
+from mldr_kd_mm import ConfigError
+from mldr_kd_mm.engine.schedules import check_units, stretch_schedules, warn_of_cut_off
 
 WARM_UP = dict(type='LinearLR', by_epoch=True, begin=0, end=4)
 
@@ -103,3 +111,21 @@ def test_a_run_in_steps_that_ends_in_its_warm_up():
         warn_of_cut_off(runner)
         assert len(found) == count
     assert found[0].startswith('train_cfg.max_iters=20: training ends before the warm-up, which ')
+
+
+def test_schedules_of_a_run_in_steps_count_steps():
+    """But one that follows a metric steps after each validation."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    in_steps, in_epochs = StepLR(optimizer, 9, by_epoch=False), LinearLR(optimizer, end=4)
+    plateau = ReduceOnPlateauLR(optimizer, monitor='loss')
+    runner = SimpleNamespace(train_loop=object.__new__(IterBasedTrainLoop))
+    for schedules in (None, [in_steps, plateau], dict(a=[in_steps])):
+        runner.param_schedulers = schedules
+        check_units(runner)
+    message = '^param_scheduler: LinearLR.by_epoch=True: must be False, with all lengths in iterat'
+    for schedules in ([in_steps, in_epochs], dict(a=[in_steps], b=[in_epochs])):
+        runner.param_schedulers = schedules
+        with pytest.raises(ConfigError, match=message):
+            check_units(runner)
+    runner.train_loop = object.__new__(EpochBasedTrainLoop)
+    check_units(runner)

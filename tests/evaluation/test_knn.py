@@ -169,6 +169,14 @@ class TestLoop:
         )
         assert found['batch_size'] == 10
 
+    def test_bank_of_a_part_is_that_part(self, tmp_path):
+        cfg = run_config(tmp_path)
+        train = cfg.train_dataloader.dataset.to_dict()
+        part = dict(type='HeldOutPart', fraction=0.5, dataset=train)
+        cfg.train_dataloader.dataset = dict(type='RepeatDataset', times=2, dataset=part)
+        pipeline = cfg.val_dataloader.dataset.pipeline
+        assert bank_config(cfg)['dataset'] == dict(part, dataset=dict(train, pipeline=pipeline))
+
     @pytest.mark.parametrize(
         ('change', 'message'),
         [

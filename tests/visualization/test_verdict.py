@@ -87,6 +87,40 @@ def test_without_a_teacher_or_a_baseline():
     )
 
 
+def recipe(name, accuracy, rate, **kwargs):
+    """Return a run with a learning rate."""
+    made = entry(name, accuracy, **kwargs)
+    made.run.config.optim_wrapper = dict(optimizer=dict(lr=rate))
+    return made
+
+
+def test_the_student_alone_has_the_same_recipe():
+    """Of several, in any order; another recipe is named."""
+    taught = recipe('mldr', 95.0, 0.1, model=PAIR)
+    same, other = recipe('same', 80.0, 0.1, seed=1), recipe('other', 94.0, 0.01)
+    for runs in ((taught, same, other), (other, taught, same)):
+        (line,) = verdict(group(*runs))
+        assert '+15.0 points over the student alone.' in line
+    (line,) = verdict(group(taught, other))
+    assert line.endswith('student alone, which was trained with another optim_wrapper.')
+
+
+def test_runs_of_different_lengths_are_not_judged():
+    """One was stopped after its first epoch."""
+    stopped = entry('mldr_seed1', 50.0, model=PAIR, seed=1)
+    del stopped.run.records[1:]
+    (line,) = verdict(group(entry('mldr_seed0', 95.0, model=PAIR), stopped, entry('alone', 80.0)))
+    assert 'not judged, as the runs end with different epochs, 1 and 2' in line
+
+
+def test_equal_seeds_are_no_proof():
+    """With 16 images, one image is 6.25 points."""
+    taught = [entry(f'a_seed{n}', 56.25, model=PAIR, seed=n, images=16) for n in range(2)]
+    alone = [entry(f'b_seed{n}', 50.0, seed=n, images=16) for n in range(2)]
+    (line,) = verdict(group(*taught, *alone))
+    assert 'no clear difference, at a standard error of 17.6 points' in line
+
+
 def test_different_images_are_not_compared():
     series = group(
         entry('mldr', 85.0, model=PAIR), entry('alone', 80.0, dataset=DIGITS | dict(split='train'))

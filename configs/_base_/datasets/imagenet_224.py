@@ -11,5 +11,6 @@ data_preprocessor = dict(
 
 # data_root contains train/ and val/ with one folder per class.
 train_dataloader = dict(dataset=dict(type='mmpretrain.ImageNet', data_root='data/imagenet'))
+num_train_images = 1_281_167
 val_dataloader = dict(dataset=dict(type='mmpretrain.ImageNet', data_root='data/imagenet'))
 test_dataloader = val_dataloader

@@ -32,6 +32,7 @@ train_dataloader = dict(
     ),
     sampler=dict(type='ViewSampler', shuffle=True),
 )
+num_train_images = 100_000
 val_dataloader = dict(
     batch_size=128,
     num_workers=8,

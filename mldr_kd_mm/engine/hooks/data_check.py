@@ -6,23 +6,24 @@ import itertools
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from mmengine.dist import get_world_size, is_main_process
-from mmengine.hooks import Hook
+from mmengine.hooks import CheckpointHook, Hook
 from mmengine.logging import print_log
-from mmengine.runner import BaseLoop, Runner
+from mmengine.runner import BaseLoop, IterBasedTrainLoop, Runner
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from mldr_kd_mm.datasets import ImageFolder, MixedDataset, UnlabeledFolder
 from mldr_kd_mm.datasets.folder import FolderDataset
 from mldr_kd_mm.datasets.samples import has_links, iter_parts, real_paths
-from mldr_kd_mm.engine.schedules import warn_of_cut_off
+from mldr_kd_mm.engine.schedules import check_units, warn_of_cut_off
 from mldr_kd_mm.models.distillers.distiller import Distiller
+from mldr_kd_mm.models.losses import CRDLoss
 from mldr_kd_mm.registry import HOOKS
 from mldr_kd_mm.utils.atomic_files import atomic_write
 from mldr_kd_mm.utils.dist import unwrap_model
@@ -45,10 +46,13 @@ class DataCheckHook(Hook):
     - No image is in both the training and the validation folder; if the validation set has
       ``split='train'``, it is a warning.
     - If images have no label, the model is a Distiller whose losses need none.
+    - A loss that stores an entry for each training image (CRD) has as many as there are images.
     - With ``auto_scale_lr.enable``, the batch is not larger than the training set.
     - A batch size, over all processes and accumulated steps, that differs from the one that the
       learning rate is for (``auto_scale_lr.base_batch_size``) is a warning.
     - A run that ends before its learning-rate schedule, above all in the warm-up, is a warning.
+    - If the run counts iterations, its schedules do, too. Checkpoints that count epochs are a
+      warning, as they are saved only at the end.
     - Images that :class:`~mldr_kd_mm.datasets.ImageFolder` holds out are recorded in
       ``split.json`` in the work directory. In a resumed run, no image that was trained is now in
       the validation set. A teacher that was trained on images of the validation set is a warning.
@@ -72,7 +76,9 @@ class DataCheckHook(Hook):
         if scaling.get('enable'):
             _check_batch(loader)
         warn_of_batch(runner, scaling)
+        check_units(runner)
         warn_of_cut_off(runner)
+        warn_of_checkpoints(runner)
         check_unlabeled(loader.dataset, unwrap_model(runner.model))
         check_index(loader.dataset, unwrap_model(runner.model))
         train = loader.dataset
@@ -195,14 +201,15 @@ def check_unlabeled(train: Any, model: nn.Module) -> None:
 
 
 def check_index(train: Any, model: nn.Module) -> None:
-    """Check that no two training images have the same index, if a loss stores an entry for each.
+    """Check that a loss that stores an entry for each training image can tell them apart.
 
     Args:
         train: The training set. Each part of a ConcatDataset counts its images from 0.
         model: The model.
 
     Raises:
-        ConfigError: The parts of the training set share indices.
+        ConfigError: The parts of the training set share indices, or the loss has more or fewer
+            entries than there are images.
     """
     reads_index = isinstance(model, Distiller) and any('index' in e.needs for e in model.losses)
     if reads_index and len([*iter_parts(train)]) > 1 and not isinstance(train, MixedDataset):
@@ -210,6 +217,25 @@ def check_index(train: Any, model: nn.Module) -> None:
             f'train_dataloader.dataset={type(train).__name__}: must be one data set, as a loss '
             'stores an entry for each image by its index; put the images in one folder'
         )
+    # A RepeatDataset shows the same images several times.
+    images = train if isinstance(train, MixedDataset) else next(iter_parts(train))
+    if reads_index and isinstance(images, Sized):
+        _check_entries(model, len(images))
+
+
+def _check_entries(model: Distiller, images: int) -> None:
+    """Check that the losses store as many entries as there are training images."""
+    for number, entry in enumerate(model.losses):
+        field = f'model.losses.{number}.loss'
+        for loss in entry.losses:
+            if isinstance(loss, CRDLoss) and loss.num_samples != images:
+                fix = f'{field}.num_samples={images}'
+                if loss.negatives >= images:
+                    fix += f' {field}.negatives={images - 1}'
+                raise ConfigError(
+                    f'{field}.num_samples={loss.num_samples}: must be {images}, the number of '
+                    f'training images; add --cfg-options {fix}'
+                )
 
 
 def check_disjoint(train: Any, val: Any) -> None:
@@ -342,6 +368,22 @@ def warn_of_batch(runner: Runner, scaling: Mapping[str, Any]) -> None:
         runner.logger.warning(
             f'train_dataloader.batch_size={images} x {plural(ranks, "rank")}{accumulated}: the '
             f'learning rate is for {expected} images a step, not {batch}; {remedy}'
+        )
+
+
+def warn_of_checkpoints(runner: Runner) -> None:
+    """Warn if checkpoints count epochs in a run that counts iterations, which has no epochs.
+
+    Args:
+        runner: The runner.
+    """
+    if not isinstance(runner.train_loop, IterBasedTrainLoop):
+        return
+    if any(isinstance(hook, CheckpointHook) and hook.by_epoch for hook in runner.hooks):
+        runner.logger.warning(
+            'default_hooks.checkpoint.by_epoch=True: no checkpoint but the best is saved before '
+            'training ends, as train_cfg counts iterations; set by_epoch=False, and interval in '
+            'iterations'
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
+from operator import is_
 from typing import Any, NamedTuple
 
 import torch
@@ -273,20 +274,21 @@ class _BatchNormStatistics:
     """Copy of a model's BatchNorm statistics, taken before a step and restored if it is skipped."""
 
     def __init__(self, model: nn.Module) -> None:
-        buffers = [
-            buffer.reshape(-1)
-            for module in model.modules()
-            if isinstance(module, _NormBase)
-            for buffer in module.buffers(recurse=False)
-        ]
-        # Concatenating hundreds of small tensors by dtype takes only a few kernels.
-        kinds = groupby(sorted(buffers, key=_kind), key=_kind)
-        self._groups = [list(group) for _, group in kinds]
+        self._norms = [module for module in model.modules() if isinstance(module, _NormBase)]
+        self._buffers: list[Tensor] = []
+        self._groups: list[list[Tensor]] = []
         self._kept: list[Tensor] = []
         self._now: list[Tensor] = []
 
     def keep(self) -> None:
         """Copy the statistics before a step."""
+        buffers = [buffer for norm in self._norms for buffer in norm.buffers(recurse=False)]
+        # mmpretrain's PreciseBNHook replaces them.
+        if len(buffers) != len(self._buffers) or not all(map(is_, buffers, self._buffers)):
+            self._buffers = buffers
+            # Concatenating hundreds of small tensors by dtype takes only a few kernels.
+            kinds = groupby(sorted((b.reshape(-1) for b in buffers), key=_kind), key=_kind)
+            self._groups = [list(group) for _, group in kinds]
         self._kept = [torch.cat(group) for group in self._groups]
 
     def read(self) -> list[Tensor]:

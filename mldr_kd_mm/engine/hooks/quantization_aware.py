@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
-from mmengine.runner import Runner
+from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import Tensor, nn
 
 from mldr_kd_mm.registry import HOOKS
-from mldr_kd_mm.utils.errors import check_not_negative
+from mldr_kd_mm.utils.dist import unwrap_model
+from mldr_kd_mm.utils.errors import ConfigError, check_not_negative
+from mldr_kd_mm.utils.logging import plural
 
 LEVELS = 64
 """Largest value of a quantised weight, which has 7 bits, as in an exported INT8 file."""
@@ -30,6 +31,9 @@ class QuantizationAwareHook(Hook):
     student. The hook has no state, and checkpoints contain the weights before rounding:
     ``mldr-kd export --int8`` quantises them.
 
+    The layers of torch's MultiheadAttention, and those whose weight is computed, as by
+    ``weight_norm``, are not rounded. A warning counts them.
+
     Source: arXiv 1712.05877, section 3, with one range for each batch instead of moving averages.
 
     Args:
@@ -45,9 +49,36 @@ class QuantizationAwareHook(Hook):
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
     def before_train(self, runner: Runner) -> None:
-        """Round in an interrupted validation, which a resumed run repeats before it trains."""
+        """Check the run, and round in an interrupted validation, which a resumed run repeats.
+
+        Raises:
+            ConfigError: The run counts iterations, or the student has no layer to round.
+        """
+        self._check(runner)
         if runner.epoch > self.begin:
             self._start(runner)
+
+    def _check(self, runner: Runner) -> None:
+        field = f'QuantizationAwareHook: begin={self.begin}'
+        if self.begin and not isinstance(runner.train_loop, EpochBasedTrainLoop):
+            raise ConfigError(f'{field}: counts epochs; set begin=0, or train_cfg.by_epoch=True')
+        if self.begin >= runner.max_epochs:
+            runner.logger.warning(
+                f'{field}: nothing is rounded, as training ends after epoch {runner.max_epochs}; '
+                'lower begin'
+            )
+        layers, others = find_layers(_student(runner))
+        if not layers:
+            raise ConfigError(
+                'QuantizationAwareHook: the student must have a convolution or linear layer whose '
+                'weight is a parameter'
+            )
+        if others:
+            runner.logger.warning(
+                f'QuantizationAwareHook: does not round {plural(len(others), "layer")} of the '
+                f'student, such as {others[0]}; MultiheadAttention and computed weights, as by '
+                'weight_norm, are not supported'
+            )
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Start to round."""
@@ -57,19 +88,54 @@ class QuantizationAwareHook(Hook):
     def _start(self, runner: Runner) -> None:
         if self._handles:
             return
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        self._handles = add_rounding(getattr(model, 'student', model))
+        self._handles = add_rounding(_student(runner))
+        _recompile()
         runner.logger.info(f'quantisation-aware training from epoch {runner.epoch + 1}')
 
     def after_train(self, runner: Runner) -> None:
         """Stop rounding."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        if self._handles:
+            for handle in self._handles:
+                handle.remove()
+            self._handles.clear()
+            _recompile()
+
+
+def _student(runner: Runner) -> nn.Module:
+    model = unwrap_model(runner.model)
+    return getattr(model, 'student', model)
+
+
+def _recompile() -> None:
+    """Compile models anew, since torch.compile does not notice added or removed hooks."""
+    torch.compiler.reset()
+
+
+def find_layers(model: nn.Module) -> tuple[list[nn.Module], list[str]]:
+    """Find the convolutions and linear layers that can be rounded.
+
+    Args:
+        model: The model.
+
+    Returns:
+        The layers, and the names of those that cannot be rounded: MultiheadAttention uses the
+        weights of its layers without calling them, and a computed weight is no parameter.
+    """
+    modules = dict(model.named_modules())
+    attention = [name for name, each in modules.items() if isinstance(each, nn.MultiheadAttention)]
+    inside = {layer for name in attention for layer in modules[name].modules()}
+    layers, others = [], attention
+    for name, layer in modules.items():
+        if isinstance(layer, _LAYERS) and layer not in inside:
+            if 'weight' in layer._parameters:
+                layers.append(layer)
+            else:
+                others.append(name)
+    return layers, others
 
 
 def add_rounding(model: nn.Module) -> list[torch.utils.hooks.RemovableHandle]:
-    """Round the weights and inputs of all convolutions and linear layers to INT8.
+    """Round the weights and inputs of the layers that :func:`find_layers` finds to INT8.
 
     Args:
         model: The model. Its parameters and their names do not change.
@@ -79,8 +145,7 @@ def add_rounding(model: nn.Module) -> list[torch.utils.hooks.RemovableHandle]:
     """
     return [
         handle
-        for layer in model.modules()
-        if isinstance(layer, _LAYERS)
+        for layer in find_layers(model)[0]
         for handle in (
             layer.register_forward_pre_hook(_round_layer),
             layer.register_forward_hook(_restore_layer, always_call=True),

@@ -9,10 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine.dataset import default_collate, pseudo_collate
 from mmengine.hooks import Hook
+from mmengine.model import BaseDataPreprocessor, ImgDataPreprocessor
 from mmengine.optim import AmpOptimWrapper
 from mmengine.runner import Runner
 from mmpretrain.engine import SwitchRecipeHook
+from mmpretrain.models import ClsDataPreprocessor
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -41,6 +44,13 @@ _NUM_IMAGES = 16
 """Number of images, evenly spaced, whose content is compared."""
 _PLACES = ('data_root', 'data_prefix', 'ann_file')
 """Fields of a data set that say where its samples are."""
+_PREPROCESSORS = (
+    ViewDataPreprocessor,
+    ClsDataPreprocessor,
+    ImgDataPreprocessor,
+    BaseDataPreprocessor,
+)
+"""Data preprocessors whose ``forward`` draws no random numbers, apart from ``batch_augments``."""
 
 
 @HOOKS.register_module()
@@ -211,6 +221,20 @@ class TeacherCacheHook(Hook):
                 f'teacher_cache: data_preprocessor.type={type(preprocessor).__name__!r} mixes at '
                 "random: must be 'mldr_kd_mm.ViewDataPreprocessor'"
             )
+        if type(preprocessor).forward not in [known.forward for known in _PREPROCESSORS]:
+            raise ConfigError(
+                f'teacher_cache: data_preprocessor.type={type(preprocessor).__name__!r} has a '
+                'forward of its own, which may change the images at random: must be '
+                "'mldr_kd_mm.ViewDataPreprocessor'; augment in the pipeline instead, or set "
+                'dir=None'
+            )
+        collate = getattr(loader.collate_fn, 'func', loader.collate_fn)  # mmengine's is a partial
+        if collate not in (default_collate, pseudo_collate):
+            raise ConfigError(
+                f'teacher_cache: train_dataloader.collate_fn={_name(collate)} may change the '
+                'images at random: must be default_collate or pseudo_collate; augment in the '
+                'pipeline instead, or set dir=None'
+            )
 
 
 def loss_changes(
@@ -309,6 +333,10 @@ def _check_recipes(hooks: Sequence[Hook]) -> None:
                         f'teacher_cache: SwitchRecipeHook changes {field}, and with it the images '
                         'whose outputs the cache holds; set dir=None'
                     )
+
+
+def _name(function: Any) -> str:
+    return getattr(function, '__name__', type(function).__name__)
 
 
 def _sampler(loader: DataLoader) -> Any:

@@ -36,8 +36,8 @@ def create(name: str, num_classes: int, pretrained: bool = False) -> nn.Module:
     return model.float()
 
 
-def read_statistics(name: str) -> tuple[Sequence[float], Sequence[float]] | None:
-    """Return the mean and std, on [0, 1], of the images of a model of transformers.
+def read_statistics(name: str) -> tuple[Sequence[float], Sequence[float], bool] | None:
+    """Return the mean and std, on [0, 1], of a model of transformers, and whether it reads BGR.
 
     Args:
         name: Name of a repository, or the path of a folder.
@@ -51,10 +51,11 @@ def read_statistics(name: str) -> tuple[Sequence[float], Sequence[float]] | None
         processor = AutoImageProcessor.from_pretrained(name)
     except (ImportError, OSError, ValueError):
         return None  # e.g. the repository does not describe its images
+    is_bgr = bool(getattr(processor, 'do_flip_channel_order', False))
     if not getattr(processor, 'do_normalize', True):
-        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), is_bgr
     of_timm = getattr(processor, 'data_config', {})  # of a model of timm in transformers
     mean, std = (
         getattr(processor, f'image_{key}', None) or of_timm.get(key) for key in ('mean', 'std')
     )
-    return (mean, std) if mean and std else None
+    return (mean, std, is_bgr) if mean and std else None

@@ -183,16 +183,10 @@ class LossEntry(nn.Module):
         inputs = {name: labels[name] for name in self.needs}
         of_models = dict(student=student, teacher=teacher)
         inputs |= {f'{side}_logits': of_models[side]['logits'] for side in self.logits_beside}
+        names, weights = self._head_names(student)
         if self.in_pairs:
-            names, weights = self.student, list(self.weights.values())
-            values = [
-                loss(student[name_s], teacher[name_t], **inputs)
-                for loss, name_s, name_t in zip(
-                    self.losses, self.student, self.teacher, strict=True
-                )
-            ]
+            values = self._compare_pairs(student, teacher, inputs)
         else:
-            names, weights = self._head_names(student)
             values = self._compare_heads(names, student, teacher[self.teacher[0]], inputs)
         return {
             f'loss_{self.name}_{name}': value
@@ -231,6 +225,18 @@ class LossEntry(nn.Module):
             names += own
             weights += [self.weights[name]] * len(own)
         return names, weights
+
+    def _compare_pairs(
+        self,
+        student: Mapping[str, Tensor],
+        teacher: Mapping[str, Tensor],
+        inputs: dict[str, Tensor],
+    ) -> list[Tensor]:
+        values = []
+        for loss, name_s, name_t in zip(self.losses, self.student, self.teacher, strict=True):
+            value = loss(student[name_s], teacher[name_t], **inputs)
+            values += value.unbind() if name_s == STAGE_LOGITS else [value]
+        return values
 
     def _compare_heads(
         self,

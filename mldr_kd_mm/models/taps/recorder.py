@@ -169,7 +169,15 @@ def _attach(model, name, path, record, versions):
             f'taps: {name}={path!r} is not a module of {type(model).__name__}; {_near(model, path)}'
         ) from None
 
+    needs_gradients = torch.is_grad_enabled()
+
     def keep(value) -> None:
+        if needs_gradients and not torch.is_grad_enabled():
+            raise ConfigError(
+                f'taps: {name}={path!r} runs without gradients inside a module with activation '
+                'checkpointing, so its losses would not train the student; tap that module itself, '
+                'or leave it out of activation_checkpointing'
+            )
         given = tensors_of(value)
         wanted = given[int(item) : int(item) + 1] if item.isdigit() else given
         if len(wanted) != 1:

@@ -62,11 +62,12 @@ def has_head(model: nn.Module) -> bool:
 def feature_tap(model: nn.Module) -> str:
     """Return the tap of the penultimate feature (B, D), the input of the last linear layer.
 
-    The feature of a model without a head is its output; of an ImageClassifier that of its neck, or
-    of its backbone.
+    Without a linear layer, as in SqueezeNet, it is that of a last 1 x 1 convolution. The feature of
+    a model without a head is its output; of an ImageClassifier that of its neck, or of its
+    backbone.
 
     Raises:
-        ConfigError: If the model has a head, but no linear layer.
+        ConfigError: If the model has a head, but neither of these layers.
     """
     if isinstance(model, ImageClassifier) and not model.with_head:
         return 'neck' if model.with_neck else 'backbone'
@@ -78,7 +79,11 @@ def feature_tap(model: nn.Module) -> str:
         # A distilled DeiT has two classifiers, which read tokens of the same width.
         linears = [classifier[0] if isinstance(classifier, tuple) else classifier]
     else:
-        linears = [m for m in model.get_submodule(prefix).modules() if isinstance(m, nn.Linear)]
+        modules = list(model.get_submodule(prefix).modules())
+        linears = [module for module in modules if isinstance(module, nn.Linear)]
+        convolutions = [module for module in modules if isinstance(module, nn.Conv2d)]
+        if not linears and convolutions and convolutions[-1].kernel_size == (1, 1):
+            linears = convolutions
     paths = [path for path, module in model.named_modules() if linears and module is linears[-1]]
     if not paths:
         raise ConfigError(

@@ -8,7 +8,9 @@ import pytest
 import torch
 from helpers import NORMALIZATION, image_folder, mldr, resnet, train
 from mmengine.dataset import ConcatDataset, RepeatDataset
+from mmengine.hooks import CheckpointHook, IterTimerHook
 from mmengine.registry import init_default_scope
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 from mmengine.runner import TestLoop as Loop
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -20,6 +22,7 @@ from mldr_kd_mm.engine.hooks.data_check import (
     check_index,
     check_same_classes,
     check_teacher_classes,
+    warn_of_checkpoints,
 )
 from mldr_kd_mm.models.distillers.teacher import Member
 from mldr_kd_mm.registry import DATASETS, MODELS
@@ -121,6 +124,20 @@ def loader_of_digits(**kwargs):
     return dict(dataset=data, sampler=sampler, num_workers=0, **kwargs)
 
 
+@pytest.mark.parametrize('loop', [EpochBasedTrainLoop, IterBasedTrainLoop])
+@pytest.mark.parametrize('by_epoch', [True, False])
+def test_checkpoints_that_count_epochs_in_a_run_of_iterations(loop, by_epoch):
+    warnings = []
+    runner = SimpleNamespace(
+        train_loop=object.__new__(loop),
+        hooks=[IterTimerHook(), CheckpointHook(by_epoch=by_epoch)],
+        logger=SimpleNamespace(warning=warnings.append),
+    )
+    warn_of_checkpoints(runner)
+    assert len(warnings) == (by_epoch and loop is IterBasedTrainLoop)
+    assert all(text.startswith('default_hooks.checkpoint.by_epoch=True: no') for text in warnings)
+
+
 class TestIndex:
     """CRD stores an entry for each image."""
 
@@ -132,13 +149,31 @@ class TestIndex:
     def test_parts_with_the_same_indices(self, loss, parts):
         tensors = dict(student='feature', teacher='feature') if loss is self.CRD else {}
         model = MODELS.build(mldr(neck=None, losses=[loss | tensors]))
-        digits = dict(type='mldr_kd_mm.Digits', subset=dict(per_class=2))
+        digits = dict(type='mldr_kd_mm.Digits', subset=dict(per_class=4))
         train = DATASETS.build(dict(type='ConcatDataset', datasets=[digits] * parts))
         if loss is self.CRD and parts > 1:
             with pytest.raises(ConfigError, match='^train_dataloader.dataset=ConcatDataset: must'):
                 check_index(train, model)
         else:
             check_index(train, model)
+
+    @pytest.mark.parametrize(
+        ('entries', 'negatives', 'fix'),
+        [(50, 8, 'num_samples=40'), (50, 45, 'num_samples=40 .*negatives=39'), (40, 8, None)],
+    )
+    def test_entries_that_no_image_has(self, entries, negatives, fix):
+        crd = dict(type='CRDLoss', num_samples=entries, negatives=negatives)
+        losses = [dict(loss=crd, student='feature', teacher='feature')]
+        model = MODELS.build(mldr(neck=None, losses=losses))
+        for images in (dataset(40), SimpleNamespace(dataset=dataset(40))):  # a RepeatDataset
+            if fix:
+                message = (
+                    f'^model.losses.0.loss.num_samples=50: must be 40, .*options .*loss.{fix}$'
+                )
+                with pytest.raises(ConfigError, match=message):
+                    check_index(images, model)
+            else:
+                check_index(images, model)
 
 
 class TestClasses:

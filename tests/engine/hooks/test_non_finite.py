@@ -207,6 +207,24 @@ def test_image_that_is_not_finite(tmp_path):
     assert all(value.isfinite().all() for value in runner.model.state_dict().values())
 
 
+class ReplacesStatistics(Hook):
+    """Gives each BatchNorm new tensors after every epoch, as mmpretrain's PreciseBNHook does."""
+
+    def after_train_epoch(self, runner):
+        for module in runner.model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.running_mean = module.running_mean.clone()
+                module.running_var = module.running_var.clone()
+
+
+def test_statistics_that_a_hook_replaces(tmp_path):
+    runner = Runner.from_cfg(Config(configure(classifier(), tmp_path / 'run', spoil=[17])))
+    runner.register_hook(ReplacesStatistics())
+    runner.train()
+    assert len(skips(tmp_path / 'run')) == 2
+    assert all(value.isfinite().all() for value in runner.model.state_dict().values())
+
+
 def test_image_that_is_not_finite_for_teacher_and_student(tmp_path):
     runner, snapshots = train(mldr(), tmp_path / 'run', spoil=[17])
     assert len(snapshots.unchanged()) == 2

@@ -14,7 +14,8 @@ import pytest
 import torch
 from helpers import NORMALIZATION, mldr, resnet, run_ranks, runner_config, vit
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
+from mmengine.dataset import default_collate
+from mmengine.registry import FUNCTIONS, init_default_scope
 from mmengine.runner import Runner
 from mmpretrain.engine import SwitchRecipeHook
 
@@ -26,6 +27,7 @@ from mldr_kd_mm.engine.hooks.teacher_cache import (
     _some_items,
     loss_changes,
 )
+from mldr_kd_mm.models.data_preprocessor import ViewDataPreprocessor
 from mldr_kd_mm.models.distillers.encodings import TopKLogits
 from mldr_kd_mm.registry import DATASETS, MODELS
 from mldr_kd_mm.utils.nested import iter_differences
@@ -257,6 +259,22 @@ def set_at(path, value):
     return change
 
 
+@MODELS.register_module()
+class FlippingPreprocessor(ViewDataPreprocessor):
+    """Flips images on the device at random."""
+
+    def forward(self, data, training=False):
+        data = super().forward(data, training)
+        return data | dict(inputs=data['inputs'].flip(-1)) if torch.rand(()) < 0.5 else data
+
+
+@FUNCTIONS.register_module()
+def flipping_collate(items):
+    """Flip a batch of images."""
+    batch = default_collate(items)
+    return batch | dict(inputs=batch['inputs'].flip(-1))
+
+
 DATA = 'train_dataloader.dataset'
 OTHER_TAPS = dict(stage4='backbone.layer3')
 THEIRS = dict(type='mmpretrain.ClsDataPreprocessor')
@@ -326,6 +344,8 @@ def test_other_images_where_none_is_sampled(tmp_path):
     [
         ('train_dataloader.batch_size', 4),
         ('train_dataloader.num_workers', 2),
+        ('train_dataloader.collate_fn', dict(type='pseudo_collate')),
+        ('model.student.data_preprocessor', THEIRS),
         ('model.losses', LOSSES[:1]),
         ('train_cfg.max_epochs', 7),
     ],
@@ -362,6 +382,14 @@ def test_mixing_depends_on_the_batch(teacher, tmp_path):
         (
             set_at('model.student', resnet(train_cfg=MIXING, data_preprocessor=THEIRS)),
             "data_preprocessor.type='ClsDataPreprocessor' mixes at random: must be 'mldr_kd_mm",
+        ),
+        (
+            set_at('model.data_preprocessor.type', 'FlippingPreprocessor'),
+            "data_preprocessor.type='FlippingPreprocessor' has a forward of its own, which may ",
+        ),
+        (
+            set_at('train_dataloader.collate_fn', dict(type='flipping_collate')),
+            r'train_dataloader\.collate_fn=flipping_collate may change the images at random: must',
         ),
     ],
 )

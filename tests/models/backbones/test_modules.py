@@ -25,7 +25,7 @@ from mldr_kd_mm.apis.export import export_student
 from mldr_kd_mm.apis.models import fetch_pretrained, find_model, with_pretrained_weights
 from mldr_kd_mm.models.backbones import hugging_face
 from mldr_kd_mm.models.builder import build_classifier
-from mldr_kd_mm.models.data_preprocessor import ViewDataPreprocessor
+from mldr_kd_mm.models.data_preprocessor import ViewDataPreprocessor, own_statistics
 from mldr_kd_mm.models.taps.recorder import FeatureRecorder
 from mldr_kd_mm.models.taps.tapped_model import TappedModel
 from mldr_kd_mm.models.weights import load_weights
@@ -265,6 +265,16 @@ class TestHuggingFace:
         stub.AutoImageProcessor.from_pretrained.return_value = SimpleNamespace(**processor)
         found = find_model('hf/some/model', 3).normalization
         assert (found['mean'][0], found['std'][0]) == (mean, std)
+        assert 'to_rgb' not in found
+
+    def test_channel_order(self, stub):
+        """MobileViT reads BGR."""
+        stub.AutoConfig.from_pretrained.return_value = SimpleNamespace(num_labels=5)
+        processor = SimpleNamespace(do_normalize=None, do_flip_channel_order=True)
+        stub.AutoImageProcessor.from_pretrained.return_value = processor
+        assert find_model('hf/some/model', 3).normalization['to_rgb'] is False
+        loaded = dict(type='HuggingFaceClassifier', model_name='some/model', pretrained=True)
+        assert own_statistics(loaded).is_bgr
 
     @pytest.mark.parametrize('pretrained', [True, False])
     def test_a_repository_in_half_precision(self, stub, pretrained):

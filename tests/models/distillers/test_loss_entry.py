@@ -57,6 +57,17 @@ def test_stage_logits_of_one_stage(record):
     assert list(values) == ['loss_kd_stage1']
 
 
+def test_stage_logits_in_pairs(record):
+    """Each stage is a head of its own, as with one name of the teacher."""
+    student, teacher = record
+    one, pairs = (
+        compare(record, 'DFRALoss', list(student), names, weight=[1, 2, 3])(student, teacher)
+        for names in ('logits', ['logits'] * 3)
+    )
+    assert list(pairs) == list(one) and len(pairs) == 6
+    assert_close(pairs, one)
+
+
 def test_a_weight_for_each_name(record):
     student, teacher = record
     ones = compare(record, 'DFRALoss', list(student))(student, teacher)

@@ -11,6 +11,7 @@ import torch
 from helpers import NUM_CLASSES, resnet
 from torch import nn
 from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint
 
 from mldr_kd_mm import ConfigError, FeatureRecorder
 from mldr_kd_mm.registry import MODELS
@@ -255,6 +256,21 @@ class TestErrors:
         message = refuses(FeatureRecorder(dict(a=path)), MODELS.build(resnet()), torch.zeros(1))
         assert message.startswith(f"taps: a='{path}' is not a module of ImageClassifier; near: ")
         assert 'backbone.layer1' in message.split('near: ')[1].split(', ')
+
+    def test_a_tap_inside_activation_checkpointing(self, model, images):
+        """The forward pass runs there without gradients, and again in the backward pass."""
+        inner = model[3]
+        plain = inner.forward
+        inner.forward = lambda x: checkpoint(plain, x, use_reentrant=True)
+        images.requires_grad_()
+        message = refuses(FeatureRecorder(taps=TAPS), model, images)
+        assert message.startswith("taps: inner='3.1' runs without gradients inside a module with")
+        with FeatureRecorder(taps=dict(outer='3'))(model) as record:
+            model(images)
+        assert record['outer'].requires_grad
+        with torch.no_grad(), FeatureRecorder(taps=TAPS)(model) as record:
+            model(images)
+        assert 'inner' in record
 
     def test_a_wrong_path_after_a_right_one(self, model, images):
         message = refuses(FeatureRecorder(dict(right='0', wrong='nowhere')), model, images)

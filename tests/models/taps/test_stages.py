@@ -194,6 +194,8 @@ def test_logits_and_feature(model):
 def test_logits_of_any_other_model():
     assert logits_tap(nn.Sequential(nn.Linear(3, 2))) == ''
     assert feature_tap(nn.Sequential(nn.Linear(3, 2), nn.ReLU())) == '0:input'
+    fully_convolutional = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 2, 1), nn.ReLU())
+    assert feature_tap(fully_convolutional) == '1:input'
 
 
 class TestFewerStages:
