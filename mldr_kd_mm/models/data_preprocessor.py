@@ -299,7 +299,7 @@ def check_statistics(preprocessor: nn.Module, checkpoint: str, label: str) -> No
     mean, std = (values.flatten().tolist() for values in statistics(preprocessor))
     to_rgb = bool(getattr(preprocessor, 'to_rgb', False))
     if found is not None and not found.equals(dict(mean=mean, std=std, to_rgb=to_rgb)):
-        order = ' of BGR images' if found.is_bgr else ''
+        order = ' of BGR images' if found.is_bgr and to_rgb else ''
         print_log(
             f'{label}: was trained with {_describe(found.mean, found.std)}{order}, but is tested '
             f'with {_describe(mean, std)}; set data_preprocessor as in training',
