@@ -52,7 +52,8 @@ class QuantizationAwareHook(Hook):
         """Check the run, and round in an interrupted validation, which a resumed run repeats.
 
         Raises:
-            ConfigError: The run counts iterations, or the student has no layer to round.
+            ConfigError: ``begin`` is not 0 in a run that counts iterations, or the student has no
+                layer to round.
         """
         self._check(runner)
         if runner.epoch > self.begin:
