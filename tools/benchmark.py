@@ -22,7 +22,6 @@ import copy
 import shlex
 import sys
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +29,11 @@ from rich.console import Console
 
 from mldr_kd_mm.apis import configs, results, trial
 from mldr_kd_mm.apis.configs import METHODS, PAIRS, SCRATCH, TEACHERS
-from mldr_kd_mm.apis.results import MeasuredTrial, read_results
+from mldr_kd_mm.apis.results import MeasuredTrial, check_recipes, stored_entries
 from mldr_kd_mm.apis.trial import Settings
 from mldr_kd_mm.engine.arguments import CfgOptions, merge_options, positive
 from mldr_kd_mm.engine.processes import exit_when_stopped
 from mldr_kd_mm.utils.errors import ConfigError, one_line_for
-from mldr_kd_mm.utils.nested import iter_differences
-
-Entry = tuple[str, str, Settings, str]
 
 
 class Plan:
@@ -146,36 +142,6 @@ class Plan:
         others = [entry for entry in stored if entry[0] in self.pairs and entry[1] not in own]
         check_recipes([*planned[: len(self.pairs)], *others])
         results.check_seeds(self.work_dir, self.students)
-
-
-def stored_entries(work_dir: Path, remedy: str) -> Iterator[Entry]:
-    """Yield what :func:`check_recipes` takes of the stored runs, those with a teacher first."""
-    for result in sorted(read_results(work_dir), key=lambda result: result.method == SCRATCH):
-        path = results.folder(work_dir, result.pair, result.method, result.seed)
-        settings = trial.read_settings(results.config_file(path))
-        yield result.pair, f'the stored run {path}', settings, remedy
-
-
-def check_recipes(entries: Iterable[Entry]) -> None:
-    """Check that runs of a pair differ only in the method and the seed.
-
-    Args:
-        entries: Pair, name for errors, settings and remedy of each; each is compared with the first
-            of its pair, see :func:`~mldr_kd_mm.apis.trial.shared_settings`.
-
-    Raises:
-        ConfigError: They differ in more.
-    """
-    first: dict[str, tuple[str, Settings]] = {}
-    for pair, name, settings, remedy in entries:
-        other, reference = first.setdefault(pair, (name, settings))
-        both = trial.shared_settings(reference, settings)
-        if found := next(iter_differences(*both), None):
-            field, expected, value = found
-            raise ConfigError(
-                f'{field} is {trial.show(expected)} in {other}, and {trial.show(value)} in {name}, '
-                f'but the methods of a pair share one recipe; {remedy}'
-            )
 
 
 def summary(plan: Plan) -> str:

@@ -20,16 +20,6 @@ from mldr_kd_mm.visualization.figures import to_svg
 from mldr_kd_mm.visualization.style import COLORS, INK, apply_style
 
 DOCS = Path(__file__).parents[1]
-_LABELS = {
-    'scratch': 'alone',
-    'kd': 'KD',
-    'dkd': 'DKD',
-    'dist': 'DIST',
-    'ofa': 'OFA',
-    'rsd': 'RSD',
-    'mldr': 'MLDR-KD',
-    'mldr_rsd': 'MLDR-KD + RSD',
-}
 _GREY = '#768390'  # legible on white and on black
 
 Rows = list[dict[str, str]]
@@ -45,14 +35,14 @@ def draw_pictures() -> dict[str, Figure]:
     }
     tuned = {name: tables['read_tuned'](pair) for pair, name in tables['STUDENTS'].items()}
     return {
-        'benchmarks/methods.svg': draw_methods(benchmarks, (8, 4)),
-        'tuned_comparison/methods.svg': draw_methods(tuned, (9, 2.6), _LABELS),
+        'benchmarks/methods.svg': draw_methods(benchmarks, (8, 4), {}),
+        'tuned_comparison/methods.svg': draw_methods(tuned, (9, 2.6), tables['LABELS']),
     }
 
 
 @apply_style()
 def draw_methods(
-    results: dict[str, Rows], size: tuple[float, float], labels: Mapping[str, str] = {}
+    results: dict[str, Rows], size: tuple[float, float], labels: Mapping[str, str]
 ) -> Figure:
     """Return a panel per pair: each seed of each method, sorted by the mean.
 

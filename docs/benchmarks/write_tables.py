@@ -31,13 +31,17 @@ ABLATIONS = re.compile('mldr_(no-.*|features|logits)')
 REFERENCES = {'vs alone': 'scratch', 'vs KD': 'kd'}
 TUNED_REFERENCES = {'vs KD': 'kd', 'vs OFA': 'ofa', 'vs MLDR-KD': 'mldr'}
 STUDENTS = {CNN_STUDENT: 'ResNet18', TOKEN_STUDENT: 'ViT', MLP_STUDENT: 'MLP-Mixer'}
-SUMMARY = {
+LABELS = {
     'scratch': 'student alone',
     'kd': 'KD',
+    'dkd': 'DKD',
+    'dist': 'DIST',
     'ofa': 'OFA',
+    'rsd': 'RSD',
     'mldr': 'MLDR-KD',
     'mldr_rsd': 'MLDR-KD with RSD',
 }
+SUMMARY = ('scratch', 'kd', 'ofa', 'mldr', 'mldr_rsd')
 VARIANTS = {'mldr': ('mldr', 'mldr_rsd')}
 # Row of docs/benchmarks.md -> method.
 CHANGES = {
@@ -99,8 +103,8 @@ def fill(text: str, *tables: str) -> str:
 def summary_table() -> str:
     """Return the accuracy of each student with a few tuned methods, and its gain."""
     table = [['', *STUDENTS.values()], [':--', *('--:' for _ in STUDENTS)]]
-    for method, label in SUMMARY.items():
-        cells = [label]
+    for method in SUMMARY:
+        cells = [LABELS[method]]
         for pair in STUDENTS:
             rows = read_tuned(pair)
             gain = difference(rows, pair, method)

@@ -278,20 +278,27 @@ def load_student(path: str) -> tuple[StudentDescription, nn.Module]:
         MissingFileError: There is no such file.
         ConfigError: It is not of a student, or the student cannot be built.
     """
-    if os.path.isdir(path) and not local_file(path).is_file():
-        path = newest_checkpoint(path)
+    path = resolve_checkpoint(path)
     content = load_checkpoint(path, 'student')
     return _of_run(content, path) or _of_export(content, path)
 
 
-def newest_checkpoint(folder: str) -> str:
-    """Return the newest checkpoint in the work directory of a run."""
-    checkpoints = (file for file in find_checkpoints(Path(folder)) if Origin.read(file))
+def resolve_checkpoint(path: str) -> str:
+    """Return the newest checkpoint in the work directory of a run, and any other path as it is.
+
+    Args:
+        path: Path of a work directory, checkpoint, or exported folder or file.
+
+    Raises:
+        ConfigError: It is a folder with neither a checkpoint of a run nor an exported student.
+    """
+    if not os.path.isdir(path) or local_file(path).is_file():
+        return path
+    checkpoints = (file for file in find_checkpoints(Path(path)) if Origin.read(file))
     found = next(checkpoints, None)
     if found is None:
         raise ConfigError(
-            f'student={folder!r}: must be a file, an exported folder, or the work directory of a '
-            'run'
+            f'student={path!r}: must be a file, an exported folder, or the work directory of a run'
         )
     return str(found)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from mldr_kd_mm.apis.description import StudentDescription
-from mldr_kd_mm.apis.predict import load_student, newest_checkpoint, usable_device
+from mldr_kd_mm.apis.predict import load_student, resolve_checkpoint, usable_device
 from mldr_kd_mm.apis.run_record import RunRecord
 from mldr_kd_mm.apis.student import read_run_config
 from mldr_kd_mm.apis.student_images import seen_in_training, steps_for_files
@@ -24,7 +23,7 @@ from mldr_kd_mm.apis.training_images import held_out_options
 from mldr_kd_mm.datasets import ImageFolder
 from mldr_kd_mm.evaluation.knn import NEIGHBOURS, KNNClassifier, embed_all, embedder
 from mldr_kd_mm.evaluation.linear_probe import LinearProbe
-from mldr_kd_mm.utils.checkpoint import load_checkpoint, local_file
+from mldr_kd_mm.utils.checkpoint import load_checkpoint
 from mldr_kd_mm.utils.errors import ConfigError, check_count, check_positive, printable
 from mldr_kd_mm.utils.progress import track
 from mldr_kd_mm.utils.stored_config import check_types, default_scope, registered_names_only
@@ -84,8 +83,7 @@ def probe(
     workers = default_workers() if workers is None else workers
     check_count(workers=workers)
     place = usable_device(device)
-    if os.path.isdir(student) and not local_file(student).is_file():
-        student = newest_checkpoint(student)
+    student = resolve_checkpoint(student)
     model, description = open_student(student)
     scope = default_scope(dict(default_scope=description.default_scope))
     with DefaultScope.overwrite_default_scope(scope), registered_names_only():

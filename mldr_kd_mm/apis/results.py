@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
@@ -28,6 +28,9 @@ from mldr_kd_mm.utils.errors import ConfigError
 from mldr_kd_mm.utils.nested import iter_differences
 from mldr_kd_mm.utils.outputs import show_markdown, write_output
 from mldr_kd_mm.visualization.style import COLORS, INK, apply_style
+
+Entry = tuple[str, str, Settings, str]
+"""Pair, name for errors, settings and remedy of a run."""
 
 KD = 'kd'
 TEXT = f"""# Results
@@ -222,6 +225,38 @@ def check_seeds(work_dir: Path, planned: Sequence[MeasuredTrial] = ()) -> None:
                 f'{name} is {trial.show(stored)} in the stored run {place}, and '
                 f'{trial.show(value)} in {other}, but the seeds of a method share its settings; '
                 'use another --work-dir, or remove that directory'
+            )
+
+
+def stored_entries(work_dir: Path, remedy: str) -> Iterator[Entry]:
+    """Yield what :func:`check_recipes` takes of the stored runs, those with a teacher first."""
+    for result in sorted(read_results(work_dir), key=lambda result: result.method == SCRATCH):
+        path = folder(work_dir, result.pair, result.method, result.seed)
+        settings = trial.read_settings(config_file(path))
+        yield result.pair, f'the stored run {path}', settings, remedy
+
+
+def check_recipes(entries: Iterable[Entry], varied: Collection[str] = ()) -> None:
+    """Check that runs of a pair differ only in the method, the seed and some fields.
+
+    Args:
+        entries: Pair, name for errors, settings and remedy of each; each is compared with the first
+            of its pair, see :func:`~mldr_kd_mm.apis.trial.shared_settings`.
+        varied: Other fields in which they may differ, dotted, with all below them.
+
+    Raises:
+        ConfigError: They differ in more.
+    """
+    first: dict[str, tuple[str, Settings]] = {}
+    for pair, name, settings, remedy in entries:
+        other, reference = first.setdefault(pair, (name, settings))
+        both = trial.shared_settings(reference, settings)
+        for field, expected, value in iter_differences(*both):
+            if any(f'{field}.'.startswith(f'{each}.') for each in varied):
+                continue
+            raise ConfigError(
+                f'{field} is {trial.show(expected)} in {other}, and {trial.show(value)} in {name}, '
+                f'but the methods of a pair share one recipe; {remedy}'
             )
 
 

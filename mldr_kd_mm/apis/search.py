@@ -28,11 +28,13 @@ from mldr_kd_mm.apis import study as studies
 from mldr_kd_mm.apis.configs import SCRATCH
 from mldr_kd_mm.apis.results import (
     MeasuredTrial,
+    check_recipes,
     check_seeds,
     config_file,
     folder,
     read_results,
     run_all,
+    stored_entries,
     write_results,
 )
 from mldr_kd_mm.apis.run_record import validation_part
@@ -71,7 +73,6 @@ from mldr_kd_mm.utils.errors import (
     is_number,
 )
 from mldr_kd_mm.utils.logging import plural
-from mldr_kd_mm.utils.nested import iter_differences
 from mldr_kd_mm.utils.outputs import show_markdown, write_output
 
 # Hooks whose measurements and figures a search does not use.
@@ -143,7 +144,7 @@ def search(
         with lock():
             tasks = [Task.open(plan, name, opened, lock, trials, seed, choices) for plan in plans]
         if seeds:
-            _check_shared(root / 'final', find_studies(name, opened), plans[0])
+            _check_shared(root / 'final', find_studies(name, opened), path.stem, plans[0])
         each = f'with {plural(trials, "trial")} each'
         console.print(f'{plural(len(tasks), "method")} {each}, in {root}')
         queue = TrialQueue(tasks, root, console)
@@ -506,34 +507,30 @@ def _plan_final(
     return runs
 
 
-def _check_shared(root: Path, found: Mapping[str, optuna.Study], plan: Plan) -> None:
-    """Check that the finished final runs are comparable with the final runs of a method to come.
+def _check_shared(root: Path, found: Mapping[str, optuna.Study], pair: str, plan: Plan) -> None:
+    """Check that the finished final runs are comparable with the next ones.
 
-    The trials of a study share one recipe, but not their validation set with the final runs.
+    The trials of a study share one recipe, but not the validation set of the final runs.
 
     Raises:
         ConfigError: A run differs in more than the method and the tuned fields, or it is of a
             method that the study does not have.
     """
-    planned = trial.with_resumable_checkpoints(trial.settings_of(plan.full))
     for result in read_results(root):
-        place = folder(root, result.pair, result.method, result.seed)
         if result.method not in found:
             raise ConfigError(
-                f'{place}: is a run of a method that the study does not have; remove {root}, or '
-                'use another --work-dir'
+                f'{folder(root, result.pair, result.method, result.seed)}: is a run of a method '
+                f'that the study does not have; remove {root}, or use another --work-dir'
             )
-        stored = trial.read_settings(config_file(place))
-        tuned = [*plan.space, *found[result.method].trials[0].distributions]
-        # The rates of the schedule follow the tuned learning rate.
-        ignored = {'param_scheduler', *(name.split('.')[0] for name in tuned)}
-        for name, old, new in iter_differences(*trial.shared_settings(stored, planned)):
-            if name.split('.')[0] not in ignored:
-                raise ConfigError(
-                    f'{name} is {trial.show(old)} in the stored run {place}, and would be '
-                    f'{trial.show(new)} in the next, but the final runs share all but the tuned '
-                    f'fields; undo the change, or use another --study and --work-dir'
-                )
+    trials = (frozen for study in found.values() for frozen in study.get_trials(deepcopy=False))
+    tuned = {*plan.space, *(name for frozen in trials for name in frozen.distributions)}
+    planned = trial.with_resumable_checkpoints(trial.settings_of(plan.full))
+    remedy = 'undo the change, or use another --study and --work-dir'
+    # The rates of the schedule follow the tuned learning rate.
+    check_recipes(
+        [(pair, 'the next runs', planned, ''), *stored_entries(root, remedy)],
+        {*tuned, 'param_scheduler'},
+    )
 
 
 def _check_final(root: Path, found: Mapping[str, optuna.Study]) -> None:

@@ -69,7 +69,8 @@ def write_report(
 def _row(method: str, study: optuna.Study, root: Path) -> str:
     is_written = (root / 'best' / f'{method}.py').is_file()
     counts = [str(len(study.get_trials(deepcopy=False, states=(state,)))) for state in _STATES]
-    start = next(filter(None, map(_value_of_start, study.get_trials(deepcopy=False))), None)
+    starts = map(_value_of_start, study.get_trials(deepcopy=False))
+    start = next((value for value in starts if value is not None), None)
     cells = [
         method,
         f'{study.best_value:.2f}' if _has_best(study) else '',

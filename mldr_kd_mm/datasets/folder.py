@@ -221,6 +221,11 @@ def _read_header(path: str) -> tuple[int, str]:
 
 def _lost_values(path: str, depth: str) -> tuple[str, str] | None:
     """Return why OpenCV does not read the values of an image, and a remedy; None if it does."""
+    if depth.endswith('TIFF') and depth.split()[0] in ('RGBA', 'LA'):
+        with Image.open(path) as image:
+            if image.getchannel('A').getextrema()[0] < 255:
+                reason = 'OpenCV would blend its transparent pixels into black'
+                return reason, 'save it without transparency, or as PNG'
     remedy = 'convert it to 8 bits, scaled from the range of your data'
     if ';16' in depth:
         image = cv2.imread(path, cv2.IMREAD_ANYDEPTH | cv2.IMREAD_COLOR)
@@ -232,11 +237,6 @@ def _lost_values(path: str, depth: str) -> tuple[str, str] | None:
     elif depth[:1] in ('F', 'I'):
         kind = 'floating-point numbers' if depth[0] == 'F' else '32-bit integers'
         return f'its values are {kind}', remedy
-    elif depth.endswith('TIFF') and depth.split()[0] in ('RGBA', 'LA'):
-        with Image.open(path) as image:
-            if image.getchannel('A').getextrema()[0] < 255:
-                reason = 'OpenCV would blend its transparent pixels into black'
-                return reason, 'save it without transparency, or as PNG'
     return None
 
 

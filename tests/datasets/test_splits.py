@@ -246,6 +246,13 @@ class TestDepth:
         with pytest.raises(ConfigError, match='a/0.ppm.* 16 bits per channel'):
             read(root)[0]
 
+    def test_transparent_pixels_of_16_bits(self, root):
+        (root / 'train/a/0.png').unlink()
+        pixels = np.full((8, 8, 4), 2**15, np.uint16)
+        cv2.imwrite(str(root / 'train/a/0.tif'), pixels)
+        with pytest.raises(ConfigError, match='a/0.tif.* blend its transparent pixels into'):
+            read(root)[0]
+
     @pytest.mark.parametrize(('suffix', 'opaque'), [('tif', False), ('tif', True), ('png', False)])
     def test_transparent_pixels(self, root, suffix, opaque):
         """OpenCV multiplies those of a TIFF by their opacity, and drops those of a PNG."""

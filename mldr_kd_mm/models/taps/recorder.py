@@ -174,7 +174,7 @@ def _attach(model, name, path, record, versions):
     def keep(value) -> None:
         if needs_gradients and not torch.is_grad_enabled():
             raise ConfigError(
-                f'taps: {name}={path!r} runs without gradients inside a module with activation '
+                f'taps: {name}={path!r} runs without gradients, as inside a module with activation '
                 'checkpointing, so its losses would not train the student; tap that module itself, '
                 'or leave it out of activation_checkpointing'
             )

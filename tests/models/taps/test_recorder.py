@@ -264,7 +264,7 @@ class TestErrors:
         inner.forward = lambda x: checkpoint(plain, x, use_reentrant=True)
         images.requires_grad_()
         message = refuses(FeatureRecorder(taps=TAPS), model, images)
-        assert message.startswith("taps: inner='3.1' runs without gradients inside a module with")
+        assert message.startswith("taps: inner='3.1' runs without gradients, as inside a module")
         with FeatureRecorder(taps=dict(outer='3'))(model) as record:
             model(images)
         assert record['outer'].requires_grad
